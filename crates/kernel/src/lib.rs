@@ -1,0 +1,1 @@
+//! The only door to Linux: netlink, nf_tables, namespaces, sysctls.

@@ -1,0 +1,1 @@
+//! fairlead-cni: every CNI plugin in one static binary.

@@ -1,0 +1,2 @@
+//! The binary fairlead-cni.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The cluster's state at rest: a directory of Kubernetes manifests.

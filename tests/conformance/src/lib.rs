@@ -1,0 +1,1 @@
+//! The behaviours of the CNI plugins, ours and the reference's.

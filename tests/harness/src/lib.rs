@@ -1,0 +1,1 @@
+//! Namespaces, plugins and tools for tests, independent of the code under test.
