@@ -1,2 +1,60 @@
-//! The task runner.
-fn main() {}
+//! The task runner: one word per chore, the same words here and in CI.
+//!
+//! Read [`run`] first: it lists every task. A task is a file of its own that says what it does and why.
+//! Tasks find the workspace by themselves, so they can be started from any folder of it.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "a task runner talks to a person and starts programs; no product code is here"
+)]
+
+mod budgets;
+mod floors;
+mod fuzz;
+mod licences;
+mod lint;
+mod packages;
+mod process;
+mod test;
+mod vm_test;
+mod workspace;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "usage: cargo xtask TASK
+
+  lint       format, clippy, floors, budgets, licences, documentation: all without warnings
+  test       every test; installs the Debian packages it needs; then fuzz and vm-test, bounded
+  floors     only: which crate may lean on which
+  fuzz [S]   each parser for S seconds (15)
+  vm-test    the tests whose kernel features this machine lacks, on Debian's cloud kernel in QEMU
+  bench      ours, the reference's and the kernel's floor, side by side
+";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["lint"] => lint::run(),
+        ["test"] => test::run(),
+        ["floors"] => floors::run(),
+        ["fuzz"] => fuzz::run(15),
+        ["fuzz", seconds] => fuzz::run(seconds.parse()?),
+        ["vm-test"] => vm_test::run(),
+        _ => {
+            eprint!("{USAGE}");
+            std::process::exit(2);
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! `cargo xtask lint`: all that can be said of the code without running it.
+
+use crate::{budgets, floors, licences, process, workspace};
+
+/// Format, clippy, floors, budgets, licences, documentation; the cheap ones first.
+pub(crate) fn run() -> anyhow::Result<()> {
+    process::run(workspace::cargo().args(["fmt", "--all", "--check"]))?;
+    floors::run()?;
+    budgets::run()?;
+    licences::run()?;
+    process::run(workspace::cargo().args(["clippy", "--locked", "--workspace", "--all-targets", "--quiet"]))?;
+    process::run(
+        workspace::cargo()
+            .args(["doc", "--locked", "--workspace", "--no-deps", "--document-private-items", "--quiet"])
+            .env("RUSTDOCFLAGS", "-D warnings"),
+    )?;
+    Ok(())
+}

@@ -1,0 +1,40 @@
+//! Starting programs: print what is run, fail with the command line when it fails.
+
+use std::process::Command;
+
+use anyhow::{Context, bail};
+
+/// Runs a command with our own standard streams; it must succeed.
+pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
+    eprintln!("+ {}", words(command));
+    let status = command.status().with_context(|| format!("starting {}", words(command)))?;
+    if !status.success() {
+        bail!("{} ended with {status}", words(command));
+    }
+    Ok(())
+}
+
+/// Runs a command that must succeed and returns what it prints.
+pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
+    let output = command.output().with_context(|| format!("starting {}", words(command)))?;
+    if !output.status.success() {
+        bail!("{} ended with {}: {}", words(command), output.status, String::from_utf8_lossy(&output.stderr));
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("reading what {} prints", words(command)))
+}
+
+/// Whether a program can be found in PATH or in the system directories.
+pub(crate) fn found(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(Into::into))
+        .any(|directory| directory.join(program).exists())
+}
+
+fn words(command: &Command) -> String {
+    std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|word| word.to_string_lossy())
+        .collect::<Vec<_>>()
+        .join(" ")
+}

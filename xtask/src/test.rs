@@ -1,0 +1,52 @@
+//! `cargo xtask test`: every test there is.
+//!
+//! The order is build, `cargo test`, fuzz, virtual machine. Tests make their own network namespaces, which
+//! takes root; without it the whole run moves into a user namespace where we are root. At the end come the
+//! tests that could not run, each with its reason: they are never counted as passed.
+
+use std::{path::Path, process::Command};
+
+use crate::{fuzz, packages, process, vm_test, workspace};
+
+/// Seconds for each fuzz target: enough to run over the seeds and some way beyond.
+const FUZZ_SECONDS: u32 = 10;
+
+/// Runs them all; fails at the first suite that fails.
+pub(crate) fn run() -> anyhow::Result<()> {
+    for program in packages::install(&packages::TESTS, true) {
+        eprintln!("warning: {program} is missing: tests that need it will say \"not run\"");
+    }
+    let not_run = workspace::root().join("target/not-run.txt");
+    let _ = std::fs::remove_file(&not_run);
+    // Fetched here, because a user namespace of our own has no way out.
+    process::run(workspace::cargo().args(["fetch", "--locked"]))?;
+    process::run(workspace::cargo().args(["build", "--locked", "--workspace"]))?;
+    process::run(
+        as_root(&["test", "--locked", "--workspace", "--no-fail-fast"])?.env("FAIRLEAD_NOT_RUN", &not_run),
+    )?;
+    fuzz::run(FUZZ_SECONDS)?;
+    vm_test::run()?;
+    report(&not_run);
+    Ok(())
+}
+
+/// `cargo WORDS`, as root: in a user namespace of our own if we are not.
+fn as_root(words: &[&str]) -> anyhow::Result<Command> {
+    if process::output(Command::new("id").arg("-u"))?.trim() == "0" {
+        let mut cargo = workspace::cargo();
+        cargo.args(words);
+        return Ok(cargo);
+    }
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--net", "--"]).arg(cargo).arg("--offline").args(words);
+    command.current_dir(workspace::root());
+    Ok(command)
+}
+
+fn report(not_run: &Path) {
+    let lines = std::fs::read_to_string(not_run).unwrap_or_default();
+    if !lines.is_empty() {
+        println!("\nnot run here ({}):\n{lines}", lines.lines().count());
+    }
+}

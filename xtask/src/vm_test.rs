@@ -1,0 +1,230 @@
+//! `cargo xtask vm-test`: the tests whose kernel features this machine lacks, on a kernel that has them.
+//!
+//! Debian's cloud kernel boots in QEMU by plain emulation, with an initial file system of busybox, the
+//! kernel's network modules, the tools the tests assert with, and our static binaries. Nothing is installed on the
+//! machine beyond packages, and nothing of the guest outlives the run.
+//!
+//! Which tests: every test file in [`SUITES`]. They are ordinary integration tests, built as always; on a
+//! machine with the features `cargo test` runs them too.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+
+use crate::{packages, process, workspace};
+
+/// Package and integration test that run in the machine.
+const SUITES: [(&str, &str); 1] = [("plugins", "vlan")];
+
+/// Tools of the host that go along, with the libraries they need.
+const TOOLS: [&str; 8] = ["ip", "bridge", "nft", "unshare", "nsenter", "ping", "sh", "cat"];
+
+/// Folders of kernel modules that go along, below `kernel/`.
+const MODULES: [&str; 5] = ["net", "drivers/net", "lib", "arch/x86/crypto", "crypto"];
+
+/// Emulation is some twenty times slower than the machine; past this something hangs.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// Builds the machine, boots it, and fails when a suite in it fails or does not end.
+pub(crate) fn run() -> anyhow::Result<()> {
+    let missing = packages::install(&packages::MACHINE, false);
+    if !missing.is_empty() {
+        println!("vm-test: not run, because {missing:?} are missing");
+        return Ok(());
+    }
+    let folder = workspace::root().join("target/vm");
+    fs::create_dir_all(&folder)?;
+    let kernel = kernel(&folder)?;
+    let image = folder.join("initramfs.cpio");
+    let suites = suites()?;
+    initramfs(&folder, &kernel, &suites, &image)?;
+    let console = boot(&kernel.image, &image)?;
+    verdict(&console, suites.len())
+}
+
+struct Kernel {
+    image: PathBuf,
+    modules: PathBuf,
+    release: String,
+}
+
+/// Debian's cloud kernel, unpacked from its package once.
+fn kernel(folder: &Path) -> anyhow::Result<Kernel> {
+    let unpacked = folder.join("kernel");
+    if !unpacked.join("boot").exists() {
+        let depends =
+            process::output(Command::new("apt-cache").args(["depends", "linux-image-cloud-amd64"]))?;
+        let package = depends
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("Depends: "))
+            .find(|name| name.starts_with("linux-image-"))
+            .context("finding the package of Debian's cloud kernel; hint: apt-get update")?;
+        process::run(Command::new("apt-get").args(["download", "-qq", package]).current_dir(folder))?;
+        let file = fs::read_dir(folder)?
+            .filter_map(Result::ok)
+            .map(|entry| entry.path())
+            .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+            .context("finding the downloaded package")?;
+        process::run(Command::new("dpkg").arg("-x").arg(&file).arg(&unpacked))?;
+        fs::remove_file(file)?;
+    }
+    let image = fs::read_dir(unpacked.join("boot"))?
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz")))
+        .context("finding vmlinuz in the package")?;
+    let name = image.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let release = name.trim_start_matches("vmlinuz-").to_owned();
+    Ok(Kernel { modules: unpacked.join("lib/modules").join(&release), image, release })
+}
+
+/// The test programs, built, with the names they run under.
+fn suites() -> anyhow::Result<Vec<(String, PathBuf)>> {
+    process::run(workspace::cargo().args(["build", "--locked", "--package", "plugins"]))?;
+    let mut programs = Vec::new();
+    for (package, test) in SUITES {
+        let printed = process::output(workspace::cargo().args([
+            "test",
+            "--locked",
+            "--no-run",
+            "--message-format=json",
+            "--package",
+            package,
+            "--test",
+            test,
+        ]))?;
+        let program = printed
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .filter(|message| message["target"]["name"] == test)
+            .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+            .with_context(|| format!("finding the program of test {package}/{test}"))?;
+        programs.push((format!("{package}-{test}"), program));
+    }
+    Ok(programs)
+}
+
+fn initramfs(
+    folder: &Path,
+    kernel: &Kernel,
+    suites: &[(String, PathBuf)],
+    image: &Path,
+) -> anyhow::Result<()> {
+    let tree = folder.join("tree");
+    let _ = fs::remove_dir_all(&tree);
+    for name in ["bin", "tests", "proc", "sys", "dev", "tmp", "run"] {
+        fs::create_dir_all(tree.join(name))?;
+    }
+    copy(&which("busybox")?, &tree.join("bin/busybox"))?;
+    for tool in TOOLS.iter().filter(|tool| **tool != "sh") {
+        with_libraries(&which(tool)?, &tree)?;
+    }
+    for (name, program) in suites {
+        copy(program, &tree.join("tests").join(name))?;
+        // `harness::binary` looks beside the test program.
+        let built = program.parent().and_then(Path::parent).context("the build folder")?;
+        copy(&built.join("fairlead-cni"), &tree.join("tests/fairlead-cni"))?;
+    }
+    let modules = tree.join("lib/modules").join(&kernel.release);
+    for name in MODULES {
+        let from = kernel.modules.join("kernel").join(name);
+        if from.exists() {
+            let to = modules.join("kernel").join(name);
+            fs::create_dir_all(to.parent().context("a parent")?)?;
+            process::run(Command::new("cp").arg("-r").arg(from).arg(to))?;
+        }
+    }
+    for name in ["modules.order", "modules.builtin", "modules.builtin.modinfo"] {
+        copy(&kernel.modules.join(name), &modules.join(name))?;
+    }
+    process::run(Command::new("depmod").arg("-b").arg(&tree).arg(&kernel.release))?;
+    fs::write(tree.join("init"), init(suites))?;
+    process::run(Command::new("chmod").arg("755").arg(tree.join("init")))?;
+    let pack = format!("find . | cpio --quiet -o -H newc > {}", image.display());
+    process::run(Command::new("sh").args(["-c", &pack]).current_dir(&tree))
+}
+
+/// The machine's first process: mounts, modules, the suites one test at a time, then off.
+fn init(suites: &[(String, PathBuf)]) -> String {
+    let mut script = String::from(
+        "#!/bin/busybox sh\n\
+         /bin/busybox --install /bin 2>/dev/null\n\
+         export PATH=/usr/sbin:/usr/bin:/sbin:/bin\n\
+         mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp\n\
+         for module in bridge 8021q veth vxlan nf_tables nft_chain_nat nft_masq nft_ct nft_fib_inet nft_meta_bridge \
+         nf_conntrack dummy; do modprobe $module 2>/dev/null; done\n\
+         ip link set lo up\n",
+    );
+    for (name, _) in suites {
+        script.push_str(&format!(
+            "echo \"suite {name}\"; /tests/{name} --test-threads=1 --nocapture; echo \"suite {name} ended with $?\"\n"
+        ));
+    }
+    script.push_str("sync; poweroff -f\n");
+    script
+}
+
+fn boot(kernel: &Path, image: &Path) -> anyhow::Result<String> {
+    let output = Command::new("timeout")
+        .arg(LIMIT.as_secs().to_string())
+        .args(["qemu-system-x86_64", "-cpu", "max", "-smp", "2", "-m", "1024", "-nographic", "-no-reboot"])
+        .args(["-nic", "none", "-accel", "tcg,thread=multi"])
+        .arg("-kernel")
+        .arg(kernel)
+        .arg("-initrd")
+        .arg(image)
+        .args(["-append", "console=ttyS0 quiet panic=-1 loglevel=3"])
+        .stdin(std::process::Stdio::null())
+        .output()
+        .context("starting qemu-system-x86_64")?;
+    Ok(String::from_utf8_lossy(&output.stdout).replace('\r', ""))
+}
+
+fn verdict(console: &str, suites: usize) -> anyhow::Result<()> {
+    for line in console
+        .lines()
+        .filter(|line| line.contains("test ") || line.contains("not run") || line.contains("suite "))
+    {
+        println!("vm: {line}");
+    }
+    let good =
+        console.lines().filter(|line| line.starts_with("suite ") && line.ends_with("ended with 0")).count();
+    if good != suites || console.contains("not run, because") {
+        bail!("in the virtual machine {good} of {suites} suites passed whole; its console:\n{console}");
+    }
+    Ok(())
+}
+
+fn which(program: &str) -> anyhow::Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .map(|directory| directory.join(program))
+        .find(|path| path.exists())
+        .with_context(|| format!("finding {program}"))
+}
+
+/// Copies a program and the shared libraries that `ldd` names, each to the same path below `tree`.
+fn with_libraries(program: &Path, tree: &Path) -> anyhow::Result<()> {
+    let name = program.file_name().context("a file name")?;
+    copy(program, &tree.join("usr/bin").join(name))?;
+    let listed = process::output(Command::new("ldd").arg(program))?;
+    for word in listed.split_whitespace().filter(|word| word.starts_with('/')) {
+        copy(Path::new(word), &tree.join(word.trim_start_matches('/')))?;
+    }
+    Ok(())
+}
+
+fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+    if let Some(parent) = to.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    fs::copy(from, to).with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
+    Ok(())
+}

@@ -1,0 +1,44 @@
+//! Where the workspace is and what `cargo metadata` says of it.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::Context;
+use serde_json::Value;
+
+/// The workspace's root folder.
+pub(crate) fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
+}
+
+/// The cargo that runs us.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+/// Everything `cargo metadata` knows, dependencies included.
+pub(crate) fn metadata() -> anyhow::Result<Value> {
+    let text = crate::process::output(cargo().args(["metadata", "--format-version", "1", "--locked"]))?;
+    serde_json::from_str(&text).context("reading cargo metadata")
+}
+
+/// Every Rust file of the workspace that git tracks or would track, with its text.
+pub(crate) fn rust_files() -> anyhow::Result<Vec<(String, String)>> {
+    let listed = crate::process::output(
+        Command::new("git")
+            .args(["ls-files", "--cached", "--others", "--exclude-standard", "*.rs"])
+            .current_dir(root()),
+    )?;
+    let mut files = Vec::new();
+    for name in listed.lines() {
+        // A file deleted but not yet committed is still listed.
+        if let Ok(text) = std::fs::read_to_string(root().join(name)) {
+            files.push((name.to_owned(), text));
+        }
+    }
+    Ok(files)
+}
