@@ -1,1 +1,36 @@
-//! The nouns of a cluster: nodes, pods, services, leases, and the snapshot that holds them.
+//! The nouns of a cluster, and the snapshot that holds them.
+//!
+//! Read [`Snapshot`] first: it is the cluster as one value, and everything clever in Fairlead is a function
+//! of it. The nouns are thin on purpose, a node keeps thousands of them in a few megabytes: only what pod
+//! networking decides by is here. They know nothing of JSON or YAML; the crate `store` reads and writes
+//! those. Maps are ordered, so the same cluster always prints, compiles and compares the same way.
+//!
+//! The one file format of this crate is [`NodeNetwork`], what a node's agent leaves for the CNI plugin.
+//!
+//! ```
+//! use cluster::{Change, Key, Node, Object, Snapshot};
+//!
+//! let mut snapshot = Snapshot::default();
+//! snapshot.apply(Change::Set(Object::from(Node::named("node1"))));
+//! assert!(snapshot.nodes.contains_key("node1"));
+//! snapshot.apply(Change::Removed(Key::Node("node1".into())));
+//! assert_eq!(snapshot, Snapshot::default());
+//! ```
+
+mod labels;
+mod lease;
+mod name;
+mod network;
+mod node;
+mod pod;
+mod service;
+mod snapshot;
+
+pub use labels::Labels;
+pub use lease::{Backend, Claim, Lease, MacAddress, MacAddressError};
+pub use name::{NameError, NamespacedName, check_label, check_subdomain};
+pub use network::{NodeNetwork, NodeNetworkError};
+pub use node::{Namespace, Node};
+pub use pod::{ContainerPort, Phase, Pod, PodStatus, Protocol};
+pub use service::{Endpoint, EndpointPort, EndpointSlice, Service, ServicePort, ServiceType, TargetPort};
+pub use snapshot::{Change, Key, Kind, Object, Snapshot};

@@ -1,0 +1,124 @@
+//! Which node carries which pods, and how to reach it.
+//!
+//! A [`Claim`] is the right to a pod CIDR: a store creates it only if nobody holds it, so two nodes can
+//! never hold one CIDR. A [`Lease`] is the node's word to its peers: my pods are in these CIDRs, and this is
+//! the way to me. Claims are taken before the lease is written, and outlive the agent's restarts.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+/// What a node tells its peers: the pods it carries, and the way to them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// The node.
+    pub node: Arc<str>,
+    /// The pod CIDRs it carries, at most one of each family.
+    pub pod_cidrs: Box<[IpNet]>,
+    /// Its addresses in the network that joins the nodes, at most one of each family.
+    pub underlay: Box<[IpAddr]>,
+    /// How packets to its pods travel.
+    pub backend: Backend,
+    /// The largest packet, in bytes, that its pods send.
+    pub mtu: u32,
+}
+
+/// How packets to a node's pods travel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Backend {
+    /// In VXLAN (RFC 7348) to the node's tunnel end.
+    Vxlan {
+        /// The VXLAN network identifier, 24 bits.
+        vni: u32,
+        /// The UDP port.
+        port: u16,
+        /// The link address of the tunnel end.
+        mac: MacAddress,
+    },
+    /// By a backend that this version does not know; peers report it and leave the node alone.
+    Other(Box<str>),
+}
+
+impl Backend {
+    /// The backend's name in configuration and leases.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Vxlan { .. } => "vxlan",
+            Self::Other(name) => name,
+        }
+    }
+}
+
+/// The right of one node to one pod CIDR.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// The pod CIDR, without host bits.
+    pub cidr: IpNet,
+    /// Who holds it.
+    pub node: Arc<str>,
+}
+
+/// A link-layer address of six bytes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MacAddress(pub [u8; 6]);
+
+/// A text that is no link-layer address.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a link-layer address; one is six bytes in hexadecimal, such as 0a:58:c6:33:64:01")]
+pub struct MacAddressError(pub String);
+
+impl fmt::Display for MacAddress {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, f] = self.0;
+        write!(out, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+    }
+}
+
+impl fmt::Debug for MacAddress {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, out)
+    }
+}
+
+impl FromStr for MacAddress {
+    type Err = MacAddressError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = || MacAddressError(text.to_owned());
+        let mut bytes = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part = parts.next().filter(|part| part.len() == 2).ok_or_else(wrong)?;
+            if !part.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+                return Err(wrong());
+            }
+            *byte = u8::from_str_radix(part, 16).map_err(|_| wrong())?;
+        }
+        if parts.next().is_some() { Err(wrong()) } else { Ok(Self(bytes)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::MacAddress;
+
+    #[test]
+    fn a_link_layer_address_reads_back_as_it_prints() {
+        let address = MacAddress([0x0a, 0x58, 0, 0xff, 9, 1]);
+        assert_eq!(address.to_string(), "0a:58:00:ff:09:01");
+        assert_eq!("0A:58:00:fF:09:01".parse(), Ok(address));
+        for bad in [
+            "",
+            "0a:58:00:ff:09",
+            "0a:58:00:ff:09:01:02",
+            "a:58:00:ff:09:01",
+            "+a:58:00:ff:09:01",
+            "0a-58-00-ff-09-01",
+        ] {
+            assert!(bad.parse::<MacAddress>().is_err(), "{bad}");
+        }
+    }
+}

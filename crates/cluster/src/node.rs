@@ -1,0 +1,43 @@
+//! Nodes and namespaces.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::Labels;
+
+/// A machine that runs pods.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Its name, unique in the cluster.
+    pub name: Arc<str>,
+    /// Its labels.
+    pub labels: Labels,
+    /// Its addresses of type InternalIP, in the order given; either family.
+    pub addresses: Box<[IpAddr]>,
+    /// The pod CIDRs that the cluster gave it, at most one of each family; empty if its agent is to claim
+    /// some out of the cluster's.
+    pub pod_cidrs: Box<[IpNet]>,
+}
+
+impl Node {
+    /// A node of which only the name is known.
+    pub fn named(name: impl Into<Arc<str>>) -> Self {
+        Self {
+            name: name.into(),
+            labels: Labels::default(),
+            addresses: Box::default(),
+            pod_cidrs: Box::default(),
+        }
+    }
+}
+
+/// A namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Namespace {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its labels.
+    pub labels: Labels,
+}
