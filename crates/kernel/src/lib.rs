@@ -1,1 +1,14 @@
-//! The only door to Linux: netlink, nf_tables, namespaces, sysctls.
+//! The only door to Linux: netlink, nf_tables, namespaces, sysctls. All unsafe code of the project is here.
+//!
+//! Read first: [`netlink::Socket`] and [`netlink::Batch`] (how requests travel), then `link` as the
+//! example of how every kind of object is done: functions that *change* something return a
+//! [`netlink::Request`], which costs nothing until a batch of them is sent; functions that *read* take the
+//! socket and ask at once. Nothing is cached: the kernel is the only copy.
+//!
+//! What stays true: no child processes, no global state, IPv4 and IPv6 through the same functions, and every
+//! refusal of the kernel names the operation, the object, the errno and the kernel's own words.
+
+mod error;
+pub mod netlink;
+
+pub use error::Error;
