@@ -1,1 +1,73 @@
-//! One node's network as a value: links, addresses, routes, neighbours, FDB, nftables, sysctls; their diff and their text.
+//! One node's network as a value: what the kernel should hold, what it holds, and the way from one to the other.
+//!
+//! Read [`State`] first: links, addresses, neighbours, forwarding entries, routes, policy rules, nf_tables
+//! tables and sysctls of one node, each identified by what the kernel identifies it by. Deciders build a
+//! `State` from the cluster; `kernel::observe` reads one back; [`diff`] gives the ordered [`Step`]s between
+//! two of them, and `kernel::apply` carries those out. [`plan`] is `diff` with the foreign objects that stand
+//! in the way taken out and reported as [`Conflict`]s.
+//!
+//! What stays true:
+//! - a `State` holds only what is ours (see the marks below), so a diff can never remove somebody else's work;
+//! - carrying out `diff(have, want)` on `have` gives `want`, and `diff(x, x)` is empty;
+//! - the same value always prints the same text, and the same two values give the same steps.
+//!
+//! Pure: no kernel, no clock, no environment, no disk.
+//!
+//! ```
+//! use netstate::{Address, LinkName, State, diff};
+//!
+//! let mut want = State::default();
+//! let device: LinkName = "fairlead0".parse()?;
+//! want.insert_address(Address { link: device, net: "10.244.1.0/32".parse()? });
+//! let steps = diff(&State::default(), &want);
+//! assert_eq!(steps[0].to_string(), "+ address 10.244.1.0/32 dev fairlead0");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod conflict;
+mod diff;
+mod error;
+mod name;
+pub mod nft;
+pub mod pool;
+mod state;
+mod step;
+mod text;
+
+pub use conflict::{Conflict, Foreign, ForeignLink, ForeignRoute, Observed, Plan, plan};
+pub use diff::diff;
+pub use error::Error;
+pub use name::{LinkName, Mac};
+pub use state::{
+    Address, FdbEntry, FdbKey, Link, LinkKind, Neighbour, NeighbourKey, PolicyRule, Route, RouteKey,
+    RouteKind, RouteTarget, State, Vxlan,
+};
+pub use step::Step;
+
+/// The routing protocol number (`rtm_protocol`) of the agent's routes: what carries it is ours to remove.
+pub const ROUTE_PROTOCOL: u8 = 70;
+
+/// The routing protocol number of the routes to local pods, made by the CNI plugins. The agent leaves them alone.
+pub const POD_ROUTE_PROTOCOL: u8 = 71;
+
+/// The alias (`IFLA_IFALIAS`) of the agent's links. A pod's host-side link carries
+/// `fairlead:<network>/<container>/<interface>` instead and belongs to the plugins.
+pub const LINK_ALIAS: &str = "fairlead";
+
+/// What every nf_tables table of ours begins with.
+pub const TABLE_PREFIX: &str = "fairlead";
+
+/// The tables that the CNI plugins keep; the agent neither reads nor removes them.
+pub const PLUGIN_TABLES: [&str; 2] = ["fairlead_cni", "fairlead_macspoof"];
+
+/// The priorities of the policy rules that are ours, both ends included.
+pub const RULE_PRIORITIES: std::ops::RangeInclusive<u32> = 7600..=7699;
+
+/// The number of the kernel's main routing table.
+pub const MAIN_TABLE: u32 = 254;
+
+/// True for the name of an nf_tables table that belongs to the agent.
+#[must_use]
+pub fn owns_table(name: &str) -> bool {
+    name.starts_with(TABLE_PREFIX) && !PLUGIN_TABLES.contains(&name)
+}
