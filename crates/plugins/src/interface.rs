@@ -1,0 +1,1 @@
+//! Plugins that give a pod an interface.

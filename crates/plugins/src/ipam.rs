@@ -1,0 +1,3 @@
+//! Plugins that give a pod its addresses. Interface plugins call them in process where they can.
+
+pub mod host_local;
