@@ -9,6 +9,7 @@
     reason = "a task runner talks to a person and starts programs; no product code is here"
 )]
 
+mod bench;
 mod budgets;
 mod floors;
 mod fuzz;
@@ -52,6 +53,8 @@ fn run() -> anyhow::Result<()> {
         ["fuzz"] => fuzz::run(15),
         ["fuzz", seconds] => fuzz::run(seconds.parse()?),
         ["vm-test"] => vm_test::run(),
+        ["bench"] => bench::run(),
+        ["bench", "inside"] => bench::inside(),
         _ => {
             eprint!("{USAGE}");
             std::process::exit(2);

@@ -1,0 +1,69 @@
+//! `cargo xtask bench`: ours, the reference plugins and the kernel's floor, side by side.
+//!
+//! Everything is measured in one run, the subjects in turn within each round, so that a slow minute of the
+//! machine slows all of them alike; the figures are medians, and what counts is their ratio. A plugin call is
+//! timed from starting its process to having waited for it, as a runtime feels it.
+//!
+//! [`run`] builds and moves into a network namespace of its own; [`inside`] measures there: [`plugins`] one
+//! pod at a time, [`burst`] fifty pods ten at a time, [`cluster`] the demo and an idle agent.
+
+mod burst;
+mod cluster;
+mod plugins;
+mod subject;
+
+use std::{
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+
+use crate::{packages, process, workspace};
+
+/// Builds what is measured, then runs [`inside`] in a fresh network namespace.
+pub(crate) fn run() -> anyhow::Result<()> {
+    packages::install(&packages::TESTS, true);
+    for package in ["cli", "plugins", "floor"] {
+        process::run(workspace::cargo().args([
+            "build",
+            "--locked",
+            "--release",
+            "--quiet",
+            "--package",
+            package,
+        ]))?;
+    }
+    let program = std::env::current_exe().context("finding our own program")?;
+    process::run(Command::new("unshare").args(["--net", "--"]).arg(program).args(["bench", "inside"]))
+}
+
+/// Measures; the namespace is ours alone.
+pub(crate) fn inside() -> anyhow::Result<()> {
+    process::run(Command::new("ip").args(["link", "set", "lo", "up"]))?;
+    plugins::run()?;
+    burst::run()?;
+    cluster::run()
+}
+
+/// A program of the release build.
+pub(crate) fn release(name: &str) -> anyhow::Result<PathBuf> {
+    let triple = process::output(Command::new("rustc").args(["--print", "host-tuple"]))?;
+    Ok(workspace::root().join("target").join(triple.trim()).join("release").join(name))
+}
+
+/// How long a command takes from start to end; it must succeed.
+pub(crate) fn time(command: &mut Command) -> anyhow::Result<Duration> {
+    let start = Instant::now();
+    let status = command.status().with_context(|| format!("starting {command:?}"))?;
+    let took = start.elapsed();
+    anyhow::ensure!(status.success(), "{command:?} ended with {status}");
+    Ok(took)
+}
+
+/// The middle value in milliseconds.
+pub(crate) fn median(mut values: Vec<Duration>) -> f64 {
+    values.sort();
+    values.get(values.len() / 2).map_or(f64::NAN, |middle| middle.as_secs_f64() * 1000.0)
+}
