@@ -10,5 +10,7 @@
 
 mod error;
 pub mod netlink;
+pub mod signals;
+pub mod user_namespace;
 
 pub use error::Error;
