@@ -1,1 +1,25 @@
-//! The agent of a node: lease, reconcile, status.
+//! The agent of a node: it joins the node to the others and keeps it joined.
+//!
+//! Read [`Options`], then `run.rs` (the parts, in start order) and `reconcile.rs` (the loop). The agent takes pod
+//! CIDRs for its node and publishes a lease, turns the cluster into the wanted state of this node's kernel (the
+//! crate `route` decides), compares that with what is there and carries out the difference; what the CNI plugin
+//! needs it leaves on disk, and last of all it writes the conflist, when the node can really carry a pod.
+//!
+//! What stays true:
+//! - nothing is removed before the store has been read whole once, and nothing because the store is away;
+//! - nothing is touched that does not carry Fairlead's mark;
+//! - the agent sleeps until something happens: a change of the store, of the kernel, a request or a signal;
+//! - a pod can be wired, and pods can talk, with the agent dead.
+
+mod config;
+mod options;
+mod run;
+mod status;
+
+pub use config::{Cluster, Config, ConfigError, Masquerade, UnderlayConfig, VxlanConfig};
+pub use options::Options;
+pub use run::{Error, clean, run};
+pub use status::{
+    Answer, AskError, BackendStatus, PeerState, PeerStatus, PlanReport, ReconcileStatus, Request, SOCKET,
+    Status, StoreStatus, UnderlayStatus, ask_plan, ask_status,
+};

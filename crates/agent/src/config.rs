@@ -1,0 +1,364 @@
+//! The agent's configuration file, and what holds where it says nothing.
+//!
+//! Read [`Config`]: every key of the file is a field of it or of one of its sections. The file is YAML (so JSON
+//! as well); an empty one is a good one. A key that does not exist is refused with the one that was probably meant,
+//! and every value is checked before the agent touches anything.
+//!
+//! ```
+//! let config = agent::Config::parse("underlay:\n  interface: eth1\n")?;
+//! assert_eq!(config.underlay.interface.as_deref(), Some("eth1"));
+//! assert_eq!(config.vxlan.port, 8472);
+//! # Ok::<(), agent::ConfigError>(())
+//! ```
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use netstate::pool::Pool;
+use route::Family;
+use serde::Deserialize;
+
+/// The whole file.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Config {
+    /// The pod networks of the cluster: the same on every node.
+    pub cluster: Cluster,
+    /// The host's link and addresses that tunnels start from.
+    pub underlay: UnderlayConfig,
+    /// The tunnel: the same on every node.
+    pub vxlan: VxlanConfig,
+    /// Translation of what leaves the cluster.
+    pub masquerade: Masquerade,
+}
+
+/// Key `cluster`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Cluster {
+    /// The networks that pods get addresses from, at most one of each family.
+    /// Default: `10.244.0.0/16` and `fd00:10:244::/56`.
+    #[serde(rename = "podCIDRs")]
+    pub pod_cidrs: Vec<IpNet>,
+    /// The prefix length of the piece of an IPv4 network that each node takes. Default: 24.
+    #[serde(rename = "nodePrefixIPv4")]
+    pub node_prefix_ipv4: u8,
+    /// The same for IPv6. Default: 64.
+    #[serde(rename = "nodePrefixIPv6")]
+    pub node_prefix_ipv6: u8,
+    /// Networks of the host that may overlap the cluster's. Default: none.
+    pub allow_overlap: Vec<IpNet>,
+}
+
+/// Key `underlay`. What is not said is found out: see the crate `route`, `underlay.rs`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct UnderlayConfig {
+    /// The link. Default: the one that holds the node's address, else the one of the default route.
+    pub interface: Option<String>,
+    /// The addresses on this host, at most one of each family. Default: those of the link.
+    pub addresses: Vec<IpAddr>,
+    /// What peers are told instead, at most one of each family, for a node behind address translation. Default:
+    /// the same addresses.
+    pub advertise: Vec<IpAddr>,
+    /// The largest packet the underlay carries, in bytes. Default: the link's MTU.
+    pub mtu: Option<u32>,
+}
+
+/// Key `vxlan`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct VxlanConfig {
+    /// The network identifier, 1 to 16777215. Default: 1.
+    pub vni: u32,
+    /// The UDP port. Default: 8472.
+    pub port: u16,
+}
+
+/// Key `masquerade`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Masquerade {
+    /// Whether pods reach the world with their node's address. Default: true.
+    pub enabled: bool,
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Self {
+            pod_cidrs: vec![
+                IpNet::new_assert(IpAddr::from([10, 244, 0, 0]), 16),
+                IpNet::new_assert(IpAddr::from([0xfd00, 0x10, 0x244, 0, 0, 0, 0, 0]), 56),
+            ],
+            node_prefix_ipv4: 24,
+            node_prefix_ipv6: 64,
+            allow_overlap: Vec::new(),
+        }
+    }
+}
+
+impl Default for VxlanConfig {
+    fn default() -> Self {
+        Self { vni: 1, port: 8472 }
+    }
+}
+
+impl Default for Masquerade {
+    fn default() -> Self {
+        Self { enabled: true }
+    }
+}
+
+/// A configuration that cannot be used. Nothing has been touched; correct the file and start again.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("read the configuration {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A key that does not exist.
+    #[error("read the configuration, line {line}: there is no key {key}{}", hint(.suggestion))]
+    UnknownKey {
+        /// The key.
+        key: String,
+        /// The line it is on.
+        line: u64,
+        /// What was probably meant, or all there is.
+        suggestion: String,
+    },
+    /// Not YAML, or a value of the wrong kind.
+    #[error("read the configuration: {reason}")]
+    Syntax {
+        /// What the reader says, with line and column.
+        reason: String,
+    },
+    /// A value that cannot be.
+    #[error("use the configuration: {key} {reason}")]
+    Value {
+        /// The key, with its section.
+        key: &'static str,
+        /// What is wrong with it, to be read after the key.
+        reason: String,
+    },
+}
+
+fn hint(suggestion: &str) -> String {
+    format!("\nhint: {suggestion}")
+}
+
+impl Config {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// When there is none, or it is no configuration.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text)
+    }
+
+    /// Reads a file's text.
+    ///
+    /// # Errors
+    /// When it is no configuration.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let config: Option<Self> = serde_saphyr::from_str(text).map_err(|error| explain(&error))?;
+        let config = config.unwrap_or_default();
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The cluster's networks with the pieces that nodes take, IPv4 first.
+    ///
+    /// # Errors
+    /// When a piece does not fit into its network. Never after [`Config::parse`].
+    pub fn pools(&self) -> Result<Vec<Pool>, ConfigError> {
+        let mut pools = Vec::new();
+        for family in Family::ALL {
+            let (key, prefix) = match family {
+                Family::V4 => ("cluster.nodePrefixIPv4", self.cluster.node_prefix_ipv4),
+                Family::V6 => ("cluster.nodePrefixIPv6", self.cluster.node_prefix_ipv6),
+            };
+            for cidr in self.cluster.pod_cidrs.iter().filter(|cidr| Family::of_net(cidr) == family) {
+                // The base address is the tunnel's, the next a gateway's: a piece must hold a pod beside them.
+                let most = family.bits() - 2;
+                if prefix > most {
+                    return Err(value(
+                        key,
+                        format!("is {prefix}; a node's piece needs a prefix of at most {most}"),
+                    ));
+                }
+                pools.push(
+                    Pool::new(*cidr, prefix).map_err(|error| value(key, format!("is wrong: {error}")))?,
+                );
+            }
+        }
+        Ok(pools)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        if self.cluster.pod_cidrs.is_empty() {
+            return Err(value("cluster.podCIDRs", "is empty".to_owned()));
+        }
+        one_of_each_family("cluster.podCIDRs", self.cluster.pod_cidrs.iter().map(IpNet::addr))?;
+        one_of_each_family("underlay.addresses", self.underlay.addresses.iter().copied())?;
+        one_of_each_family("underlay.advertise", self.underlay.advertise.iter().copied())?;
+        for cidr in &self.cluster.pod_cidrs {
+            if cidr.trunc() != *cidr {
+                let reason = format!("has {cidr} with host bits set; the network is {}", cidr.trunc());
+                return Err(value("cluster.podCIDRs", reason));
+            }
+        }
+        if !(1..1 << 24).contains(&self.vxlan.vni) {
+            return Err(value("vxlan.vni", format!("is {}, not 1 to 16777215", self.vxlan.vni)));
+        }
+        if self.vxlan.port == 0 {
+            return Err(value("vxlan.port", "is 0".to_owned()));
+        }
+        if self.underlay.mtu.is_some_and(|mtu| !(576..=65_535).contains(&mtu)) {
+            return Err(value("underlay.mtu", "is not between 576 and 65535".to_owned()));
+        }
+        if let Some(Err(error)) = self.underlay.interface.as_deref().map(str::parse::<netstate::LinkName>) {
+            return Err(value("underlay.interface", format!("cannot be: {error}")));
+        }
+        self.pools().map(drop)
+    }
+}
+
+fn value(key: &'static str, reason: String) -> ConfigError {
+    ConfigError::Value { key, reason }
+}
+
+fn one_of_each_family(
+    key: &'static str,
+    addresses: impl Iterator<Item = IpAddr> + Clone,
+) -> Result<(), ConfigError> {
+    for family in Family::ALL {
+        if addresses.clone().filter(|address| Family::of(*address) == family).count() > 1 {
+            return Err(value(key, format!("has two of family {family}; one of each is possible")));
+        }
+    }
+    Ok(())
+}
+
+fn explain(error: &serde_saphyr::Error) -> ConfigError {
+    match error.without_snippet() {
+        serde_saphyr::Error::SerdeUnknownField { field, expected, location, .. } => ConfigError::UnknownKey {
+            key: field.clone(),
+            line: location.line(),
+            suggestion: suggestion(field, expected),
+        },
+        plain => ConfigError::Syntax { reason: plain.to_string() },
+    }
+}
+
+/// The key that was probably meant, else all there is.
+fn suggestion(key: &str, known: &[&'static str]) -> String {
+    let nearest = known.iter().map(|candidate| (distance(key, candidate), candidate)).min();
+    match nearest {
+        Some((distance, candidate)) if distance <= 1 + key.len() / 3 => format!("did you mean {candidate}?"),
+        _ => format!("the keys here are {}", known.join(", ")),
+    }
+}
+
+/// How many letters have to be added, left out or changed to turn one word into the other (Levenshtein), case
+/// aside.
+fn distance(one: &str, other: &str) -> usize {
+    let (one, other) = (one.to_lowercase(), other.to_lowercase());
+    let mut row: Vec<usize> = (0..=other.chars().count()).collect();
+    for (line, left) in one.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = line + 1;
+        for (column, right) in other.chars().enumerate() {
+            let change = diagonal + usize::from(left != right);
+            diagonal = row[column + 1];
+            row[column + 1] = change.min(diagonal + 1).min(row[column] + 1);
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Config, ConfigError};
+
+    fn error(text: &str) -> String {
+        Config::parse(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_empty_file_is_the_default() {
+        assert_eq!(Config::parse("").unwrap(), Config::default());
+        assert_eq!(Config::parse("# nothing\n").unwrap(), Config::default());
+        assert_eq!(Config::parse("{}").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let text = "
+cluster:
+  podCIDRs: [10.20.0.0/16, 'fd20::/48']
+  nodePrefixIPv4: 26
+  nodePrefixIPv6: 72
+  allowOverlap: [10.0.0.0/8]
+underlay:
+  interface: eth1
+  addresses: [192.0.2.5]
+  advertise: [203.0.113.5, '2001:db8::5']
+  mtu: 9000
+vxlan: {vni: 7, port: 4789}
+masquerade: {enabled: false}
+";
+        let config = Config::parse(text).unwrap();
+        assert_eq!(config.cluster.pod_cidrs.len(), 2);
+        assert_eq!((config.cluster.node_prefix_ipv4, config.cluster.node_prefix_ipv6), (26, 72));
+        assert_eq!(config.underlay.advertise.len(), 2);
+        assert_eq!((config.vxlan.vni, config.vxlan.port, config.masquerade.enabled), (7, 4789, false));
+        assert_eq!(config.pools().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_what_was_meant() {
+        let text = error("vxlan:\n  vni: 1\n  prot: 8472\n");
+        assert!(text.contains("line 3") && text.contains("no key prot"), "{text}");
+        assert!(text.contains("did you mean port?"), "{text}");
+        let text = error("backend: vxlan\n");
+        assert!(text.contains("the keys here are cluster, underlay, vxlan, masquerade"), "{text}");
+        assert!(error("cluster:\n  podcidrs: []\n").contains("did you mean podCIDRs?"));
+    }
+
+    #[test]
+    fn values_that_cannot_be_are_refused_with_their_key() {
+        for (text, want) in [
+            ("cluster: {podCIDRs: []}", "cluster.podCIDRs is empty"),
+            ("cluster: {podCIDRs: [10.1.0.0/16, 10.2.0.0/16]}", "two of family IPv4"),
+            ("cluster: {podCIDRs: [10.1.7.0/16]}", "the network is 10.1.0.0/16"),
+            ("cluster: {nodePrefixIPv4: 31}", "cluster.nodePrefixIPv4 is 31"),
+            ("cluster: {nodePrefixIPv4: 8}", "cluster.nodePrefixIPv4 is wrong"),
+            ("vxlan: {vni: 0}", "vxlan.vni is 0"),
+            ("vxlan: {vni: 16777216}", "vxlan.vni"),
+            ("vxlan: {port: 0}", "vxlan.port is 0"),
+            ("underlay: {mtu: 10}", "underlay.mtu"),
+            ("underlay: {interface: 'a b'}", "underlay.interface"),
+        ] {
+            assert!(error(text).contains(want), "{text}: {}", error(text));
+        }
+        for text in
+            ["cluster: {podCIDRs: [10.1.0.0]}", "vxlan: {port: 70000}", "vxlan: [", "- a", "vxlan: no"]
+        {
+            assert!(matches!(Config::parse(text), Err(ConfigError::Syntax { .. })), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_documented_example_is_the_default() {
+        let text = include_str!("../../../examples/agent.yaml");
+        assert_eq!(Config::parse(text).unwrap(), Config::default());
+    }
+}

@@ -1,0 +1,46 @@
+//! What an agent is started with.
+
+use std::path::PathBuf;
+
+use crate::Config;
+
+/// What an agent is started with. The command line fills it in; every path may be relative.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The node this agent is for, as its Node object is named (`--node`).
+    pub node: String,
+    /// The store: a directory of manifests (`--store dir:PATH`).
+    pub store: PathBuf,
+    /// The configuration (`--config FILE`, see [`Config::read`]).
+    pub config: Config,
+    /// Where the agent leaves what the CNI plugin reads, and its socket (`--state-dir`).
+    pub state_dir: PathBuf,
+    /// Where the container runtime looks for conflists (`--conf-dir`).
+    pub conf_dir: PathBuf,
+    /// Where host-local shall keep its addresses; the conflist says so (`--ipam-dir`). None leaves the plugin's
+    /// own default, `/var/lib/cni/networks`.
+    pub ipam_dir: Option<PathBuf>,
+    /// Whether the network shall be a bridge (`cni0`) instead of routed links (`--bridge`).
+    pub bridge: bool,
+}
+
+impl Options {
+    /// The default state directory.
+    pub const STATE_DIR: &'static str = "/run/fairlead";
+    /// The default directory of conflists.
+    pub const CONF_DIR: &'static str = "/etc/cni/net.d";
+
+    /// An agent for this node on this store, everything else as by default.
+    #[must_use]
+    pub fn new(node: impl Into<String>, store: impl Into<PathBuf>) -> Self {
+        Self {
+            node: node.into(),
+            store: store.into(),
+            config: Config::default(),
+            state_dir: PathBuf::from(Self::STATE_DIR),
+            conf_dir: PathBuf::from(Self::CONF_DIR),
+            ipam_dir: None,
+            bridge: false,
+        }
+    }
+}
