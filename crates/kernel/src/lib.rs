@@ -10,6 +10,7 @@
 
 mod error;
 pub mod netlink;
+pub mod nft;
 pub mod signals;
 pub mod user_namespace;
 

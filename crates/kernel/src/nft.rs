@@ -1,0 +1,322 @@
+//! nf_tables without the `nft` program: tables, chains, rules, sets and their elements, in atomic transactions.
+//!
+//! Read [`Transaction`] first: changes in the words of `netstate::nft`, collected and then carried out by
+//! [`Nft::commit`], all or nothing. [`Nft`] also reads back: names of tables, whole tables, elements of a set.
+//!
+//! What stays true: adding what is there already is no error unless the method says "create"; deleting what
+//! is not there is one ([`Error::is_missing`]), which then undoes the rest of its transaction; an element or
+//! rule comes back with the comment it was given; a message never grows over 64 KB, however many elements
+//! are added. Every rule's comment ends in the digest of its text, by which [`Nft::table`] recognises it.
+//!
+//! Layouts follow the kernel's `include/uapi/linux/netfilter/nf_tables.h`; the userdata of comments follows
+//! libnftnl, so that `nft list` shows them.
+
+mod constant;
+mod expression;
+mod read;
+mod userdata;
+mod value;
+
+use std::collections::BTreeMap;
+
+use netstate::nft::{
+    Chain, ChainKind, Family, Field, Hook, Key, Policy, Rule, Set, Statement, Step, TableKey, Value,
+};
+
+use crate::Error;
+use crate::netlink::{Batch, Message, Protocol, Purpose, Request, Socket};
+use constant as c;
+
+/// Elements stop being added to a message of this size and go on in the next: an attribute ends at 64 KB.
+const MESSAGE_ROOM: usize = 60 * 1024;
+/// Longest comment an element can carry: one byte of length, one for the closing NUL.
+const COMMENT_ROOM: usize = 253;
+
+/// A conversation with nf_tables in the namespace in which it was opened.
+#[derive(Debug)]
+pub struct Nft {
+    socket: Socket,
+}
+
+impl Nft {
+    /// Opens it in the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// When the kernel has no netfilter, or descriptors have run out.
+    pub fn open() -> Result<Self, Error> {
+        Ok(Self { socket: Socket::open(Protocol::Netfilter)? })
+    }
+
+    /// Carries out a transaction: all of it or nothing. An empty one does nothing.
+    ///
+    /// # Errors
+    /// The first change that was refused, by name; nothing has been changed then.
+    pub fn commit(&mut self, transaction: Transaction) -> Result<(), Error> {
+        match transaction.oversized {
+            Some(error) => Err(error),
+            None => self.socket.transact(transaction.batch, c::SUBSYSTEM, None),
+        }
+    }
+}
+
+/// Changes that are carried out together.
+#[derive(Debug, Default)]
+pub struct Transaction {
+    batch: Batch,
+    sets: u32,
+    oversized: Option<Error>,
+}
+
+impl Transaction {
+    /// One without changes.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// True when it holds no change.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.batch.is_empty()
+    }
+
+    /// Makes a table, if it is not there.
+    pub fn add_table(&mut self, table: &TableKey) -> &mut Self {
+        let mut message = message(c::NEW_TABLE, c::CREATE, table.family);
+        message.text(c::TABLE_NAME, &table.name);
+        self.push(message, Purpose::new("add table", table.to_string()).needing(family_option(table.family)))
+    }
+
+    /// Removes a table with all that is in it.
+    pub fn delete_table(&mut self, table: &TableKey) -> &mut Self {
+        let mut message = message(c::DELETE_TABLE, 0, table.family);
+        message.text(c::TABLE_NAME, &table.name);
+        self.push(message, Purpose::new("delete table", table.to_string()))
+    }
+
+    /// Makes a chain, without its rules, if it is not there.
+    pub fn add_chain(&mut self, table: &TableKey, chain: &Chain) -> &mut Self {
+        let mut message = message(c::NEW_CHAIN, c::CREATE, table.family);
+        message.text(c::CHAIN_TABLE, &table.name).text(c::CHAIN_NAME, &chain.name);
+        let mut needs = "the kernel needs CONFIG_NF_TABLES";
+        if let Some(base) = &chain.base {
+            message.nest(c::CHAIN_HOOK, |hook| {
+                hook.be32(c::HOOK_NUMBER, hook_number(base.hook));
+                hook.be32(c::HOOK_PRIORITY, base.priority.cast_unsigned());
+            });
+            message.be32(c::CHAIN_POLICY, u32::from(base.policy == Policy::Accept));
+            message.text(c::CHAIN_TYPE, kind_name(base.kind));
+            if base.kind == ChainKind::Nat {
+                needs = "the kernel needs CONFIG_NFT_NAT (and CONFIG_NF_NAT)";
+            }
+        }
+        self.push(message, Purpose::new("add chain", format!("{table} {}", chain.name)).needing(needs))
+    }
+
+    /// Removes a chain, which must be empty and not jumped to.
+    pub fn delete_chain(&mut self, table: &TableKey, chain: &str) -> &mut Self {
+        let mut message = message(c::DELETE_CHAIN, 0, table.family);
+        message.text(c::CHAIN_TABLE, &table.name).text(c::CHAIN_NAME, chain);
+        self.push(message, Purpose::new("delete chain", format!("{table} {chain}")))
+    }
+
+    /// Removes all rules of a chain.
+    pub fn flush_chain(&mut self, table: &TableKey, chain: &str) -> &mut Self {
+        let mut message = message(c::DELETE_RULE, 0, table.family);
+        message.text(c::RULE_TABLE, &table.name).text(c::RULE_CHAIN, chain);
+        self.push(message, Purpose::new("flush chain", format!("{table} {chain}")))
+    }
+
+    /// Puts a rule at the end of a chain.
+    pub fn add_rule(&mut self, table: &TableKey, chain: &str, rule: &Rule) -> &mut Self {
+        let mut message = message(c::NEW_RULE, c::CREATE | c::APPEND, table.family);
+        message.text(c::RULE_TABLE, &table.name).text(c::RULE_CHAIN, chain);
+        expression::put_rule(&mut message, table.family, rule);
+        message.put(c::RULE_USERDATA, &userdata::comment(&userdata::rule_comment(rule)));
+        let purpose = Purpose::new("add rule", format!("{table} {chain} {rule}")).needing(rule_option(rule));
+        self.push(message, purpose)
+    }
+
+    /// Makes a set, without its elements, if it is not there.
+    pub fn add_set(&mut self, table: &TableKey, set: &Set) -> &mut Self {
+        self.new_set(table, set, c::CREATE)
+    }
+
+    /// Makes a set, without its elements; that it is there already is an error ([`Error::exists`]). Two
+    /// programs that both find nothing can both create set and rules this way, and the rules stay single.
+    pub fn create_set(&mut self, table: &TableKey, set: &Set) -> &mut Self {
+        self.new_set(table, set, c::CREATE | c::EXCLUSIVE)
+    }
+
+    /// Removes a set, which no rule may name any more.
+    pub fn delete_set(&mut self, table: &TableKey, set: &str) -> &mut Self {
+        let mut message = message(c::DELETE_SET, 0, table.family);
+        message.text(c::SET_TABLE, &table.name).text(c::SET_NAME, set);
+        self.push(message, Purpose::new("delete set", format!("{table} {set}")))
+    }
+
+    /// Puts elements into a set; one that is there already stays as it is.
+    pub fn add_elements<'a>(
+        &mut self,
+        table: &TableKey,
+        set: &str,
+        elements: impl IntoIterator<Item = (&'a Key, Option<&'a str>)>,
+    ) -> &mut Self {
+        self.elements((c::NEW_ELEMENT, c::CREATE, "add element"), table, set, elements)
+    }
+
+    /// Takes elements out of a set; that one is not there is an error ([`Error::is_missing`]).
+    pub fn delete_elements<'a>(
+        &mut self,
+        table: &TableKey,
+        set: &str,
+        keys: impl IntoIterator<Item = &'a Key>,
+    ) -> &mut Self {
+        let elements = keys.into_iter().map(|key| (key, None));
+        self.elements((c::DELETE_ELEMENT, 0, "delete element"), table, set, elements)
+    }
+
+    /// Adds one step of a plan.
+    pub fn add_step(&mut self, step: &Step) -> &mut Self {
+        match step {
+            Step::AddTable(table) => self.add_table(table),
+            Step::DeleteTable(table) => self.delete_table(table),
+            Step::AddSet(table, set) => self.add_set(table, set),
+            Step::DeleteSet(table, set) => self.delete_set(table, set),
+            Step::AddElements(table, set, elements) => {
+                let elements = elements.iter().map(|(key, comment)| (key, comment.as_deref()));
+                self.add_elements(table, set, elements)
+            }
+            Step::DeleteElements(table, set, keys) => self.delete_elements(table, set, keys),
+            Step::AddChain(table, chain) => self.add_chain(table, chain),
+            Step::DeleteChain(table, chain) => self.delete_chain(table, chain),
+            Step::FlushChain(table, chain) => self.flush_chain(table, chain),
+            Step::AddRule(table, chain, rule) => self.add_rule(table, chain, rule),
+        }
+    }
+
+    fn new_set(&mut self, table: &TableKey, set: &Set, flags: u16) -> &mut Self {
+        self.sets += 1;
+        let mut message = message(c::NEW_SET, flags, table.family);
+        message.text(c::SET_TABLE, &table.name).text(c::SET_NAME, &set.name).be32(c::SET_ID, self.sets);
+        value::put_set_type(&mut message, set);
+        self.push(
+            message,
+            Purpose::new("add set", format!("{table} {set}")).needing("the kernel needs CONFIG_NF_TABLES"),
+        )
+    }
+
+    fn elements<'a>(
+        &mut self,
+        (kind, flags, operation): (u16, u16, &'static str),
+        table: &TableKey,
+        set: &str,
+        elements: impl IntoIterator<Item = (&'a Key, Option<&'a str>)>,
+    ) -> &mut Self {
+        let mut elements = elements.into_iter().peekable();
+        while let Some(first) = elements.peek().map(|(key, _)| key_text(key)) {
+            let mut message = message(kind, flags, table.family);
+            message.text(c::ELEMENTS_TABLE, &table.name).text(c::ELEMENTS_SET, set);
+            let mut count = 0;
+            let oversized = &mut self.oversized;
+            message.nest(c::ELEMENTS_LIST, |list| {
+                while list.length() < MESSAGE_ROOM {
+                    let Some((key, comment)) = elements.next() else { break };
+                    if comment.is_some_and(|comment| comment.len() > COMMENT_ROOM) {
+                        let object = format!(
+                            "{table} {set} {} with a comment over {COMMENT_ROOM} bytes",
+                            key_text(key)
+                        );
+                        let bytes = comment.map_or(0, str::len);
+                        oversized.get_or_insert(Error::Oversized {
+                            purpose: Purpose::new(operation, object),
+                            bytes,
+                        });
+                    }
+                    value::put_element(list, key, comment);
+                    count += 1;
+                }
+            });
+            let more = if count > 1 { format!(" and {} more", count - 1) } else { String::new() };
+            self.push(message, Purpose::new(operation, format!("{table} {set} {first}{more}")));
+        }
+        self
+    }
+
+    fn push(&mut self, message: Message, purpose: Purpose) -> &mut Self {
+        self.batch.push(Request::new(message, purpose));
+        self
+    }
+}
+
+/// A set's elements, each with its comment.
+pub type Elements = BTreeMap<Key, Option<String>>;
+
+/// Starts a message of nf_tables for a family.
+fn message(kind: u16, flags: u16, family: Family) -> Message {
+    message_of(kind, flags, family_number(family))
+}
+
+fn message_of(kind: u16, flags: u16, family: u8) -> Message {
+    // struct nfgenmsg: family, version, resource id.
+    Message::new(c::SUBSYSTEM << 8 | kind, flags, &[family, 0, 0, 0])
+}
+
+fn family_number(family: Family) -> u8 {
+    match family {
+        Family::Inet => 1,
+        Family::Ip => 2,
+        Family::Bridge => 7,
+        Family::Ip6 => 10,
+    }
+}
+
+fn family_option(family: Family) -> &'static str {
+    match family {
+        Family::Inet => "the kernel needs CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET",
+        Family::Ip => "the kernel needs CONFIG_NF_TABLES and CONFIG_NF_TABLES_IPV4",
+        Family::Ip6 => "the kernel needs CONFIG_NF_TABLES and CONFIG_NF_TABLES_IPV6",
+        Family::Bridge => "the kernel needs CONFIG_NF_TABLES and CONFIG_NF_TABLES_BRIDGE",
+    }
+}
+
+/// What a kernel that refuses the rule most likely lacks.
+fn rule_option(rule: &Rule) -> &'static str {
+    let uses = |wanted: fn(&Statement) -> bool| rule.statements.iter().any(wanted);
+    if uses(|statement| matches!(statement, Statement::Masquerade { .. })) {
+        return "masquerading needs CONFIG_NFT_MASQ, CONFIG_NFT_CT and CONFIG_NF_NAT in the kernel";
+    }
+    let of_connection = |statement: &Statement| {
+        let (Statement::Match { field, .. } | Statement::MaskedMatch { field, .. }) = statement else {
+            return false;
+        };
+        matches!(field, Field::CtState | Field::CtStatus | Field::CtMark)
+    };
+    if uses(of_connection) {
+        return "matching on connections needs CONFIG_NFT_CT and CONFIG_NF_CONNTRACK in the kernel";
+    }
+    "the kernel needs CONFIG_NF_TABLES"
+}
+
+fn hook_number(hook: Hook) -> u32 {
+    match hook {
+        Hook::Prerouting => 0,
+        Hook::Input => 1,
+        Hook::Forward => 2,
+        Hook::Output => 3,
+        Hook::Postrouting => 4,
+    }
+}
+
+fn kind_name(kind: ChainKind) -> &'static str {
+    match kind {
+        ChainKind::Filter => "filter",
+        ChainKind::Nat => "nat",
+        ChainKind::Route => "route",
+    }
+}
+
+fn key_text(key: &[Value]) -> String {
+    let parts: Vec<String> = key.iter().map(ToString::to_string).collect();
+    parts.join(" . ")
+}

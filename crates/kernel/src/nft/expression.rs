@@ -1,0 +1,228 @@
+//! Statements of a rule as the kernel's expressions.
+//!
+//! An expression loads something into a register, compares a register, looks one up, or acts. A header's
+//! address field implies a check of the packet's family first, which is written once for each rule. Register
+//! numbers follow what `nft` itself uses, so that it can list our rules in its own words.
+
+use netstate::nft::{Family, Field, IpVersion, Operator, Rule, Statement, Value, Verdict};
+
+use super::constant as c;
+use super::value;
+use crate::netlink::Message;
+
+/// Adds all of a rule's expressions.
+pub(super) fn put_rule(message: &mut Message, family: Family, rule: &Rule) {
+    message.nest(c::RULE_EXPRESSIONS, |list| {
+        let mut writer = Writer { list, family, checked: Vec::new() };
+        rule.statements.iter().for_each(|statement| writer.statement(statement));
+    });
+}
+
+struct Writer<'a> {
+    list: &'a mut Message,
+    family: Family,
+    /// What the rule has already made sure of.
+    checked: Vec<Check>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Check {
+    Version(IpVersion),
+    Ethernet,
+}
+
+impl Writer<'_> {
+    fn statement(&mut self, statement: &Statement) {
+        match statement {
+            Statement::Match { field, operator, value } => self.compare(*field, *operator, value),
+            Statement::MaskedMatch { field, mask, operator, value } => {
+                self.load(*field, c::REGISTER_FIRST);
+                self.bitwise(&mask.to_ne_bytes(), &[0; 4]);
+                self.cmp(*operator, &value.to_ne_bytes());
+            }
+            Statement::Lookup { fields, set, inverted } => self.lookup(fields, set, *inverted),
+            Statement::SetMark { mask, value } => self.set_mark(*mask, *value),
+            Statement::Masquerade { fully_random } => self.expression("masq", |data| {
+                if *fully_random {
+                    data.be32(c::MASQUERADE_FLAGS, c::FULLY_RANDOM);
+                }
+            }),
+            Statement::Counter => self.expression("counter", |_| {}),
+            Statement::Verdict(verdict) => self.verdict(verdict),
+            // Only what was read back holds these, and that is never written.
+            Statement::Unknown(_) => {}
+        }
+    }
+
+    fn compare(&mut self, field: Field, operator: Operator, value: &Value) {
+        self.check(field);
+        self.load(field, c::REGISTER_FIRST);
+        if let Value::Network(net) = value
+            && net.prefix_len() < net.max_prefix_len()
+        {
+            let mask = value::bytes(&Value::Address(net.netmask()));
+            self.bitwise(&mask, &vec![0; mask.len()]);
+        }
+        self.cmp(operator, &value::bytes(value));
+    }
+
+    fn lookup(&mut self, fields: &[Field], set: &str, inverted: bool) {
+        // The checks use the first register too: all of them before the first field is loaded.
+        fields.iter().for_each(|field| self.check(*field));
+        let mut words = 0;
+        for field in fields {
+            let register = if words == 0 { c::REGISTER_FIRST } else { c::REGISTER_WORDS + words };
+            self.load(*field, register);
+            words += field_length(*field).div_ceil(4);
+        }
+        self.expression("lookup", |data| {
+            data.text(c::LOOKUP_SET, set).be32(c::LOOKUP_SOURCE, c::REGISTER_FIRST);
+            if inverted {
+                data.be32(c::LOOKUP_FLAGS, c::LOOKUP_INVERTED);
+            }
+        });
+    }
+
+    /// Makes sure that the packet has the header that the field is in.
+    fn check(&mut self, field: Field) {
+        let check = match field {
+            Field::Source(version) | Field::Destination(version) => Check::Version(version),
+            Field::EtherSource | Field::EtherDestination => Check::Ethernet,
+            _ => return,
+        };
+        if self.checked.contains(&check) {
+            return;
+        }
+        self.checked.push(check);
+        match (check, self.family) {
+            (Check::Version(version), Family::Inet) => {
+                let number = if version == IpVersion::V4 { libc::NFPROTO_IPV4 } else { libc::NFPROTO_IPV6 };
+                self.meta(c::META_FAMILY, c::REGISTER_FIRST);
+                self.cmp(Operator::Equal, &[number as u8]);
+            }
+            (Check::Version(version), Family::Bridge) => {
+                let number = if version == IpVersion::V4 { libc::ETH_P_IP } else { libc::ETH_P_IPV6 };
+                self.meta(c::META_PROTOCOL, c::REGISTER_FIRST);
+                self.cmp(Operator::Equal, &(number as u16).to_be_bytes());
+            }
+            (Check::Ethernet, Family::Inet | Family::Ip | Family::Ip6) => {
+                self.meta(c::META_INPUT_TYPE, c::REGISTER_FIRST);
+                self.cmp(Operator::Equal, &libc::ARPHRD_ETHER.to_ne_bytes());
+            }
+            (Check::Version(_), Family::Ip | Family::Ip6) | (Check::Ethernet, Family::Bridge) => {}
+        }
+    }
+
+    fn load(&mut self, field: Field, register: u32) {
+        let length = field_length(field);
+        match field {
+            Field::Source(IpVersion::V4) => self.payload(c::NETWORK_HEADER, 12, length, register),
+            Field::Destination(IpVersion::V4) => self.payload(c::NETWORK_HEADER, 16, length, register),
+            Field::Source(IpVersion::V6) => self.payload(c::NETWORK_HEADER, 8, length, register),
+            Field::Destination(IpVersion::V6) => self.payload(c::NETWORK_HEADER, 24, length, register),
+            Field::EtherDestination => self.payload(c::LINK_HEADER, 0, length, register),
+            Field::EtherSource => self.payload(c::LINK_HEADER, 6, length, register),
+            Field::SourcePort => self.payload(c::TRANSPORT_HEADER, 0, length, register),
+            Field::DestinationPort => self.payload(c::TRANSPORT_HEADER, 2, length, register),
+            Field::InputLink => self.meta(c::META_INPUT_NAME, register),
+            Field::OutputLink => self.meta(c::META_OUTPUT_NAME, register),
+            Field::Protocol => self.meta(c::META_TRANSPORT, register),
+            Field::Mark => self.meta(c::META_MARK, register),
+            Field::CtState => self.ct(c::CT_STATE, register),
+            Field::CtStatus => self.ct(c::CT_STATUS, register),
+            Field::CtMark => self.ct(c::CT_MARK, register),
+        }
+    }
+
+    fn set_mark(&mut self, mask: u32, value: u32) {
+        if mask == u32::MAX {
+            self.expression("immediate", |data| {
+                data.be32(c::IMMEDIATE_DESTINATION, c::REGISTER_FIRST);
+                value::put_data(data, c::IMMEDIATE_DATA, &value.to_ne_bytes());
+            });
+        } else {
+            self.meta(c::META_MARK, c::REGISTER_FIRST);
+            self.bitwise(&(!mask).to_ne_bytes(), &(value & mask).to_ne_bytes());
+        }
+        self.expression("meta", |data| {
+            data.be32(c::META_KEY, c::META_MARK).be32(c::META_SOURCE, c::REGISTER_FIRST);
+        });
+    }
+
+    fn verdict(&mut self, verdict: &Verdict) {
+        let (code, chain) = match verdict {
+            Verdict::Accept => (c::VERDICT_ACCEPT, None),
+            Verdict::Drop => (c::VERDICT_DROP, None),
+            Verdict::Return => (c::VERDICT_RETURN, None),
+            Verdict::Jump(chain) => (c::VERDICT_JUMP, Some(chain)),
+            Verdict::Goto(chain) => (c::VERDICT_GOTO, Some(chain)),
+        };
+        self.expression("immediate", |data| {
+            data.be32(c::IMMEDIATE_DESTINATION, c::REGISTER_VERDICT);
+            data.nest(c::IMMEDIATE_DATA, |data| {
+                data.nest(c::DATA_VERDICT, |data| {
+                    data.be32(c::VERDICT_CODE, code.cast_unsigned());
+                    if let Some(chain) = chain {
+                        data.text(c::VERDICT_CHAIN, chain);
+                    }
+                });
+            });
+        });
+    }
+
+    fn meta(&mut self, key: u32, register: u32) {
+        self.expression("meta", |data| {
+            data.be32(c::META_KEY, key).be32(c::META_DESTINATION, register);
+        });
+    }
+
+    fn ct(&mut self, key: u32, register: u32) {
+        self.expression("ct", |data| {
+            data.be32(c::CT_KEY, key).be32(c::CT_DESTINATION, register);
+        });
+    }
+
+    fn payload(&mut self, base: u32, offset: u32, length: u32, register: u32) {
+        self.expression("payload", |data| {
+            data.be32(c::PAYLOAD_DESTINATION, register).be32(c::PAYLOAD_BASE, base);
+            data.be32(c::PAYLOAD_OFFSET, offset).be32(c::PAYLOAD_LENGTH, length);
+        });
+    }
+
+    fn bitwise(&mut self, mask: &[u8], xor: &[u8]) {
+        let length = mask.len() as u32;
+        self.expression("bitwise", |data| {
+            data.be32(c::BITWISE_SOURCE, c::REGISTER_FIRST).be32(c::BITWISE_DESTINATION, c::REGISTER_FIRST);
+            data.be32(c::BITWISE_LENGTH, length);
+            value::put_data(data, c::BITWISE_MASK, mask);
+            value::put_data(data, c::BITWISE_XOR, xor);
+        });
+    }
+
+    fn cmp(&mut self, operator: Operator, bytes: &[u8]) {
+        self.expression("cmp", |data| {
+            data.be32(c::CMP_SOURCE, c::REGISTER_FIRST);
+            data.be32(c::CMP_OPERATOR, u32::from(operator == Operator::NotEqual));
+            value::put_data(data, c::CMP_DATA, bytes);
+        });
+    }
+
+    fn expression(&mut self, name: &str, fill: impl FnOnce(&mut Message)) {
+        self.list.nest(c::LIST_ENTRY, |entry| {
+            entry.text(c::EXPRESSION_NAME, name).nest(c::EXPRESSION_DATA, fill);
+        });
+    }
+}
+
+/// Bytes of a field.
+fn field_length(field: Field) -> u32 {
+    match field {
+        Field::Source(IpVersion::V4) | Field::Destination(IpVersion::V4) => 4,
+        Field::Source(IpVersion::V6) | Field::Destination(IpVersion::V6) => 16,
+        Field::EtherSource | Field::EtherDestination => 6,
+        Field::InputLink | Field::OutputLink => 16,
+        Field::Protocol => 1,
+        Field::SourcePort | Field::DestinationPort => 2,
+        Field::Mark | Field::CtState | Field::CtStatus | Field::CtMark => 4,
+    }
+}

@@ -1,0 +1,311 @@
+//! Values, keys and elements as bytes, both ways.
+//!
+//! A concatenation pads each of its parts to four bytes. A network in a set of single keys is an interval of
+//! two elements, its first address and the one after its last, the latter with a flag; in a concatenation it
+//! is one element with a first and a last key.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netstate::nft::{Key, KeyType, Set, Value};
+use netstate::{LinkName, Mac};
+
+use super::{Elements, constant as c, userdata};
+use crate::netlink::{Attribute, Malformed, Message};
+
+/// Adds a set's key type, flags and description.
+pub(super) fn put_set_type(message: &mut Message, set: &Set) {
+    let concatenated = set.key.len() > 1;
+    let mut flags = 0;
+    if set.interval {
+        flags |= c::FLAG_INTERVAL;
+        if concatenated {
+            flags |= c::FLAG_CONCATENATION;
+        }
+    }
+    message.be32(c::SET_FLAGS, flags);
+    message.be32(c::SET_KEY_TYPE, type_number(&set.key));
+    message.be32(c::SET_KEY_LENGTH, key_length(&set.key));
+    if concatenated {
+        message.nest(c::SET_DESCRIPTION, |description| {
+            description.nest(c::DESCRIPTION_CONCATENATION, |fields| {
+                for part in &set.key {
+                    let length = type_length(*part) as u32;
+                    fields.nest(c::LIST_ENTRY, |field| {
+                        field.be32(c::FIELD_LENGTH, length);
+                    });
+                }
+            });
+        });
+    }
+}
+
+/// The number `nft` knows a type by; a concatenation packs six bits for each part.
+pub(super) fn type_number(key: &[KeyType]) -> u32 {
+    key.iter().fold(0, |number, part| {
+        let part = match part {
+            KeyType::Ipv4 => 7,
+            KeyType::Ipv6 => 8,
+            KeyType::Ether => 9,
+            KeyType::Protocol => 12,
+            KeyType::Port => 13,
+            KeyType::Mark => 19,
+            KeyType::Ifname => 41,
+        };
+        number << 6 | part
+    })
+}
+
+/// The type behind such a number; `None` when a part of it is none of ours.
+pub(super) fn type_of_number(mut number: u32) -> Option<Vec<KeyType>> {
+    let mut parts = Vec::new();
+    while number != 0 {
+        parts.push(match number & 0x3f {
+            7 => KeyType::Ipv4,
+            8 => KeyType::Ipv6,
+            9 => KeyType::Ether,
+            12 => KeyType::Protocol,
+            13 => KeyType::Port,
+            19 => KeyType::Mark,
+            41 => KeyType::Ifname,
+            _ => return None,
+        });
+        number >>= 6;
+    }
+    parts.reverse();
+    if parts.is_empty() { None } else { Some(parts) }
+}
+
+/// Bytes of a value of this type, without padding.
+pub(super) fn type_length(part: KeyType) -> usize {
+    match part {
+        KeyType::Ipv4 | KeyType::Mark => 4,
+        KeyType::Ipv6 | KeyType::Ifname => 16,
+        KeyType::Ether => 6,
+        KeyType::Protocol => 1,
+        KeyType::Port => 2,
+    }
+}
+
+fn key_length(key: &[KeyType]) -> u32 {
+    match key {
+        [single] => type_length(*single) as u32,
+        parts => parts.iter().map(|part| type_length(*part).next_multiple_of(4) as u32).sum(),
+    }
+}
+
+/// A value's bytes, without padding; of a network the base address.
+pub(super) fn bytes(value: &Value) -> Vec<u8> {
+    match value {
+        Value::Address(address) => octets(*address),
+        Value::Network(net) => octets(net.network()),
+        Value::Ether(mac) => mac.0.to_vec(),
+        Value::Ifname(name) => {
+            let mut bytes = name.as_str().as_bytes().to_vec();
+            bytes.resize(16, 0);
+            bytes
+        }
+        Value::Protocol(number) => vec![*number],
+        Value::Port(port) => port.to_be_bytes().to_vec(),
+        Value::Number(number) => number.to_ne_bytes().to_vec(),
+    }
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+/// Adds one element to a list of them; a network to a set of single keys takes two entries.
+pub(super) fn put_element(list: &mut Message, key: &Key, comment: Option<&str>) {
+    let last: Vec<Value> = key.iter().map(last_of).collect();
+    let ranged = last != *key || key.iter().any(|value| matches!(value, Value::Network(_)));
+    let concatenated = key.len() > 1;
+    list.nest(c::LIST_ENTRY, |entry| {
+        put_data(entry, c::ELEMENT_KEY, &key_bytes(key));
+        if concatenated && ranged {
+            put_data(entry, c::ELEMENT_KEY_END, &key_bytes(&last));
+        }
+        if let Some(comment) = comment {
+            entry.put(c::ELEMENT_USERDATA, &userdata::comment(comment));
+        }
+    });
+    if concatenated || !ranged {
+        return;
+    }
+    // The end of an interval is the first key beyond it; the highest address has none beyond.
+    if let Some(beyond) = successor(key_bytes(&last)) {
+        list.nest(c::LIST_ENTRY, |entry| {
+            put_data(entry, c::ELEMENT_KEY, &beyond);
+            entry.be32(c::ELEMENT_FLAGS, c::ELEMENT_INTERVAL_END);
+        });
+    }
+}
+
+/// Adds a value as nf_tables wraps it.
+pub(super) fn put_data(message: &mut Message, kind: u16, bytes: &[u8]) {
+    message.nest(kind, |data| {
+        data.put(c::DATA_VALUE, bytes);
+    });
+}
+
+fn last_of(value: &Value) -> Value {
+    match value {
+        Value::Network(net) => Value::Address(net.broadcast()),
+        other => *other,
+    }
+}
+
+pub(super) fn key_bytes(key: &[Value]) -> Vec<u8> {
+    if let [single] = key {
+        return bytes(single);
+    }
+    let mut all = Vec::new();
+    for value in key {
+        all.extend(bytes(value));
+        all.resize(all.len().next_multiple_of(4), 0);
+    }
+    all
+}
+
+/// The next number in network order; `None` after the highest.
+fn successor(mut bytes: Vec<u8>) -> Option<Vec<u8>> {
+    for byte in bytes.iter_mut().rev() {
+        let (next, carried) = byte.overflowing_add(1);
+        *byte = next;
+        if !carried {
+            return Some(bytes);
+        }
+    }
+    None
+}
+
+/// One element as the kernel lists it.
+pub(super) struct RawElement {
+    key: Vec<u8>,
+    key_end: Option<Vec<u8>>,
+    interval_end: bool,
+    comment: Option<String>,
+}
+
+impl RawElement {
+    pub(super) fn read(entry: &Attribute<'_>) -> Result<Self, Malformed> {
+        let mut element = Self { key: Vec::new(), key_end: None, interval_end: false, comment: None };
+        for attribute in entry.nested() {
+            let attribute = attribute?;
+            match attribute.kind {
+                c::ELEMENT_KEY => element.key = data(&attribute)?,
+                c::ELEMENT_KEY_END => element.key_end = Some(data(&attribute)?),
+                c::ELEMENT_FLAGS => element.interval_end = attribute.be32()? & c::ELEMENT_INTERVAL_END != 0,
+                c::ELEMENT_USERDATA => {
+                    element.comment = userdata::find_comment(attribute.value).map(str::to_owned)
+                }
+                _ => {}
+            }
+        }
+        Ok(element)
+    }
+}
+
+fn data(attribute: &Attribute<'_>) -> Result<Vec<u8>, Malformed> {
+    let value =
+        attribute.nested().find(c::DATA_VALUE)?.ok_or(Malformed::Missing { what: "value of an element" })?;
+    Ok(value.value.to_vec())
+}
+
+/// The elements of a set. `None` when there is one that we would never have written (a range that is no
+/// network): the set is not ours as it stands.
+pub(super) fn elements(types: &[KeyType], interval: bool, raw: Vec<RawElement>) -> Option<Elements> {
+    match types {
+        [single] if interval => intervals(*single, raw),
+        _ => raw.into_iter().map(|element| Some((key(types, &element)?, element.comment))).collect(),
+    }
+}
+
+/// Puts the ends of intervals together: sorted by address, each start is followed by its end, or by nothing.
+fn intervals(kind: KeyType, mut raw: Vec<RawElement>) -> Option<Elements> {
+    raw.sort_by(|one, other| one.key.cmp(&other.key).then(other.interval_end.cmp(&one.interval_end)));
+    let mut found = Elements::new();
+    let mut rest = raw.into_iter().peekable();
+    while let Some(start) = rest.next() {
+        // An end without a start before it is the marker that `nft` puts at address 0.
+        if start.interval_end {
+            continue;
+        }
+        let last = match rest.peek() {
+            Some(next) => predecessor(next.key.clone())?,
+            None => vec![0xff; start.key.len()],
+        };
+        let net = network(parse(kind, &start.key)?, parse(kind, &last)?)?;
+        found.insert(vec![Value::Network(net)], start.comment);
+    }
+    Some(found)
+}
+
+fn predecessor(mut bytes: Vec<u8>) -> Option<Vec<u8>> {
+    for byte in bytes.iter_mut().rev() {
+        let (next, borrowed) = byte.overflowing_sub(1);
+        *byte = next;
+        if !borrowed {
+            return Some(bytes);
+        }
+    }
+    None
+}
+
+fn key(types: &[KeyType], element: &RawElement) -> Option<Key> {
+    let first = split(types, &element.key)?;
+    let Some(end) = &element.key_end else { return Some(first) };
+    let last = split(types, end)?;
+    first
+        .into_iter()
+        .zip(last)
+        .map(|(first, last)| match (first, last) {
+            (Value::Address(_), Value::Address(_)) => network(first, last).map(Value::Network),
+            (first, last) => (first == last).then_some(first),
+        })
+        .collect()
+}
+
+fn split(types: &[KeyType], bytes: &[u8]) -> Option<Key> {
+    if let [single] = types {
+        return Some(vec![parse(*single, bytes)?]);
+    }
+    let mut rest = bytes;
+    let mut key = Key::with_capacity(types.len());
+    for part in types {
+        let length = type_length(*part);
+        key.push(parse(*part, rest.get(..length)?)?);
+        rest = rest.get(length.next_multiple_of(4)..)?;
+    }
+    Some(key)
+}
+
+fn parse(kind: KeyType, bytes: &[u8]) -> Option<Value> {
+    Some(match kind {
+        KeyType::Ipv4 => Value::Address(IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?)),
+        KeyType::Ipv6 => Value::Address(IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?)),
+        KeyType::Ether => Value::Ether(Mac(bytes.try_into().ok()?)),
+        KeyType::Protocol => Value::Protocol(*bytes.first()?),
+        KeyType::Port => Value::Port(u16::from_be_bytes(bytes.try_into().ok()?)),
+        KeyType::Mark => Value::Number(u32::from_ne_bytes(bytes.try_into().ok()?)),
+        KeyType::Ifname => {
+            let text = std::str::from_utf8(bytes).ok()?.trim_end_matches('\0');
+            Value::Ifname(text.parse::<LinkName>().ok()?)
+        }
+    })
+}
+
+/// The network with this first and last address, if there is one.
+fn network(first: Value, last: Value) -> Option<IpNet> {
+    let (Value::Address(first), Value::Address(last)) = (first, last) else { return None };
+    let length = match (first, last) {
+        (IpAddr::V4(first), IpAddr::V4(last)) => (u32::from(first) ^ u32::from(last)).leading_zeros(),
+        (IpAddr::V6(first), IpAddr::V6(last)) => (u128::from(first) ^ u128::from(last)).leading_zeros(),
+        _ => return None,
+    };
+    let net = IpNet::new(first, u8::try_from(length).ok()?).ok()?;
+    (net.network() == first && net.broadcast() == last).then_some(net)
+}
