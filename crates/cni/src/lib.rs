@@ -40,11 +40,14 @@
 
 mod config;
 pub mod delegate;
+mod dispatch;
 mod environment;
 mod error;
+pub mod exec;
 mod json;
 mod plugin;
 mod result;
+mod runtime_error;
 mod serve;
 mod version;
 
@@ -54,5 +57,6 @@ pub use error::{Code, Error};
 pub use json::{FieldError, Fields, Item, Json, SyntaxError};
 pub use plugin::{Command, Plugin, Request, Resolver};
 pub use result::{AddResult, Dns, Interface, IpConfig, Route};
+pub use runtime_error::RuntimeError;
 pub use serve::{Process, serve};
 pub use version::{UnknownVersion, Version};
