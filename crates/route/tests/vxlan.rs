@@ -1,0 +1,406 @@
+//! The VXLAN backend: golden texts of whole states, each problem once, and random walks through clusters.
+//!
+//! The texts are in `tests/golden/route`; `FAIRLEAD_BLESS=1 cargo test -p route` writes them anew, for the diff to
+//! be read. Scenarios by number: the list in the project's notes on behaviours of node-to-node networking.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use cluster::{Backend, Change, Claim, Key, Lease, Node, Object, Snapshot};
+use ipnet::IpNet;
+use proptest::prelude::{Just, Strategy, any, prop_assert_eq, prop_oneof, proptest};
+use route::vxlan::{Design, Inputs, Problem, design, tunnel_mac};
+use route::{Host, HostLink, Underlay};
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+/// The lease of node `number`, with pod CIDRs and underlay addresses made of the number.
+fn lease(number: u16) -> Lease {
+    let node = format!("node{number}");
+    let second = if number < 256 { 244 } else { number / 256 };
+    Lease {
+        pod_cidrs: Box::new([
+            net(&format!("10.{second}.{}.0/24", number % 256)),
+            net(&format!("fd00:10:244:{number:x}::/64")),
+        ]),
+        underlay: Box::new([
+            format!("198.18.{}.{}", number / 250, 1 + number % 250).parse().unwrap(),
+            format!("fd00:198:18::{number:x}").parse().unwrap(),
+        ]),
+        backend: Backend::Vxlan { vni: 1, port: 8472, mac: tunnel_mac(&node) },
+        mtu: 1450,
+        node: node.into(),
+    }
+}
+
+fn join(snapshot: &mut Snapshot, lease: Lease) {
+    snapshot.apply(Change::Set(Node::named(lease.node.clone()).into()));
+    for cidr in &lease.pod_cidrs {
+        snapshot.apply(Change::Set(Claim { cidr: *cidr, node: lease.node.clone() }.into()));
+    }
+    snapshot.apply(Change::Set(lease.into()));
+}
+
+fn cluster_of(numbers: impl IntoIterator<Item = u16>) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    numbers.into_iter().for_each(|number| join(&mut snapshot, lease(number)));
+    snapshot
+}
+
+fn host() -> Host {
+    let link = |name: &str, accept_ra| HostLink {
+        name: name.to_owned(),
+        mtu: 1500,
+        up: true,
+        loopback: name == "lo",
+        ours: name == "fairlead0",
+        accept_ra: Some(accept_ra),
+    };
+    Host {
+        links: vec![link("lo", 1), link("eth0", 1), link("eth1", 0), link("fairlead0", 0)],
+        ..Host::default()
+    }
+}
+
+struct Case {
+    own: Lease,
+    underlay: IpAddr,
+    cluster: Vec<IpNet>,
+}
+
+impl Case {
+    fn node1() -> Self {
+        let own = lease(1);
+        let underlay = own.underlay[0];
+        Self { own, underlay, cluster: vec![net("10.244.0.0/16"), net("fd00:10:244::/48")] }
+    }
+
+    fn design(&self, snapshot: &Snapshot) -> Design {
+        let underlay = Underlay {
+            link: "eth0".to_owned(),
+            mtu: 1500,
+            address: self.underlay,
+            reason: "link of the default route",
+        };
+        design(&Inputs {
+            snapshot,
+            lease: &self.own,
+            underlay: &underlay,
+            cluster: &self.cluster,
+            masquerade: true,
+            host: &host(),
+        })
+    }
+}
+
+fn problem(design: &Design, node: &str) -> Problem {
+    design
+        .problems
+        .get(node)
+        .cloned()
+        .unwrap_or_else(|| panic!("no problem with {node}: {:?}", design.problems))
+}
+
+/// Nothing in the state speaks of the node: no route, neighbour or forwarding entry of it.
+fn assert_absent(design: &Design, lease: &Lease) {
+    assert!(!design.peers.contains(&lease.node));
+    for cidr in &lease.pod_cidrs {
+        let routed =
+            design.state.routes.iter().any(|(key, target)| key.destination == *cidr && target.via.is_some());
+        assert!(!routed, "{cidr}");
+        assert!(!design.state.neighbours().any(|neighbour| neighbour.address == cidr.addr()), "{cidr}");
+    }
+    assert!(!design.state.fdb().any(|entry| lease.underlay.contains(&entry.destination)));
+}
+
+fn golden(name: &str, text: &str) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/route").join(name);
+    if std::env::var_os("FAIRLEAD_BLESS").is_some() {
+        std::fs::write(&path, text).unwrap();
+    }
+    let wanted = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(text, wanted, "{}: FAIRLEAD_BLESS=1 writes it anew", path.display());
+}
+
+#[test]
+fn a_node_alone_has_its_device_its_addresses_and_its_masquerade() {
+    golden("alone.txt", &Case::node1().design(&cluster_of([1])).state.to_string());
+}
+
+#[test]
+fn three_nodes_are_joined_by_neighbours_forwarding_entries_and_routes() {
+    golden("three-nodes.txt", &Case::node1().design(&cluster_of([1, 2, 3])).state.to_string());
+}
+
+#[test]
+fn an_ipv6_underlay_carries_both_families() {
+    let mut case = Case::node1();
+    case.underlay = case.own.underlay[1];
+    golden("ipv6-underlay.txt", &case.design(&cluster_of([1, 2])).state.to_string());
+}
+
+#[test]
+fn a_cluster_of_one_family_has_nothing_of_the_other() {
+    let mut case = Case::node1();
+    case.cluster.truncate(1);
+    let mut snapshot = Snapshot::default();
+    for number in [1, 2] {
+        let mut lease = lease(number);
+        lease.pod_cidrs = Box::new([lease.pod_cidrs[0]]);
+        join(&mut snapshot, lease);
+    }
+    case.own = (**snapshot.leases.get("node1").unwrap()).clone();
+    golden("ipv4-only.txt", &case.design(&snapshot).state.to_string());
+}
+
+#[test]
+fn scenario_1_a_node_that_leaves_takes_only_its_own_entries_with_it() {
+    let case = Case::node1();
+    let mut snapshot = cluster_of([1, 2, 3]);
+    snapshot.apply(Change::Removed(Key::Node("node3".into())));
+    // Its lease may stand for a moment longer; the Node object decides.
+    let design = case.design(&snapshot);
+    assert_absent(&design, &lease(3));
+    assert_eq!(design, case.design(&cluster_of([1, 2])));
+}
+
+#[test]
+fn scenario_5_and_7_a_changed_cidr_of_one_family_changes_only_that_one() {
+    let case = Case::node1();
+    let before = case.design(&cluster_of([1, 2]));
+    let mut snapshot = cluster_of([1, 2]);
+    let mut changed = lease(2);
+    changed.pod_cidrs[1] = net("fd00:10:244:77::/64");
+    join(&mut snapshot, changed);
+    let after = case.design(&snapshot);
+    let steps = netstate::diff(&before.state, &after.state);
+    assert_eq!(steps.len(), 4, "{steps:?}");
+    assert!(steps.iter().all(|step| step.to_string().contains("fd00:10:244:")), "{steps:?}");
+}
+
+#[test]
+fn scenario_6_two_leases_for_one_cidr_the_claim_decides_and_both_are_named() {
+    let case = Case::node1();
+    let mut snapshot = cluster_of([1, 2, 3]);
+    let mut thief = lease(0);
+    thief.pod_cidrs = lease(3).pod_cidrs;
+    snapshot.apply(Change::Set(Node::named("node0").into()));
+    snapshot.apply(Change::Set(thief.clone().into()));
+    let design = case.design(&snapshot);
+    assert!(design.peers.contains("node3"));
+    assert!(!design.peers.contains("node0"));
+    let text = problem(&design, "node0").to_string();
+    assert_eq!(
+        text,
+        "reach node node0: its pod CIDR 10.244.3.0/24 overlaps 10.244.3.0/24 of node node3, which holds it"
+    );
+    let mut without = snapshot.clone();
+    without.apply(Change::Removed(Key::Lease("node0".into())));
+    assert_eq!(design.state, case.design(&without).state);
+}
+
+#[test]
+fn a_peer_whose_cidr_encloses_others_is_left_out_whole() {
+    let case = Case::node1();
+    let mut snapshot = cluster_of([1, 2, 3]);
+    let mut wide = lease(9);
+    wide.pod_cidrs[0] = net("10.244.0.0/16");
+    snapshot.apply(Change::Set(Node::named("node9").into()));
+    snapshot.apply(Change::Set(wide.clone().into()));
+    let design = case.design(&snapshot);
+    assert_absent(&design, &wide);
+    assert!(matches!(problem(&design, "node9"), Problem::Overlap { .. }));
+    assert_eq!(design.peers.len(), 2);
+}
+
+#[test]
+fn scenario_8_a_peer_of_another_backend_is_ignored_whole_and_reported() {
+    let case = Case::node1();
+    let mut snapshot = cluster_of([1, 2, 3]);
+    let mut other = lease(3);
+    other.backend = Backend::Other("wireguard".into());
+    join(&mut snapshot, other);
+    let design = case.design(&snapshot);
+    assert_absent(&design, &lease(3));
+    assert!(problem(&design, "node3").to_string().contains("its backend is wireguard"));
+    let mut other = lease(3);
+    other.backend = Backend::Vxlan { vni: 2, port: 8472, mac: tunnel_mac("node3") };
+    join(&mut snapshot, other);
+    assert!(problem(&case.design(&snapshot), "node3").to_string().contains("VNI 2 on port 8472"));
+}
+
+#[test]
+fn a_peer_without_an_underlay_address_of_our_family_is_reported() {
+    let case = Case::node1();
+    let mut snapshot = cluster_of([1]);
+    let mut six = lease(2);
+    six.underlay = Box::new([six.underlay[1]]);
+    join(&mut snapshot, six);
+    let design = case.design(&snapshot);
+    assert_absent(&design, &lease(2));
+    assert!(problem(&design, "node2").to_string().contains("no IPv4 underlay address"));
+}
+
+#[test]
+fn a_peer_outside_the_cluster_networks_cannot_draw_traffic() {
+    let case = Case::node1();
+    let mut snapshot = cluster_of([1]);
+    let mut greedy = lease(2);
+    greedy.pod_cidrs = Box::new([net("0.0.0.0/0")]);
+    join(&mut snapshot, greedy.clone());
+    let design = case.design(&snapshot);
+    assert_absent(&design, &greedy);
+    assert!(matches!(problem(&design, "node2"), Problem::Outside { .. }));
+}
+
+#[test]
+fn a_copied_machine_does_not_take_over_the_tunnels_of_the_original() {
+    let case = Case::node1();
+    let mut snapshot = cluster_of([1, 2, 3]);
+    let mut copy = lease(3);
+    copy.underlay = lease(2).underlay;
+    join(&mut snapshot, copy);
+    let design = case.design(&snapshot);
+    assert!(design.peers.contains("node2") && !design.peers.contains("node3"));
+    assert!(problem(&design, "node3").to_string().contains("is also that of node node2"));
+}
+
+#[test]
+fn scenario_4_the_link_address_follows_from_the_name_alone() {
+    let mac = tunnel_mac("node1").0;
+    assert_eq!(mac[0] & 3, 2, "locally administered, unicast");
+    assert_eq!(tunnel_mac("node1"), tunnel_mac("node1"));
+    let all: BTreeSet<_> = (0..5000).map(|number| tunnel_mac(&format!("node{number}"))).collect();
+    assert_eq!(all.len(), 5000);
+}
+
+#[test]
+fn scenario_9_five_thousand_peers_are_all_designed() {
+    let case = Case { cluster: vec![net("10.0.0.0/8"), net("fd00:10:244::/48")], ..Case::node1() };
+    let design = case.design(&cluster_of(0..5000));
+    assert_eq!((design.peers.len(), design.problems.len()), (4999, 0));
+    assert_eq!(design.state.fdb.len(), 4999);
+    assert_eq!(design.state.routes.len(), 2 * 4999 + 2);
+}
+
+/// One thing that happens to a cluster.
+#[derive(Debug, Clone)]
+enum Event {
+    Join(u16),
+    Leave(u16),
+    LoseLease(u16),
+    Move { node: u16, underlay: u16 },
+    Take { node: u16, cidrs_of: u16 },
+    Other(u16),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let number = 1u16..8;
+    prop_oneof![
+        number.clone().prop_map(Event::Join),
+        number.clone().prop_map(Event::Leave),
+        number.clone().prop_map(Event::LoseLease),
+        (number.clone(), number.clone()).prop_map(|(node, underlay)| Event::Move { node, underlay }),
+        (number.clone(), number.clone()).prop_map(|(node, cidrs_of)| Event::Take { node, cidrs_of }),
+        number.prop_map(Event::Other),
+    ]
+}
+
+fn happen(snapshot: &mut Snapshot, event: &Event) {
+    let rewrite = |snapshot: &mut Snapshot, number: u16, edit: &dyn Fn(&mut Lease)| {
+        let mut changed = lease(number);
+        edit(&mut changed);
+        snapshot.apply(Change::Set(Object::Lease(Arc::new(changed))));
+    };
+    match event {
+        Event::Join(number) => join(snapshot, lease(*number)),
+        Event::Leave(number) => {
+            snapshot.apply(Change::Removed(Key::Node(format!("node{number}").into())));
+        }
+        Event::LoseLease(number) => {
+            snapshot.apply(Change::Removed(Key::Lease(format!("node{number}").into())));
+        }
+        Event::Move { node, underlay } => {
+            rewrite(snapshot, *node, &|changed| changed.underlay = lease(100 + underlay).underlay);
+        }
+        Event::Take { node, cidrs_of } => {
+            rewrite(snapshot, *node, &|changed| changed.pod_cidrs = lease(*cidrs_of).pod_cidrs);
+        }
+        Event::Other(node) => {
+            rewrite(snapshot, *node, &|changed| changed.backend = Backend::Other("host-gw".into()));
+        }
+    }
+}
+
+/// What must hold of any design: a peer is there whole or not at all, and no two share a destination.
+fn assert_whole(case: &Case, snapshot: &Snapshot, design: &Design) {
+    let mut routed = 0;
+    for node in &design.peers {
+        let lease = &snapshot.leases[node];
+        assert!(snapshot.nodes.contains_key(node));
+        let Backend::Vxlan { mac, .. } = lease.backend else { panic!("{node} is programmed") };
+        let entry = design.state.fdb().find(|entry| entry.mac.0 == mac.0).expect("a forwarding entry");
+        assert!(lease.underlay.contains(&entry.destination));
+        for cidr in &lease.pod_cidrs {
+            let neighbour =
+                design.state.neighbours().find(|one| one.address == cidr.addr()).expect("a neighbour");
+            assert_eq!(neighbour.mac.0, mac.0);
+            let route = design
+                .state
+                .routes()
+                .find(|route| route.key.destination == *cidr && route.target.via.is_some());
+            assert_eq!(route.and_then(|route| route.target.via), Some(cidr.addr()));
+            routed += 1;
+        }
+    }
+    let tunnelled = design.state.routes().filter(|route| route.target.via.is_some()).count();
+    assert_eq!(tunnelled, routed, "every route belongs to a peer");
+    assert_eq!(design.state.fdb.len(), design.peers.len());
+    assert_eq!(design.state.neighbours.len(), routed);
+    let expected = snapshot
+        .leases
+        .values()
+        .filter(|lease| lease.node != case.own.node && snapshot.nodes.contains_key(&lease.node));
+    for lease in expected {
+        let known = design.peers.contains(&lease.node) != design.problems.contains_key(&lease.node);
+        assert!(known, "{} is either programmed or reported", lease.node);
+    }
+}
+
+proptest! {
+    #[test]
+    fn after_any_history_every_peer_is_programmed_whole_or_reported(events in proptest::collection::vec(event(), 0..30)) {
+        let case = Case::node1();
+        let mut snapshot = cluster_of([1]);
+        let mut have = case.design(&snapshot).state;
+        for event in &events {
+            happen(&mut snapshot, event);
+            let design = case.design(&snapshot);
+            assert_whole(&case, &snapshot, &design);
+            // Nothing to do for what is as it was.
+            prop_assert_eq!(netstate::diff(&design.state, &design.state), []);
+            have = design.state;
+        }
+        // The history leaves no trace: a fresh node that sees the same cluster wants the same.
+        let fresh: Snapshot = snapshot.objects().fold(Snapshot::default(), |mut fresh, object| {
+            fresh.apply(Change::Set(object));
+            fresh
+        });
+        prop_assert_eq!(have, case.design(&fresh).state);
+    }
+
+    #[test]
+    fn the_order_in_which_nodes_come_does_not_matter(
+        numbers in Just((1u16..12).collect::<Vec<_>>()).prop_shuffle(), cut in any::<u8>(),
+    ) {
+        let case = Case::node1();
+        let kept = &numbers[..usize::from(cut) % numbers.len()];
+        let mut sorted = kept.to_vec();
+        sorted.sort_unstable();
+        prop_assert_eq!(case.design(&cluster_of(kept.iter().copied())), case.design(&cluster_of(sorted)));
+    }
+}
