@@ -11,10 +11,11 @@ use crate::process;
 type Need = (&'static str, &'static str);
 
 /// For `cargo xtask test` and `bench`.
-pub(crate) const TESTS: [Need; 8] = [
+pub(crate) const TESTS: [Need; 9] = [
     ("ip", "iproute2"),
     ("nft", "nftables"),
     ("ping", "iputils-ping"),
+    ("iptables", "iptables"),
     ("strace", "strace"),
     ("conntrack", "conntrack"),
     ("iperf3", "iperf3"),

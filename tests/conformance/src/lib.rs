@@ -1,1 +1,106 @@
-//! The behaviours of the CNI plugins, ours and the reference's.
+//! The behaviours that a CNI plugin shows from outside, asked of ours and of the reference plugins alike.
+//!
+//! Read [`subjects`] first: every test loops over it. Where the two differ on purpose, the test says so at
+//! the place ([`Subject::is_reference`]), and docs/conformance.md lists the difference and its reason. The
+//! reference is what Debian ships (`containernetworking-plugins`); keys that it is too old for are asked of
+//! ours alone.
+//!
+//! Tests are named and grouped by what they ask: `protocol`, `loopback`, `host_local`, `bridge`.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "test support")]
+
+use std::path::PathBuf;
+
+use harness::{Call, Namespace};
+use serde_json::{Value, json};
+
+/// All protocol versions that these plugins speak.
+pub const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+
+/// One implementation of the plugins.
+#[derive(Debug)]
+pub struct Subject {
+    /// How messages call it.
+    pub name: &'static str,
+    /// The directory of its plugins.
+    pub bin: PathBuf,
+    keep: Option<tempfile::TempDir>,
+}
+
+impl Subject {
+    /// Whether it is the reference's.
+    pub fn is_reference(&self) -> bool {
+        self.keep.is_none()
+    }
+
+    /// The versions it speaks: Debian's reference is older than 1.1.0.
+    pub fn versions(&self) -> &'static [&'static str] {
+        if self.is_reference() { &VERSIONS[..6] } else { &VERSIONS }
+    }
+}
+
+/// Ours alone, for what the reference has not.
+pub fn ours() -> Subject {
+    let directory = harness::plugin_directory(&["bridge", "host-local", "loopback", "fairlead"]);
+    Subject { name: "fairlead", bin: directory.path().to_path_buf(), keep: Some(directory) }
+}
+
+/// Ours, and the reference's where it is installed.
+pub fn subjects() -> Vec<Subject> {
+    let mut all = vec![ours()];
+    match harness::reference_plugins() {
+        Some(bin) => all.push(Subject { name: "reference", bin, keep: None }),
+        None => harness::not_run("containernetworking-plugins is not installed: asked of ours alone"),
+    }
+    all
+}
+
+/// A host, a pod and a place for files, all fresh.
+#[derive(Debug)]
+pub struct Stage {
+    /// The namespace that plays the host, `lo` up.
+    pub host: Namespace,
+    /// The pod's namespace.
+    pub pod: Namespace,
+    /// For host-local's files.
+    pub data: tempfile::TempDir,
+}
+
+impl Stage {
+    /// A fresh one.
+    #[expect(clippy::new_without_default, reason = "making namespaces is an act, not a default value")]
+    pub fn new() -> Self {
+        let data = tempfile::tempdir().expect("a temporary directory");
+        Self { host: Namespace::with_loopback(), pod: Namespace::new(), data }
+    }
+
+    /// A call of `plugin` for container `container` in this stage's pod.
+    pub fn call<'a>(&'a self, subject: &'a Subject, plugin: &'a str, container: &'a str) -> Call<'a> {
+        Call::new(&self.host, &subject.bin, plugin, container, &self.pod)
+    }
+
+    /// An `ipam` object for host-local with one range set a subnet.
+    pub fn ipam(&self, subnets: &[&str]) -> Value {
+        let ranges: Vec<Value> = subnets.iter().map(|subnet| json!([{ "subnet": subnet }])).collect();
+        json!({ "type": "host-local", "dataDir": self.data.path(), "ranges": ranges })
+    }
+
+    /// A configuration of network `test` for `plugin`, with `more` keys laid over it.
+    pub fn config(&self, plugin: &str, version: &str, more: &Value) -> Value {
+        let mut config = json!({ "cniVersion": version, "name": "test", "type": plugin });
+        for (key, value) in more.as_object().into_iter().flatten() {
+            config[key] = value.clone();
+        }
+        config
+    }
+
+    /// The address files of network `test`, sorted, without host-local's own.
+    pub fn reserved(&self) -> Vec<String> {
+        let Ok(entries) = std::fs::read_dir(self.data.path().join("test")) else { return Vec::new() };
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"))
+            .filter(|name| name.parse::<std::net::IpAddr>().is_ok())
+            .collect();
+        names.sort();
+        names
+    }
+}
