@@ -266,10 +266,13 @@ fn an_ipam_that_fails_or_gives_nothing_leaves_nothing() {
     }
 }
 
+/// Something done to a pod's network behind the plugin's back, given the result of ADD.
+type Break = fn(&Stage, &Value);
+
 #[test]
 fn check_is_content_after_add_and_finds_what_is_broken() {
     for subject in subjects() {
-        let breaks: [(&str, fn(&Stage, &Value)); 5] = [
+        let breaks: [(&str, Break); 5] = [
             ("a route is gone", |stage, _| drop(stage.pod.ip("route del default"))),
             ("the address is gone", |stage, _| drop(stage.pod.ip("address flush dev eth0 scope global"))),
             ("the port left the bridge", |stage, result| {
