@@ -1,0 +1,318 @@
+//! nf_tables against the kernel, in namespaces of their own; `nft -j` says what is really there.
+
+use std::collections::BTreeMap;
+
+use harness::{Namespace, run_ok};
+use kernel::nft::{Nft, Transaction};
+use netstate::nft::{
+    self, BaseChain, Chain, ChainKind, Family, Field, Hook, IpVersion, Key, KeyType, Policy, Rule, Set,
+    Statement, Table, Value, Verdict, priority,
+};
+use netstate::{LinkName, Mac};
+use serde_json::Value as Json;
+
+/// Runs `work` with a conversation that was opened inside the namespace.
+fn inside<T: Send>(namespace: &Namespace, work: impl FnOnce(&mut Nft) -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            let path = std::fs::File::open(namespace.path()).unwrap();
+            #[allow(clippy::disallowed_methods, reason = "the thread ends with the test")]
+            rustix::thread::move_into_link_name_space(
+                std::os::fd::AsFd::as_fd(&path),
+                Some(rustix::thread::LinkNameSpaceType::Network),
+            )
+            .unwrap();
+            work(&mut Nft::open().unwrap())
+        });
+        inside.join().unwrap()
+    })
+}
+
+fn commit(nft: &mut Nft, steps: &[nft::Step]) {
+    let mut transaction = Transaction::new();
+    steps.iter().for_each(|step| {
+        transaction.add_step(step);
+    });
+    nft.commit(transaction).unwrap_or_else(|error| panic!("{error}"));
+}
+
+fn address(text: &str) -> Key {
+    vec![Value::Address(text.parse().unwrap())]
+}
+
+fn network(text: &str) -> Key {
+    vec![Value::Network(text.parse().unwrap())]
+}
+
+fn link(name: &str) -> LinkName {
+    name.parse().unwrap()
+}
+
+fn postrouting() -> BaseChain {
+    BaseChain {
+        kind: ChainKind::Nat,
+        hook: Hook::Postrouting,
+        priority: priority::SRCNAT,
+        policy: Policy::Accept,
+    }
+}
+
+/// One of everything that the model can say.
+fn everything() -> Table {
+    let pair =
+        vec![Value::Network("10.1.0.0/16".parse().unwrap()), Value::Network("10.2.3.4/32".parse().unwrap())];
+    let port = vec![Value::Ifname(link("veth0")), Value::Ether(Mac([2, 0, 0, 0, 0, 1]))];
+    let service = vec![Value::Address("10.0.0.1".parse().unwrap()), Value::Protocol(6), Value::Port(80)];
+    let field = Field::Source(IpVersion::V4);
+    let tcp = Statement::equal(Field::Protocol, Value::Protocol(6));
+    Table::new(Family::Inet, "fairlead")
+        .with_set(
+            Set::new("pods", [KeyType::Ipv4]).with_element(address("10.244.1.2"), Some("default/web-1")),
+        )
+        .with_set(Set::new("pods6", [KeyType::Ipv6]).with_element(address("fd00::2"), None))
+        .with_set(
+            Set::interval("cluster", [KeyType::Ipv4])
+                .with_element(network("10.244.0.0/16"), Some("pods"))
+                .with_element(network("10.245.0.0/16"), None)
+                .with_element(network("255.255.0.0/16"), None),
+        )
+        .with_set(Set::interval("all6", [KeyType::Ipv6]).with_element(network("::/0"), None))
+        .with_set(Set::interval("pairs", [KeyType::Ipv4, KeyType::Ipv4]).with_element(pair, Some("a pair")))
+        .with_set(Set::new("ports", [KeyType::Ifname, KeyType::Ether]).with_element(port, None))
+        .with_set(
+            Set::new("services", [KeyType::Ipv4, KeyType::Protocol, KeyType::Port])
+                .with_element(service, None),
+        )
+        .with_chain(
+            Chain::base("postrouting", postrouting())
+                .with_rule(
+                    Rule::new([
+                        Statement::in_set([field], "pods"),
+                        Statement::destination_not_in("10.244.0.0/17".parse().unwrap()),
+                        Statement::not_in_set([Field::Destination(IpVersion::V4)], "cluster"),
+                        Statement::Masquerade { fully_random: true },
+                    ])
+                    .with_comment("leaving the cluster"),
+                )
+                .with_rule(Rule::new([
+                    Statement::source_in("fd00::/20".parse().unwrap()),
+                    Statement::Masquerade { fully_random: false },
+                ])),
+        )
+        .with_chain(
+            Chain::base(
+                "forward",
+                BaseChain {
+                    kind: ChainKind::Filter,
+                    hook: Hook::Forward,
+                    priority: -5,
+                    policy: Policy::Drop,
+                },
+            )
+            .with_rule(Rule::new([Statement::ct_state(6), Statement::Verdict(Verdict::Accept)]))
+            .with_rule(Rule::new([
+                Statement::equal(Field::InputLink, Value::Ifname(link("eth0"))),
+                Statement::not_equal(Field::OutputLink, Value::Ifname(link("eth1"))),
+                Statement::Verdict(Verdict::Jump("inner".into())),
+            ]))
+            .with_rule(Rule::new([
+                Statement::in_set([field, Field::Destination(IpVersion::V4)], "pairs"),
+                Statement::Counter,
+                Statement::Verdict(Verdict::Goto("inner".into())),
+            ]))
+            .with_rule(Rule::new([
+                tcp,
+                Statement::equal(Field::DestinationPort, Value::Port(80)),
+                Statement::in_set(
+                    [Field::Destination(IpVersion::V4), Field::Protocol, Field::DestinationPort],
+                    "services",
+                ),
+                Statement::Verdict(Verdict::Drop),
+            ])),
+        )
+        .with_chain(
+            Chain::regular("inner")
+                .with_rule(Rule::new([
+                    Statement::MaskedMatch {
+                        field: Field::Mark,
+                        mask: 0x4000,
+                        operator: nft::Operator::Equal,
+                        value: 0x4000,
+                    },
+                    Statement::SetMark { mask: 0x8000, value: 0x8000 },
+                    Statement::Verdict(Verdict::Return),
+                ]))
+                .with_rule(Rule::new([Statement::SetMark { mask: u32::MAX, value: 7 }])),
+        )
+}
+
+fn of_kind<'a>(ruleset: &'a [Json], kind: &str) -> Vec<&'a Json> {
+    ruleset.iter().filter_map(|object| object.get(kind)).collect()
+}
+
+#[test]
+fn a_table_comes_back_as_it_was_made_and_needs_no_second_step() {
+    let namespace = Namespace::new();
+    let want = everything();
+    inside(&namespace, |nft| {
+        commit(nft, &nft::diff(None, Some(&want)));
+        let have = nft.table(&want.key, Some(&want)).unwrap().unwrap();
+        assert_eq!(have.to_string(), want.to_string());
+        assert_eq!(nft::diff(Some(&have), Some(&want)), Vec::new());
+        assert_eq!(nft.tables().unwrap(), vec![want.key.clone()]);
+    });
+}
+
+#[test]
+fn nft_lists_our_rules_in_its_own_words() {
+    let namespace = Namespace::new();
+    let want = everything();
+    inside(&namespace, |nft| commit(nft, &nft::diff(None, Some(&want))));
+    let text = run_ok(namespace.command("nft").args(["list", "ruleset"]));
+    for line in [
+        "type nat hook postrouting priority srcnat; policy accept;",
+        "ip saddr @pods ip daddr != 10.244.0.0/17 ip daddr != @cluster masquerade fully-random comment \"leaving the cluster #",
+        "ip6 saddr fd00::/20 masquerade comment",
+        "type filter hook forward priority filter - 5; policy drop;",
+        "ct state established,related accept",
+        "iifname \"eth0\" oifname != \"eth1\" jump inner",
+        "ip saddr . ip daddr @pairs counter packets 0 bytes 0 goto inner",
+        "tcp dport 80 ip daddr . meta l4proto . tcp dport @services drop",
+        "meta mark & 0x00004000 == 0x00004000",
+        "meta mark set meta mark | 0x00008000 return",
+        "meta mark set 0x00000007",
+        "10.244.1.2 comment \"default/web-1\"",
+        "elements = { 10.244.0.0/16 comment \"pods\", 10.245.0.0/16,",
+        "255.255.0.0/16 }",
+        "elements = { 10.1.0.0/16 . 10.2.3.4 comment \"a pair\" }",
+        "elements = { \"veth0\" . 02:00:00:00:00:01 }",
+        "elements = { 10.0.0.1 . tcp . 80 }",
+        "elements = { ::/0 }",
+    ] {
+        assert!(text.contains(line), "{line}\nis not in\n{text}");
+    }
+}
+
+#[test]
+fn twenty_thousand_elements_go_in_come_back_and_leave() {
+    let namespace = Namespace::new();
+    let mut want = Table::new(Family::Inet, "fairlead");
+    let mut set = Set::new("pods", [KeyType::Ipv4]);
+    for number in 0..20_000_u32 {
+        let address = std::net::Ipv4Addr::from(0x0af4_0000 + number);
+        set = set.with_element(vec![Value::Address(address.into())], Some(&format!("pod {number}")));
+    }
+    want = want.with_set(set.clone());
+    inside(&namespace, |nft| {
+        commit(nft, &nft::diff(None, Some(&want)));
+        assert_eq!(nft.elements(&want.key, &set).unwrap(), set.elements);
+        assert!(nft.contains(&want.key, "pods", &address("10.244.1.1")).unwrap());
+        assert!(!nft.contains(&want.key, "pods", &address("10.1.1.1")).unwrap());
+        assert!(!nft.contains(&want.key, "nobody", &address("10.1.1.1")).unwrap());
+        let none = Table::new(Family::Inet, "fairlead").with_set(Set::new("pods", [KeyType::Ipv4]));
+        commit(nft, &nft::diff(Some(&want), Some(&none)));
+        assert_eq!(nft.elements(&want.key, &set).unwrap(), BTreeMap::new());
+    });
+}
+
+#[test]
+fn a_refused_change_undoes_its_whole_transaction_and_is_named() {
+    let namespace = Namespace::new();
+    let table = nft::TableKey::new(Family::Inet, "fairlead");
+    inside(&namespace, |nft| {
+        let mut transaction = Transaction::new();
+        let lost = Rule::new([Statement::Verdict(Verdict::Jump("nowhere".into()))]);
+        transaction.add_table(&table).add_chain(&table, &Chain::regular("inner"));
+        transaction.add_rule(&table, "inner", &lost);
+        let error = nft.commit(transaction).unwrap_err();
+        assert!(error.to_string().contains("add rule inet fairlead inner jump nowhere"), "{error}");
+        assert!(error.is_missing());
+    });
+    assert!(of_kind(&namespace.nft_ruleset(), "table").is_empty());
+}
+
+#[test]
+fn creating_a_set_twice_is_refused_and_adding_it_twice_is_not() {
+    let namespace = Namespace::new();
+    let table = nft::TableKey::new(Family::Inet, "fairlead_cni");
+    let set = Set::new("pods", [KeyType::Ipv4]);
+    inside(&namespace, |nft| {
+        let mut first = Transaction::new();
+        first.add_table(&table).create_set(&table, &set);
+        nft.commit(first).unwrap();
+        let mut again = Transaction::new();
+        again.add_table(&table).create_set(&table, &set);
+        assert!(nft.commit(again).unwrap_err().exists());
+        let mut tolerant = Transaction::new();
+        tolerant.add_table(&table).add_set(&table, &set);
+        nft.commit(tolerant).unwrap();
+        let mut twice = Transaction::new();
+        let key = address("10.0.0.1");
+        twice.add_elements(&table, "pods", [(&key, Some("one"))]);
+        twice.add_elements(&table, "pods", [(&key, Some("one"))]);
+        nft.commit(twice).unwrap();
+        let mut gone = Transaction::new();
+        gone.delete_elements(&table, "pods", [&address("10.0.0.2")]);
+        assert!(nft.commit(gone).unwrap_err().is_missing());
+    });
+}
+
+#[test]
+fn a_hardware_address_check_works_in_the_bridge_family() {
+    let namespace = Namespace::new();
+    let base = BaseChain {
+        kind: ChainKind::Filter,
+        hook: Hook::Prerouting,
+        priority: priority::BRIDGE_FILTER,
+        policy: Policy::Accept,
+    };
+    let mac = Mac([2, 0, 0, 0, 0, 1]);
+    let want = Table::new(Family::Bridge, "fairlead_macspoof")
+        .with_set(
+            Set::new("ports", [KeyType::Ifname]).with_element([Value::Ifname(link("veth0"))], Some("c1")),
+        )
+        .with_set(
+            Set::new("allowed", [KeyType::Ifname, KeyType::Ether])
+                .with_element([Value::Ifname(link("veth0")), Value::Ether(mac)], Some("c1")),
+        )
+        .with_chain(Chain::base("prerouting", base).with_rule(Rule::new([
+            Statement::in_set([Field::InputLink], "ports"),
+            Statement::not_in_set([Field::InputLink, Field::EtherSource], "allowed"),
+            Statement::Verdict(Verdict::Drop),
+        ])));
+    inside(&namespace, |nft| {
+        commit(nft, &nft::diff(None, Some(&want)));
+        assert_eq!(nft.table(&want.key, Some(&want)).unwrap(), Some(want.clone()));
+    });
+    let text = run_ok(namespace.command("nft").args(["list", "ruleset"]));
+    assert!(text.contains("iifname @ports iifname . ether saddr != @allowed drop"), "{text}");
+}
+
+#[test]
+fn what_others_edit_is_seen_and_healed() {
+    let namespace = Namespace::new();
+    let want = everything();
+    inside(&namespace, |nft| commit(nft, &nft::diff(None, Some(&want))));
+    let edits: [&[&str]; 9] = [
+        &["flush", "chain", "inet", "fairlead", "forward"],
+        &["insert", "rule", "inet", "fairlead", "inner", "drop"],
+        &["delete", "element", "inet", "fairlead", "pods", "{ 10.244.1.2 }"],
+        &["add", "element", "inet", "fairlead", "pods", "{ 10.9.9.9 }"],
+        &["add", "element", "inet", "fairlead", "cluster", "{ 10.7.0.1-10.7.0.6 }"],
+        &["add", "chain", "inet", "fairlead", "extra"],
+        &["add", "set", "inet", "fairlead", "extra", "{ type mark; timeout 1h; }"],
+        &["add", "chain", "inet", "fairlead", "forward", "{ policy accept; }"],
+        &["delete", "table", "inet", "fairlead"],
+    ];
+    for edit in edits {
+        run_ok(namespace.command("nft").args(edit));
+        inside(&namespace, |nft| {
+            let have = nft.table(&want.key, Some(&want)).unwrap();
+            let steps = nft::diff(have.as_ref(), Some(&want));
+            assert!(!steps.is_empty(), "{edit:?} was not seen");
+            commit(nft, &steps);
+            let healed = nft.table(&want.key, Some(&want)).unwrap().unwrap();
+            assert_eq!(healed.to_string(), want.to_string(), "after {edit:?}");
+        });
+    }
+}
