@@ -1,1 +1,3 @@
 //! Plugins that give a pod an interface.
+
+pub mod loopback;

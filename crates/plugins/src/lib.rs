@@ -1,7 +1,31 @@
 //! fairlead-cni: every CNI plugin in one static binary.
 //!
-//! The plugins are named after the reference's and take its configuration keys, so existing conflists work
-//! unchanged. Each is one file below [`interface`] or [`ipam`], with a folder of the same name for its parts.
+//! Read [`find`] first: it is the list of the plugins. Each is one file below [`interface`] or [`ipam`],
+//! with a folder of the same name for its parts; [`run`] is the process around the one that is asked for.
+//!
+//! They take the names and configuration keys of the reference plugins, so existing conflists work
+//! unchanged, and they need nothing that runs: no agent, no tool, no child process.
+//!
+//! ```
+//! let plugin = plugins::find("host-local").expect("it is in the list");
+//! assert_eq!(plugin.name(), "host-local");
+//! assert!(plugins::find("no-such-plugin").is_none());
+//! ```
 
+pub mod install;
 pub mod interface;
 pub mod ipam;
+mod run;
+
+use cni::Plugin;
+
+pub use run::{run, selected};
+
+/// Every plugin in this binary. There is no other registration.
+pub static PLUGINS: &[&dyn Plugin] = &[&ipam::host_local::HostLocal, &interface::loopback::Loopback];
+
+/// The plugin of this name.
+#[must_use]
+pub fn find(name: &str) -> Option<&'static dyn Plugin> {
+    PLUGINS.iter().copied().find(|plugin| plugin.name() == name)
+}

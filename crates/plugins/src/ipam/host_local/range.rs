@@ -83,7 +83,7 @@ pub enum RangeError {
         /// Its place in the configuration, from 0.
         index: usize,
         /// What is wrong with it.
-        cause: Box<RangeError>,
+        cause: Box<Self>,
     },
     /// Two sets share addresses.
     #[error("range set {0} overlaps with {1}")]

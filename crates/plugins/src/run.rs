@@ -1,0 +1,82 @@
+//! The process around a plugin: which one it is, and what it is connected to.
+//!
+//! A runtime starts a plugin by the name of its file, so the plugin is the one that the program is called
+//! by. A person may also name it as the first argument: `fairlead-cni bridge`.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Write};
+use std::path::Path;
+
+use cni::{Environment, Plugin, Process};
+
+use crate::{PLUGINS, find};
+
+/// The exit code for a program that was called by no plugin's name.
+const WRONG_USAGE: u8 = 2;
+
+/// Runs the plugin that `arguments` (the program's own name first) select, with this process's environment
+/// and standard streams, and gives the exit code: 0 good, 1 the plugin failed, 2 no such plugin.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+    let mut arguments = arguments.into_iter();
+    let program = arguments.next().unwrap_or_default();
+    let first = arguments.next();
+    let Some(plugin) = selected(&program).or_else(|| selected(first.as_deref()?)) else {
+        return usage(first.as_deref());
+    };
+    cni::serve(
+        plugin,
+        Process {
+            environment: Environment::of_this_process(),
+            stdin: &mut io::stdin(),
+            stdout: &mut io::stdout(),
+            stderr: &mut io::stderr(),
+            resolver: Some(find),
+        },
+    )
+}
+
+/// The plugin that a program of this name is: the name is the last part of the path.
+#[must_use]
+pub fn selected(program: &OsStr) -> Option<&'static dyn Plugin> {
+    find(Path::new(program).file_name()?.to_str()?)
+}
+
+fn usage(asked: Option<&OsStr>) -> u8 {
+    let mut text = String::new();
+    if let Some(asked) = asked {
+        text.push_str(&format!("fairlead-cni: there is no plugin {asked:?}\n"));
+    }
+    let names: Vec<&str> = PLUGINS.iter().map(|plugin| plugin.name()).collect();
+    text.push_str(&format!(
+        "usage: fairlead-cni PLUGIN, or a link to fairlead-cni with the name of the plugin\n\
+         plugins: {}\n\
+         The call itself comes in CNI_COMMAND and the other CNI_ variables, the configuration on stdin.\n\
+         example: CNI_COMMAND=VERSION fairlead-cni {}\n",
+        names.join(" "),
+        names.first().unwrap_or(&"host-local"),
+    ));
+    let _ = io::stderr().write_all(text.as_bytes());
+    WRONG_USAGE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_part_of_the_programs_path_selects_the_plugin() {
+        let name = |program: &str| selected(OsStr::new(program)).map(Plugin::name);
+        assert_eq!(name("/opt/cni/bin/host-local"), Some("host-local"));
+        assert_eq!(name("loopback"), Some("loopback"));
+        assert_eq!(name("/opt/cni/bin/fairlead-cni"), None);
+        assert_eq!(name(""), None);
+        assert_eq!(name("/"), None);
+    }
+
+    #[test]
+    fn no_two_plugins_share_a_name() {
+        for (index, plugin) in PLUGINS.iter().enumerate() {
+            assert!(PLUGINS[..index].iter().all(|other| other.name() != plugin.name()), "{}", plugin.name());
+        }
+    }
+}
