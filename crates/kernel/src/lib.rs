@@ -1,6 +1,6 @@
 //! The only door to Linux: netlink, nf_tables, namespaces, sysctls. All unsafe code of the project is here.
 //!
-//! Read first: [`netlink::Socket`] and [`netlink::Batch`] (how requests travel), then `link` as the
+//! Read first: [`netlink::Socket`] and [`netlink::Batch`] (how requests travel), then [`link`] as the
 //! example of how every kind of object is done: functions that *change* something return a
 //! [`netlink::Request`], which costs nothing until a batch of them is sent; functions that *read* take the
 //! socket and ask at once. Nothing is cached: the kernel is the only copy.
@@ -8,10 +8,14 @@
 //! What stays true: no child processes, no global state, IPv4 and IPv6 through the same functions, and every
 //! refusal of the kernel names the operation, the object, the errno and the kernel's own words.
 
+mod abi;
 mod error;
+pub mod link;
 pub mod netlink;
+pub mod netns;
 pub mod nft;
 pub mod signals;
+pub mod sysctl;
 pub mod user_namespace;
 
 pub use error::Error;

@@ -1,0 +1,133 @@
+//! Decoding of `RTM_NEWLINK` and `RTM_DELLINK`.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use netstate::Mac;
+
+use super::{Header, Kind, Link, OperationalState, Port};
+use crate::abi;
+use crate::netlink::{Attribute, Attributes, Malformed, Reply};
+
+impl Link {
+    /// Decodes a message about one link: an answer, an echo, or a notification.
+    ///
+    /// # Errors
+    /// When it is not a link message.
+    pub fn from_reply(reply: Reply<'_>) -> Result<Self, Malformed> {
+        let (header, attributes) = reply.split::<{ Header::SIZE }>()?;
+        let [_, _, _, _, i0, i1, i2, i3, f0, f1, f2, f3, ..] = *header;
+        let mut link = Self {
+            index: u32::from_ne_bytes([i0, i1, i2, i3]),
+            name: String::new(),
+            kind: Kind::Device,
+            mac: None,
+            mtu: 0,
+            flags: u32::from_ne_bytes([f0, f1, f2, f3]),
+            operational_state: OperationalState::Unknown,
+            master: None,
+            parent: None,
+            peer_namespace: None,
+            alias: None,
+            transmit_queue_length: 0,
+            promiscuity: 0,
+            group: 0,
+            port: None,
+        };
+        for attribute in attributes {
+            link.apply(attribute?)?;
+        }
+        // A link that sits on nothing names itself.
+        if link.parent == Some(link.index) && link.peer_namespace.is_none() {
+            link.parent = None;
+        }
+        Ok(link)
+    }
+
+    fn apply(&mut self, attribute: Attribute<'_>) -> Result<(), Malformed> {
+        match attribute.kind {
+            abi::IFLA_IFNAME => self.name = attribute.text()?.to_owned(),
+            abi::IFLA_ADDRESS => self.mac = attribute.array("a hardware address").ok().map(Mac),
+            abi::IFLA_MTU => self.mtu = attribute.u32()?,
+            abi::IFLA_OPERSTATE => self.operational_state = operational_state(attribute.u8()?),
+            abi::IFLA_MASTER => self.master = Some(attribute.u32()?).filter(|index| *index != 0),
+            abi::IFLA_LINK => self.parent = Some(attribute.u32()?).filter(|index| *index != 0),
+            abi::IFLA_LINK_NETNSID => self.peer_namespace = Some(attribute.i32()?),
+            abi::IFLA_IFALIAS => self.alias = Some(attribute.text()?.to_owned()),
+            abi::IFLA_TXQLEN => self.transmit_queue_length = attribute.u32()?,
+            abi::IFLA_PROMISCUITY => self.promiscuity = attribute.u32()?,
+            abi::IFLA_GROUP => self.group = attribute.u32()?,
+            abi::IFLA_LINKINFO => {
+                self.kind = kind(attribute.nested())?;
+                self.port = port(attribute.nested())?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// RFC 2863 `ifOperStatus` as `IF_OPER_*` numbers it.
+fn operational_state(number: u8) -> OperationalState {
+    match number {
+        1..=4 => OperationalState::Down,
+        5 => OperationalState::Dormant,
+        6 => OperationalState::Up,
+        _ => OperationalState::Unknown,
+    }
+}
+
+fn kind(info: Attributes<'_>) -> Result<Kind, Malformed> {
+    let Some(name) = info.find(abi::IFLA_INFO_KIND)? else { return Ok(Kind::Device) };
+    let data = info.find(abi::IFLA_INFO_DATA)?.map_or(Attributes::new(&[]), |data| data.nested());
+    match name.text()? {
+        "bridge" => {
+            let filtering = data.find(abi::IFLA_BR_VLAN_FILTERING)?;
+            Ok(Kind::Bridge { vlan_filtering: filtering.map_or(Ok(0), |flag| flag.u8())? != 0 })
+        }
+        "veth" => Ok(Kind::Veth),
+        "vxlan" => vxlan(data),
+        other => Ok(Kind::Other(other.to_owned())),
+    }
+}
+
+fn vxlan(data: Attributes<'_>) -> Result<Kind, Malformed> {
+    let (mut id, mut port, mut local, mut learning) = (0, 0, None, true);
+    for attribute in data {
+        let attribute = attribute?;
+        match attribute.kind {
+            abi::IFLA_VXLAN_ID => id = attribute.u32()?,
+            abi::IFLA_VXLAN_PORT => port = attribute.be16()?,
+            abi::IFLA_VXLAN_LEARNING => learning = attribute.u8()? != 0,
+            abi::IFLA_VXLAN_LOCAL => {
+                local = Some(IpAddr::V4(Ipv4Addr::from(attribute.array::<4>("an IPv4 address")?)));
+            }
+            abi::IFLA_VXLAN_LOCAL6 => {
+                local = Some(IpAddr::V6(Ipv6Addr::from(attribute.array::<16>("an IPv6 address")?)));
+            }
+            _ => {}
+        }
+    }
+    Ok(Kind::Vxlan { id, port, local, learning })
+}
+
+fn port(info: Attributes<'_>) -> Result<Option<Port>, Malformed> {
+    match info.find(abi::IFLA_INFO_SLAVE_KIND)? {
+        Some(kind) if kind.text()? == "bridge" => {}
+        _ => return Ok(None),
+    }
+    let Some(data) = info.find(abi::IFLA_INFO_SLAVE_DATA)? else { return Ok(None) };
+    let mut port =
+        Port { state: 0, hairpin: false, isolated: false, learning: true, neighbour_suppression: false };
+    for attribute in data.nested() {
+        let attribute = attribute?;
+        match attribute.kind {
+            abi::IFLA_BRPORT_STATE => port.state = attribute.u8()?,
+            abi::IFLA_BRPORT_MODE => port.hairpin = attribute.u8()? != 0,
+            abi::IFLA_BRPORT_ISOLATED => port.isolated = attribute.u8()? != 0,
+            abi::IFLA_BRPORT_LEARNING => port.learning = attribute.u8()? != 0,
+            abi::IFLA_BRPORT_NEIGH_SUPPRESS => port.neighbour_suppression = attribute.u8()? != 0,
+            _ => {}
+        }
+    }
+    Ok(Some(port))
+}
