@@ -144,11 +144,11 @@ impl Allocator {
     ) -> Result<Vec<IpAddr>, Error> {
         let held = files.held_by(attachment)?;
         for (index, (set, wish)) in self.pool.sets().iter().zip(wishes).enumerate() {
-            let Some(ip) = held.iter().copied().find(|ip| set.range_of(*ip).is_some()) else { continue };
             // The very address it asks for: the reference finds that taken before it looks who has it.
-            if *wish == Some(ip) {
+            if let Some(ip) = wish.filter(|ip| held.contains(ip)) {
                 return Err(Error::NotAvailable { index, ip, set: set.to_string() });
             }
+            let Some(ip) = held.iter().copied().find(|ip| set.range_of(*ip).is_some()) else { continue };
             return Err(Error::Duplicate { index, ip, container_id: attachment.container_id.clone() });
         }
         Ok(held)
