@@ -9,11 +9,12 @@
 //! Source: CNI specification section 4, "Plugin Delegation".
 
 use std::borrow::Cow;
+use std::path::PathBuf;
 
 use crate::dispatch;
 use crate::error::Error;
 use crate::exec;
-use crate::plugin::{Command, Plugin, Request};
+use crate::plugin::{Command, Plugin, Request, Resolver};
 use crate::result::AddResult;
 use crate::runtime_error::RuntimeError;
 
@@ -62,7 +63,7 @@ fn delegate(kind: &str, request: &Request, command: Command) -> Result<Option<Ad
         true => Cow::Borrowed(request),
         false => Cow::Owned(request.with_command(command)),
     };
-    match locate(kind, &request)? {
+    match locate(kind, &request.path, request.resolver)? {
         Place::Here(plugin) => dispatch::call(plugin, &request),
         Place::There(executable) => {
             let stdout = exec::run(kind, &executable, &request)?;
@@ -76,26 +77,29 @@ pub(crate) enum Place {
     /// In this process.
     Here(&'static dyn Plugin),
     /// As a process of this executable.
-    There(std::path::PathBuf),
+    There(PathBuf),
 }
 
 /// Decides where the plugin `kind` runs.
-pub(crate) fn locate(kind: &str, request: &Request) -> Result<Place, RuntimeError> {
-    let ours = request.resolver.and_then(|resolve| resolve(kind));
-    let found = exec::find(kind, &request.path);
-    match (ours, found) {
+pub(crate) fn locate(
+    kind: &str,
+    path: &[PathBuf],
+    resolver: Option<Resolver>,
+) -> Result<Place, RuntimeError> {
+    let ours = resolver.and_then(|resolve| resolve(kind));
+    match (ours, exec::find(kind, path)) {
         (Some(plugin), Ok(executable)) if exec::is_this_program(&executable) => Ok(Place::Here(plugin)),
         (Some(plugin), Err(RuntimeError::PluginMissing { .. })) => Ok(Place::Here(plugin)),
         (_, found) => found.map(Place::There),
     }
 }
 
-/// The result in what a process printed, for the command that has one.
+/// The result in what a process printed, for the command that has one. A plugin may print nothing, or `null`.
 pub(crate) fn read(stdout: &[u8], request: &Request) -> Result<Option<AddResult>, Error> {
-    if request.command == Command::Add {
-        return AddResult::decode(stdout, request.config.version).map(Some);
+    if request.command != Command::Add || matches!(stdout.trim_ascii(), b"" | b"null") {
+        return Ok(None);
     }
-    Ok(None)
+    AddResult::decode(stdout, request.config.version).map(Some)
 }
 
 #[cfg(test)]

@@ -38,7 +38,10 @@
 //! }
 //! ```
 
+mod cache;
+mod chain;
 mod config;
+mod conflist;
 pub mod delegate;
 mod dispatch;
 mod environment;
@@ -51,7 +54,10 @@ mod runtime_error;
 mod serve;
 mod version;
 
+pub use cache::{Cache, CachedAttachment};
+pub use chain::{Runner, RuntimeArguments};
 pub use config::{Attachment, Config, validate_network_name};
+pub use conflist::{ConfList, PluginConf};
 pub use environment::{Arguments, Environment, validate_container_id, validate_interface_name};
 pub use error::{Code, Error};
 pub use json::{FieldError, Fields, Item, Json, SyntaxError};

@@ -4,7 +4,7 @@
 //! as [`RuntimeError::Plugin`], with the code that the plugin gave: 11 says try again, everything else waits for a
 //! change. Causes are in the text.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Code, Error};
 use crate::plugin::Command;
@@ -124,6 +124,23 @@ pub enum RuntimeError {
 }
 
 impl RuntimeError {
+    /// None, one, or several failures.
+    pub(crate) fn join(mut errors: Vec<Self>) -> Result<(), Self> {
+        match errors.len() {
+            0 => Ok(()),
+            1 => Err(errors.remove(0)),
+            _ => Err(Self::Several(errors)),
+        }
+    }
+
+    pub(crate) fn unreadable(path: &Path, cause: std::io::Error) -> Self {
+        Self::Unreadable { path: path.to_owned(), cause }
+    }
+
+    pub(crate) fn bad_configuration(source_name: &Path, reason: impl std::fmt::Display) -> Self {
+        Self::BadConfiguration { source_name: source_name.to_owned(), reason: reason.to_string() }
+    }
+
     /// The code that fits: a plugin's own where a plugin failed.
     #[must_use]
     pub fn code(&self) -> Code {

@@ -135,16 +135,17 @@ fn behaviour_3_all_missing_variables_are_reported_at_once() {
 #[test]
 fn behaviour_4_bad_input_gets_the_code_for_it() {
     let long = r#"{"cniVersion":"1.0.0","name":"net","type":["x"]}"#;
-    let cases: [(&str, &[(&str, &str)], &str, Code); 11] = [
-        ("FOO", &[], CONFIG, Code::INVALID_ENVIRONMENT),
-        ("ADD", &[], "{", Code::UNDECODABLE),
-        ("ADD", &[], "", Code::UNDECODABLE),
-        ("ADD", &[], "[]", Code::UNDECODABLE),
-        ("ADD", &[], long, Code::UNDECODABLE),
-        ("ADD", &[], r#"{"name":5}"#, Code::UNDECODABLE),
-        ("ADD", &[], "{}", Code::INVALID_CONFIG),
-        ("ADD", &[], r#"{"name":""}"#, Code::INVALID_CONFIG),
-        ("ADD", &[], r#"{"name":"a/b"}"#, Code::INVALID_CONFIG),
+    let none: &[(&str, &str)] = &[];
+    let cases = [
+        ("FOO", none, CONFIG, Code::INVALID_ENVIRONMENT),
+        ("ADD", none, "{", Code::UNDECODABLE),
+        ("ADD", none, "", Code::UNDECODABLE),
+        ("ADD", none, "[]", Code::UNDECODABLE),
+        ("ADD", none, long, Code::UNDECODABLE),
+        ("ADD", none, r#"{"name":5}"#, Code::UNDECODABLE),
+        ("ADD", none, "{}", Code::INVALID_CONFIG),
+        ("ADD", none, r#"{"name":""}"#, Code::INVALID_CONFIG),
+        ("ADD", none, r#"{"name":"a/b"}"#, Code::INVALID_CONFIG),
         ("ADD", &[("CNI_CONTAINERID", "_x")], CONFIG, Code::INVALID_ENVIRONMENT),
         ("DEL", &[("CNI_CONTAINERID", "a b")], CONFIG, Code::INVALID_ENVIRONMENT),
     ];
