@@ -95,3 +95,30 @@ impl fmt::Debug for Mac {
         fmt::Display::fmt(self, f)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn link_names_are_what_the_kernel_takes() {
+        for good in ["lo", "fairlead0", "eth0.100", "a23456789012345", "veth-1", "br@x"] {
+            assert_eq!(good.parse::<LinkName>().unwrap().to_string(), good);
+        }
+        for bad in ["", ".", "..", "a/b", "a:b", "a b", "a\tb", "a234567890123456", "a\0b"] {
+            let error = bad.parse::<LinkName>().unwrap_err().to_string();
+            assert!(error.contains("is not valid"), "{bad:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn hardware_addresses_are_six_bytes() {
+        assert_eq!("0A:00:ff:1e:00:09".parse::<Mac>().unwrap(), Mac([0x0a, 0, 0xff, 0x1e, 0, 9]));
+        assert_eq!(Mac([0x0a, 0, 0xff, 0x1e, 0, 9]).to_string(), "0a:00:ff:1e:00:09");
+        for bad in
+            ["", "0a:00:ff:1e:00", "0a:00:ff:1e:00:09:01", "0a:00:ff:1e:00:9", "+a:00:ff:1e:00:09", "0a-00"]
+        {
+            assert!(bad.parse::<Mac>().is_err(), "{bad}");
+        }
+    }
+}

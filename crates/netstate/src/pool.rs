@@ -147,3 +147,105 @@ fn as_number(address: IpAddr) -> u128 {
         IpAddr::V6(address) => u128::from(address),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    fn pool(cluster: &str, prefix: u8) -> Pool {
+        Pool::new(net(cluster), prefix).unwrap()
+    }
+
+    #[test]
+    fn the_default_pools_number_256_networks_each() {
+        let (v4, v6) = (pool("10.244.0.0/16", 24), pool("fd00:10:244::/56", 64));
+        assert_eq!((v4.size(), v6.size()), (256, 256));
+        assert_eq!(v4.network(7), Some(net("10.244.7.0/24")));
+        assert_eq!(v6.network(255), Some(net("fd00:10:244:ff::/64")));
+        assert_eq!((v4.network(256), v6.network(256)), (None, None));
+        assert_eq!(v4.index(net("10.244.255.0/24")), Some(255));
+    }
+
+    #[test]
+    fn networks_of_another_size_or_place_have_no_number() {
+        let pool = pool("10.244.0.0/16", 24);
+        for foreign in ["10.244.1.0/25", "10.244.0.0/16", "10.245.0.0/24", "fd00::/24", "10.244.1.1/24"] {
+            assert_eq!(pool.index(net(foreign)), None, "{foreign}");
+        }
+    }
+
+    #[test]
+    fn the_first_free_network_overlaps_nothing_taken() {
+        let pool = pool("10.244.0.0/22", 24);
+        let free = |taken: &[&str]| pool.first_free(taken.iter().map(|text| net(text)));
+        assert_eq!(free(&[]), Some(net("10.244.0.0/24")));
+        assert_eq!(free(&["10.244.1.0/24"]), Some(net("10.244.0.0/24")));
+        assert_eq!(free(&["10.244.1.0/24", "10.244.0.0/24"]), Some(net("10.244.2.0/24")));
+        assert_eq!(free(&["10.244.0.0/23", "10.244.2.128/25"]), Some(net("10.244.3.0/24")));
+        assert_eq!(free(&["10.0.0.0/8"]), None);
+        assert_eq!(free(&["10.244.0.0/22"]), None);
+        assert_eq!(free(&["192.168.0.0/16", "fd00::/8"]), Some(net("10.244.0.0/24")));
+    }
+
+    #[test]
+    fn a_pool_that_cannot_be_is_refused_with_a_reason() {
+        let error = |cluster, prefix| Pool::new(net(cluster), prefix).unwrap_err().to_string();
+        assert!(error("10.244.0.0/16", 8).contains("16 to 32"));
+        assert!(error("10.244.0.0/16", 33).contains("cannot carve"));
+        assert!(error("10.244.1.0/16", 24).contains("write 10.244.0.0/16"));
+        assert!(error("::/0", 64).contains("2^63"));
+        assert_eq!(pool("10.0.0.1/32", 32).network(0), Some(net("10.0.0.1/32")));
+        assert_eq!(pool("0.0.0.0/0", 0).index(net("0.0.0.0/0")), Some(0));
+        assert_eq!(pool("::/0", 63).network(1), Some(net("0:0:0:2::/63")));
+    }
+
+    #[test]
+    fn overlaps_are_symmetric_and_find_their_pair() {
+        assert!(overlaps(net("10.0.0.0/8"), net("10.244.0.0/16")));
+        assert!(overlaps(net("10.244.0.0/16"), net("10.0.0.0/8")));
+        assert!(!overlaps(net("10.244.0.0/16"), net("10.245.0.0/16")));
+        assert!(!overlaps(net("0.0.0.0/0"), net("::/0")));
+        let found =
+            first_overlap(&[net("10.1.0.0/16"), net("fd00::/64")], &[net("10.2.0.0/16"), net("fd00::/8")]);
+        assert_eq!(found, Some((net("fd00::/64"), net("fd00::/8"))));
+    }
+
+    #[test]
+    fn a_node_is_known_by_the_base_of_its_network() {
+        assert_eq!(base_address(net("10.244.3.0/24")), IpAddr::from([10, 244, 3, 0]));
+        assert_eq!(host(base_address(net("fd00:10:244:3::/64"))), net("fd00:10:244:3::/128"));
+    }
+
+    proptest! {
+        #[test]
+        fn number_and_network_are_two_names_of_one_thing(
+            base in any::<u128>(), length in 0_u8..=128, more in 0_u8..=63, index in any::<u64>(), v4 in any::<bool>(),
+        ) {
+            let cluster = if v4 {
+                IpNet::new(IpAddr::V4(Ipv4Addr::from(base as u32)), length.min(32)).unwrap().trunc()
+            } else {
+                IpNet::new(IpAddr::V6(Ipv6Addr::from(base)), length).unwrap().trunc()
+            };
+            let prefix = cluster.prefix_len().saturating_add(more).min(cluster.max_prefix_len());
+            let pool = Pool::new(cluster, prefix).unwrap();
+            let index = index % pool.size();
+            let network = pool.network(index).unwrap();
+            prop_assert_eq!(pool.index(network), Some(index));
+            prop_assert!(pool.contains(network) && overlaps(cluster, network));
+            prop_assert_eq!(pool.network(pool.size()), None);
+        }
+
+        #[test]
+        fn the_first_free_network_is_the_lowest_that_is_not_taken(taken in prop::collection::btree_set(0_u64..64, 0..64)) {
+            let pool = pool("10.244.0.0/18", 24);
+            let want = (0..64).find(|index| !taken.contains(index)).and_then(|index| pool.network(index));
+            prop_assert_eq!(pool.first_free(taken.iter().filter_map(|index| pool.network(*index))), want);
+        }
+    }
+}

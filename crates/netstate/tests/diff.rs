@@ -1,0 +1,93 @@
+//! The diff against a model of the kernel: carrying out its steps leads where it says, in an order the kernel
+//! accepts, whatever two states it is given.
+#![allow(clippy::unwrap_used, reason = "a failure here is a failure of the test")]
+
+mod model;
+
+use model::Model;
+use netstate::{Foreign, ForeignLink, Observed, State, Step, diff, plan};
+use proptest::prelude::*;
+
+/// What a sysctl was before is not ours to know, so only those that are wanted are read.
+fn read_for(have: &State, want: &State) -> State {
+    let mut read = have.clone();
+    read.sysctls.retain(|path, _| want.sysctls.contains_key(path));
+    read
+}
+
+fn walk(have: &State, want: &State) -> State {
+    let mut model = Model::new(read_for(have, want));
+    for step in diff(&read_for(have, want), want) {
+        model.carry_out(&step);
+    }
+    model.state
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn carrying_out_the_diff_leads_to_what_is_wanted(have in model::state(), want in model::state()) {
+        prop_assert_eq!(walk(&have, &want).to_string(), want.to_string());
+    }
+
+    #[test]
+    fn there_is_nothing_to_do_between_equals(state in model::state()) {
+        prop_assert_eq!(diff(&state, &state), vec![]);
+        prop_assert_eq!(diff(&State::default(), &state), diff(&State::default(), &state.clone()));
+    }
+
+    #[test]
+    fn cleaning_up_is_wanting_nothing(state in model::state()) {
+        let mut left = walk(&state, &State::default());
+        left.sysctls.clear();
+        prop_assert!(left.is_empty(), "{}", left);
+    }
+
+    #[test]
+    fn random_walks_between_states_end_where_they_should(states in prop::collection::vec(model::state(), 2..6)) {
+        let mut have = State::default();
+        for want in &states {
+            have = walk(&have, want);
+            prop_assert_eq!(have.to_string(), want.to_string());
+        }
+    }
+
+    #[test]
+    fn no_step_touches_a_foreign_link_or_what_would_be_on_it(have in model::state(), want in model::state()) {
+        let taken = model::links()[0];
+        let mut ours = read_for(&have, &want);
+        ours.links.remove(&taken);
+        ours.addresses.retain(|address| address.link != taken);
+        ours.neighbours.retain(|key, _| key.link != taken);
+        ours.fdb.retain(|key, _| key.link != taken);
+        ours.routes.retain(|_, target| target.link != Some(taken));
+        let foreign = Foreign { links: vec![ForeignLink { name: taken, kind: "dummy".into() }], routes: vec![] };
+        let plan = plan(&Observed { state: ours, foreign }, &want);
+        prop_assert_eq!(plan.conflicts.len(), usize::from(want.links.contains_key(&taken)));
+        if want.links.contains_key(&taken) {
+            for step in &plan.steps {
+                let text = step.to_string();
+                prop_assert!(!text.contains(taken.as_str()), "{}", text);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_peer_that_moves_is_never_without_an_entry() {
+    let mut have = model::peer("fairlead0", 1, 0xa, "192.0.2.1");
+    let want = model::peer("fairlead0", 1, 0xb, "192.0.2.9");
+    let steps: Vec<String> = diff(&have, &want).iter().map(Step::to_string).collect();
+    assert_eq!(
+        steps,
+        [
+            "+ fdb 02:00:00:00:00:0b dst 192.0.2.9 dev fairlead0",
+            "~ neighbour 10.244.1.0 lladdr 02:00:00:00:00:0b dev fairlead0 (was 02:00:00:00:00:0a)",
+            "- fdb 02:00:00:00:00:0a dst 192.0.2.1 dev fairlead0",
+        ]
+    );
+    have = model::peer("fairlead0", 1, 0xb, "192.0.2.1");
+    let steps: Vec<String> = diff(&have, &want).iter().map(Step::to_string).collect();
+    assert_eq!(steps, ["~ fdb 02:00:00:00:00:0b dst 192.0.2.9 dev fairlead0 (was 192.0.2.1)"]);
+}
