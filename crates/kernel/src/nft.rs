@@ -165,6 +165,17 @@ impl Transaction {
         self.elements((c::NEW_ELEMENT, c::CREATE, "add element"), table, set, elements)
     }
 
+    /// Puts elements into a set; that one is there already is an error ([`Error::exists`]), so that nobody
+    /// takes another's element for his own.
+    pub fn create_elements<'a>(
+        &mut self,
+        table: &TableKey,
+        set: &str,
+        elements: impl IntoIterator<Item = (&'a Key, Option<&'a str>)>,
+    ) -> &mut Self {
+        self.elements((c::NEW_ELEMENT, c::CREATE | c::EXCLUSIVE, "create element"), table, set, elements)
+    }
+
     /// Takes elements out of a set; that one is not there is an error ([`Error::is_missing`]).
     pub fn delete_elements<'a>(
         &mut self,

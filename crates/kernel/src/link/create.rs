@@ -25,6 +25,9 @@ pub struct NewLink<'a> {
     pub up: bool,
     /// Bridge to become a port of, by index.
     pub master: Option<u32>,
+    /// Group number, there from the first moment (an alias can only be given later). A veth's far end does not
+    /// get it.
+    pub group: Option<u32>,
     /// Namespace to be made in; `None` means the socket's. Must stay open until the request has been sent.
     pub namespace: Option<BorrowedFd<'a>>,
 }
@@ -32,7 +35,7 @@ pub struct NewLink<'a> {
 impl<'a> NewLink<'a> {
     /// A link that is down and has the kernel's defaults.
     pub fn new(name: &'a str, kind: NewKind<'a>) -> Self {
-        Self { name, kind, mtu: None, mac: None, up: false, master: None, namespace: None }
+        Self { name, kind, mtu: None, mac: None, up: false, master: None, group: None, namespace: None }
     }
 }
 
@@ -112,6 +115,9 @@ fn encode(link: &NewLink<'_>, flags: u16) -> Request {
     common(&mut message, link.name, link.mac, link.mtu);
     if let Some(master) = link.master {
         message.u32(abi::IFLA_MASTER, master);
+    }
+    if let Some(group) = link.group {
+        message.u32(abi::IFLA_GROUP, group);
     }
     if let NewKind::Vxlan(NewVxlan { parent: Some(parent), .. }) = link.kind {
         message.u32(abi::IFLA_LINK, parent);

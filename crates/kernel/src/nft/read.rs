@@ -67,14 +67,29 @@ impl Nft {
     /// # Errors
     /// When the kernel cannot tell. A missing set or table holds nothing and is no error.
     pub fn contains(&mut self, table: &TableKey, set: &str, key: &Key) -> Result<bool, Error> {
+        self.comment_of(table, set, key).map(|found| found.is_some())
+    }
+
+    /// The comment of the element with this key: `None` when there is no such element, an empty text when it
+    /// has none.
+    ///
+    /// # Errors
+    /// When the kernel cannot tell. A missing set or table holds nothing and is no error.
+    pub fn comment_of(&mut self, table: &TableKey, set: &str, key: &Key) -> Result<Option<String>, Error> {
         let mut message = message(c::GET_ELEMENT, 0, table.family);
         message.text(c::ELEMENTS_TABLE, &table.name).text(c::ELEMENTS_SET, set);
         message.nest(c::ELEMENTS_LIST, |list| value::put_element(list, key, None));
         let purpose = Purpose::new("find element", format!("{table} {set} {}", key_text(key)));
-        match self.socket.ask(&Request::new(message, purpose), |_| Ok(())) {
-            Ok(()) => Ok(true),
-            Err(error) if error.is_missing() => Ok(false),
-            Err(error) => Err(error),
+        let answer = self.socket.ask(&Request::new(message, purpose), |reply| {
+            let (_, attributes) = reply.split::<4>()?;
+            let Some(list) = attributes.find(c::ELEMENTS_LIST)? else { return Ok(None) };
+            let element =
+                list.nested().next().transpose()?.map(|entry| RawElement::read(&entry)).transpose()?;
+            Ok(element.map(|element| element.comment.unwrap_or_default()))
+        });
+        match answer {
+            Err(error) if error.is_missing() => Ok(None),
+            other => other,
         }
     }
 

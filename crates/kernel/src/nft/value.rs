@@ -188,7 +188,7 @@ pub(super) struct RawElement {
     key: Vec<u8>,
     key_end: Option<Vec<u8>>,
     interval_end: bool,
-    comment: Option<String>,
+    pub(super) comment: Option<String>,
 }
 
 impl RawElement {
