@@ -1,5 +1,7 @@
 //! nf_tables against the kernel, in namespaces of their own; `nft -j` says what is really there.
 
+#![allow(clippy::unwrap_used, reason = "a failure here is a failure of the test")]
+
 use std::collections::BTreeMap;
 
 use harness::{Namespace, run_ok};
@@ -58,6 +60,7 @@ fn postrouting() -> BaseChain {
 }
 
 /// One of everything that the model can say.
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn everything() -> Table {
     let pair =
         vec![Value::Network("10.1.0.0/16".parse().unwrap()), Value::Network("10.2.3.4/32".parse().unwrap())];
