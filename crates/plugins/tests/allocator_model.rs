@@ -4,6 +4,8 @@
 //! allocates and releases there, a killed process leaves an empty file, an administrator deletes files,
 //! hints disappear or lie. After each step the files say exactly what the model says.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail by panicking")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
