@@ -52,6 +52,8 @@ mod plugin;
 mod result;
 mod runtime_error;
 mod serve;
+#[cfg(test)]
+mod testing;
 mod version;
 
 pub use cache::{Cache, CachedAttachment};
