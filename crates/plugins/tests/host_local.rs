@@ -51,6 +51,12 @@ impl Node {
         names.filter(|name| name.parse::<std::net::IpAddr>().is_ok()).collect()
     }
 
+    /// Those of them that somebody holds: the others were never filled.
+    fn held(&self) -> BTreeSet<String> {
+        let filled = |ip: &String| !fs::read(self.network().join(ip)).unwrap().is_empty();
+        self.addresses().into_iter().filter(filled).collect()
+    }
+
     fn call(&self, command: &str, container: &str) -> Answer {
         ours().call(command, container, &self.config())
     }
@@ -442,15 +448,14 @@ fn kill_at_every_step(
 
 /// After a kill nothing is taken twice, DEL works, and the whole range can be given out.
 fn recovers(node: &Node, at: &str) {
-    let before = node.addresses();
+    let before = node.held();
     let late = node.call("ADD", "late").good().json();
     for ip in late["ips"].as_array().unwrap() {
         let ip = ip["address"].as_str().unwrap().split('/').next().unwrap();
         assert!(!before.contains(ip), "{at}: {ip} given twice");
     }
     node.call("DEL", "victim").good();
-    let held: BTreeSet<String> =
-        node.addresses().into_iter().filter(|ip| fs::read(node.network().join(ip)).unwrap() != b"").collect();
+    let held = node.held();
     assert_eq!(
         held.len(),
         4,
