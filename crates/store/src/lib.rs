@@ -13,9 +13,11 @@
 //! - Of one object in two files, the file that comes first by path counts, and the other is a [`Problem`].
 //!
 //! This is the only crate that knows Kubernetes' forms of the objects.
+#![allow(dead_code)]
 
 mod directory;
 mod error;
+mod manifest;
 mod problem;
 mod version;
 mod watch;

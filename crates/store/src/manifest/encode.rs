@@ -1,0 +1,191 @@
+//! Objects as Kubernetes JSON, so that reading gives the same object back.
+//!
+//! The same object gives the same bytes: what stands in an object's file is also what its version is a
+//! digest of.
+
+use cluster::{
+    Backend, Claim, ContainerPort, Endpoint, EndpointSlice, Labels, Lease, NamespacedName, Node, Object, Pod,
+    PodStatus, Service, TargetPort,
+};
+use serde_json::{Map, Value, json};
+
+use super::OWN_API;
+use super::service::SERVICE_NAME;
+
+/// The object's own file: one JSON object, a line break at the end.
+pub(crate) fn encode(object: &Object) -> Vec<u8> {
+    let value = without_nothing(value_of(object));
+    // A value built here cannot fail to print: its keys are text and its numbers finite.
+    let mut text = format!("{value:#}").into_bytes();
+    text.push(b'\n');
+    text
+}
+
+fn value_of(object: &Object) -> Value {
+    match object {
+        Object::Node(node) => of_node(node),
+        Object::Namespace(namespace) => json!({
+            "apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": *namespace.name, "labels": of_labels(&namespace.labels)},
+        }),
+        Object::Pod(pod) => of_pod(pod),
+        Object::PodStatus(status) => of_pod_status(status),
+        Object::Service(service) => of_service(service),
+        Object::EndpointSlice(slice) => of_endpoint_slice(slice),
+        Object::Lease(lease) => of_lease(lease),
+        Object::Claim(claim) => of_claim(claim),
+    }
+}
+
+fn of_node(node: &Node) -> Value {
+    let address = |address: &std::net::IpAddr| json!({"type": "InternalIP", "address": address});
+    json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": *node.name, "labels": of_labels(&node.labels)},
+        "spec": {"podCIDR": node.pod_cidrs.first().map(ToString::to_string), "podCIDRs": texts(&node.pod_cidrs)},
+        "status": {"addresses": node.addresses.iter().map(address).collect::<Value>()},
+    })
+}
+
+fn of_pod(pod: &Pod) -> Value {
+    let mut metadata = of_name(&pod.name, &pod.labels);
+    metadata["annotations"] = of_labels(&pod.annotations);
+    // Which container a port belongs to is not kept; one stands for all.
+    let containers = if pod.ports.is_empty() {
+        Value::Null
+    } else {
+        json!([{"name": "ports", "ports": pod.ports.iter().map(of_container_port).collect::<Value>()}])
+    };
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": metadata,
+        "spec": {
+            "nodeName": pod.node.as_deref(), "hostNetwork": pod.host_network.then_some(true), "containers": containers,
+        },
+        "status": {
+            "phase": pod.phase.as_str(),
+            "podIP": pod.addresses.first(),
+            "podIPs": pod.addresses.iter().map(|address| json!({"ip": address})).collect::<Value>(),
+        },
+    })
+}
+
+fn of_container_port(port: &ContainerPort) -> Value {
+    json!({
+        "name": port.name.as_deref(), "containerPort": port.port, "protocol": port.protocol.as_str(),
+        "hostPort": port.host_port, "hostIP": port.host_address,
+    })
+}
+
+fn of_pod_status(status: &PodStatus) -> Value {
+    json!({
+        "apiVersion": OWN_API, "kind": "PodStatus",
+        "metadata": of_name(&status.pod, &Labels::default()),
+        "status": {
+            "nodeName": status.node.as_deref(), "phase": status.phase.as_str(), "addresses": texts(&status.addresses),
+        },
+    })
+}
+
+fn of_service(service: &Service) -> Value {
+    let ports = service.ports.iter().map(|port| {
+        let target = match &port.target {
+            TargetPort::Number(number) => json!(number),
+            TargetPort::Name(name) => json!(name),
+        };
+        json!({
+            "name": port.name.as_deref(), "protocol": port.protocol.as_str(), "port": port.port, "targetPort": target,
+            "nodePort": port.node_port,
+        })
+    });
+    let single = service.cluster_addresses.first().map(ToString::to_string);
+    json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": of_name(&service.name, &service.labels),
+        "spec": {
+            "type": service.service_type.as_str(),
+            "selector": of_labels(&service.selector),
+            "clusterIP": if service.headless { Some("None".to_owned()) } else { single },
+            "clusterIPs": texts(&service.cluster_addresses),
+            "ports": ports.collect::<Value>(),
+            "externalName": service.external_name.as_deref(),
+        },
+    })
+}
+
+fn of_endpoint_slice(slice: &EndpointSlice) -> Value {
+    let first = slice.endpoints.iter().find_map(|endpoint| endpoint.addresses.first());
+    let ports = slice.ports.iter();
+    let port = ports.map(
+        |port| json!({"name": port.name.as_deref(), "protocol": port.protocol.as_str(), "port": port.port}),
+    );
+    let mut metadata = of_name(&slice.name, &slice.labels);
+    if let Some(service) = &slice.service {
+        metadata["labels"][SERVICE_NAME] = json!(**service);
+    }
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": metadata,
+        "addressType": if first.is_some_and(std::net::IpAddr::is_ipv6) { "IPv6" } else { "IPv4" },
+        "endpoints": slice.endpoints.iter().map(of_endpoint).collect::<Value>(),
+        "ports": port.collect::<Value>(),
+    })
+}
+
+fn of_endpoint(endpoint: &Endpoint) -> Value {
+    json!({
+        "addresses": texts(&endpoint.addresses),
+        "conditions": {"ready": endpoint.ready, "serving": endpoint.serving, "terminating": endpoint.terminating},
+        "nodeName": endpoint.node.as_deref(),
+        "targetRef": endpoint.pod.as_deref().map(|name| json!({"kind": "Pod", "name": name})),
+    })
+}
+
+fn of_lease(lease: &Lease) -> Value {
+    let backend = match &lease.backend {
+        Backend::Vxlan { vni, port, mac } => {
+            json!({"type": lease.backend.name(), "vni": vni, "port": port, "mac": mac.to_string()})
+        }
+        Backend::Other(name) => json!({"type": name}),
+    };
+    json!({
+        "apiVersion": OWN_API, "kind": "NodeLease", "metadata": {"name": *lease.node},
+        "spec": {
+            "podCIDRs": texts(&lease.pod_cidrs), "underlay": texts(&lease.underlay), "backend": backend, "mtu": lease.mtu,
+        },
+    })
+}
+
+fn of_claim(claim: &Claim) -> Value {
+    json!({
+        "apiVersion": OWN_API, "kind": "PodCIDRClaim",
+        "spec": {"cidr": claim.cidr.to_string(), "node": *claim.node},
+    })
+}
+
+fn of_name(name: &NamespacedName, labels: &Labels) -> Value {
+    json!({"namespace": *name.namespace, "name": *name.name, "labels": of_labels(labels)})
+}
+
+fn of_labels(labels: &Labels) -> Value {
+    labels.iter().map(|(key, value)| (key.to_owned(), Value::from(value))).collect::<Map<_, _>>().into()
+}
+
+fn texts<T: ToString>(values: &[T]) -> Value {
+    values.iter().map(|value| Value::from(value.to_string())).collect()
+}
+
+/// Leaves out what is null or empty, as Kubernetes does.
+fn without_nothing(value: Value) -> Value {
+    let nothing = |value: &Value| match value {
+        Value::Null => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        _ => false,
+    };
+    match value {
+        Value::Object(fields) => {
+            let fields = fields.into_iter().map(|(key, value)| (key, without_nothing(value)));
+            fields.filter(|(_, value)| !nothing(value)).collect::<Map<_, _>>().into()
+        }
+        Value::Array(items) => items.into_iter().map(without_nothing).collect(),
+        other => other,
+    }
+}

@@ -1,0 +1,243 @@
+use cluster::{Backend, Key, NamespacedName, Object, Protocol, ServiceType, TargetPort};
+
+use super::{encode, parse};
+
+fn objects(text: &str) -> Vec<Object> {
+    match parse(text.as_bytes()) {
+        Ok(placed) => placed.into_iter().map(|placed| placed.object).collect(),
+        Err(faults) => panic!("{faults:#?}"),
+    }
+}
+
+/// The first complaint as `line:column object field reason (hint)`.
+fn complaint(text: impl AsRef<[u8]>) -> String {
+    let faults = parse(text.as_ref()).unwrap_err();
+    let fault = &faults[0];
+    let part = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".into());
+    let place = format!("{}:{}", fault.place.line, fault.place.column);
+    let hint = fault.hint.as_ref().map_or(String::new(), |hint| format!(" ({hint})"));
+    format!("{place} {} {} {}{hint}", part(&fault.object), part(&fault.field), fault.reason)
+}
+
+const POD: &str = "apiVersion: v1
+kind: Pod
+metadata: {name: web-0, namespace: shop, labels: {app: web, 'example.org/tier': front}}
+spec:
+  nodeName: node2
+  containers:
+  - name: server
+    ports:
+    - {name: http, containerPort: 80}
+    - {containerPort: 53, protocol: UDP, hostPort: 5353}
+  - name: sidecar
+status: {phase: Running, podIPs: [{ip: 10.244.1.5}, {ip: 'fd00::5'}]}
+";
+
+#[test]
+fn a_pod_is_read_with_all_that_networking_needs() {
+    let [Object::Pod(pod)] = &objects(POD)[..] else { panic!() };
+    assert_eq!(pod.name, NamespacedName::new("shop", "web-0"));
+    assert_eq!(pod.labels.get("example.org/tier"), Some("front"));
+    assert_eq!(pod.node.as_deref(), Some("node2"));
+    let ports: Vec<_> = pod.ports.iter().map(|port| (port.port, port.protocol, port.host_port)).collect();
+    assert_eq!(ports, [(80, Protocol::Tcp, None), (53, Protocol::Udp, Some(5353))]);
+    assert_eq!(pod.addresses.len(), 2);
+}
+
+#[test]
+fn services_and_slices_are_read() {
+    let text = "
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {type: NodePort, selector: {app: web}, clusterIP: 10.96.0.7, ports: [{port: 80, targetPort: http, nodePort: 30080}, {name: b, port: 81}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: db}
+spec: {clusterIP: None, ports: [{port: 6379}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-x, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+endpoints:
+- {addresses: [10.244.0.9], conditions: {ready: false, terminating: true}, nodeName: node1, targetRef: {kind: Pod, name: web-0}}
+ports: [{name: '', port: 8080}]
+";
+    let [Object::Service(web), Object::Service(db), Object::EndpointSlice(slice)] = &objects(text)[..] else {
+        panic!()
+    };
+    assert_eq!(web.service_type, ServiceType::NodePort);
+    assert_eq!(web.ports[0].target, TargetPort::Name("http".into()));
+    assert_eq!(web.ports[1].target, TargetPort::Number(81));
+    assert!(db.headless && db.cluster_addresses.is_empty());
+    assert_eq!(slice.service.as_deref(), Some("web"));
+    assert!(!slice.endpoints[0].ready && !slice.endpoints[0].serving && slice.endpoints[0].terminating);
+    assert_eq!(slice.endpoints[0].pod.as_deref(), Some("web-0"));
+}
+
+#[test]
+fn lists_of_any_kind_are_read_in_yaml_and_json() {
+    let list = r#"{"apiVersion":"v1","kind":"List","items":[
+        {"apiVersion":"v1","kind":"Namespace","metadata":{"name":"shop"}},
+        {"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"x"},"spec":{"replicas":"many"}},
+        {"apiVersion":"v1","kind":"PodList","items":[{"metadata":{"name":"a","managedFields":[1]}},{"metadata":{"name":"b"}}]}]}"#;
+    let keys: Vec<String> = objects(list).iter().map(|object| object.key().to_string()).collect();
+    assert_eq!(keys, ["namespace shop", "pod default/a", "pod default/b"]);
+    let yaml = "kind: NodeList\napiVersion: v1\nitems:\n- metadata: {name: node1}\n  spec: {podCIDR: 10.244.3.0/24}\n---\n---\n# nothing\n";
+    let [Object::Node(node)] = &objects(yaml)[..] else { panic!() };
+    assert_eq!(node.pod_cidrs[0].to_string(), "10.244.3.0/24");
+}
+
+#[test]
+fn anchors_and_merge_keys_work_and_unknown_kinds_are_passed_over() {
+    let text = "
+apiVersion: v1
+kind: Pod
+metadata: {name: a, labels: &common {app: x, tier: front}}
+---
+apiVersion: example.org/v1
+kind: Gadget
+spec: [1, 2]
+---
+apiVersion: v1
+kind: List
+items:
+- {apiVersion: v1, kind: Pod, metadata: &base {namespace: ns, name: b}}
+- {apiVersion: v1, kind: Pod, metadata: {<<: *base, name: c}}
+";
+    let keys: Vec<Key> = objects(text).iter().map(Object::key).collect();
+    let pod = |namespace, name| Key::Pod(NamespacedName::new(namespace, name));
+    assert_eq!(keys, [pod("default", "a"), pod("ns", "b"), pod("ns", "c")]);
+}
+
+#[test]
+fn what_is_written_reads_back_the_same() {
+    let own = r#"
+{"apiVersion":"v1","kind":"List","items":[
+ {"apiVersion":"fairlead/v1","kind":"NodeLease","metadata":{"name":"node1"},"spec":{"podCIDRs":["10.244.1.0/24","fd00:10:244:1::/64"],
+  "underlay":["198.18.0.1"],"backend":{"type":"vxlan","vni":1,"port":8472,"mac":"02:00:00:00:00:01"},"mtu":1450}},
+ {"apiVersion":"fairlead/v1","kind":"NodeLease","metadata":{"name":"node2"},"spec":{"backend":{"type":"carrier-pigeon"},"mtu":1280}},
+ {"apiVersion":"fairlead/v1","kind":"PodCIDRClaim","spec":{"cidr":"fd00:10:244:1::/64","node":"node1"}},
+ {"apiVersion":"fairlead/v1","kind":"PodStatus","metadata":{"namespace":"shop","name":"web-0"},
+  "status":{"nodeName":"node1","phase":"Running","addresses":["10.244.1.2"]}},
+ {"apiVersion":"v1","kind":"Node","metadata":{"name":"node1","labels":{"zone":"a"}},
+  "spec":{"podCIDRs":["10.244.1.0/24"]},"status":{"addresses":[{"type":"Hostname","address":"x"},{"type":"InternalIP","address":"198.18.0.1"}]}},
+ {"apiVersion":"v1","kind":"Service","metadata":{"name":"s"},"spec":{"type":"ExternalName","externalName":"db.example.org"}},
+ {"apiVersion":"discovery.k8s.io/v1","kind":"EndpointSlice","metadata":{"name":"e","labels":{"kubernetes.io/service-name":"s"}},
+  "addressType":"IPv6","endpoints":[{"addresses":["fd00::9"]}],"ports":[{"port":80},{"protocol":"SCTP"}]}
+]}"#;
+    let mut all = objects(own);
+    all.extend(objects(POD));
+    assert!(
+        matches!(&all[1], Object::Lease(lease) if lease.backend == Backend::Other("carrier-pigeon".into()))
+    );
+    for object in all {
+        let text = encode(&object);
+        let again = parse(&text).unwrap();
+        assert_eq!(again[0].object, object, "{}", String::from_utf8_lossy(&text));
+        assert_eq!(encode(&again[0].object), text);
+    }
+}
+
+#[test]
+fn complaints_name_line_object_and_field() {
+    let cases = [
+        (
+            POD.replace("containerPort: 80", "containerPort: 70000"),
+            "9:",
+            "Pod shop/web-0 spec.containers[0].ports[0].containerPort is 70000, not between 1 and 65535",
+        ),
+        (
+            POD.replace("containerPort: 80", "containerPort: '80'"),
+            "9:",
+            "Pod shop/web-0 spec.containers[0].ports[0].containerPort is the text \"80\", not a number (take the quotes away)",
+        ),
+        (
+            POD.replace("UDP", "udp"),
+            "10:",
+            "Pod shop/web-0 spec.containers[0].ports[1].protocol is \"udp\", none of TCP, UDP and SCTP",
+        ),
+        (
+            POD.replace("app: web", "app: yes"),
+            "3:",
+            "Pod shop/web-0 metadata.labels.app is the truth value true, not text (put it in quotes)",
+        ),
+        (
+            POD.replace("web-0", "Web"),
+            "3:",
+            "Pod shop/Web metadata.name \"Web\" has 'W' at character 1; allowed are a-z, 0-9 and, not at either end, '-' or '.'",
+        ),
+        (POD.replace("name: web-0, ", ""), "3:", "Pod metadata.name is missing"),
+        (
+            POD.replace("name: web-0, ", "generateName: web-, "),
+            "3:",
+            "Pod metadata.name is missing; generateName needs an API server (give the object a name of its own)",
+        ),
+        (
+            POD.replace("10.244.1.5", "10.244.1.256"),
+            "12:",
+            "Pod shop/web-0 status.podIPs[0].ip is \"10.244.1.256\", not an IP address",
+        ),
+        (
+            POD.replace("Running", "Jogging"),
+            "12:",
+            "Pod shop/web-0 status.phase is \"Jogging\", none of Pending, Running, Succeeded, Failed, Unknown",
+        ),
+        (POD.replace("kind: Pod", "kind: [Pod]"), "2:", "- kind is a list, not text"),
+        (POD.replace("apiVersion: v1", ""), "2:", "Pod shop/web-0 apiVersion is missing"),
+        ("- 1\n- 2".into(), "1:", "- - is a list, not a mapping of fields"),
+        (
+            "apiVersion: v1\nkind: Node\nmetadata: {name: node7}\nspec: {podCIDRs: [10.244.1.7/24]}".into(),
+            "4:",
+            "Node node7 spec.podCIDRs[0] is 10.244.1.7/24, with host bits set (write 10.244.1.0/24)",
+        ),
+        (
+            "apiVersion: v1\nkind: Node\nmetadata: {name: node7}\nspec: {podCIDRs: [10.0.0.0/24, 10.0.1.0/24]}"
+                .into(),
+            "4:",
+            "Node node7 spec.podCIDRs has two CIDRs of one family",
+        ),
+        (
+            "{\"apiVersion\": \"v1\",\n\"kind\": \"Pod\",\n\"metadata\": {\"name\": 7}}".into(),
+            "3:",
+            "Pod metadata.name is the number 7, not text (put it in quotes)",
+        ),
+    ];
+    for (text, place, want) in cases {
+        let got = complaint(&text);
+        assert!(got.starts_with(place), "{got}\n{text}");
+        assert_eq!(got.split_once(' ').unwrap().1, want);
+    }
+}
+
+#[test]
+fn text_that_is_no_yaml_is_refused_with_its_place() {
+    assert!(complaint("a: 1\nb: [1, 2\nc: 3\n").starts_with("3:"), "{}", complaint("a: 1\nb: [1, 2\nc: 3\n"));
+    assert!(complaint("a: 1\na: 2\n").contains("2:"), "{}", complaint("a: 1\na: 2\n"));
+    assert!(complaint(b"a: 1\nb: \xff\n").starts_with("2:0 - - is not UTF-8 text"));
+    assert!(complaint("{\"a\": 1, \"a\": 2}").contains("duplicate"), "{}", complaint("{\"a\": 1, \"a\": 2}"));
+    assert!(complaint("a: \"\x1b[2J\"\n?").chars().all(|c| !c.is_control()));
+}
+
+#[test]
+fn floods_are_refused_instead_of_filling_memory_and_stack() {
+    let deep_flow = "[".repeat(100_000);
+    let deep_json = format!("{}{}", "{\"a\":".repeat(100_000), "1");
+    let deep_block: String = (0..5_000).map(|depth| format!("{}a:\n", " ".repeat(depth))).collect();
+    let mut bomb = String::from("a: &a [x, x, x, x, x, x, x, x, x]\n");
+    for (name, before) in ('b'..='z').zip('a'..) {
+        bomb += &format!("{name}: &{name} [{}]\n", vec![format!("*{before}"); 9].join(", "));
+    }
+    for text in [deep_flow, deep_json, deep_block, bomb] {
+        let text = complaint(text);
+        assert!(text.contains("YAML"), "{text}");
+    }
+}
+
+#[test]
+fn thousands_of_documents_in_one_file_are_read() {
+    let text: String = (0..3_000).map(|n| POD.replace("web-0", &format!("web-{n}")) + "---\n").collect();
+    assert_eq!(objects(&text).len(), 3_000);
+}
