@@ -1,11 +1,18 @@
 //! A directory of manifests as a store: list, watch, write with compare-and-swap.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use cluster::{Key, Object, Snapshot};
+use cluster::{Claim, Key, Kind, Object, Snapshot};
 use ipnet::IpNet;
 
+use crate::catalog::Catalog;
+use crate::files;
+use crate::manifest::{self, Fault};
+use crate::own::{self, Lock};
+use crate::scan::{Alone, scan};
 use crate::{Error, Expect, Problem, Version, Watch};
 
 /// A directory of manifests. Holds nothing open; every call looks at the disk, any number of processes may
@@ -46,7 +53,9 @@ impl Directory {
     /// # Errors
     /// [`Error::Unavailable`] if it is not.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, Error> {
-        Ok(Self { path: path.into() })
+        let directory = Self::at(path);
+        directory.check()?;
+        Ok(directory)
     }
 
     /// The store in the directory `path`, which may be away for now: a watcher will say when it is there.
@@ -62,9 +71,12 @@ impl Directory {
     /// Everything in it. Broken files are told in the listing.
     ///
     /// # Errors
-    /// [`Error::Unavailable`], or the directory itself cannot be read.
+    /// [`Error::Unavailable`].
     pub fn list(&self) -> Result<Listing, Error> {
-        todo!()
+        let catalog = self.catalog()?;
+        let snapshot = catalog.snapshot().clone();
+        let versions = snapshot.objects().map(|object| (object.key(), version_of(&object))).collect();
+        Ok(Listing { versions, problems: catalog.problems(), snapshot })
     }
 
     /// Everything in it, and then every change; see [`Event`](crate::Event). Works also while it is away.
@@ -72,16 +84,21 @@ impl Directory {
     /// # Errors
     /// The kernel's limits on watching are exhausted.
     pub fn watch(&self) -> Result<Watch, Error> {
-        todo!()
+        Watch::start(&self.path)
     }
 
     /// One object and its version, if it is there.
     ///
     /// # Errors
-    /// [`Error::Unavailable`], or it cannot be read.
+    /// [`Error::Unavailable`]. A broken file of ours counts as not there; the listing tells why.
     pub fn read(&self, key: &Key) -> Result<Option<(Object, Version)>, Error> {
-        let _ = key;
-        todo!()
+        let object = if only_ours(key) {
+            self.check()?;
+            self.own(key).ok().flatten()
+        } else {
+            self.catalog()?.snapshot().object(key)
+        };
+        Ok(object.map(|object| (object.clone(), version_of(&object))))
     }
 
     /// Writes one object to a file of our own, if the store holds what the writer expects. Of any number of
@@ -90,10 +107,21 @@ impl Directory {
     ///
     /// # Errors
     /// [`Error::Conflict`] if it holds something else; [`Error::Foreign`] if a manifest that is not ours holds
-    /// the object; [`Error::Invalid`] if it has an impossible name; [`Error::Unavailable`]; the disk's.
+    /// the object; [`Error::Invalid`] if the object would not read back the same; [`Error::Unavailable`]; the
+    /// disk's.
     pub fn write(&self, object: &Object, expect: Expect) -> Result<Version, Error> {
-        let _ = (object, expect);
-        todo!()
+        let key = object.key();
+        let contents = manifest::encode(object);
+        check_reads_back(object, &contents)?;
+        let lock = Lock::take(&self.path)?;
+        self.check_not_foreign(&key)?;
+        let version = Version::of(&contents);
+        if self.check_expected(&key, expect)? != Some(version) {
+            // What a status says can be found out again; a lease or a claim cannot.
+            let durable = !matches!(key.kind(), Kind::PodStatus | Kind::EndpointSlice);
+            lock.replace(&own::path(&key), &contents, durable)?;
+        }
+        Ok(version)
     }
 
     /// Removes one object of our own. True if it was there; nothing there is success unless a version was
@@ -102,8 +130,10 @@ impl Directory {
     /// # Errors
     /// As for [`write`](Self::write).
     pub fn delete(&self, key: &Key, expect: Expect) -> Result<bool, Error> {
-        let _ = (key, expect);
-        todo!()
+        let lock = Lock::take(&self.path)?;
+        self.check_not_foreign(key)?;
+        self.check_expected(key, expect)?;
+        lock.remove(&own::path(key))
     }
 
     /// Takes the pod CIDR `cidr` for `node`, unless another node holds it or one that overlaps it.
@@ -111,8 +141,29 @@ impl Directory {
     /// # Errors
     /// [`Error::Invalid`] for a CIDR with host bits or an impossible node name; [`Error::Unavailable`]; the disk's.
     pub fn claim(&self, cidr: IpNet, node: &str) -> Result<Claimed, Error> {
-        let _ = (cidr, node);
-        todo!()
+        let claim = Object::from(Claim { cidr, node: node.into() });
+        let contents = manifest::encode(&claim);
+        check_reads_back(&claim, &contents)?;
+        let lock = Lock::take(&self.path)?;
+        for held in self.claimed_cidrs()? {
+            if !held.contains(&cidr) && !cidr.contains(&held) {
+                continue;
+            }
+            match self.own(&Key::Claim(held)) {
+                Ok(Some(Object::Claim(claim))) if *claim.node == *node && held == cidr => {
+                    return Ok(Claimed::Granted);
+                }
+                Ok(Some(Object::Claim(claim))) if *claim.node == *node => {}
+                Ok(Some(Object::Claim(claim))) => {
+                    return Ok(Claimed::Held { cidr: held, node: claim.node.to_string() });
+                }
+                Ok(_) => {}
+                // Whoever holds it: it is not free.
+                Err(_) => return Ok(Claimed::Held { cidr: held, node: "unknown".to_owned() }),
+            }
+        }
+        lock.replace(&own::path(&claim.key()), &contents, true)?;
+        Ok(Claimed::Granted)
     }
 
     /// Gives `cidr` back, if `node` holds it. True if it did.
@@ -120,17 +171,115 @@ impl Directory {
     /// # Errors
     /// [`Error::Unavailable`]; the disk's.
     pub fn release(&self, cidr: IpNet, node: &str) -> Result<bool, Error> {
-        let _ = (cidr, node);
-        todo!()
+        let key = Key::Claim(cidr);
+        let lock = Lock::take(&self.path)?;
+        match self.own(&key) {
+            Ok(Some(Object::Claim(claim))) if *claim.node == *node => lock.remove(&own::path(&key)),
+            _ => Ok(false),
+        }
     }
 
-    /// Puts a manifest into the directory, whole or not at all, under a file name such as `guestbook.yaml`
-    /// that replaces an earlier one. Only a manifest that parses is taken.
+    /// Puts a manifest into the directory, whole or not at all, under a file name such as `guestbook.yaml`;
+    /// an earlier file of that name is replaced. Only a manifest without problems is taken.
     ///
     /// # Errors
     /// [`Error::Manifest`] with all that is wrong; [`Error::Unavailable`]; the disk's.
     pub fn install(&self, name: &str, manifest: &[u8]) -> Result<(), Error> {
-        let _ = (name, manifest);
-        todo!()
+        let path = Path::new(name);
+        let refuse = |faults: Vec<Fault>| {
+            let problem = |fault| Catalog::new(Path::new("")).problem(path, fault);
+            Err(Error::Manifest { problems: faults.iter().map(problem).collect() })
+        };
+        if !files::is_manifest_name(path) {
+            let fault = Fault::new("is no name for a manifest".into());
+            return refuse(vec![fault.hint("a plain file name that ends in .yaml, .yml or .json")]);
+        }
+        if let Err(faults) = files::check(path, manifest) {
+            return refuse(faults);
+        }
+        Lock::take(&self.path)?.replace(path, manifest, true)
     }
+
+    fn check(&self) -> Result<(), Error> {
+        let away = |source| Error::Unavailable { path: self.path.clone(), source };
+        let metadata = fs::metadata(&self.path).map_err(away)?;
+        if metadata.is_dir() { Ok(()) } else { Err(away(io::ErrorKind::NotADirectory.into())) }
+    }
+
+    fn catalog(&self) -> Result<Catalog, Error> {
+        self.check()?;
+        let mut catalog = Catalog::new(&self.path);
+        scan(&self.path, Path::new(""), &mut catalog, &mut Alone);
+        // Had it gone away meanwhile, we would have seen less than there is.
+        self.check()?;
+        catalog.settle();
+        Ok(catalog)
+    }
+
+    /// The object in its own file; none if there is no such file.
+    fn own(&self, key: &Key) -> Result<Option<Object>, ()> {
+        match files::read(&self.path, &own::path(key)) {
+            None => Ok(None),
+            Some(Err(_)) => Err(()),
+            Some(Ok(objects)) => Ok(objects.into_iter().next().map(|placed| placed.object)),
+        }
+    }
+
+    fn claimed_cidrs(&self) -> Result<Vec<IpNet>, Error> {
+        let path = self.path.join(own::CLAIMS);
+        match files::names(&path) {
+            Ok(names) => Ok(names.iter().filter_map(|name| own::claimed_cidr(name)).collect()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(source) => Err(Error::Io { action: "read", path, source }),
+        }
+    }
+
+    /// The version there is now, if it is as expected.
+    fn check_expected(&self, key: &Key, expect: Expect) -> Result<Option<Version>, Error> {
+        let own = self.own(key);
+        let found = own.as_ref().ok().and_then(Option::as_ref).map(version_of);
+        let expected = match expect {
+            Expect::Any => true,
+            Expect::Absent => matches!(own, Ok(None)),
+            Expect::Version(version) => found == Some(version),
+        };
+        if expected { Ok(found) } else { Err(Error::Conflict { key: key.clone(), found }) }
+    }
+
+    /// Kinds that also people write may stand in their manifests.
+    fn check_not_foreign(&self, key: &Key) -> Result<(), Error> {
+        if only_ours(key) {
+            return Ok(());
+        }
+        match self.catalog()?.file_of(key) {
+            Some(file) if file != own::path(key) => {
+                Err(Error::Foreign { key: key.clone(), file: self.path.join(file) })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The version of an object, wherever it stands.
+fn version_of(object: &Object) -> Version {
+    Version::of(&manifest::encode(object))
+}
+
+/// True for the kinds that stand in no manifest but in files of our own.
+fn only_ours(key: &Key) -> bool {
+    matches!(key.kind(), Kind::Lease | Kind::Claim | Kind::PodStatus)
+}
+
+/// An object with, say, a slash in its name would end up in a wrong place; one with a port 0 could not be read.
+fn check_reads_back(object: &Object, contents: &[u8]) -> Result<(), Error> {
+    let key = object.key();
+    let reason = match manifest::parse(contents) {
+        Ok(placed) if placed.iter().map(|placed| &placed.object).eq([object]) => return Ok(()),
+        Ok(_) => "it would not read back the same".to_owned(),
+        Err(faults) => {
+            let told = |fault: &Fault| format!("{} {}", fault.field.as_deref().unwrap_or("it"), fault.reason);
+            faults.iter().map(told).collect::<Vec<_>>().join("; ")
+        }
+    };
+    Err(Error::Invalid { key, reason })
 }

@@ -13,12 +13,15 @@
 //! - Of one object in two files, the file that comes first by path counts, and the other is a [`Problem`].
 //!
 //! This is the only crate that knows Kubernetes' forms of the objects.
-#![allow(dead_code)]
 
+mod catalog;
 mod directory;
 mod error;
+mod files;
 mod manifest;
+mod own;
 mod problem;
+mod scan;
 mod version;
 mod watch;
 

@@ -20,7 +20,7 @@ use cluster::Object;
 use field::Field;
 use tree::Tree;
 
-pub(crate) use encode::encode;
+pub(crate) use encode::{encode, encode_list};
 pub(crate) use field::Fault;
 
 /// The group and version of Fairlead's own kinds.

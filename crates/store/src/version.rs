@@ -21,7 +21,6 @@ pub enum Expect {
 }
 
 impl Version {
-    #[allow(dead_code)]
     pub(crate) fn of(content: &[u8]) -> Self {
         let digest = Sha256::digest(content);
         let mut version = [0; 16];

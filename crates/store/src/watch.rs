@@ -1,12 +1,30 @@
 //! What a watcher of the directory is told.
+//!
+//! A [`Watch`] sleeps on inotify and wakes only when something below the directory changes; then it reads
+//! what changed and tells the difference. A file is read when its writer closes it or a name begins to lead
+//! to it, never in between. When the kernel lost count of events, or the directory comes back, the whole
+//! directory is read again and compared with what is known.
 
+use std::collections::{BTreeSet, VecDeque};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cluster::{Change, Snapshot};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::OwnedFd;
 
-use crate::Problem;
+use crate::catalog::Catalog;
+use crate::files::{self, Found};
+use crate::manifest;
+use crate::own;
+use crate::scan::{place, scan};
+use crate::{Error, Problem};
+use folders::{Folders, News};
+
+mod folders;
 
 /// What a watcher is told, in this order: `Snapshot`, `Problems` if there are any, `InSync`; from then on
 /// `Changes` and `Problems` as they come. `Unavailable` and `Available` may come at any time, also first; after
@@ -18,7 +36,8 @@ pub enum Event {
     /// Everything known has been told: from now on what is not in the snapshot is not in the cluster, and
     /// may be removed from the node. Comes once.
     InSync,
-    /// What changed, as one step: between the changes of one event the cluster was never seen.
+    /// What changed, as one step: between the changes of one event the cluster was never seen. What is gone
+    /// comes before what is new.
     Changes(Vec<Change>),
     /// All that is wrong in the directory now; empty once everything is mended.
     Problems(Vec<Problem>),
@@ -31,11 +50,42 @@ pub enum Event {
     Available,
 }
 
+/// How long the directory must be quiet before something is believed to be gone. Removing a whole directory
+/// takes its files one by one, and some programs replace a file by removing it first.
+const QUIET: Duration = Duration::from_millis(10);
+
+/// How long a removal is waited with at most, however busy the directory is.
+const PATIENCE: Duration = Duration::from_millis(200);
+
 /// The events of one directory, as an endless blocking iterator; it ends when it is stopped.
 ///
 /// Give it a thread of its own: `for event in store.watch()? { sender.send(event) }`.
 #[derive(Debug)]
-pub struct Watch {}
+pub struct Watch {
+    root: PathBuf,
+    folders: Folders,
+    stop: Arc<OwnedFd>,
+    stopped: bool,
+    catalog: Catalog,
+    /// What the directory is known by; none while it is away.
+    present: Option<Presence>,
+    /// What it was known by before it went away.
+    remembered: Option<Presence>,
+    /// Whether the snapshot has been told.
+    told: bool,
+    told_problems: Vec<Problem>,
+    told_away: bool,
+    /// The broken files whose last good version is kept on disk.
+    kept: BTreeSet<Arc<Path>>,
+    queue: VecDeque<Event>,
+}
+
+/// By what a directory is known to be the same as before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Presence {
+    inode: (u64, u64),
+    identity: Option<Vec<u8>>,
+}
 
 /// Ends a [`Watch`] from another thread.
 #[derive(Debug, Clone)]
@@ -44,20 +94,251 @@ pub struct StopHandle(Arc<OwnedFd>);
 impl StopHandle {
     /// Ends the watch; its iterator returns `None` from now on.
     pub fn stop(&self) {
-        let _ = &self.0;
+        // Cannot fail: the counter is far from its end, and the descriptor lives as long as this handle.
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 }
 
 impl Watch {
+    pub(crate) fn start(root: &Path) -> Result<Self, Error> {
+        let io = |source: rustix::io::Errno| Error::Io {
+            action: "watch",
+            path: root.to_owned(),
+            source: source.into(),
+        };
+        let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io)?;
+        let mut watch = Self {
+            root: root.to_owned(),
+            folders: Folders::new(root)?,
+            stop: Arc::new(stop),
+            stopped: false,
+            catalog: Catalog::new(root),
+            present: None,
+            remembered: None,
+            told: false,
+            told_problems: Vec::new(),
+            told_away: false,
+            kept: BTreeSet::new(),
+            queue: VecDeque::new(),
+        };
+        watch.arrive();
+        Ok(watch)
+    }
+
     /// A handle that ends this watch.
     pub fn stop_handle(&self) -> StopHandle {
-        todo!()
+        StopHandle(self.stop.clone())
     }
 
     /// The next event, if one comes within `limit`; `None` after that, or once stopped.
     pub fn next_within(&mut self, limit: Duration) -> Option<Event> {
-        let _ = limit;
-        None
+        self.next_until(Instant::now().checked_add(limit))
+    }
+
+    fn next_until(&mut self, deadline: Option<Instant>) -> Option<Event> {
+        loop {
+            if self.stopped {
+                return None;
+            }
+            if let Some(event) = self.queue.pop_front() {
+                return Some(event);
+            }
+            if !self.wait(deadline) {
+                return None;
+            }
+            let news = self.gather();
+            self.take_in(news);
+        }
+    }
+
+    /// Waits for something to happen. False once stopped or at the deadline.
+    fn wait(&mut self, deadline: Option<Instant>) -> bool {
+        loop {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+            let mut fds =
+                [PollFd::new(&*self.stop, PollFlags::IN), PollFd::new(&self.folders, PollFlags::IN)];
+            let count = poll(&mut fds, timeout.as_ref());
+            let [stop, news] = fds.map(|fd| !fd.revents().is_empty());
+            if count == Err(rustix::io::Errno::INTR) {
+                continue;
+            }
+            self.stopped |= stop;
+            return news && !stop;
+        }
+    }
+
+    /// What happened; if something seems to be gone, then all that happens until the directory is quiet.
+    fn gather(&mut self) -> News {
+        let mut news = self.folders.news();
+        let patience = Instant::now().checked_add(PATIENCE);
+        while news.something_gone {
+            let quiet = Instant::now().checked_add(QUIET);
+            if !self.wait(quiet.min(patience)) {
+                break;
+            }
+            news.merge(self.folders.news());
+        }
+        news
+    }
+
+    fn take_in(&mut self, news: News) {
+        if self.present.is_none() {
+            return self.arrive();
+        }
+        if let Err(reason) = self.check_still_there() {
+            return self.leave(reason);
+        }
+        let paths = if news.all { BTreeSet::from([PathBuf::new()]) } else { news.paths };
+        let mut missing = Vec::new();
+        for path in paths {
+            if !news.attributes_only.contains(&path) || self.catalog.is_broken(&path) {
+                missing.extend(self.look_at(&path));
+            }
+        }
+        // Had it gone while we looked, nothing would be where it was.
+        if let Err(reason) = self.check_still_there() {
+            return self.leave(reason);
+        }
+        self.let_go(&missing);
+        self.tell();
+    }
+
+    /// Reads what stands at and below `path`; returns the known files that are not there any more.
+    fn look_at(&mut self, path: &Path) -> Vec<Arc<Path>> {
+        if !matches!(files::look(&place(&self.root, path)), Ok(Found::Folder)) {
+            self.folders.forget(path);
+        }
+        scan(&self.root, path, &mut self.catalog, &mut self.folders)
+    }
+
+    /// Files are missing. From a directory that lost its identity nobody removed them: it is being lost as a
+    /// whole, or was.
+    fn let_go(&mut self, missing: &[Arc<Path>]) {
+        let Some(present) = self.present.as_mut().filter(|_| !missing.is_empty()) else { return };
+        let identity = own::identity(&self.root);
+        let lost = present.identity.is_some() && identity != present.identity;
+        if identity.is_some() {
+            present.identity = identity;
+        }
+        self.forget_files(missing, lost);
+    }
+
+    fn forget_files(&mut self, missing: &[Arc<Path>], lost: bool) {
+        for path in missing {
+            if lost {
+                self.catalog.orphan(path);
+            } else {
+                self.catalog.remove(path);
+            }
+        }
+    }
+
+    fn check_still_there(&self) -> Result<(), String> {
+        let now = presence(&self.root)?;
+        match &self.present {
+            Some(known) if known.inode == now.inode => Ok(()),
+            _ => Err(format!("{} is another directory now", self.root.display())),
+        }
+    }
+
+    fn leave(&mut self, reason: String) {
+        self.remembered = self.present.take();
+        self.say_away(reason);
+        self.arrive();
+    }
+
+    /// Reads the directory if it is there, else waits for it.
+    fn arrive(&mut self) {
+        loop {
+            self.folders.clear();
+            match presence(&self.root) {
+                Ok(now) => {
+                    if self.settle_in(now) {
+                        return;
+                    }
+                }
+                Err(reason) => {
+                    self.say_away(reason);
+                    self.folders.await_root();
+                    // It may have come after we looked and before we began to wait.
+                    if presence(&self.root).is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads the whole directory. False if it went away meanwhile.
+    fn settle_in(&mut self, now: Presence) -> bool {
+        // Gives the directory an identity. One that we may not write to stays without.
+        let _ = own::Lock::take(&self.root);
+        let now = Presence { identity: own::identity(&self.root), ..now };
+        let same = match &self.remembered {
+            None => true,
+            Some(known) if known.identity.is_some() => known.identity == now.identity,
+            Some(known) => known.inode == now.inode,
+        };
+        self.present = Some(now);
+        let missing = scan(&self.root, Path::new(""), &mut self.catalog, &mut self.folders);
+        if self.check_still_there().is_err() {
+            self.present = None;
+            return false;
+        }
+        self.remembered = None;
+        self.forget_files(&missing, !same);
+        if std::mem::take(&mut self.told_away) {
+            self.queue.push_back(Event::Available);
+        }
+        self.tell();
+        true
+    }
+
+    fn say_away(&mut self, reason: String) {
+        if !std::mem::replace(&mut self.told_away, true) {
+            self.queue.push_back(Event::Unavailable { reason });
+        }
+    }
+
+    fn tell(&mut self) {
+        let changes = self.catalog.settle();
+        let first = !std::mem::replace(&mut self.told, true);
+        if first {
+            self.queue.push_back(Event::Snapshot(self.catalog.snapshot().clone()));
+        } else if !changes.is_empty() {
+            self.queue.push_back(Event::Changes(changes));
+        }
+        let problems = self.catalog.problems();
+        if problems != self.told_problems {
+            self.told_problems.clone_from(&problems);
+            self.queue.push_back(Event::Problems(problems));
+            self.keep_last_good();
+        }
+        if first {
+            self.queue.push_back(Event::InSync);
+        }
+    }
+}
+
+/// Keeping what broken files said before, for those that start while they are broken.
+impl Watch {
+    fn keep_last_good(&mut self) {
+        let broken = self.catalog.broken();
+        if broken == self.kept {
+            return;
+        }
+        // Best effort: a directory that we may only read still serves those that have seen the good version.
+        if let Ok(lock) = own::Lock::take(&self.root) {
+            for path in broken.difference(&self.kept) {
+                let objects = manifest::encode_list(self.catalog.objects_of(path));
+                let _ = lock.replace(&own::last_good_path(path), &objects, false);
+            }
+            for path in self.kept.difference(&broken) {
+                let _ = lock.remove(&own::last_good_path(path));
+            }
+        }
+        self.kept = broken;
     }
 }
 
@@ -65,6 +346,17 @@ impl Iterator for Watch {
     type Item = Event;
 
     fn next(&mut self) -> Option<Event> {
-        None
+        self.next_until(None)
+    }
+}
+
+/// What the directory is known by, or why it is away.
+fn presence(root: &Path) -> Result<Presence, String> {
+    match fs::metadata(root) {
+        Ok(metadata) if metadata.is_dir() => {
+            Ok(Presence { inode: (metadata.dev(), metadata.ino()), identity: own::identity(root) })
+        }
+        Ok(_) => Err(format!("{} is not a directory", root.display())),
+        Err(error) => Err(format!("{}: {error}", root.display())),
     }
 }

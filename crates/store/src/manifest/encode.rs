@@ -21,6 +21,12 @@ pub(crate) fn encode(object: &Object) -> Vec<u8> {
     text
 }
 
+/// Several objects as one file: a List.
+pub(crate) fn encode_list<'o>(objects: impl Iterator<Item = &'o Object>) -> Vec<u8> {
+    let items: Value = objects.map(|object| without_nothing(value_of(object))).collect();
+    format!("{:#}\n", json!({"apiVersion": "v1", "kind": "List", "items": items})).into_bytes()
+}
+
 fn value_of(object: &Object) -> Value {
     match object {
         Object::Node(node) => of_node(node),

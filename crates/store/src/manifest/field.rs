@@ -45,7 +45,7 @@ impl Fault {
 #[derive(Clone, Copy)]
 pub(crate) struct Field<'t, 'p> {
     tree: &'t Tree,
-    parent: Option<&'p Field<'t, 'p>>,
+    parent: Option<&'p Self>,
     step: Step<'p>,
 }
 

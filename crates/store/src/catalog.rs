@@ -1,0 +1,237 @@
+//! What the files of a directory say together.
+//!
+//! [`Catalog`] knows for each file the objects it last held, works out which file speaks for an object, and
+//! turns changed files into changed objects. It touches no disk, so its rules can be tested alone:
+//!
+//! - a file that turns bad keeps its last good objects, and becomes a problem;
+//! - of several files with one object the first by path speaks for it;
+//! - a file that was lost with the whole directory, not removed, is an *orphan*: its objects stay in force
+//!   until some file holds them again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cluster::{Change, Key, Object, Snapshot};
+
+use crate::Problem;
+use crate::manifest::{Fault, Placed};
+
+/// What reading one file gave.
+pub(crate) type Reading = Result<Vec<Placed>, Vec<Fault>>;
+
+/// The files of a directory and the cluster they describe together.
+#[derive(Debug)]
+pub(crate) struct Catalog {
+    root: PathBuf,
+    files: BTreeMap<Arc<Path>, File>,
+    /// Which files hold an object, in the order of their paths.
+    holders: BTreeMap<Key, Vec<Arc<Path>>>,
+    /// Objects whose files changed since the last [`settle`](Self::settle).
+    touched: BTreeSet<Key>,
+    snapshot: Snapshot,
+}
+
+#[derive(Debug, Default)]
+struct File {
+    objects: Box<[Placed]>,
+    /// Why the file as it stands is not in force.
+    faults: Box<[Fault]>,
+    orphan: bool,
+}
+
+impl Catalog {
+    /// Nothing yet. `root` is what problems are told with; all other paths are relative to it.
+    pub(crate) fn new(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+            files: BTreeMap::new(),
+            holders: BTreeMap::new(),
+            touched: BTreeSet::new(),
+            snapshot: Snapshot::default(),
+        }
+    }
+
+    /// The file at `path` was read.
+    pub(crate) fn put(&mut self, path: &Path, reading: Reading) {
+        let (key, mut file) = match self.files.remove_entry(path) {
+            Some(known) => known,
+            None => (Arc::from(path), File::default()),
+        };
+        file.orphan = false;
+        match reading {
+            Ok(objects) => {
+                self.let_go(&key, &file);
+                for placed in &objects {
+                    self.hold(&key, placed.object.key());
+                }
+                file.objects = objects.into();
+                file.faults = Box::default();
+            }
+            Err(faults) => file.faults = faults.into(),
+        }
+        // Once an orphan, it gives way to other holders; now it may not.
+        self.touched.extend(file.objects.iter().map(|placed| placed.object.key()));
+        self.files.insert(key, file);
+    }
+
+    /// The file at `path` is gone.
+    pub(crate) fn remove(&mut self, path: &Path) {
+        if let Some((path, file)) = self.files.remove_entry(path) {
+            self.let_go(&path, &file);
+        }
+    }
+
+    /// The file at `path` was lost together with the directory.
+    pub(crate) fn orphan(&mut self, path: &Path) {
+        if let Some(file) = self.files.get_mut(path) {
+            file.orphan = true;
+            file.faults = Box::default();
+            self.touched.extend(file.objects.iter().map(|placed| placed.object.key()));
+        }
+    }
+
+    /// The files at or below `path`, without those that were lost.
+    pub(crate) fn files_below(&self, path: &Path) -> Vec<Arc<Path>> {
+        let below =
+            self.files.range::<Path, _>((std::ops::Bound::Included(path), std::ops::Bound::Unbounded));
+        let below = below.take_while(|(file, _)| file.starts_with(path));
+        below.filter(|(_, known)| !known.orphan).map(|(file, _)| file.clone()).collect()
+    }
+
+    /// True if the file at `path` is known and not in force as it stands.
+    pub(crate) fn is_broken(&self, path: &Path) -> bool {
+        self.files.get(path).is_some_and(|file| !file.faults.is_empty())
+    }
+
+    /// The files that are broken now and whose last good version is in force instead.
+    pub(crate) fn broken(&self) -> BTreeSet<Arc<Path>> {
+        let broken =
+            self.files.iter().filter(|(_, file)| !file.faults.is_empty() && !file.objects.is_empty());
+        broken.map(|(path, _)| path.clone()).collect()
+    }
+
+    /// The objects of a file that are in force.
+    pub(crate) fn objects_of(&self, path: &Path) -> impl Iterator<Item = &Object> {
+        self.files.get(path).into_iter().flat_map(|file| file.objects.iter().map(|placed| &placed.object))
+    }
+
+    /// True if the file at `path` is known.
+    pub(crate) fn knows(&self, path: &Path) -> bool {
+        self.files.contains_key(path)
+    }
+
+    /// What changed in the cluster since the last time, removals first.
+    pub(crate) fn settle(&mut self) -> Vec<Change> {
+        let (mut removed, mut set) = (Vec::new(), Vec::new());
+        for key in std::mem::take(&mut self.touched) {
+            match self.speaker(&key) {
+                Some(object) => {
+                    if self.snapshot.apply(Change::Set(object.clone())) {
+                        set.push(Change::Set(object));
+                    }
+                }
+                None => {
+                    if self.snapshot.apply(Change::Removed(key.clone())) {
+                        removed.push(Change::Removed(key));
+                    }
+                }
+            }
+        }
+        removed.extend(set);
+        removed
+    }
+
+    /// The cluster, as of the last [`settle`](Self::settle).
+    pub(crate) fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// The file that speaks for the object.
+    pub(crate) fn file_of(&self, key: &Key) -> Option<&Path> {
+        self.speaking_file(key).map(|(path, _)| &**path)
+    }
+
+    /// All that is wrong, in the order of the files.
+    pub(crate) fn problems(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        for (path, file) in &self.files {
+            problems.extend(file.faults.iter().map(|fault| self.problem(path, fault)));
+        }
+        for (key, holders) in &self.holders {
+            if holders.len() > 1 {
+                self.report_rivals(key, holders, &mut problems);
+            }
+        }
+        problems.sort();
+        let orphans = self.files.values().filter(|file| file.orphan).count();
+        if orphans > 0 {
+            problems.insert(0, self.lost(orphans));
+        }
+        problems
+    }
+
+    /// A fault of the file at `path` as people are told it.
+    pub(crate) fn problem(&self, path: &Path, fault: &Fault) -> Problem {
+        let Fault { place, object, field, reason, hint } = fault.clone();
+        Problem {
+            file: self.root.join(path),
+            line: place.line,
+            column: place.column,
+            object,
+            field,
+            reason,
+            hint,
+        }
+    }
+
+    fn lost(&self, files: usize) -> Problem {
+        let reason =
+            format!("was lost and came back without {files} of its files; their objects stay in force");
+        let hint = "put the files back, or restart Fairlead to accept the directory as it is";
+        self.problem(Path::new(""), &Fault::new(reason).hint(hint))
+    }
+
+    fn report_rivals(&self, key: &Key, holders: &[Arc<Path>], problems: &mut Vec<Problem>) {
+        let Some((speaker, _)) = self.speaking_file(key) else { return };
+        for path in holders.iter().filter(|path| *path != speaker) {
+            let Some(file) = self.files.get(path).filter(|file| !file.orphan) else { continue };
+            let reason = format!("also stands in {}, which counts", self.root.join(speaker).display());
+            let mut fault = Fault::new(reason).about(Some(key.to_string())).hint("remove one of the two");
+            let placed = file.objects.iter().find(|placed| placed.object.key() == *key);
+            fault.place.line = placed.map_or(0, |placed| placed.line);
+            problems.push(self.problem(path, &fault));
+        }
+    }
+
+    fn speaking_file(&self, key: &Key) -> Option<(&Arc<Path>, &File)> {
+        let holders = self.holders.get(key)?.iter();
+        let files = holders.filter_map(|path| self.files.get_key_value(path));
+        files.min_by_key(|(_, file)| file.orphan)
+    }
+
+    fn speaker(&self, key: &Key) -> Option<Object> {
+        let (_, file) = self.speaking_file(key)?;
+        file.objects.iter().find(|placed| placed.object.key() == *key).map(|placed| placed.object.clone())
+    }
+
+    fn hold(&mut self, path: &Arc<Path>, key: Key) {
+        let holders = self.holders.entry(key.clone()).or_default();
+        if let Err(place) = holders.binary_search(path) {
+            holders.insert(place, path.clone());
+        }
+        self.touched.insert(key);
+    }
+
+    fn let_go(&mut self, path: &Arc<Path>, file: &File) {
+        for key in file.objects.iter().map(|placed| placed.object.key()) {
+            if let Some(holders) = self.holders.get_mut(&key) {
+                holders.retain(|holder| holder != path);
+                if holders.is_empty() {
+                    self.holders.remove(&key);
+                }
+            }
+            self.touched.insert(key);
+        }
+    }
+}

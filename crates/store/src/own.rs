@@ -1,0 +1,167 @@
+//! The files that Fairlead itself writes, all below `fairlead/` in the store directory.
+//!
+//! One object, one file, named after the object, so that a writer need not look at any other. Writers of all
+//! processes take turns by a lock on `fairlead/.lock`; readers need none, because a file is replaced by
+//! renaming a complete one over it. The lock's holder owns `fairlead/.new`, where the next file grows: one
+//! left by a writer that was killed is simply overwritten.
+//!
+//! While a file of others is broken, `fairlead/.last-good/` holds what it said before, so that a restart does
+//! not forget it.
+//!
+//! `fairlead/.identity` holds a random text, written once. A directory that comes back with the same identity
+//! was away; one without it was lost, and what is missing in it was not removed by anyone.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use cluster::{Key, NamespacedName};
+use ipnet::IpNet;
+use rustix::fs::{FlockOperation, Mode, OFlags};
+
+use crate::{Error, Version};
+
+/// The folder of our own files.
+pub(crate) const FOLDER: &str = "fairlead";
+
+/// The folder of all claims.
+pub(crate) const CLAIMS: &str = "fairlead/claims";
+
+/// The file that holds an object of ours, relative to the store directory.
+pub(crate) fn path(key: &Key) -> PathBuf {
+    // A namespace has no dots, so the first dot parts it from the name.
+    let namespaced = |name: &NamespacedName| format!("{}.{}", name.namespace, name.name);
+    let (folder, name) = match key {
+        Key::Node(name) => ("nodes", name.to_string()),
+        Key::Namespace(name) => ("namespaces", name.to_string()),
+        Key::Pod(name) => ("pods", namespaced(name)),
+        Key::PodStatus(name) => ("pod-statuses", namespaced(name)),
+        Key::Service(name) => ("services", namespaced(name)),
+        Key::EndpointSlice(name) => ("endpoint-slices", namespaced(name)),
+        Key::Lease(node) => ("leases", node.to_string()),
+        Key::Claim(cidr) => ("claims", claim_name(*cidr)),
+    };
+    Path::new(FOLDER).join(folder).join(format!("{name}.json"))
+}
+
+fn claim_name(cidr: IpNet) -> String {
+    cidr.to_string().replace('/', "-")
+}
+
+/// Where the last good version of the file `relative` is kept while that file is broken.
+pub(crate) fn last_good_path(relative: &Path) -> PathBuf {
+    let name = Version::of(relative.as_os_str().as_bytes());
+    Path::new(FOLDER).join(".last-good").join(format!("{name}.json"))
+}
+
+/// The pod CIDR that a file of [`CLAIMS`] is about, by its name.
+pub(crate) fn claimed_cidr(name: &Path) -> Option<IpNet> {
+    let name = name.to_str()?.strip_suffix(".json")?;
+    let (address, length) = name.rsplit_once('-')?;
+    format!("{address}/{length}").parse().ok()
+}
+
+/// The right to write, held by one writer of all processes at a time.
+pub(crate) struct Lock<'r> {
+    root: &'r Path,
+    _file: File,
+}
+
+impl<'r> Lock<'r> {
+    /// Waits for its turn.
+    pub(crate) fn take(root: &'r Path) -> Result<Self, Error> {
+        let folder = root.join(FOLDER);
+        match fs::create_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(Error::Unavailable { path: root.to_owned(), source: error });
+            }
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(Error::Io { action: "create", path: folder, source: error });
+            }
+            _ => {}
+        }
+        let path = folder.join(".lock");
+        let file = lock(&path).map_err(|source| Error::Io { action: "lock", path, source })?;
+        let lock = Self { root, _file: file };
+        lock.identify()?;
+        Ok(lock)
+    }
+
+    /// Replaces the file `relative`, whole or not at all. `durable` files outlive a power cut from now on.
+    pub(crate) fn replace(&self, relative: &Path, contents: &[u8], durable: bool) -> Result<(), Error> {
+        let growing = self.root.join(FOLDER).join(".new");
+        let to = self.root.join(relative);
+        let io = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::Io { action, path, source }
+        };
+        if let Some(folder) = to.parent() {
+            // One level only: a store directory that just went away is not to be made anew.
+            let created = fs::create_dir(folder).or_else(|error| match error.kind() {
+                io::ErrorKind::AlreadyExists => Ok(()),
+                _ => Err(error),
+            });
+            created.map_err(io("create", folder))?;
+        }
+        let mut file = File::create(&growing).map_err(io("create", &growing))?;
+        file.write_all(contents).map_err(io("write", &growing))?;
+        if durable {
+            file.sync_all().map_err(io("write", &growing))?;
+        }
+        fs::rename(&growing, &to).map_err(io("replace", &to))?;
+        if durable { self.sync_folder_of(&to) } else { Ok(()) }
+    }
+
+    /// Removes the file `relative`. True if it was there.
+    pub(crate) fn remove(&self, relative: &Path) -> Result<bool, Error> {
+        let path = self.root.join(relative);
+        match fs::remove_file(&path) {
+            Ok(()) => self.sync_folder_of(&path).map(|()| true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(Error::Io { action: "remove", path, source }),
+        }
+    }
+
+    fn sync_folder_of(&self, path: &Path) -> Result<(), Error> {
+        let folder = path.parent().unwrap_or(self.root);
+        let synced = File::open(folder).and_then(|folder| folder.sync_all());
+        synced.map_err(|source| Error::Io { action: "write", path: folder.to_owned(), source })
+    }
+
+    fn identify(&self) -> Result<(), Error> {
+        let relative = Path::new(FOLDER).join(".identity");
+        if fs::exists(self.root.join(&relative)).unwrap_or(false) {
+            return Ok(());
+        }
+        let mut random = [0; 16];
+        let source = Path::new("/dev/urandom");
+        let read = File::open(source).and_then(|mut file| file.read_exact(&mut random));
+        read.map_err(|error| Error::Io { action: "read", path: source.to_owned(), source: error })?;
+        let text: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+        self.replace(&relative, (text + "\n").as_bytes(), true)
+    }
+}
+
+fn lock(path: &Path) -> io::Result<File> {
+    loop {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::open(path, flags, Mode::from_raw_mode(0o644))?);
+        while let Err(error) = rustix::fs::flock(&file, FlockOperation::LockExclusive) {
+            if error != rustix::io::Errno::INTR {
+                return Err(error.into());
+            }
+        }
+        // The directory may have been replaced while we waited; its new lock is another file.
+        let (held, there) = (file.metadata()?, fs::metadata(path));
+        if there.is_ok_and(|there| (there.dev(), there.ino()) == (held.dev(), held.ino())) {
+            return Ok(file);
+        }
+    }
+}
+
+/// The directory's identity, if it has one.
+pub(crate) fn identity(root: &Path) -> Option<Vec<u8>> {
+    fs::read(root.join(FOLDER).join(".identity")).ok()
+}
