@@ -51,7 +51,7 @@ impl Files {
                 return Ok(files);
             }
             let made = DirBuilder::new().recursive(true).mode(0o755).create(&path);
-            made.map_err(|source| FileError::new("create the directory", &path, source))?;
+            made.map_err(|cause| FileError::new("create the directory", &path, cause))?;
         }
     }
 
@@ -61,17 +61,16 @@ impl Files {
         loop {
             let Some(directory) = open_directory(&path)? else { return Ok(None) };
             let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::CLOEXEC;
-            let lock = match fs::openat(&directory, "lock", flags, Mode::from_raw_mode(0o750)) {
-                Ok(lock) => lock,
-                Err(Errno::NOENT) => continue,
-                Err(error) => return Err(FileError::new("open the lock in", &path, error)),
-            };
-            lock_exclusively(&lock).map_err(|source| FileError::new("lock", &path, source))?;
+            let lock = fs::openat(&directory, "lock", flags, Mode::from_raw_mode(0o750));
+            if let Ok(lock) = &lock {
+                lock_exclusively(lock).map_err(|cause| FileError::new("lock", &path, cause))?;
+            }
             let state = fs::fstat(&directory).map_err(|error| FileError::new("inspect", &path, error))?;
             // Removed while we waited for its lock: whoever comes next would not see what we do here.
             if state.st_nlink == 0 {
                 continue;
             }
+            let lock = lock.map_err(|error| FileError::new("open the lock in", &path, error))?;
             let hints = Hints::open(data_dir, network, &state);
             return Ok(Some(Self { path, directory, hints, _lock: lock }));
         }
@@ -217,7 +216,7 @@ impl Files {
 
     /// Every address that has a file, filled or not.
     fn listed(&self) -> Result<HashSet<IpAddr>, FileError> {
-        list(self.directory.as_fd()).map_err(|source| FileError::new("list", &self.path, source))
+        list(self.directory.as_fd()).map_err(|cause| FileError::new("list", &self.path, cause))
     }
 }
 
@@ -298,7 +297,7 @@ impl View {
             return Ok(true);
         }
         let directory = self.directory.as_fd();
-        let listed = list(directory).map_err(|source| FileError::new("list", &self.path, source))?;
+        let listed = list(directory).map_err(|cause| FileError::new("list", &self.path, cause))?;
         let mut taken = Vec::new();
         for ip in candidates {
             if !listed.contains(&ip) {

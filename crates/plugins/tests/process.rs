@@ -1,0 +1,52 @@
+//! The program itself: which plugin it is, and what it says when it is none.
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test may fail by panicking, and starts the program it is about"
+)]
+
+use std::process::{Command, Output};
+
+use harness::plugin_directory;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_fairlead-cni");
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn version(command: &mut Command) -> Output {
+    command.env_clear().env("CNI_COMMAND", "VERSION").output().unwrap()
+}
+
+#[test]
+fn the_first_argument_or_the_name_of_the_link_selects_the_plugin() {
+    let bin = plugin_directory(&["host-local"]);
+    for output in [
+        version(Command::new(PROGRAM).arg("host-local")),
+        version(&mut Command::new(bin.path().join("host-local"))),
+    ] {
+        assert!(output.status.success(), "{output:?}");
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(answer["supportedVersions"].as_array().unwrap().len(), 7);
+    }
+}
+
+#[test]
+fn without_a_call_the_plugin_says_on_stderr_what_it_is() {
+    let output = Command::new(PROGRAM).arg("host-local").env_clear().output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), String::new()));
+    let talk = text(&output.stderr);
+    assert!(talk.contains("host-local") && talk.contains("1.1.0"), "{talk}");
+}
+
+#[test]
+fn by_no_plugins_name_it_lists_them_and_exits_with_2() {
+    for arguments in [&[][..], &["no-such-plugin"], &["--help"]] {
+        let output = version(Command::new(PROGRAM).args(arguments));
+        assert_eq!((output.status.code(), text(&output.stdout)), (Some(2), String::new()));
+        let talk = text(&output.stderr);
+        assert!(talk.contains("usage: fairlead-cni") && talk.contains("host-local"), "{talk}");
+        assert!(arguments.iter().all(|argument| talk.contains(argument)), "{talk}");
+    }
+}
