@@ -1,0 +1,69 @@
+//! A node of the lab: a namespace, directories, and an agent that may be there.
+
+use std::fs;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+
+use cluster::Snapshot;
+use ipnet::IpNet;
+use kernel::netns::Netns;
+
+use crate::home::NodeHome;
+use crate::listing::ListedNode;
+
+/// One node.
+pub(super) struct Node {
+    pub(super) name: Arc<str>,
+    pub(super) netns: Arc<Netns>,
+    /// On the underlay.
+    pub(super) addresses: Vec<IpAddr>,
+    pub(super) home: NodeHome,
+    pub(super) agent_pid: Option<u32>,
+    /// How often an agent of this node has ended.
+    pub(super) ends: u32,
+    /// How the agent ended last, for the person who waits for it.
+    pub(super) last_end: Option<String>,
+    /// The agent's conflist is in place: the node can carry a pod.
+    pub(super) ready: bool,
+}
+
+impl Node {
+    /// What a kubelet would register: file name and text of its manifest.
+    pub(super) fn manifest(&self) -> (String, String) {
+        let line = |address: &IpAddr| format!("    - {{type: InternalIP, address: \"{address}\"}}\n");
+        let addresses: String = self.addresses.iter().map(line).collect();
+        let name = &self.name;
+        let text = format!(
+            "apiVersion: v1\nkind: Node\nmetadata:\n  name: {name}\n  labels:\n    kubernetes.io/hostname: {name}\n\
+             status:\n  addresses:\n{addresses}"
+        );
+        (format!("{name}.yaml"), text)
+    }
+
+    pub(super) fn look_for_conflist(&mut self) {
+        let entries = fs::read_dir(self.home.conf()).into_iter().flatten().flatten();
+        self.ready =
+            entries.into_iter().any(|entry| entry.path().extension().is_some_and(|kind| kind == "conflist"));
+    }
+
+    pub(super) fn listed(&self, snapshot: &Snapshot) -> ListedNode {
+        ListedNode {
+            name: self.name.to_string(),
+            netns: path(&self.netns),
+            agent_pid: self.agent_pid,
+            addresses: self.addresses.clone(),
+            pod_cidrs: self.pod_cidrs(snapshot),
+        }
+    }
+
+    fn pod_cidrs(&self, snapshot: &Snapshot) -> Vec<IpNet> {
+        let leased = snapshot.leases.get(&self.name).map(|lease| lease.pod_cidrs.to_vec());
+        leased.unwrap_or_else(|| snapshot.claims_of(&self.name).collect())
+    }
+}
+
+/// The name under which anyone may enter a namespace that we hold.
+pub(super) fn path(netns: &Netns) -> String {
+    format!("/proc/{}/fd/{}", std::process::id(), netns.as_fd().as_raw_fd())
+}
