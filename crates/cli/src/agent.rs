@@ -1,0 +1,98 @@
+//! `fairlead agent`: a node's agent, in the foreground.
+
+use std::io::{self, IsTerminal};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use ::agent::{Config, Options};
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use tracing_subscriber::EnvFilter;
+
+/// Run a node's agent: join this node to the others and keep it joined
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  fairlead agent --store dir:/etc/fairlead/cluster --node node1")]
+pub(crate) struct Arguments {
+    /// Where the cluster's state is: dir:PATH
+    #[arg(long, value_name = "STORE", value_parser = parse_store)]
+    store: PathBuf,
+    /// The node this agent is for
+    #[arg(long, value_name = "NAME")]
+    node: String,
+    /// The configuration
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where to leave what the CNI plugin reads, and the socket for status
+    #[arg(long, value_name = "DIR", default_value = Options::STATE_DIR)]
+    state_dir: PathBuf,
+    /// Where the container runtime looks for network configurations
+    #[arg(long, value_name = "DIR", default_value = Options::CONF_DIR)]
+    conf_dir: PathBuf,
+    /// Where host-local keeps its addresses, if not in its own default directory
+    #[arg(long, value_name = "DIR")]
+    ipam_dir: Option<PathBuf>,
+    /// Attach pods to a bridge (cni0) instead of routing to each
+    #[arg(long)]
+    bridge: bool,
+    /// End when the process that started this one ends
+    #[arg(long, hide = true, value_name = "PID")]
+    parent: Option<u32>,
+}
+
+/// A store, as far as its kind exists yet.
+fn parse_store(text: &str) -> Result<PathBuf, String> {
+    match text.split_once(':') {
+        Some(("dir", path)) if !path.is_empty() => Ok(PathBuf::from(path)),
+        Some(("dir", _)) => Err("the directory's path is missing after `dir:`".to_owned()),
+        _ => Err("a store is dir:PATH".to_owned()),
+    }
+}
+
+/// Runs the verb.
+pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
+    if let Some(parent) = arguments.parent {
+        die_with(parent)?;
+    }
+    log_to_stderr();
+    let mut options = Options::new(arguments.node, arguments.store);
+    if let Some(file) = arguments.config {
+        options.config = Config::read(&file)?;
+    }
+    options.state_dir = arguments.state_dir;
+    options.conf_dir = arguments.conf_dir;
+    options.ipam_dir = arguments.ipam_dir;
+    options.bridge = arguments.bridge;
+    ::agent::run(&options)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Asks the kernel to end this process with its parent, and makes sure that it has not ended already.
+fn die_with(parent: u32) -> Result<()> {
+    let kill = Some(rustix::process::Signal::KILL);
+    rustix::process::set_parent_process_death_signal(kill).context("cannot tie the agent to its parent")?;
+    let now = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
+    if now != i32::try_from(parent).ok() {
+        bail!("the process {parent} that started this agent has ended");
+    }
+    Ok(())
+}
+
+/// What happens goes to standard error; `RUST_LOG` says how much of it.
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let colour = io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(io::stderr).init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_is_named_by_its_kind() {
+        assert_eq!(parse_store("dir:/a:b"), Ok(PathBuf::from("/a:b")));
+        for bad in ["/a", "dir:", "etcd:http://x", ""] {
+            assert!(parse_store(bad).is_err(), "{bad:?} was taken");
+        }
+    }
+}

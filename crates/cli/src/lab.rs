@@ -1,0 +1,117 @@
+//! `fairlead lab`: a cluster on one machine. A file per verb; what they share is here.
+
+mod apply;
+mod demo;
+mod down;
+mod exec;
+mod list;
+mod pods;
+mod probe;
+mod report;
+mod supervise;
+mod up;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use ::lab::{Options, UpOptions};
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand, ValueEnum};
+
+/// The lab meant when none is named.
+const DEFAULT_NAME: &str = "default";
+
+/// A cluster on this machine: nodes and pods as network namespaces, with or without root
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  fairlead lab demo\n  fairlead lab up --nodes 2 --from examples/guestbook"
+)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Demo(demo::Arguments),
+    Up(up::Arguments),
+    Apply(apply::Arguments),
+    List(list::Arguments),
+    Pods(pods::Arguments),
+    Exec(exec::Arguments),
+    Probe(probe::Arguments),
+    Down(down::Arguments),
+    Supervise(supervise::Arguments),
+}
+
+/// Runs the verb.
+pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
+    match arguments.verb {
+        Verb::Demo(arguments) => demo::run(arguments),
+        Verb::Up(arguments) => up::run(arguments),
+        Verb::Apply(arguments) => apply::run(&arguments),
+        Verb::List(arguments) => list::run(&arguments),
+        Verb::Pods(arguments) => pods::run(&arguments),
+        Verb::Exec(arguments) => exec::run(&arguments),
+        Verb::Probe(arguments) => probe::run(&arguments),
+        Verb::Down(arguments) => down::run(&arguments),
+        Verb::Supervise(arguments) => supervise::run(&arguments),
+    }
+}
+
+/// Which lab.
+#[derive(Debug, Args)]
+struct NameOption {
+    /// The lab's name
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_NAME)]
+    name: String,
+}
+
+/// What a new lab is to be like.
+#[derive(Debug, Args)]
+struct ShapeOptions {
+    /// How many nodes, named node1 to nodeN
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=250))]
+    nodes: u16,
+    /// How packets travel between nodes
+    #[arg(long, value_enum, default_value_t, value_name = "BACKEND")]
+    backend: Backend,
+    /// Leave an agent that dies dead
+    #[arg(long)]
+    no_restart: bool,
+}
+
+/// The ways from node to node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum Backend {
+    /// VXLAN tunnels
+    #[default]
+    Vxlan,
+}
+
+impl ShapeOptions {
+    fn up_options(&self, name: &str, from: Vec<PathBuf>, attached: bool) -> Result<UpOptions> {
+        // There is one backend yet, and it is what an agent does unasked.
+        let Backend::Vxlan = self.backend;
+        let own = std::env::current_exe().context("cannot find this program's own file")?;
+        let options = Options {
+            nodes: self.nodes.into(),
+            agent_arguments: Vec::new(),
+            restart: !self.no_restart,
+            plugin_program: plugin_program(&own),
+            plugins: plugins::PLUGINS.iter().map(|plugin| plugin.name().to_owned()).collect(),
+            agent_program: own,
+        };
+        Ok(UpOptions { name: name.to_owned(), options, from, manifests: Vec::new(), attached })
+    }
+}
+
+/// `fairlead-cni` where it lies beside this program, as in a release; else this program, which has all plugins
+/// in it too.
+fn plugin_program(own: &std::path::Path) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+    let beside = own.with_file_name("fairlead-cni");
+    let metadata = beside.metadata();
+    let runnable = metadata.is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0);
+    if runnable { beside } else { own.to_owned() }
+}

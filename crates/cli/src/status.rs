@@ -1,0 +1,120 @@
+//! `fairlead status`: a node as its agent sees it.
+
+use std::process::ExitCode;
+
+use ::agent::{PeerState, Status};
+use anyhow::Result;
+use clap::Args;
+
+use crate::node::NodeOption;
+use crate::output::OutputOption;
+use crate::table::{Table, joined};
+
+/// Show a node as its agent sees it; fails when the node cannot carry pods
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  fairlead status\n  fairlead status --lab default --node node1 -o json")]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    node: NodeOption,
+    #[command(flatten)]
+    output: OutputOption,
+}
+
+/// Runs the verb.
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let status = ::agent::ask_status(&arguments.node.state_directory()?)?;
+    arguments.output.output.print(&status, tables)?;
+    Ok(if status.ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn tables(status: &Status, wide: bool) -> Vec<Table> {
+    let mut tables = vec![node(status, wide)];
+    if !status.peers.is_empty() {
+        tables.push(peers(status));
+    }
+    let groups = [
+        ("NOT READY BECAUSE", &status.reasons),
+        ("PROBLEM", &status.problems),
+        ("CONFLICT", &status.conflicts),
+        ("BROKEN FILE IN THE STORE", &status.store.broken),
+    ];
+    for (heading, lines) in groups {
+        let mut table = Table::new([heading]);
+        lines.iter().for_each(|line| table.row([line]));
+        if !lines.is_empty() {
+            tables.push(table);
+        }
+    }
+    tables
+}
+
+fn node(status: &Status, wide: bool) -> Table {
+    let mut table = Table::new(["NODE", status.node.as_str()]);
+    let mut row = |name: &str, value: String| table.row([name.to_owned(), value]);
+    row("ready", if status.ready { "yes" } else { "no" }.to_owned());
+    row("pod CIDRs", joined(&status.pod_cidrs));
+    row("backend", format!("{} {}", status.backend.kind, status.backend.device));
+    if let Some(underlay) = &status.underlay {
+        row("underlay", format!("{} {}", underlay.link, joined(&underlay.advertised)));
+    }
+    row("mtu", status.mtu.to_string());
+    row("store", store(status));
+    if wide {
+        row("cluster CIDRs", joined(&status.cluster_cidrs));
+        row(
+            "vni, port, mac",
+            format!("{}, {}, {}", status.backend.vni, status.backend.port, status.backend.mac),
+        );
+        if let Some(underlay) = &status.underlay {
+            row("chosen because", underlay.reason.clone());
+        }
+        row("agent", format!("{} (pid {})", status.version, status.pid));
+        if let Some(last) = &status.last_reconcile {
+            let words = format!("{} steps in {} us, because {}", last.steps, last.took, last.cause);
+            row("last look", words);
+        }
+    }
+    table
+}
+
+fn store(status: &Status) -> String {
+    let state = match (&status.store.away, status.store.in_sync) {
+        (Some(reason), _) => format!("away: {reason}"),
+        (None, true) => "in sync".to_owned(),
+        (None, false) => "not read yet".to_owned(),
+    };
+    format!("{} {state}", status.store.location)
+}
+
+fn peers(status: &Status) -> Table {
+    let mut table = Table::new(["PEER", "STATE", "POD CIDRS", "UNDERLAY", "PROBLEM"]);
+    for peer in &status.peers {
+        let state = match peer.state {
+            PeerState::Programmed => "programmed",
+            PeerState::Waiting => "waiting",
+            PeerState::Ignored => "ignored",
+        };
+        let problem = peer.problem.clone().unwrap_or_default();
+        table.row([
+            peer.node.clone(),
+            state.to_owned(),
+            joined(&peer.pod_cidrs),
+            joined(&peer.underlay),
+            problem,
+        ]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_cannot_carry_pods_says_why() {
+        let status =
+            Status { node: "node1".into(), reasons: vec!["no underlay".into()], ..Status::default() };
+        let text: String = tables(&status, true).iter().map(|table| table.render(false)).collect();
+        assert!(text.contains("NOT READY BECAUSE\nno underlay\n"), "{text}");
+    }
+}
