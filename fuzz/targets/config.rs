@@ -9,7 +9,10 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(document) = Json::parse(bytes) {
         let again = Json::parse(&document.to_bytes());
-        assert!(again.is_ok_and(|again| again.to_bytes() == document.to_bytes()), "JSON changes when it is written");
+        assert!(
+            again.is_ok_and(|again| again.to_bytes() == document.to_bytes()),
+            "JSON changes when it is written"
+        );
     }
     if let Ok(config) = Config::parse(bytes) {
         assert!(validate_network_name(&config.name).is_ok());

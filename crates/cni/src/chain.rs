@@ -11,7 +11,9 @@
 //! reports all; a stale attachment's namespace is named to DEL only if its path still leads to the same one.
 //! Source: CNI specification section 3, "Execution of Network Configurations".
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha512};
 
 use crate::cache::{Cache, CachedAttachment, identity_of};
 use crate::config::{Attachment, Config};
@@ -59,6 +61,18 @@ impl RuntimeArguments {
     #[must_use]
     pub fn attachment(&self) -> Attachment {
         Attachment { container_id: self.container_id.clone(), ifname: self.ifname.clone() }
+    }
+
+    /// The container id that `cnitool` gives to a namespace without container: `cnitool-` and the first ten bytes of
+    /// the SHA-512 of the namespace's absolute path, in hexadecimal. The same namespace gets the same id again.
+    ///
+    /// # Errors
+    /// When the path is relative and there is no current directory.
+    pub fn container_id_for(netns: &Path) -> std::io::Result<String> {
+        let path = std::path::absolute(netns)?;
+        let hash = Sha512::digest(path.as_os_str().as_encoded_bytes());
+        let digits: String = hash.iter().take(10).map(|byte| format!("{byte:02x}")).collect();
+        Ok(format!("cnitool-{digits}"))
     }
 
     fn validate(&self) -> Result<(), RuntimeError> {

@@ -279,3 +279,10 @@ fn a_list_is_validated_against_what_its_plugins_speak() {
         "{error}"
     );
 }
+
+#[test]
+fn a_namespace_without_container_gets_cnitools_id() {
+    let id = RuntimeArguments::container_id_for(Path::new("/var/run/netns/x")).unwrap();
+    assert_eq!(id, "cnitool-4acf487154af9777be71");
+    assert!(validate_container_id(&id).is_ok());
+}
