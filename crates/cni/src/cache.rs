@@ -7,7 +7,7 @@
 //! to another container's namespace by the time GC comes.
 
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
@@ -15,6 +15,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 
 use crate::config::Attachment;
 use crate::error::Error;
+use crate::exec::identity_of;
 use crate::json::{Fields, Json};
 use crate::result::AddResult;
 use crate::runtime_error::RuntimeError;
@@ -185,11 +186,6 @@ impl Cache {
     fn file(&self, network: &str, attachment: &Attachment) -> PathBuf {
         self.results().join(format!("{network}-{}-{}", attachment.container_id, attachment.ifname))
     }
-}
-
-/// Device and inode of a namespace; nothing when the path leads nowhere.
-pub(crate) fn identity_of(netns: &Path) -> Option<(u64, u64)> {
-    std::fs::metadata(netns).ok().map(|file| (file.dev(), file.ino()))
 }
 
 /// The name under which a file is written before it takes its place. Networks' names do not begin with a dot, so

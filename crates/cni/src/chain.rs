@@ -15,14 +15,14 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha512};
 
-use crate::cache::{Cache, CachedAttachment, identity_of};
+use crate::cache::{Cache, CachedAttachment};
 use crate::config::{Attachment, Config};
 use crate::conflist::{ConfList, PluginConf};
 use crate::delegate::{self, Place};
 use crate::dispatch;
 use crate::environment::{validate_container_id, validate_interface_name};
 use crate::error::Error;
-use crate::exec;
+use crate::exec::{self, identity_of};
 use crate::json::Json;
 use crate::plugin::{Command, Request, Resolver};
 use crate::result::AddResult;

@@ -3,10 +3,10 @@
 //! Every in-process call comes through [`call`]: from `serve`, from a delegating plugin and from the chain runner.
 //! Source: CNI specification section 2; the version rules are those of the reference's plugin library.
 
-use crate::environment::is_own_netns;
 use crate::error::{Code, Error};
 use crate::plugin::{Command, Plugin, Request};
 use crate::result::AddResult;
+use crate::serve::is_own_netns;
 use crate::version::Version;
 
 /// Calls the method that the request names; only ADD has a result.

@@ -4,8 +4,9 @@
 //! apart. What a command does not need is neither required nor checked.
 //! Source: CNI specification section 2, "Parameters"; conventions for CNI_ARGS from the reference library.
 
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 use crate::config::is_identifier;
 use crate::error::{Code, Error};
@@ -51,12 +52,6 @@ impl Environment {
         }
     }
 
-    /// This process's variables.
-    #[must_use]
-    pub fn of_this_process() -> Self {
-        Self::read(|name| std::env::var_os(name))
-    }
-
     /// The command, when every variable that it requires is there.
     ///
     /// # Errors
@@ -100,10 +95,11 @@ impl Environment {
         Ok(())
     }
 
-    /// The directories of CNI_PATH.
+    /// The directories of CNI_PATH, without empty ones.
     #[must_use]
     pub fn directories(&self) -> Vec<PathBuf> {
-        std::env::split_paths(&self.path).filter(|directory| !directory.as_os_str().is_empty()).collect()
+        let parts = self.path.as_bytes().split(|byte| *byte == b':');
+        parts.filter(|part| !part.is_empty()).map(|part| PathBuf::from(OsStr::from_bytes(part))).collect()
     }
 
     /// Whether the guard against the plugin's own namespace is switched off.
@@ -196,13 +192,6 @@ fn boolean(text: &str) -> Result<bool, Error> {
     }
 }
 
-/// Whether `netns` is the namespace that this thread is in. A path that leads nowhere is not.
-pub(crate) fn is_own_netns(netns: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    let identity = |path: &Path| std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
-    identity(netns).is_some_and(|theirs| identity(Path::new("/proc/thread-self/ns/net")) == Some(theirs))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -282,10 +271,9 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_knows_its_own_namespace() {
-        assert!(is_own_netns(Path::new("/proc/self/ns/net")));
-        assert!(!is_own_netns(Path::new("/proc/self/ns/uts")));
-        assert!(!is_own_netns(Path::new("/nowhere")));
+    fn the_directories_of_the_path_are_those_between_colons() {
+        let environment = environment(&[("CNI_COMMAND", "ADD"), ("CNI_PATH", "/a::/b c:d:")]);
+        assert_eq!(environment.directories(), ["/a", "/b c", "d"].map(PathBuf::from));
     }
 
     #[test]

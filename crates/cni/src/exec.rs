@@ -6,6 +6,7 @@
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Output, Stdio};
 use std::time::Duration;
@@ -81,9 +82,13 @@ fn supported(stdout: &[u8]) -> Result<Vec<Version>, Error> {
 
 /// The variables of a call.
 fn variables(request: &Request) -> Vec<(&'static str, OsString)> {
-    // Empty directories were left out on the way in and no directory holds a colon, or it could not have come
-    // from CNI_PATH; joining again cannot fail for the runtime's own list either unless it is misconfigured.
-    let path = std::env::join_paths(&request.path).unwrap_or_default();
+    let mut path = OsString::new();
+    for (index, directory) in request.path.iter().enumerate() {
+        if index > 0 {
+            path.push(":");
+        }
+        path.push(directory);
+    }
     vec![
         ("CNI_COMMAND", request.command.as_str().into()),
         ("CNI_CONTAINERID", request.container_id.as_str().into()),
@@ -164,9 +169,12 @@ fn failure(output: &Output) -> Error {
 
 /// Whether `executable` is the program that is running now, by any name.
 pub(crate) fn is_this_program(executable: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    let identity = |path: &Path| std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
-    identity(executable).is_some_and(|theirs| identity(Path::new("/proc/self/exe")) == Some(theirs))
+    identity_of(executable).is_some_and(|theirs| identity_of(Path::new("/proc/self/exe")) == Some(theirs))
+}
+
+/// Device and inode of a file, or of the namespace that a path names; nothing when the path leads nowhere.
+pub(crate) fn identity_of(path: &Path) -> Option<(u64, u64)> {
+    std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 #[cfg(test)]

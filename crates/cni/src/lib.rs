@@ -53,7 +53,7 @@ mod result;
 mod runtime_error;
 mod serve;
 #[cfg(test)]
-mod testing;
+mod tests;
 mod version;
 
 pub use cache::{Cache, CachedAttachment};

@@ -9,11 +9,13 @@
 //! Source: CNI specification section 2, "Execution Protocol"; codes as the reference's plugin library gives them.
 
 use std::io::{Read, Write};
+use std::path::Path;
 
 use crate::config::Config;
 use crate::dispatch;
 use crate::environment::Environment;
 use crate::error::Error;
+use crate::exec::identity_of;
 use crate::json::{Fields, Json};
 use crate::plugin::{Command, Plugin, Request, Resolver};
 use crate::version::Version;
@@ -30,6 +32,14 @@ pub struct Process<'a> {
     pub stderr: &'a mut dyn Write,
     /// The program's own plugins, for delegation in the same process.
     pub resolver: Option<Resolver>,
+}
+
+impl Environment {
+    /// This process's variables.
+    #[must_use]
+    pub fn of_this_process() -> Self {
+        Self::read(|name| std::env::var_os(name))
+    }
 }
 
 /// Runs one call of a plugin and gives the process's exit code: 0 when it went well, 1 when not.
@@ -126,6 +136,12 @@ fn versions(plugin: &dyn Plugin) -> String {
 /// Writes all, and gives the exit code for that.
 fn deliver(out: &mut dyn Write, bytes: &[u8]) -> u8 {
     u8::from(out.write_all(bytes).and_then(|()| out.flush()).is_err())
+}
+
+/// Whether `netns` is the namespace that this thread is in. A path that leads nowhere is not.
+pub(crate) fn is_own_netns(netns: &Path) -> bool {
+    identity_of(netns)
+        .is_some_and(|theirs| identity_of(Path::new("/proc/thread-self/ns/net")) == Some(theirs))
 }
 
 #[cfg(test)]

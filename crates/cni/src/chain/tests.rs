@@ -3,7 +3,7 @@ use std::path::Path;
 use super::*;
 use crate::error::Code;
 use crate::json::Fields;
-use crate::testing::Plugins;
+use crate::tests::Plugins;
 
 /// Plugins, a cache beside them, and a list that goes through all of them.
 struct Stage {

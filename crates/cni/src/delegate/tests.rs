@@ -4,7 +4,7 @@ use super::*;
 use crate::config::Config;
 use crate::error::Code;
 use crate::result::IpConfig;
-use crate::testing::Plugins;
+use crate::tests::Plugins;
 use crate::version::Version;
 
 /// An IPAM plugin of ours that speaks only 1.1.0.

@@ -3,7 +3,7 @@ use std::os::unix::fs::PermissionsExt;
 use super::*;
 use crate::config::Config;
 use crate::plugin::Command;
-use crate::testing::Plugins;
+use crate::tests::Plugins;
 
 fn request(plugins: &Plugins, config: &str) -> Request {
     Request {

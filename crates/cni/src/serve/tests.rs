@@ -313,3 +313,10 @@ fn an_add_whose_result_nobody_takes_is_undone() {
     assert_eq!(serve(&plugin, process), 1);
     assert_eq!(plugin.asked(), [Command::Add, Command::Del]);
 }
+
+#[test]
+fn a_thread_knows_its_own_namespace() {
+    assert!(is_own_netns(Path::new("/proc/self/ns/net")));
+    assert!(!is_own_netns(Path::new("/proc/self/ns/uts")));
+    assert!(!is_own_netns(Path::new("/nowhere")));
+}
