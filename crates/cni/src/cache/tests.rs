@@ -1,3 +1,5 @@
+//! What is written is found again, in the reference's form, and nothing worse than a lost file comes of a broken one.
+
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Lists are run by plugins that note what they were asked: order, arguments, undo, and what a failure leaves.
+
 use std::path::Path;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! A configuration is read as leniently as the reference reads it, and refused with the place of the fault.
+
 use super::*;
 use crate::error::Code;
 use crate::result::IpConfig;

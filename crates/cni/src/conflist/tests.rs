@@ -1,3 +1,5 @@
+//! Lists are found, gathered and given a version as libcni does it.
+
 use std::path::Path;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! A delegate of ours is called in place, another is run, and either's failure is told.
+
 use std::sync::Mutex;
 
 use super::*;

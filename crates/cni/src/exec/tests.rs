@@ -1,3 +1,5 @@
+//! Foreign plugins are found and run, and what they print is understood.
+
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
