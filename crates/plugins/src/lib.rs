@@ -1,7 +1,7 @@
 //! fairlead-cni: every CNI plugin in one static binary.
 //!
 //! Read [`find`] first: it is the list of the plugins. Each is one file below [`interface`] or [`ipam`],
-//! with a folder of the same name for its parts; [`run`] is the process around the one that is asked for.
+//! with a folder of the same name for its parts; [`run()`] is the process around the one that is asked for.
 //!
 //! They take the names and configuration keys of the reference plugins, so existing conflists work
 //! unchanged, and they need nothing that runs: no agent, no tool, no child process.

@@ -441,7 +441,15 @@ fn kill_at_every_step(
         let words = [&["strace", "-qq", "-o", "/dev/null"], &*fault, &["-e", &kill]].concat();
         let answer = ours().under(&words).call(command, "victim", &config(&node));
         killed += usize::from(!answer.0.status.success());
-        recovers(&node, &format!("{command} killed at {} number {}", step.call, step.occurrence));
+        let at = format!("{command} killed at {} number {}", step.call, step.occurrence);
+        if fault.is_empty() && command != "GC" {
+            assert_eq!(
+                node.addresses(),
+                node.held(),
+                "{at}: nobody, the reference included, meets half a file"
+            );
+        }
+        recovers(&node, &at);
     }
     assert!(killed * 10 > steps.len() * 9, "only {killed} of {} steps were killed", steps.len());
 }
@@ -512,6 +520,54 @@ fn a_gc_killed_at_any_step_loses_no_address() {
         fs::write(node.network().join("10.1.2.6"), "").unwrap();
     };
     kill_at_every_step("GC", prepare, config, None);
+}
+
+/// The system calls that can fail because of the node's file system.
+const ON_FILES: [&str; 10] =
+    ["open", "openat", "flock", "fstat", "read", "write", "pwrite64", "linkat", "symlinkat", "utimensat"];
+
+#[test]
+fn an_add_whose_file_system_fails_at_any_step_gives_an_address_or_leaves_nothing() {
+    if !can_trace() {
+        return not_run("strace cannot trace here");
+    }
+    let fresh = || {
+        let node = Node::new(json!([[{ "subnet": "10.1.2.0/29" }], [{ "subnet": "2001:db8::/125" }]]));
+        node.add("other");
+        node
+    };
+    let steps = steps_of(&[], "ADD", "victim", &fresh().config());
+    let mut refused = 0;
+    for step in steps.iter().filter(|step| ON_FILES.contains(&step.call.as_str())) {
+        let node = fresh();
+        let fault = format!("inject={}:error=EIO:when={}", step.call, step.occurrence);
+        let program = ours().under(&["strace", "-qq", "-o", "/dev/null", "-e", &fault]);
+        let answer = program.call("ADD", "victim", &node.config());
+        let at = format!("EIO at {} number {}: {answer:?}", step.call, step.occurrence);
+        if answer.0.status.success() {
+            assert_eq!(node.held().len(), 4, "{at}");
+            node.call("CHECK", "victim").good();
+        } else {
+            // When even the answer cannot be written there is nobody to tell.
+            assert!(step.call == "write" || answer.error().0 == 5, "{at}");
+            assert_eq!(node.addresses().len(), 2, "{at}");
+            refused += 1;
+        }
+        recovers(&node, &at);
+    }
+    assert!(refused > 8, "only {refused} steps mattered");
+}
+
+#[test]
+fn an_add_without_the_privilege_to_link_by_descriptor_takes_the_way_through_proc() {
+    if !can_trace() {
+        return not_run("strace cannot trace here");
+    }
+    let node = Node::with_subnet("10.1.2.0/24");
+    let fault = "inject=linkat:error=ENOENT:when=1";
+    let program = ours().under(&["strace", "-qq", "-o", "/dev/null", "-e", fault]);
+    assert_eq!(program.call("ADD", "a", &node.config()).address(0), "10.1.2.2");
+    assert_eq!(fs::read_to_string(node.network().join("10.1.2.2")).unwrap(), "a\r\neth0");
 }
 
 /// How many system calls a call makes: what a time would measure, without the noise.
