@@ -2,6 +2,7 @@
 //!
 //! The texts are in `tests/golden/route`; `FAIRLEAD_BLESS=1 cargo test -p route` writes them anew, for the diff to
 //! be read. Scenarios by number: the list in the project's notes on behaviours of node-to-node networking.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
