@@ -9,13 +9,21 @@
 //! refusal of the kernel names the operation, the object, the errno and the kernel's own words.
 
 mod abi;
+pub mod address;
 mod error;
+mod family;
 pub mod link;
+pub mod monitor;
+pub mod neighbour;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod qdisc;
+pub mod route;
+pub mod rule;
 pub mod signals;
 pub mod sysctl;
 pub mod user_namespace;
 
 pub use error::Error;
+pub use family::Family;

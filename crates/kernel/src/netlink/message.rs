@@ -53,11 +53,7 @@ impl Message {
         let start = self.bytes.len();
         self.put(kind | NESTED, &[]);
         fill(self);
-        match u16::try_from(self.bytes.len() - start) {
-            Ok(length) => self.bytes[start..start + 2].copy_from_slice(&length.to_ne_bytes()),
-            Err(_) => self.oversized = true,
-        }
-        self
+        self.patch_length(start)
     }
 
     /// Adds a flag: an attribute without a value.
@@ -120,6 +116,16 @@ impl Message {
     pub fn raw(&mut self, bytes: &[u8]) -> &mut Self {
         self.bytes.extend_from_slice(bytes);
         self.bytes.resize(align(self.bytes.len()), 0);
+        self
+    }
+
+    /// Writes the length of everything since `start` (a former [`Self::length`]) into the two bytes there: for
+    /// records that are no attributes but begin with their length, such as `struct rtnexthop`.
+    pub fn patch_length(&mut self, start: usize) -> &mut Self {
+        match u16::try_from(self.bytes.len() - start) {
+            Ok(length) => self.bytes[start..start + 2].copy_from_slice(&length.to_ne_bytes()),
+            Err(_) => self.oversized = true,
+        }
         self
     }
 

@@ -213,6 +213,16 @@ impl Socket {
         Err(Error::Interrupted { purpose: request.purpose.clone(), attempts: LISTING_ATTEMPTS })
     }
 
+    /// The port by which the kernel names this socket in notifications about its changes; 0 before the first send.
+    ///
+    /// # Errors
+    /// Only when the descriptor was closed behind our back.
+    pub fn port(&self) -> Result<u32, Error> {
+        let address = rustix::net::getsockname(&self.descriptor)
+            .map_err(|errno| system("ask for the port of a netlink socket", errno))?;
+        Ok(SocketAddrNetlink::try_from(address).map_or(0, |address| address.pid()))
+    }
+
     /// Joins multicast groups (numbers, not masks) and enlarges the receive buffer. Use a socket of its own
     /// for this, and [`Self::receive`].
     ///
@@ -235,13 +245,20 @@ impl Socket {
     /// Waits for notifications and hands each to `on_message`; returns after one datagram (often one message).
     ///
     /// # Errors
-    /// [`Error::Overrun`] when the kernel had to drop some: list everything again. The socket stays usable.
+    /// [`Error::Overrun`] when the kernel had to drop some: list everything again. What was still queued has been
+    /// thrown away by then, because the kernel drops on until the queue is empty; so the socket is listening again.
     pub fn receive(
         &mut self,
         mut on_message: impl FnMut(Reply<'_>) -> Result<(), Malformed>,
     ) -> Result<(), Error> {
         let purpose = Purpose::new("receive", "netlink notifications");
-        let length = self.read(&purpose, RecvFlags::empty())?;
+        let length = match self.read(&purpose, RecvFlags::empty()) {
+            Err(Error::Overrun) => {
+                self.drain();
+                return Err(Error::Overrun);
+            }
+            other => other?,
+        };
         let mut rest = &self.incoming[..length];
         while !rest.is_empty() {
             Reply::take(&mut rest)
@@ -402,6 +419,16 @@ impl Socket {
                 Err(Errno::AGAIN) => self.wait(purpose)?,
                 Err(Errno::NOBUFS) => return Err(Error::Overrun),
                 Err(errno) => return Err(system("receive from the kernel", errno)),
+            }
+        }
+    }
+
+    /// Throws away everything that is queued.
+    fn drain(&mut self) {
+        loop {
+            match rustix::net::recv(&self.descriptor, &mut self.incoming[..], RecvFlags::DONTWAIT) {
+                Ok(_) | Err(Errno::INTR | Errno::NOBUFS) => {}
+                Err(_) => return,
             }
         }
     }

@@ -1,0 +1,215 @@
+//! What changes in a namespace, as it changes.
+//!
+//! Read [`Monitor`]: it joins the kernel's multicast groups and gives each change as an [`Event`]. Order matters
+//! for a reconcile loop: open the monitor *before* the first listing, so that nothing falls between. On
+//! [`Event::Overrun`] the kernel had to drop notifications: list everything again.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use crate::address::Address;
+use crate::link::Link;
+use crate::neighbour::{Entry, FdbEntry, Neighbour};
+use crate::netlink::{Malformed, Protocol, Reply, Socket};
+use crate::netns::Netns;
+use crate::route::Route;
+use crate::rule::Rule;
+use crate::{Error, abi};
+
+/// What to be told about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Topic {
+    /// Links and bridge ports.
+    Links,
+    /// Addresses of both families.
+    Addresses,
+    /// Routes of both families.
+    Routes,
+    /// Neighbours and forwarding entries.
+    Neighbours,
+    /// Policy rules of both families.
+    Rules,
+}
+
+impl Topic {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Links, Self::Addresses, Self::Routes, Self::Neighbours, Self::Rules];
+
+    fn groups(self) -> &'static [u32] {
+        match self {
+            Self::Links => &[abi::RTNLGRP_LINK],
+            Self::Addresses => &[abi::RTNLGRP_IPV4_IFADDR, abi::RTNLGRP_IPV6_IFADDR],
+            Self::Routes => &[abi::RTNLGRP_IPV4_ROUTE, abi::RTNLGRP_IPV6_ROUTE],
+            Self::Neighbours => &[abi::RTNLGRP_NEIGH],
+            Self::Rules => &[abi::RTNLGRP_IPV4_RULE, abi::RTNLGRP_IPV6_RULE],
+        }
+    }
+}
+
+/// One change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notification {
+    /// Port of the socket that asked for the change ([`Socket::port`]); 0 when the kernel did it by itself, and for
+    /// most changes of links, whoever made them.
+    pub origin: u32,
+    /// What changed.
+    pub event: Event,
+}
+
+/// What changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A link is new, or something about it is.
+    Link(Link),
+    /// A link is gone.
+    LinkGone(Link),
+    /// A bridge port's settings or membership changed; the value is its index.
+    BridgePort(u32),
+    /// An address is new or has other flags.
+    Address(Address),
+    /// An address is gone.
+    AddressGone(Address),
+    /// A route is new or took another's place.
+    Route(Route),
+    /// A route is gone. When a link goes down its IPv4 routes go without a word.
+    RouteGone(Route),
+    /// A neighbour is new or changed.
+    Neighbour(Neighbour),
+    /// A neighbour is gone.
+    NeighbourGone(Neighbour),
+    /// A forwarding entry is new or changed.
+    Fdb(FdbEntry),
+    /// A forwarding entry is gone.
+    FdbGone(FdbEntry),
+    /// A policy rule is new.
+    Rule(Rule),
+    /// A policy rule is gone.
+    RuleGone(Rule),
+    /// Something in nf_tables changed; the table's name, if the message is about one.
+    Nft(Option<String>),
+    /// Notifications were lost: list everything again.
+    Overrun,
+}
+
+/// A listener in one network namespace.
+#[derive(Debug)]
+pub struct Monitor {
+    socket: Socket,
+    protocol: Protocol,
+}
+
+impl Monitor {
+    /// Listens to these topics in the calling thread's namespace, from now on.
+    ///
+    /// # Errors
+    /// When the socket cannot be made or a group not joined.
+    pub fn open(topics: &[Topic]) -> Result<Self, Error> {
+        Self::listen(Socket::open(Protocol::Route)?, Protocol::Route, &groups(topics))
+    }
+
+    /// Listens in another namespace; the calling thread is back home when it returns.
+    ///
+    /// # Errors
+    /// As [`Self::open`], or when the namespace may not be entered.
+    pub fn open_in(namespace: &Netns, topics: &[Topic]) -> Result<Self, Error> {
+        Self::listen(namespace.socket(Protocol::Route)?, Protocol::Route, &groups(topics))
+    }
+
+    /// Listens to nf_tables in the calling thread's namespace.
+    ///
+    /// # Errors
+    /// When the socket cannot be made or the group not joined (no nf_tables in this kernel).
+    pub fn open_nft() -> Result<Self, Error> {
+        Self::listen(Socket::open(Protocol::Netfilter)?, Protocol::Netfilter, &[abi::NFNLGRP_NFTABLES])
+    }
+
+    /// Listens to nf_tables in another namespace.
+    ///
+    /// # Errors
+    /// As [`Self::open_nft`], or when the namespace may not be entered.
+    pub fn open_nft_in(namespace: &Netns) -> Result<Self, Error> {
+        let socket = namespace.socket(Protocol::Netfilter)?;
+        Self::listen(socket, Protocol::Netfilter, &[abi::NFNLGRP_NFTABLES])
+    }
+
+    fn listen(mut socket: Socket, protocol: Protocol, groups: &[u32]) -> Result<Self, Error> {
+        socket.subscribe(groups)?;
+        Ok(Self { socket, protocol })
+    }
+
+    /// Waits for the next changes. An overrun is an event among others, not an error.
+    ///
+    /// # Errors
+    /// When the socket broke, or a notification could not be decoded.
+    pub fn receive(&mut self) -> Result<Vec<Notification>, Error> {
+        let mut found = Vec::new();
+        let protocol = self.protocol;
+        let received = self.socket.receive(|reply| {
+            let event = match protocol {
+                Protocol::Route => decode(reply)?,
+                Protocol::Netfilter => Some(Event::Nft(nft_table(reply)?)),
+            };
+            found.extend(event.map(|event| Notification { origin: reply.port, event }));
+            Ok(())
+        });
+        match received {
+            Ok(()) => Ok(found),
+            Err(Error::Overrun) => Ok(vec![Notification { origin: 0, event: Event::Overrun }]),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl AsFd for Monitor {
+    /// Readable when [`Monitor::receive`] would not wait.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn groups(topics: &[Topic]) -> Vec<u32> {
+    topics.iter().flat_map(|topic| topic.groups()).copied().collect()
+}
+
+fn decode(reply: Reply<'_>) -> Result<Option<Event>, Malformed> {
+    Ok(match reply.kind {
+        abi::RTM_NEWLINK | abi::RTM_DELLINK => Some(link_event(reply)?),
+        abi::RTM_NEWADDR => Some(Event::Address(Address::from_reply(reply)?)),
+        abi::RTM_DELADDR => Some(Event::AddressGone(Address::from_reply(reply)?)),
+        abi::RTM_NEWROUTE => Route::from_reply(reply)?.map(Event::Route),
+        abi::RTM_DELROUTE => Route::from_reply(reply)?.map(Event::RouteGone),
+        abi::RTM_NEWNEIGH | abi::RTM_DELNEIGH => neighbour_event(reply)?,
+        abi::RTM_NEWRULE => Rule::from_reply(reply)?.map(Event::Rule),
+        abi::RTM_DELRULE => Rule::from_reply(reply)?.map(Event::RuleGone),
+        _ => None,
+    })
+}
+
+/// A bridge reports its ports in link messages of its own family; a "deleted" one has only left the bridge.
+fn link_event(reply: Reply<'_>) -> Result<Event, Malformed> {
+    let link = Link::from_reply(reply)?;
+    if reply.payload.first().copied().map(i32::from) == Some(libc::AF_BRIDGE) {
+        return Ok(Event::BridgePort(link.index));
+    }
+    Ok(if reply.kind == abi::RTM_DELLINK { Event::LinkGone(link) } else { Event::Link(link) })
+}
+
+fn neighbour_event(reply: Reply<'_>) -> Result<Option<Event>, Malformed> {
+    let gone = reply.kind == abi::RTM_DELNEIGH;
+    Ok(Entry::from_reply(reply)?.map(|entry| match entry {
+        Entry::Neighbour(neighbour) if gone => Event::NeighbourGone(neighbour),
+        Entry::Neighbour(neighbour) => Event::Neighbour(neighbour),
+        Entry::Fdb(entry) if gone => Event::FdbGone(entry),
+        Entry::Fdb(entry) => Event::Fdb(entry),
+    }))
+}
+
+/// Every nf_tables message but the closing one, which gives the new generation, has the table's name first.
+fn nft_table(reply: Reply<'_>) -> Result<Option<String>, Malformed> {
+    const TABLE_NAME: u16 = 1;
+    const NEW_GENERATION: u16 = libc::NFT_MSG_NEWGEN as u16;
+    let (_, attributes) = reply.split::<4>()?;
+    if reply.kind & 0xff == NEW_GENERATION {
+        return Ok(None);
+    }
+    attributes.find(TABLE_NAME)?.map(|name| name.text().map(str::to_owned)).transpose()
+}
