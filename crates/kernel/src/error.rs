@@ -146,6 +146,8 @@ fn hint(purpose: &Purpose, errno: Errno) -> Option<&'static str> {
         Errno::OPNOTSUPP | Errno::AFNOSUPPORT | Errno::PROTONOSUPPORT => Some(
             purpose.kernel_option().unwrap_or("the running kernel was built without the option for this"),
         ),
+        // nf_tables finds its expressions and chain types by name: one it does not have is "not found".
+        Errno::NOENT if matches!(purpose.operation(), "add rule" | "add chain") => purpose.kernel_option(),
         Errno::PERM | Errno::ACCESS => {
             Some("needs CAP_NET_ADMIN in the user namespace that owns this network namespace")
         }

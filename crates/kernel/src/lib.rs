@@ -12,6 +12,7 @@ mod abi;
 pub mod address;
 mod error;
 mod family;
+mod host;
 pub mod link;
 pub mod monitor;
 pub mod neighbour;
@@ -27,3 +28,4 @@ pub mod user_namespace;
 
 pub use error::Error;
 pub use family::Family;
+pub use host::{Failed, Host, Report};

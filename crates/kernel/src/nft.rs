@@ -47,6 +47,11 @@ impl Nft {
         Ok(Self { socket: Socket::open(Protocol::Netfilter)? })
     }
 
+    /// The port of its socket: see [`Host::ports`](crate::Host::ports).
+    pub(crate) fn port(&self) -> Result<u32, Error> {
+        self.socket.port()
+    }
+
     /// Carries out a transaction: all of it or nothing. An empty one does nothing.
     ///
     /// # Errors
@@ -98,7 +103,7 @@ impl Transaction {
     pub fn add_chain(&mut self, table: &TableKey, chain: &Chain) -> &mut Self {
         let mut message = message(c::NEW_CHAIN, c::CREATE, table.family);
         message.text(c::CHAIN_TABLE, &table.name).text(c::CHAIN_NAME, &chain.name);
-        let mut needs = "the kernel needs CONFIG_NF_TABLES";
+        let mut purpose = Purpose::new("add chain", format!("{table} {}", chain.name));
         if let Some(base) = &chain.base {
             message.nest(c::CHAIN_HOOK, |hook| {
                 hook.be32(c::HOOK_NUMBER, hook_number(base.hook));
@@ -107,10 +112,11 @@ impl Transaction {
             message.be32(c::CHAIN_POLICY, u32::from(base.policy == Policy::Accept));
             message.text(c::CHAIN_TYPE, kind_name(base.kind));
             if base.kind == ChainKind::Nat {
-                needs = "the kernel needs CONFIG_NFT_NAT (and CONFIG_NF_NAT)";
+                purpose = purpose
+                    .needing("address translation needs CONFIG_NFT_NAT and CONFIG_NF_NAT in the kernel");
             }
         }
-        self.push(message, Purpose::new("add chain", format!("{table} {}", chain.name)).needing(needs))
+        self.push(message, purpose)
     }
 
     /// Removes a chain, which must be empty and not jumped to.
@@ -133,8 +139,8 @@ impl Transaction {
         message.text(c::RULE_TABLE, &table.name).text(c::RULE_CHAIN, chain);
         expression::put_rule(&mut message, table.family, rule);
         message.put(c::RULE_USERDATA, &userdata::comment(&userdata::rule_comment(rule)));
-        let purpose = Purpose::new("add rule", format!("{table} {chain} {rule}")).needing(rule_option(rule));
-        self.push(message, purpose)
+        let purpose = Purpose::new("add rule", format!("{table} {chain} {rule}"));
+        self.push(message, rule_option(rule).into_iter().fold(purpose, Purpose::needing))
     }
 
     /// Makes a set, without its elements, if it is not there.
@@ -291,22 +297,20 @@ fn family_option(family: Family) -> &'static str {
     }
 }
 
-/// What a kernel that refuses the rule most likely lacks.
-fn rule_option(rule: &Rule) -> &'static str {
-    let uses = |wanted: fn(&Statement) -> bool| rule.statements.iter().any(wanted);
-    if uses(|statement| matches!(statement, Statement::Masquerade { .. })) {
-        return "masquerading needs CONFIG_NFT_MASQ, CONFIG_NFT_CT and CONFIG_NF_NAT in the kernel";
-    }
-    let of_connection = |statement: &Statement| {
-        let (Statement::Match { field, .. } | Statement::MaskedMatch { field, .. }) = statement else {
-            return false;
-        };
-        matches!(field, Field::CtState | Field::CtStatus | Field::CtMark)
-    };
-    if uses(of_connection) {
-        return "matching on connections needs CONFIG_NFT_CT and CONFIG_NF_CONNTRACK in the kernel";
-    }
-    "the kernel needs CONFIG_NF_TABLES"
+/// What a kernel that does not know an expression of the rule lacks; `None` for rules that any nf_tables knows.
+fn rule_option(rule: &Rule) -> Option<&'static str> {
+    rule.statements.iter().find_map(|statement| match statement {
+        Statement::Masquerade { .. } => {
+            Some("masquerading needs CONFIG_NFT_MASQ and CONFIG_NF_NAT in the kernel")
+        }
+        Statement::Match { field, .. } | Statement::MaskedMatch { field, .. } => match field {
+            Field::CtState | Field::CtStatus | Field::CtMark => {
+                Some("matching on connections needs CONFIG_NFT_CT and CONFIG_NF_CONNTRACK in the kernel")
+            }
+            _ => None,
+        },
+        _ => None,
+    })
 }
 
 fn hook_number(hook: Hook) -> u32 {

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeSet, fmt};
 
-use crate::{LinkName, Route, RouteKey, State, Step, diff::diff, diff::without_links};
+use crate::{LinkName, Route, RouteKey, RouteKind, State, Step, diff::diff, diff::without_links};
 
 /// What was found in the kernel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -79,6 +79,8 @@ pub fn plan(observed: &Observed, want: &State) -> Plan {
             continue;
         };
         let held = observed.state.routes.get(&key).copied();
+        // A route that drops is there to be outdone by whoever has a better one.
+        let drops = possible.routes.get(&key).is_some_and(|target| target.kind != RouteKind::Unicast);
         if key.metric == foreign.route.key.metric {
             if held != possible.routes.get(&key).copied() {
                 conflicts.push(Conflict::Route(foreign.clone()));
@@ -89,7 +91,7 @@ pub fn plan(observed: &Observed, want: &State) -> Plan {
                 Some(target) => possible.routes.insert(key, target),
                 None => possible.routes.remove(&key),
             };
-        } else if foreign.route.key.effective_metric() < key.effective_metric() {
+        } else if !drops && foreign.route.key.effective_metric() < key.effective_metric() {
             conflicts.push(Conflict::Outdone(foreign.clone()));
         }
     }

@@ -54,6 +54,9 @@ pub enum LinkKind {
     Bridge,
     /// A VXLAN tunnel end.
     Vxlan(Vxlan),
+    /// A link with our mark that is not as we make any; in what was read back only, never wanted. The text says
+    /// what is odd.
+    Other(String),
 }
 
 /// The parameters of a VXLAN device. It never learns: its forwarding entries are ours.

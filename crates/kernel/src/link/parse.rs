@@ -59,6 +59,9 @@ impl Link {
             abi::IFLA_LINKINFO => {
                 self.kind = kind(attribute.nested())?;
                 self.port = port(attribute.nested())?;
+                if matches!(self.kind, Kind::Vxlan { .. }) {
+                    self.parent = underlay(attribute.nested())?.or(self.parent);
+                }
             }
             _ => {}
         }
@@ -108,6 +111,13 @@ fn vxlan(data: Attributes<'_>) -> Result<Kind, Malformed> {
         }
     }
     Ok(Kind::Vxlan { id, port, local, learning })
+}
+
+/// The link that a tunnel is bound to, which it says among its settings and not as `IFLA_LINK`.
+fn underlay(info: Attributes<'_>) -> Result<Option<u32>, Malformed> {
+    let Some(data) = info.find(abi::IFLA_INFO_DATA)? else { return Ok(None) };
+    let link = data.nested().find(abi::IFLA_VXLAN_LINK)?.map(|link| link.u32()).transpose()?;
+    Ok(link.filter(|index| *index != 0))
 }
 
 fn port(info: Attributes<'_>) -> Result<Option<Port>, Malformed> {

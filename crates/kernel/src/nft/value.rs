@@ -310,3 +310,91 @@ fn network(first: Value, last: Value) -> Option<IpNet> {
     let net = IpNet::new(first, u8::try_from(length).ok()?).ok()?;
     (net.network() == first && net.broadcast() == last).then_some(net)
 }
+
+#[cfg(test)]
+mod tests {
+    use netstate::pool::overlaps;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::netlink::Attributes;
+
+    /// What the kernel would list after these elements were added.
+    fn listed(elements: &Elements) -> Vec<RawElement> {
+        let mut message = Message::new(0, 0, &[]);
+        elements.iter().for_each(|(key, comment)| put_element(&mut message, key, comment.as_deref()));
+        let entries = Attributes::new(message.bytes().get(16..).unwrap());
+        entries.map(|entry| RawElement::read(&entry.unwrap()).unwrap()).collect()
+    }
+
+    fn round_trip(types: &[KeyType], interval: bool, elements: &Elements) -> Option<Elements> {
+        let mut raw = listed(elements);
+        // The kernel lists in an order of its own.
+        raw.reverse();
+        super::elements(types, interval, raw)
+    }
+
+    fn net(v6: bool, bits: u128, length: u8) -> IpNet {
+        let net = if v6 {
+            IpNet::new(IpAddr::from(bits.to_be_bytes()), length % 129)
+        } else {
+            IpNet::new(IpAddr::from((bits as u32).to_be_bytes()), length % 33)
+        };
+        net.unwrap().trunc()
+    }
+
+    #[test]
+    fn types_keep_the_numbers_that_nft_gives_them() {
+        assert_eq!(type_number(&[KeyType::Ipv4]), 7);
+        assert_eq!(type_number(&[KeyType::Ifname, KeyType::Ether]), 41 << 6 | 9);
+        assert_eq!(type_of_number(41 << 6 | 9), Some(vec![KeyType::Ifname, KeyType::Ether]));
+        assert_eq!(type_of_number(0), None);
+        assert_eq!(type_of_number(5), None);
+    }
+
+    #[test]
+    fn a_range_that_is_no_network_makes_the_set_foreign() {
+        let raw = |key: [u8; 4], interval_end| RawElement {
+            key: key.to_vec(),
+            key_end: None,
+            interval_end,
+            comment: None,
+        };
+        let range = vec![raw([10, 0, 0, 1], false), raw([10, 0, 0, 4], true)];
+        assert_eq!(elements(&[KeyType::Ipv4], true, range), None);
+        let marker = vec![raw([0, 0, 0, 0], true), raw([10, 0, 0, 0], false), raw([10, 0, 0, 4], true)];
+        let found = elements(&[KeyType::Ipv4], true, marker).unwrap();
+        assert_eq!(found.into_keys().collect::<Vec<_>>(), [[Value::Network("10.0.0.0/30".parse().unwrap())]]);
+    }
+
+    proptest! {
+        #[test]
+        fn networks_come_back_from_their_intervals(
+            wanted in prop::collection::vec((any::<u128>(), any::<u8>(), prop::option::of("[a-z]{0,9}")), 0..12),
+            v6 in any::<bool>(),
+        ) {
+            let mut elements = Elements::new();
+            for (bits, length, comment) in wanted {
+                let net = net(v6, bits, length);
+                let apart = |key: &Key| matches!(key[..], [Value::Network(other)] if !overlaps(other, net));
+                if elements.keys().all(apart) {
+                    elements.insert(vec![Value::Network(net)], comment);
+                }
+            }
+            let kind = if v6 { KeyType::Ipv6 } else { KeyType::Ipv4 };
+            prop_assert_eq!(round_trip(&[kind], true, &elements), Some(elements));
+        }
+
+        #[test]
+        fn concatenations_come_back(bits in any::<[u128; 2]>(), lengths in any::<[u8; 2]>(), port in any::<u16>()) {
+            let key = vec![
+                Value::Network(net(false, bits[0], lengths[0])),
+                Value::Port(port),
+                Value::Network(net(true, bits[1], lengths[1])),
+            ];
+            let elements = Elements::from([(key, None)]);
+            let types = [KeyType::Ipv4, KeyType::Port, KeyType::Ipv6];
+            prop_assert_eq!(round_trip(&types, true, &elements), Some(elements));
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! Carrying out steps: few sends, and no step is lost because another one failed.
+//!
+//! Steps of one kind that follow each other travel as one batch; those of one nf_tables table are one
+//! transaction. A link that could not be made takes what would stand on it with it, and a neighbour that could
+//! not be made takes the routes through it: better no route than one into the dark. What is there already when it should be made, or gone when it should go, counts as done.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use netstate::{
+    LINK_ALIAS, LINK_GROUP, Link, LinkKind, LinkName, PolicyRule, ROUTE_PROTOCOL, Route, RouteKind, Step, nft,
+};
+
+use super::Host;
+use crate::netlink::{Batch, Request};
+use crate::nft::Transaction;
+use crate::{Error, Family, address, link, neighbour, route, rule, sysctl};
+
+/// What came of a list of steps.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// The steps that failed, in order.
+    pub failed: Vec<Failed>,
+    /// How many were not tried, because they stand on one that failed.
+    pub skipped: usize,
+}
+
+impl Report {
+    /// True when everything was carried out.
+    #[must_use]
+    pub fn is_success(&self) -> bool {
+        self.failed.is_empty() && self.skipped == 0
+    }
+}
+
+/// A step that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{step}")]
+pub struct Failed {
+    /// What was tried.
+    pub step: Step,
+    /// Why it failed.
+    #[source]
+    pub error: Error,
+}
+
+impl Host {
+    /// Carries out the steps in order. Those that fail are reported and the others go on.
+    ///
+    /// # Errors
+    /// Only when the conversation with the kernel broke: then it is unknown what was carried out. Observe again.
+    pub fn apply(&mut self, steps: &[Step]) -> Result<Report, Error> {
+        if steps.is_empty() {
+            return Ok(Report::default());
+        }
+        let links = link::list(&mut self.route, link::Filter::default())?;
+        let indexes = links.iter().filter_map(|link| Some((link.name.parse().ok()?, link.index))).collect();
+        let mut work = Work { host: self, indexes, dark: BTreeSet::new(), report: Report::default() };
+        for group in steps.chunk_by(|one, next| group(one) == group(next)) {
+            work.carry_out(group)?;
+        }
+        Ok(work.report)
+    }
+}
+
+/// Steps of the same group that follow each other are carried out together.
+#[derive(PartialEq)]
+enum Group<'a> {
+    /// One at a time: what follows needs to know what came of it.
+    Link(LinkName),
+    Sysctl,
+    Nft(&'a nft::TableKey),
+    Batch(std::mem::Discriminant<Step>),
+}
+
+fn group(step: &Step) -> Group<'_> {
+    match step {
+        Step::CreateLink(link) | Step::ChangeLink { to: link, .. } => Group::Link(link.name),
+        Step::SetSysctl { .. } => Group::Sysctl,
+        Step::Nft(step) => Group::Nft(step.table()),
+        other => Group::Batch(std::mem::discriminant(other)),
+    }
+}
+
+/// A list of steps on its way.
+struct Work<'a> {
+    host: &'a mut Host,
+    indexes: BTreeMap<LinkName, u32>,
+    /// Gateways behind which there is nothing, because the neighbour could not be made.
+    dark: BTreeSet<(LinkName, IpAddr)>,
+    report: Report,
+}
+
+impl Work<'_> {
+    fn carry_out(&mut self, steps: &[Step]) -> Result<(), Error> {
+        match steps.first() {
+            Some(Step::CreateLink(_) | Step::ChangeLink { .. }) => {
+                for step in steps {
+                    let done = match step {
+                        Step::CreateLink(link) => self.create(link),
+                        Step::ChangeLink { from, to } => self.change(from, to),
+                        _ => Ok(()),
+                    };
+                    self.note(step, done);
+                }
+            }
+            Some(Step::SetSysctl { .. }) => {
+                for step in steps {
+                    if let Step::SetSysctl { path, value, .. } = step {
+                        self.note(step, sysctl::write(path, value));
+                    }
+                }
+            }
+            Some(Step::Nft(_)) => self.transact(steps),
+            _ => return self.send(steps),
+        }
+        Ok(())
+    }
+
+    /// Makes a link and then gives it its alias. In between its group tells whose it is.
+    fn create(&mut self, link: &Link) -> Result<(), Error> {
+        let kind = match &link.kind {
+            LinkKind::Bridge => link::NewKind::Bridge(link::NewBridge::default()),
+            LinkKind::Vxlan(vxlan) => link::NewKind::Vxlan(link::NewVxlan {
+                id: vxlan.vni,
+                port: vxlan.port,
+                local: Some(vxlan.local),
+                parent: vxlan.parent.map(|parent| self.index(parent)).transpose()?,
+                learning: false,
+            }),
+            LinkKind::Other(kind) => link::NewKind::Plain(kind),
+        };
+        let new = link::NewLink {
+            mtu: link.mtu,
+            mac: link.mac,
+            group: Some(LINK_GROUP),
+            ..link::NewLink::new(link.name.as_str(), kind)
+        };
+        self.host.route.execute(link::create(&new))?;
+        // Up only when it carries its mark: whoever waits for the link finds it whole.
+        let finish =
+            link::Change { alias: Some(LINK_ALIAS), up: link.up.then_some(true), ..link::Change::default() };
+        self.host.route.execute(link::change(link.name.as_str(), &finish))?;
+        let found = link::find(&mut self.host.route, link.name.as_str())?;
+        self.indexes.extend(found.map(|found| (link.name, found.index)));
+        Ok(())
+    }
+
+    fn change(&mut self, from: &Link, to: &Link) -> Result<(), Error> {
+        let change = link::Change {
+            mtu: to.mtu.filter(|_| to.mtu != from.mtu),
+            mac: to.mac.filter(|_| to.mac != from.mac),
+            up: (to.up != from.up).then_some(to.up),
+            ..link::Change::default()
+        };
+        self.host.route.execute(link::change(to.name.as_str(), &change))
+    }
+
+    /// The steps of one table, all or nothing.
+    fn transact(&mut self, steps: &[Step]) {
+        let mut transaction = Transaction::new();
+        for step in steps {
+            if let Step::Nft(step) = step {
+                transaction.add_step(step);
+            }
+        }
+        if let Err(error) = self.host.nft.commit(transaction) {
+            // The error names the culprit; the first step stands for the whole transaction.
+            self.report.skipped += steps.len() - 1;
+            self.report.failed.extend(steps.first().map(|step| Failed { step: step.clone(), error }));
+        }
+    }
+
+    /// Steps of one kind, as one batch.
+    fn send(&mut self, steps: &[Step]) -> Result<(), Error> {
+        let mut batch = Batch::new();
+        let mut sent = Vec::with_capacity(steps.len());
+        for step in steps {
+            match self.request(step) {
+                Some(request) => {
+                    batch.push(request);
+                    sent.push(step);
+                }
+                None => self.report.skipped += 1,
+            }
+        }
+        for failure in self.host.route.run(&batch, |_, _| Ok(()))? {
+            if let Some(step) = sent.get(failure.position) {
+                self.note(step, Err(failure.error));
+            }
+        }
+        for step in steps {
+            if let Step::DeleteLink(name) = step {
+                self.indexes.remove(name);
+            }
+        }
+        Ok(())
+    }
+
+    /// The request for a step; `None` when what it stands on is not there.
+    fn request(&self, step: &Step) -> Option<Request> {
+        let index = |link: &LinkName| self.indexes.get(link).copied();
+        Some(match step {
+            Step::DeleteLink(name) => link::delete(index(name)?),
+            Step::AddAddress(wanted) => address::add(&address::NewAddress {
+                skip_duplicate_detection: true,
+                ..address::NewAddress::new(index(&wanted.link)?, wanted.net)
+            }),
+            Step::DeleteAddress(old) => address::delete(index(&old.link)?, old.net),
+            Step::SetNeighbour { neighbour: wanted, .. } => {
+                neighbour::set(index(&wanted.link)?, wanted.address, wanted.mac)
+            }
+            Step::DeleteNeighbour(old) => neighbour::delete(index(&old.link)?, old.address),
+            Step::SetFdb { entry, .. } => {
+                neighbour::set_fdb(index(&entry.link)?, entry.mac, entry.destination)
+            }
+            Step::DeleteFdb(old) => neighbour::delete_fdb(index(&old.link)?, old.mac, Some(old.destination)),
+            Step::SetRoute { route: wanted, .. } => {
+                let gateway = wanted.target.link.zip(wanted.target.via);
+                if gateway.is_some_and(|gateway| self.dark.contains(&gateway)) {
+                    return None;
+                }
+                route::replace(&self.route(wanted)?)
+            }
+            Step::DeleteRoute(old) => route::delete(&self.route(old)?),
+            Step::AddRule(wanted) => rule::add(&kernel_rule(wanted)),
+            // The priority makes it ours, whoever put it there: no protocol means any.
+            Step::DeleteRule(old) => rule::delete(&rule::Rule { protocol: 0, ..kernel_rule(old) }),
+            Step::CreateLink(_) | Step::ChangeLink { .. } | Step::SetSysctl { .. } | Step::Nft(_) => {
+                return None;
+            }
+        })
+    }
+
+    /// A route in the kernel's terms; `None` when its link is not there.
+    fn route(&self, wanted: &Route) -> Option<route::Route> {
+        let Route { key, target } = *wanted;
+        let link = match target.link {
+            Some(link) => Some(self.indexes.get(&link).copied()?),
+            None => None,
+        };
+        let hop = route::Hop { gateway: target.via, link, onlink: target.onlink, weight: 1 };
+        let shape = match target.kind {
+            RouteKind::Unicast if target.via.is_some() => {
+                route::Route::via(key.destination, key.destination.addr(), 0)
+            }
+            RouteKind::Unicast => route::Route::on_link(key.destination, 0),
+            RouteKind::Blackhole => route::Route::dropping(key.destination, route::Kind::Blackhole),
+            RouteKind::Unreachable => route::Route::dropping(key.destination, route::Kind::Unreachable),
+        };
+        Some(route::Route {
+            table: key.table,
+            metric: key.metric,
+            protocol: ROUTE_PROTOCOL,
+            source: target.source,
+            mtu: target.mtu,
+            hops: if target.kind == RouteKind::Unicast { vec![hop] } else { Vec::new() },
+            ..shape
+        })
+    }
+
+    fn index(&self, link: LinkName) -> Result<u32, Error> {
+        let missing = || Error::System {
+            tried: "find the link that a tunnel is bound to",
+            source: std::io::Error::from_raw_os_error(libc::ENODEV),
+        };
+        self.indexes.get(&link).copied().ok_or_else(missing)
+    }
+
+    /// Records a step's failure, unless the world is as the step wanted it anyway.
+    fn note(&mut self, step: &Step, done: Result<(), Error>) {
+        let Err(error) = done else { return };
+        let harmless = match step {
+            Step::AddAddress(_) | Step::AddRule(_) => error.exists(),
+            Step::DeleteLink(_)
+            | Step::DeleteAddress(_)
+            | Step::DeleteNeighbour(_)
+            | Step::DeleteFdb(_)
+            | Step::DeleteRoute(_)
+            | Step::DeleteRule(_) => error.is_missing(),
+            _ => false,
+        };
+        if harmless {
+            return;
+        }
+        match step {
+            Step::CreateLink(link) => {
+                self.indexes.remove(&link.name);
+            }
+            Step::SetNeighbour { neighbour, .. } => {
+                self.dark.insert((neighbour.link, neighbour.address));
+            }
+            _ => {}
+        }
+        self.report.failed.push(Failed { step: step.clone(), error });
+    }
+}
+
+fn kernel_rule(wanted: &PolicyRule) -> rule::Rule {
+    let family = if wanted.v6 { Family::V6 } else { Family::V4 };
+    rule::Rule {
+        source: wanted.from,
+        destination: wanted.to,
+        mark: wanted.mark.map(|(value, mask)| rule::Mark { value, mask }),
+        protocol: ROUTE_PROTOCOL,
+        ..rule::Rule::new(family, wanted.priority, rule::Action::Table(wanted.table))
+    }
+}
