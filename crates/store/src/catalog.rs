@@ -198,8 +198,11 @@ impl Catalog {
             let Some(file) = self.files.get(path).filter(|file| !file.orphan) else { continue };
             let reason = format!("also stands in {}, which counts", self.root.join(speaker).display());
             let mut fault = Fault::new(reason).about(Some(key.to_string())).hint("remove one of the two");
-            let placed = file.objects.iter().find(|placed| placed.object.key() == *key);
-            fault.place.line = placed.map_or(0, |placed| placed.line);
+            // In a file that is broken now the object no longer stands where it stood.
+            if file.faults.is_empty() {
+                let placed = file.objects.iter().find(|placed| placed.object.key() == *key);
+                fault.place.line = placed.map_or(0, |placed| placed.line);
+            }
             problems.push(self.problem(path, &fault));
         }
     }

@@ -17,7 +17,7 @@ use crate::manifest::Fault;
 pub(crate) trait Companion {
     /// Before the names in the folder are read.
     fn folder(&mut self, relative: &Path) -> Result<(), Fault>;
-    /// Before the file is read.
+    /// Before the file is read, or when what stands there does not count.
     fn file(&mut self, relative: &Path);
 }
 
@@ -66,7 +66,8 @@ impl<C: Companion> Walk<'_, C> {
         match files::look(&self.place(relative)) {
             Ok(Found::Folder) => self.folder(relative),
             Ok(Found::Manifest) => self.file(relative),
-            Ok(Found::Nothing) => {}
+            // Perhaps a link that leads nowhere yet.
+            Ok(Found::Nothing) => self.companion.file(relative),
             Err(error) => self.unreadable(relative, &error),
         }
     }

@@ -71,13 +71,15 @@ pub(super) struct Folders {
     watched: BTreeMap<i32, Watched>,
     /// The descriptor of each folder of the store.
     folders: BTreeMap<PathBuf, i32>,
-    /// The descriptor of the folder that each linked file leads to.
-    links: BTreeMap<PathBuf, i32>,
+    /// The descriptors of the folders that each linked file leads through.
+    links: BTreeMap<PathBuf, BTreeSet<i32>>,
 }
 
 /// What depends on one descriptor; links may give one folder several paths.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Watched {
+    /// One way to it.
+    place: PathBuf,
     folders: BTreeSet<PathBuf>,
     links: BTreeSet<PathBuf>,
 }
@@ -109,10 +111,9 @@ impl Folders {
 
     /// Waits for the directory itself to come: every event of the nearest folder above it that is there.
     pub(super) fn await_root(&mut self) {
-        for above in self.root.ancestors().skip(1) {
+        for above in self.root.clone().ancestors().skip(1) {
             let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
-            if let Ok(wd) = self.add(above) {
-                self.watched.entry(wd).or_default();
+            if self.listen(above).is_ok() {
                 return;
             }
         }
@@ -156,36 +157,31 @@ impl Folders {
         let gone = ReadFlags::DELETE | ReadFlags::MOVED_FROM | ReadFlags::DELETE_SELF | ReadFlags::MOVE_SELF;
         let hidden = name.is_some_and(is_hidden);
         news.something_gone |= flags.intersects(gone | ReadFlags::UNMOUNT) && !hidden;
+        // A new file is read when its writer closes it.
+        let begun = flags.contains(ReadFlags::CREATE)
+            && !flags.contains(ReadFlags::ISDIR)
+            && !name.is_some_and(|name| is_complete_at_once(&watched.place.join(name)));
         for folder in &watched.folders {
             match name {
                 None if flags.contains(ReadFlags::ATTRIB) => news.attributes(folder.clone()),
                 None => news.changed(folder.clone()),
                 // The hidden link of a mounted ConfigMap: what leads through it leads elsewhere now.
                 Some(name) if hidden && name.as_bytes().starts_with(b"..") => news.changed(folder.clone()),
-                Some(_) if hidden => {}
+                Some(_) if hidden || begun => {}
                 Some(name) if flags.contains(ReadFlags::ATTRIB) => news.attributes(folder.join(name)),
-                Some(name) if flags.contains(ReadFlags::CREATE) => {
-                    let path = folder.join(name);
-                    if flags.contains(ReadFlags::ISDIR) || self.is_complete_at_once(&path) {
-                        news.changed(path);
-                    }
-                }
                 Some(name) => news.changed(folder.join(name)),
             }
         }
-        if !flags.intersects(ReadFlags::CREATE | ReadFlags::ATTRIB) || hidden {
-            news.paths.extend(watched.links.iter().cloned());
-            news.attributes_only.retain(|path| !watched.links.contains(path));
+        for link in watched.links.iter().filter(|_| !begun) {
+            match flags.contains(ReadFlags::ATTRIB) {
+                true => news.attributes(link.clone()),
+                false => news.changed(link.clone()),
+            }
         }
     }
 
-    /// A new name that nobody will write to and close: a link, or another name of an existing file.
-    fn is_complete_at_once(&self, path: &Path) -> bool {
-        let metadata = fs::symlink_metadata(self.root.join(path));
-        metadata.is_ok_and(|metadata| metadata.is_symlink() || metadata.nlink() > 1)
-    }
-
-    fn add(&self, path: &Path) -> Result<i32, Errno> {
+    /// Listens to the folder at `place`, and knows that it does.
+    fn listen(&mut self, place: &Path) -> Result<i32, Errno> {
         let flags = WatchFlags::CREATE
             | WatchFlags::CLOSE_WRITE
             | WatchFlags::MOVE
@@ -194,7 +190,10 @@ impl Folders {
             | WatchFlags::MOVE_SELF
             | WatchFlags::ATTRIB
             | WatchFlags::ONLYDIR;
-        inotify::add_watch(&self.inotify, path, flags)
+        let wd = inotify::add_watch(&self.inotify, place, flags)?;
+        let new = || Watched { place: place.to_owned(), folders: BTreeSet::new(), links: BTreeSet::new() };
+        self.watched.entry(wd).or_insert_with(new).place = place.to_owned();
+        Ok(wd)
     }
 
     fn forget_folder(&mut self, folder: &Path) {
@@ -206,10 +205,11 @@ impl Folders {
     }
 
     fn forget_link(&mut self, link: &Path) {
-        let Some(wd) = self.links.remove(link) else { return };
-        if let Some(watched) = self.watched.get_mut(&wd) {
-            watched.links.remove(link);
-            self.stop_if_idle(wd);
+        for wd in self.links.remove(link).into_iter().flatten() {
+            if let Some(watched) = self.watched.get_mut(&wd) {
+                watched.links.remove(link);
+                self.stop_if_idle(wd);
+            }
         }
     }
 
@@ -225,13 +225,15 @@ impl Folders {
     fn drop_watched(&mut self, wd: i32) {
         let Some(watched) = self.watched.remove(&wd) else { return };
         self.folders.retain(|folder, of| *of != wd || !watched.folders.contains(folder));
-        self.links.retain(|link, of| *of != wd || !watched.links.contains(link));
+        for link in watched.links {
+            self.links.get_mut(&link).map(|through| through.remove(&wd));
+        }
     }
 }
 
 impl Companion for Folders {
     fn folder(&mut self, relative: &Path) -> Result<(), Fault> {
-        let wd = self.add(&place(&self.root, relative)).map_err(|error| match error {
+        let wd = self.listen(&place(&self.root, relative)).map_err(|error| match error {
             Errno::NOSPC => Fault::new("cannot be watched: changes below it will be missed".into())
                 .hint("raise sysctl fs.inotify.max_user_watches"),
             other => unreadable(&other.into()),
@@ -239,24 +241,53 @@ impl Companion for Folders {
         if self.folders.get(relative) != Some(&wd) {
             self.forget_folder(relative);
             self.folders.insert(relative.to_owned(), wd);
-            self.watched.entry(wd).or_default().folders.insert(relative.to_owned());
+            self.watched.get_mut(&wd).map(|watched| watched.folders.insert(relative.to_owned()));
         }
         Ok(())
     }
 
     fn file(&mut self, relative: &Path) {
-        let path = self.root.join(relative);
-        if !fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_symlink()) {
-            return self.forget_link(relative);
+        let through = folders_through(&place(&self.root, relative));
+        // Where a folder is not there yet, the nearest one above it tells when it comes.
+        let nearest = |folder: &PathBuf| folder.ancestors().find_map(|above| self.listen(above).ok());
+        let through: BTreeSet<i32> = through.iter().filter_map(nearest).collect();
+        if self.links.get(relative).unwrap_or(&BTreeSet::new()) == &through {
+            return;
         }
-        let Ok(target) = fs::canonicalize(&path) else { return };
-        let Some(Ok(wd)) = target.parent().map(|folder| self.add(folder)) else { return };
-        if self.links.get(relative) != Some(&wd) {
-            self.forget_link(relative);
-            self.links.insert(relative.to_owned(), wd);
-            self.watched.entry(wd).or_default().links.insert(relative.to_owned());
+        for wd in &through {
+            self.watched.get_mut(wd).map(|watched| watched.links.insert(relative.to_owned()));
+        }
+        let before = self.links.insert(relative.to_owned(), through.clone()).unwrap_or_default();
+        for wd in before.difference(&through) {
+            self.watched.get_mut(wd).map(|watched| watched.links.remove(relative));
+            self.stop_if_idle(*wd);
         }
     }
+}
+
+/// A new name that nobody will write to and close: a link, or another name of an existing file.
+fn is_complete_at_once(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink() || metadata.nlink() > 1)
+}
+
+/// The folders that a link leads through, also one that leads nowhere yet; none if `path` is no link.
+fn folders_through(path: &Path) -> Vec<PathBuf> {
+    let mut folders = Vec::new();
+    let mut at = path.to_owned();
+    while let Ok(target) = fs::read_link(&at) {
+        let Some(folder) = at.parent() else { break };
+        at = folder.join(target);
+        // As many links as the kernel follows.
+        if folders.len() > 40 {
+            break;
+        }
+        folders.extend(at.parent().map(Path::to_owned));
+    }
+    if !folders.is_empty() {
+        let end = fs::canonicalize(path).ok();
+        folders.extend(end.as_deref().and_then(Path::parent).map(Path::to_owned));
+    }
+    folders
 }
 
 impl AsFd for Folders {
@@ -265,7 +296,7 @@ impl AsFd for Folders {
     }
 }
 
-fn keys_below(map: &BTreeMap<PathBuf, i32>, path: &Path) -> Vec<PathBuf> {
+fn keys_below<V>(map: &BTreeMap<PathBuf, V>, path: &Path) -> Vec<PathBuf> {
     let from = map.range::<Path, _>((std::ops::Bound::Included(path), std::ops::Bound::Unbounded));
     from.map(|(key, _)| key).take_while(|key| key.starts_with(path)).cloned().collect()
 }

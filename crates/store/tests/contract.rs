@@ -1,0 +1,13 @@
+//! What every store must do, as one suite that each store runs.
+//!
+//! Read [`suite::Subject`] first: it is all that the suite knows of a store. A new store implements it in a file
+//! beside `contract/directory.rs` and lists the same tests.
+
+// Tests end by panicking, and one of them starts itself as another process.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+
+#[path = "contract/suite.rs"]
+mod suite;
+
+#[path = "contract/directory.rs"]
+mod directory;
