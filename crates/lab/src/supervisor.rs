@@ -21,6 +21,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use cluster::{EndpointSlice, NamespacedName, Snapshot};
+use ipnet::IpNet;
 use kernel::signals::Termination;
 use serde::{Deserialize, Serialize};
 use store::Directory;
@@ -66,6 +67,8 @@ enum Event {
     Store(store::Event),
     /// A configuration directory of some node changed.
     Conflists,
+    /// An agent has made a route to other nodes' pods, or removed it.
+    Route { node: usize, destination: IpNet, present: bool },
     /// An agent runs.
     AgentStarted { node: usize, pid: u32 },
     /// An agent has ended.
@@ -132,6 +135,7 @@ fn start(
     let (sender, events) = channel();
     // Watching begins before agents start: a conflist can appear in a few milliseconds.
     watch::conflists(&nodes, sender.clone())?;
+    watch::routes(&nodes, &sender)?;
     watch::store(Directory::at(home.store()), sender.clone())?;
     watch::termination(termination, sender.clone())?;
     if attached {
@@ -218,6 +222,12 @@ impl Supervisor {
         match event {
             Event::Store(event) => self.handle_store(event),
             Event::Conflists => self.nodes.iter_mut().for_each(Node::look_for_conflist),
+            Event::Route { node, destination, present: true } => {
+                self.nodes[node].routes.insert(destination);
+            }
+            Event::Route { node, destination, present: false } => {
+                self.nodes[node].routes.remove(&destination);
+            }
             Event::AgentStarted { node, pid } => self.nodes[node].agent_pid = Some(pid),
             Event::AgentEnded { node, how } => {
                 self.nodes[node].agent_pid = None;

@@ -122,7 +122,7 @@ impl Supervisor {
             let _ = say(&mut client.stream, &Line::Failed(reason));
             return true;
         }
-        let ready = self.nodes.iter().filter(|node| node.ready).count();
+        let ready = self.nodes.iter().filter(|node| node.is_joined(&self.snapshot)).count();
         let known = |name: &String| self.pods.iter().any(|(pod, _)| pod.to_string() == *name);
         let unseen = client.pods.iter().filter(|name| !known(name)).count();
         let wired = self.pods.iter().filter(|(_, record)| record.is_running()).count();
@@ -146,9 +146,12 @@ impl Supervisor {
 
     fn latest(&self, part: Part) -> String {
         let names: Vec<&str> = match part {
-            Part::Nodes => {
-                self.nodes.iter().filter(|node| !node.ready).map(|node| node.name.as_ref()).collect()
-            }
+            Part::Nodes => self
+                .nodes
+                .iter()
+                .filter(|node| !node.is_joined(&self.snapshot))
+                .map(|node| node.name.as_ref())
+                .collect(),
             _ => self
                 .pods
                 .iter()
@@ -169,10 +172,9 @@ impl Supervisor {
         for node in self.nodes.iter().filter(|node| !node.ready && node.ends >= limit) {
             if let Some(how) = &node.last_end {
                 let log = node.home.agent_log();
-                let said = std::fs::read_to_string(&log).unwrap_or_default();
-                let last = said.trim_end().lines().last().unwrap_or_default().to_owned();
+                let said = last_error(&std::fs::read_to_string(&log).unwrap_or_default());
                 return Some(format!(
-                    "the agent of {} ended ({how}): {last}; hint: {}",
+                    "the agent of {} ended ({how}): {said}; hint: its log is {}",
                     node.name,
                     log.display()
                 ));
@@ -184,6 +186,14 @@ impl Supervisor {
         let (name, reason) = failed.or(unplaced)?;
         Some(format!("pod {name} does not come up: {reason}"))
     }
+}
+
+/// The last error that an agent's log tells, in one line.
+fn last_error(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    let from = lines.iter().rposition(|line| line.starts_with("error: "));
+    let from = from.unwrap_or(lines.len().saturating_sub(1));
+    lines[from..].join("; ").trim_start_matches("error: ").to_owned()
 }
 
 fn probe_for(mut stream: UnixStream, subjects: &[Subject], throughput: Duration) {

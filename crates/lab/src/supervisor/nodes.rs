@@ -1,5 +1,6 @@
 //! A node of the lab: a namespace, directories, and an agent that may be there.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
@@ -26,6 +27,8 @@ pub(super) struct Node {
     pub(super) last_end: Option<String>,
     /// The agent's conflist is in place: the node can carry a pod.
     pub(super) ready: bool,
+    /// The pod CIDRs that the agent has made routes to.
+    pub(super) routes: BTreeSet<IpNet>,
 }
 
 impl Node {
@@ -55,6 +58,13 @@ impl Node {
             addresses: self.addresses.clone(),
             pod_cidrs: self.pod_cidrs(snapshot),
         }
+    }
+
+    /// The node can carry pods, and they reach those of every other node.
+    pub(super) fn is_joined(&self, snapshot: &Snapshot) -> bool {
+        let others = snapshot.leases.values().filter(|lease| lease.node != self.name);
+        let mut cidrs = others.flat_map(|lease| lease.pod_cidrs.iter());
+        self.ready && cidrs.all(|cidr| self.routes.contains(cidr))
     }
 
     fn pod_cidrs(&self, snapshot: &Snapshot) -> Vec<IpNet> {

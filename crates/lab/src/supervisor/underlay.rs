@@ -9,13 +9,17 @@
 //! 198.18.0.0/15 is set aside for such use (RFC 2544). The bridge's own addresses stand for everything outside
 //! the cluster: what a node sends there has left it.
 
-use std::net::IpAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+use kernel::address::{self, NewAddress};
 use kernel::link::{Change, NewBridge, NewKind, NewLink, NewPeer, change, create, find};
-use kernel::netlink::{Batch, Protocol, Socket};
+use kernel::netlink::{Batch, Protocol, Request, Socket};
 use kernel::netns::Netns;
+use kernel::route::{self, Route};
 
 use super::nodes::Node;
 use crate::control::{Part, Progress};
@@ -27,8 +31,6 @@ const BRIDGE: &str = "underlay";
 const UPLINK: &str = "eth0";
 /// The host part of the bridge's addresses.
 const OUTSIDE: u8 = 254;
-#[allow(dead_code)]
-const PREFIXES: [u8; 2] = [24, 64];
 
 /// Makes the nodes' namespaces and joins them. The calling thread's namespace becomes the one in the middle.
 pub(super) fn build(count: usize, told: &mut dyn FnMut(Progress)) -> Result<Vec<Node>> {
@@ -89,6 +91,7 @@ fn node(
         ends: 0,
         last_end: None,
         ready: false,
+        routes: BTreeSet::new(),
     })
 }
 
@@ -99,12 +102,28 @@ fn addresses(number: usize) -> Vec<IpAddr> {
     vec![IpAddr::from([198, 18, 0, host]), IpAddr::from([0xfd00, 0x198, 0x18, 0, 0, 0, 0, u16::from(host)])]
 }
 
-fn addressing(_index: u32, _addresses: &[IpAddr]) -> Batch {
-    Batch::new()
+/// Requests that give a link its addresses, usable at once: nobody else can have them here.
+fn addressing(link: u32, addresses: &[IpAddr]) -> Batch {
+    let mut batch = Batch::new();
+    for address in addresses {
+        let prefix = if address.is_ipv4() { 24 } else { 64 };
+        // Both prefixes fit their families.
+        let net = IpNet::new(*address, prefix).unwrap_or_else(|_| IpNet::from(*address));
+        batch
+            .push(address::add(&NewAddress { skip_duplicate_detection: true, ..NewAddress::new(link, net) }));
+    }
+    batch
 }
-fn default_route(_index: u32, _gateway: IpAddr) -> kernel::netlink::Request {
-    change("lo", &Change::default())
+
+fn default_route(link: u32, gateway: IpAddr) -> Request {
+    let everything: IpAddr = match gateway {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let destination = IpNet::new(everything, 0).unwrap_or_else(|_| IpNet::from(everything));
+    route::add(&Route::via(destination, gateway, link))
 }
+
 #[cfg(test)]
 mod tests {
     use super::*;

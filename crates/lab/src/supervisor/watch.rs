@@ -1,8 +1,14 @@
 //! The threads that wait for something outside: each sends what it hears to the loop and does nothing else.
 
 use std::io::{self, Read};
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
+use ipnet::IpNet;
+use kernel::monitor::{self, Monitor, Topic};
+use kernel::netlink::Protocol;
+use kernel::netns::Netns;
+use kernel::route;
 use kernel::signals::Termination;
 use rustix::fs::inotify;
 use store::Directory;
@@ -49,6 +55,54 @@ pub(super) fn conflists(nodes: &[Node], events: Sender<Event>) -> Result<()> {
             }
         }
     })
+}
+
+/// Tells when an agent makes or removes a route to another node's pods.
+pub(super) fn routes(nodes: &[Node], events: &Sender<Event>) -> Result<()> {
+    for (index, node) in nodes.iter().enumerate() {
+        let topics = [Topic::Routes];
+        let mut monitor =
+            Monitor::open_in(&node.netns, &topics).map_err(Error::kernel("watch a node's routes"))?;
+        let (events, netns) = (events.clone(), Arc::clone(&node.netns));
+        thread("routes", move || {
+            loop {
+                let changes = match monitor.receive() {
+                    Ok(notifications) => notifications.into_iter().map(|one| one.event).collect(),
+                    Err(error) => return log(&format!("cannot watch a node's routes: {error}")),
+                };
+                for (destination, present) in pod_routes(changes, &netns) {
+                    if events.send(Event::Route { node: index, destination, present }).is_err() {
+                        return;
+                    }
+                }
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// The agent's routes among the changes; all there are when some were lost.
+fn pod_routes(changes: Vec<monitor::Event>, netns: &Netns) -> Vec<(IpNet, bool)> {
+    let mut found = Vec::new();
+    for change in changes {
+        let (route, present) = match change {
+            monitor::Event::Route(route) => (route, true),
+            monitor::Event::RouteGone(route) => (route, false),
+            monitor::Event::Overrun => {
+                let filter =
+                    route::Filter { protocol: Some(netstate::ROUTE_PROTOCOL), ..route::Filter::default() };
+                let listed =
+                    netns.socket(Protocol::Route).and_then(|mut socket| route::list(&mut socket, filter));
+                found.extend(listed.unwrap_or_default().into_iter().map(|route| (route.destination, true)));
+                continue;
+            }
+            _ => continue,
+        };
+        if route.protocol == netstate::ROUTE_PROTOCOL {
+            found.push((route.destination, present));
+        }
+    }
+    found
 }
 
 /// Tells when a signal asks for the end.
