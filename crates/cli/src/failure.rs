@@ -22,12 +22,12 @@ pub(crate) fn render(error: &Error, colour: bool) -> String {
     let mut sentence = Vec::new();
     let mut hints = Vec::new();
     for cause in error.chain() {
-        let (words, hint) = split_hint(&cause.to_string());
+        let (words, found) = split_hints(&cause.to_string());
         // A cause that the sentence already ends with was put into the text by its parent.
         if sentence.last().is_none_or(|last: &String| !last.ends_with(&words)) {
             sentence.push(words);
         }
-        hints.extend(hint);
+        hints.extend(found);
     }
     hints.dedup();
     let (red, cyan, plain) = if colour { ("\u{1b}[1;31m", "\u{1b}[36m", "\u{1b}[0m") } else { ("", "", "") };
@@ -38,14 +38,20 @@ pub(crate) fn render(error: &Error, colour: bool) -> String {
     text
 }
 
-/// Errors carry their hint in their text, as `...; hint: ...` or `... (hint: ...)`.
-fn split_hint(text: &str) -> (String, Option<String>) {
-    let Some((words, hint)) = text.split_once("hint: ") else {
-        return (text.trim_end().to_owned(), None);
-    };
-    let hint = if words.trim_end().ends_with('(') { hint.trim_end().trim_end_matches(')') } else { hint };
-    let words = words.trim_end_matches(|c: char| c.is_whitespace() || c == ';' || c == '(');
-    (words.to_owned(), Some(hint.trim().to_owned()))
+/// Errors carry their hints in their text, as `...; hint: ...` or `... (hint: ...)`.
+fn split_hints(text: &str) -> (String, Vec<String>) {
+    let mut parts = text.split("hint: ");
+    let first = parts.next().unwrap_or_default();
+    let mut in_brackets = first.trim_end().ends_with('(');
+    let separators = |c: char| c.is_whitespace() || c == ';' || c == '(';
+    let mut hints = Vec::new();
+    for part in parts {
+        let next_in_brackets = part.trim_end().ends_with('(');
+        let hint = part.trim_end_matches(separators);
+        hints.push(if in_brackets { hint.trim_end_matches(')') } else { hint }.to_owned());
+        in_brackets = next_in_brackets;
+    }
+    (first.trim_end_matches(separators).to_owned(), hints)
 }
 
 fn is_broken_pipe(error: &Error) -> bool {
@@ -67,6 +73,12 @@ mod tests {
             text,
             "error: cannot make a bridge: permission denied\nhint: load the module\nhint: run as root\n"
         );
+    }
+
+    #[test]
+    fn each_of_several_hints_stands_alone() {
+        let text = render(&anyhow!("it ended: no store; hint: make it; hint: its log is x"), false);
+        assert_eq!(text, "error: it ended: no store\nhint: make it\nhint: its log is x\n");
     }
 
     #[test]

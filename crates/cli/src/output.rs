@@ -43,15 +43,17 @@ impl Format {
         let text = match self {
             Self::Json => serde_json::to_string_pretty(data)? + "\n",
             Self::Yaml => serde_saphyr::to_string(data).context("cannot write this as YAML")?,
-            Self::Table | Self::Wide => {
-                let tables = table(data, self == Self::Wide);
-                let bold = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-                let texts: Vec<String> = tables.iter().map(|table| table.render(bold)).collect();
-                texts.join("\n")
-            }
+            Self::Table | Self::Wide => return print_tables(&table(data, self == Self::Wide)),
         };
         print(&text)
     }
+}
+
+/// Prints tables with an empty line between them; headings are bold on a terminal only.
+pub(crate) fn print_tables(tables: &[Table]) -> Result<()> {
+    let bold = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let texts: Vec<String> = tables.iter().map(|table| table.render(bold)).collect();
+    print(&texts.join("\n"))
 }
 
 /// Writes text to standard output, whole.

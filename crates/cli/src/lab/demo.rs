@@ -11,7 +11,7 @@ use clap::Args;
 use kernel::signals::Termination;
 
 use super::{ShapeOptions, report};
-use crate::output::print;
+use crate::output::{print, print_tables};
 use crate::progress::Show;
 use crate::table::Table;
 
@@ -60,25 +60,21 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     let (took, total) = show.finish();
     let reached = shown?;
     cleaned?;
-    print(&format!("\n{}", timings(&took, total).render(false)))?;
+    print("\n")?;
+    print_tables(&[timings(&took, total)])?;
     Ok(if reached { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Shows nodes, pods and who reaches whom. True when everything reached everything.
 fn demonstrate(lab: &Lab, show: &mut Show) -> Result<bool> {
     let listing = lab.settle(&mut |progress| show.step(&progress))?;
-    show.aside(|| tables(&report::listing(&listing, false)))?;
+    show.aside(|| print_tables(&report::listing(&listing, false)))?;
     let probe = lab.probe(THROUGHPUT_MILLIS, &mut |progress| show.step(&progress))?;
     show.aside(|| {
         print("\n")?;
-        tables(&report::probe(&probe, false))
+        print_tables(&report::probe(&probe, false))
     })?;
     Ok(probe.all_reached())
-}
-
-fn tables(tables: &[Table]) -> Result<()> {
-    let texts: Vec<String> = tables.iter().map(|table| table.render(false)).collect();
-    print(&texts.join("\n"))
 }
 
 fn timings(took: &[(Part, Duration)], total: Duration) -> Table {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use ::lab::Lab;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 
 use super::{NameOption, ShapeOptions, report};
@@ -31,8 +31,12 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     let up = arguments.shape.up_options(&arguments.name.name, arguments.from, false)?;
     let mut show = Show::new();
     let lab = Lab::up(&up, &mut |progress| show.step(&progress))?;
-    let listing = lab.settle(&mut |progress| show.step(&progress))?;
+    let settled = lab.settle(&mut |progress| show.step(&progress));
     drop(show);
+    let name = &arguments.name.name;
+    let listing = settled.with_context(|| {
+        format!("lab {name} is up but not ready; hint: it stays for a look, `fairlead lab down --name {name}` ends it")
+    })?;
     arguments.output.output.print(&listing, report::listing)?;
     Ok(ExitCode::SUCCESS)
 }
