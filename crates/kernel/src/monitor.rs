@@ -5,6 +5,7 @@
 //! [`Event::Overrun`] the kernel had to drop notifications: list everything again.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use crate::address::Address;
 use crate::link::Link;
@@ -134,6 +135,15 @@ impl Monitor {
     fn listen(mut socket: Socket, protocol: Protocol, groups: &[u32]) -> Result<Self, Error> {
         socket.subscribe(groups)?;
         Ok(Self { socket, protocol })
+    }
+
+    /// Waits for the next changes, at most this long; `None` when none came in time. For a plugin that waits for
+    /// one thing (carrier, duplicate detection): open, look, wait, look again.
+    ///
+    /// # Errors
+    /// As [`Self::receive`].
+    pub fn receive_within(&mut self, patience: Duration) -> Result<Option<Vec<Notification>>, Error> {
+        if self.socket.readable_within(patience)? { self.receive().map(Some) } else { Ok(None) }
     }
 
     /// Waits for the next changes. An overrun is an event among others, not an error.

@@ -1,7 +1,12 @@
 //! Namespaces, sysctls and monitors in real namespaces.
-#![allow(clippy::unwrap_used, reason = "a failure in a test's scaffolding is a failure of the test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a failure in a test's scaffolding is a failure of the test"
+)]
 
 use std::path::Path;
+use std::time::Duration;
 
 use harness::Namespace;
 use kernel::Error;
@@ -11,7 +16,6 @@ use kernel::netlink::{Batch, Protocol, Socket};
 use kernel::netns::Netns;
 use kernel::route::{self, Route};
 use kernel::{address, sysctl};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 #[test]
 fn paths_that_are_no_network_namespace_are_told_apart() {
@@ -95,11 +99,9 @@ fn a_missing_sysctl_is_missing_and_no_path_leads_out_of_proc_sys() {
 /// Reads notifications until `wanted` accepts one; fails when the kernel says nothing for ten seconds.
 #[track_caller]
 fn wait_for(monitor: &mut Monitor, wanted: impl Fn(&Event) -> bool) -> (u32, Event) {
-    let patience = Timespec { tv_sec: 10, tv_nsec: 0 };
     loop {
-        let ready = poll(&mut [PollFd::new(monitor, PollFlags::IN)], Some(&patience)).unwrap();
-        assert_eq!(ready, 1, "the event did not come");
-        for notification in monitor.receive().unwrap() {
+        let notifications = monitor.receive_within(Duration::from_secs(10)).unwrap();
+        for notification in notifications.expect("the event comes") {
             if wanted(&notification.event) {
                 return (notification.origin, notification.event);
             }

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -19,7 +20,8 @@ use super::message::{Message, Reply};
 use super::option;
 use crate::Error;
 
-/// Largest message the kernel builds for a listing is 32 KB; a single answer may be larger.
+/// Largest message the kernel builds for a listing is 32 KB; a single answer may be larger. Costs no memory
+/// until it is used.
 const INCOMING: usize = 64 * 1024;
 /// Receive buffer of a socket that listens to notifications.
 const LISTENING_BUFFER: usize = 16 * 1024 * 1024;
@@ -30,8 +32,8 @@ const REQUESTS_PER_SEND: usize = 128;
 const SEND_ROOM: usize = 200 * 1024;
 /// How often a listing that changed under us is read again.
 const LISTING_ATTEMPTS: usize = 20;
-/// Seconds after which a missing answer is an error; only a kernel bug gets there.
-const ANSWER_SECONDS: i64 = 10;
+/// After this, a missing answer is an error; only a kernel bug gets there.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 
 const MULTIPART_END: u16 = libc::NLMSG_DONE as u16;
 const ERROR: u16 = libc::NLMSG_ERROR as u16;
@@ -88,7 +90,7 @@ impl Socket {
         let _ = option::enable(descriptor.as_fd(), option::EXTENDED_ACKNOWLEDGEMENT);
         let _ = option::enable(descriptor.as_fd(), option::CAP_ACKNOWLEDGEMENT);
         let _ = option::enable(descriptor.as_fd(), option::STRICT_CHECKING);
-        Ok(Self { descriptor, sequence: 0, incoming: Vec::new(), send_room: SEND_ROOM })
+        Ok(Self { descriptor, sequence: 0, incoming: vec![0; INCOMING], send_room: SEND_ROOM })
     }
 
     /// Sends all requests and waits until they are done; later requests are tried even if one is refused.
@@ -398,7 +400,6 @@ impl Socket {
 
     /// Reads one datagram of the kernel into `incoming`; returns its length.
     fn read(&mut self, purpose: &Purpose, flags: RecvFlags) -> Result<usize, Error> {
-        self.incoming.resize(INCOMING, 0);
         loop {
             match rustix::net::recvfrom(&self.descriptor, &mut self.incoming[..], flags | RecvFlags::TRUNC) {
                 Ok((_, length, sender)) => {
@@ -435,12 +436,23 @@ impl Socket {
 
     /// Waits for an answer that is not there yet.
     fn wait(&self, purpose: &Purpose) -> Result<(), Error> {
-        let timeout = Timespec { tv_sec: ANSWER_SECONDS, tv_nsec: 0 };
-        let mut descriptors = [PollFd::new(&self.descriptor, PollFlags::IN)];
-        match poll(&mut descriptors, Some(&timeout)) {
-            Ok(0) => Err(Error::Silence { purpose: purpose.clone() }),
-            Ok(_) | Err(Errno::INTR) => Ok(()),
-            Err(errno) => Err(system("wait for the kernel's answer", errno)),
+        if self.readable_within(ANSWER_PATIENCE)? {
+            return Ok(());
+        }
+        Err(Error::Silence { purpose: purpose.clone() })
+    }
+
+    /// Waits until there is something to read, at most this long; says whether there is.
+    pub(crate) fn readable_within(&self, patience: Duration) -> Result<bool, Error> {
+        let timeout = Timespec::try_from(patience).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 });
+        loop {
+            let mut descriptors = [PollFd::new(&self.descriptor, PollFlags::IN)];
+            match poll(&mut descriptors, Some(&timeout)) {
+                // A signal: wait again, all of it; signals are rare here.
+                Err(Errno::INTR) => {}
+                Ok(ready) => return Ok(ready > 0),
+                Err(errno) => return Err(system("wait for the kernel's answer", errno)),
+            }
         }
     }
 }
