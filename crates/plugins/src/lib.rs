@@ -12,17 +12,28 @@
 //! assert!(plugins::find("no-such-plugin").is_none());
 //! ```
 
+mod fault;
+mod forwarding;
 pub mod install;
 pub mod interface;
 pub mod ipam;
+mod macspoof;
+mod masquerade;
+mod owner;
 mod run;
+mod undo;
 
 use cni::Plugin;
 
 pub use run::{run, selected};
 
 /// Every plugin in this binary. There is no other registration.
-pub static PLUGINS: &[&dyn Plugin] = &[&ipam::host_local::HostLocal, &interface::loopback::Loopback];
+pub static PLUGINS: &[&dyn Plugin] = &[
+    &interface::bridge::Bridge,
+    &interface::fairlead::Fairlead,
+    &interface::loopback::Loopback,
+    &ipam::host_local::HostLocal,
+];
 
 /// The plugin of this name.
 #[must_use]

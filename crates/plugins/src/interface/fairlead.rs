@@ -1,0 +1,74 @@
+//! `fairlead`: the network of the node's agent. A pod gets addresses of the node's own ranges and, by default,
+//! a cable and a route of its own; no bridge, so the cost does not grow with the number of pods.
+//!
+//! Read [`Fairlead`] first, then `settings` (what the agent left on disk) and `routed` (the default mode). In
+//! `mode: "bridge"` the same addresses go to the plugin [`bridge`](super::bridge), in this very process.
+//!
+//! What stays true: only ADD and STATUS need what the agent left; DEL, CHECK and GC work with agent and file
+//! gone, and clean up after either mode whatever the configuration says now.
+//! Sources: the idea of flannel's plugin (a node's subnet handed over in a file); CNI specification 1.1.0.
+
+mod routed;
+mod settings;
+
+use cni::{AddResult, Code, Error, Plugin, Request};
+
+use super::bridge::Bridge;
+use settings::{Mode, Settings};
+
+/// The plugin.
+#[derive(Debug)]
+pub struct Fairlead;
+
+impl Plugin for Fairlead {
+    fn name(&self) -> &'static str {
+        "fairlead"
+    }
+
+    fn add(&self, request: &Request) -> Result<AddResult, Error> {
+        let settings = Settings::of(&request.config)?;
+        let network = settings.node_network()?;
+        match settings.mode {
+            Mode::Bridge => Bridge.add(&settings.bridge(request, Some(&network))?),
+            Mode::Routed => {
+                routed::add(&settings.addresses(request, Some(&network))?, settings.mtu_of(&network))
+            }
+        }
+    }
+
+    /// The bridge's DEL takes away what either mode makes: a cable marked as the pod's, and its addresses. A
+    /// route goes with the link it leads over.
+    fn del(&self, request: &Request) -> Result<(), Error> {
+        let settings = Settings::for_removal(&request.config)?;
+        Bridge.del(&settings.bridge(request, None)?)
+    }
+
+    fn check(&self, request: &Request) -> Result<(), Error> {
+        let settings = Settings::of(&request.config)?;
+        let network = settings.node_network().ok();
+        match settings.mode {
+            Mode::Bridge => Bridge.check(&settings.bridge(request, network.as_ref())?),
+            Mode::Routed => routed::check(&settings.addresses(request, network.as_ref())?),
+        }
+    }
+
+    fn gc(&self, request: &Request) -> Result<(), Error> {
+        let settings = Settings::for_removal(&request.config)?;
+        Bridge.gc(&settings.bridge(request, None)?)
+    }
+
+    fn status(&self, request: &Request) -> Result<(), Error> {
+        let ready = || {
+            let settings = Settings::of(&request.config)?;
+            let network = settings.node_network()?;
+            match settings.mode {
+                Mode::Bridge => Bridge.status(&settings.bridge(request, Some(&network))?),
+                Mode::Routed => routed::status(&settings.addresses(request, Some(&network))?),
+            }
+        };
+        ready().map_err(|error: Error| match error.code {
+            Code::LIMITED => error,
+            _ => Error { code: Code::NOT_READY, ..error },
+        })
+    }
+}

@@ -1,0 +1,270 @@
+//! The routed mode: each pod hangs on a cable of its own, and the host has a route to it.
+//!
+//! Read [`add`]. In the pod: the address as a single host (`/32`, `/128`), and a default route through a
+//! link-local gateway that is the same on every node (169.254.1.1, fe80::1). On the host: a route to the pod's
+//! address over the cable. Nobody has to ask who has which address: both ends know each other as permanent
+//! neighbours, and the host's end has the same hardware address everywhere. So no broadcast ever crosses the
+//! cable, and the gateway addresses need not be on any device.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use cni::{AddResult, Error, Interface, Request, delegate};
+use ipnet::IpNet;
+use kernel::link::{AddressGeneration, Change, Kind, Link};
+use kernel::neighbour;
+use kernel::netlink::{Batch, Protocol, Socket};
+use kernel::route::{self, Route};
+use kernel::sysctl;
+use netstate::{Mac, POD_ROUTE_PROTOCOL};
+
+use crate::fault::fault;
+use crate::forwarding;
+use crate::interface::bridge::config::requested_mac;
+use crate::interface::pod::{Pod, Setup};
+use crate::interface::veth::{self, Cable};
+use crate::owner::Owner;
+use crate::undo::{Made, Undo};
+
+/// The hardware address of the host's end, on every node.
+const HOST_MAC: Mac = Mac([0xee; 6]);
+
+/// Where the pod's interface stands in the result.
+const POD: usize = 1;
+
+/// Wires a pod.
+pub(super) fn add(request: &Request, mtu: u32) -> Result<AddResult, Error> {
+    let mac = requested_mac(request)?;
+    let owner = Owner::of(request);
+    let mut host = Socket::open(Protocol::Route).map_err(fault)?;
+    let mut pod = Pod::open(request.netns()?)?;
+    let cable = Cable {
+        owner: &owner,
+        interface: &request.ifname,
+        pod_mac: mac,
+        host_mac: Some(HOST_MAC),
+        mtu: Some(mtu),
+        bridge: None,
+    };
+    let mut undo = Undo::new(request, &owner);
+    match wire(&cable, &mut host, &mut pod, &mut undo, request) {
+        Ok(result) => Ok(result),
+        Err(error) => Err(undo.back(&mut host, error)),
+    }
+}
+
+fn wire(
+    cable: &Cable<'_>,
+    host: &mut Socket,
+    pod: &mut Pod,
+    undo: &mut Undo<'_>,
+    request: &Request,
+) -> Result<AddResult, Error> {
+    let index = cable.lay(host, pod)?;
+    undo.note(Made::Link(index));
+    let own = Change { address_generation: Some(AddressGeneration::None), ..Change::default() };
+    let host_link = veth::mark(host, index, cable.owner, own, None)?;
+    let found = pod.find(cable.interface)?;
+    let pod_link =
+        found.ok_or_else(|| Error::kernel(format!("{} vanished from the pod", cable.interface)))?;
+    undo.note(Made::Addresses);
+    let mut result = delegate::add(&request.config.ipam_kind, request)?;
+    let addresses: Vec<IpAddr> = result.ips.iter().map(|ip| ip.address.addr()).collect();
+    trust_nothing(&host_link.name)?;
+    forwarding::enable(addresses.iter().copied())?;
+    pod.configure(&pod_link, &setup(&addresses, pod_link.index))?;
+    let Some(pod_mac) = pod_link.mac else {
+        return Err(Error::kernel(format!("{} has no hardware address", pod_link.name)));
+    };
+    let batch: Batch = addresses
+        .iter()
+        .flat_map(|address| {
+            [neighbour::set(index, *address, pod_mac), route::replace(&host_route(*address, index))]
+        })
+        .collect();
+    host.execute(batch).map_err(fault)?;
+    complete(&mut result, &host_link, &pod_link, request)?;
+    Ok(result)
+}
+
+/// Whether an ADD would get what it needs: addresses.
+pub(super) fn status(request: &Request) -> Result<(), Error> {
+    Socket::open(Protocol::Route).map_err(fault)?;
+    delegate::status(&request.config.ipam_kind, request)
+}
+
+/// Whether all that [`add`] made is still there.
+pub(super) fn check(request: &Request) -> Result<(), Error> {
+    let Some(result) = request.config.prev_result()? else {
+        return Err(Error::invalid_config("prevResult: missing, but CHECK compares with it"));
+    };
+    delegate::check(&request.config.ipam_kind, request)?;
+    let owner = Owner::of(request);
+    let mut host = Socket::open(Protocol::Route).map_err(fault)?;
+    let mut pod = Pod::open(request.netns()?)?;
+    let (listed, addresses) = listed(&result, request)?;
+    let Some(pod_link) = pod.find(&request.ifname)?.filter(|link| link.kind == Kind::Veth) else {
+        return Err(Error::kernel(format!("{} is gone from the pod", request.ifname)));
+    };
+    let found_mac = pod_link.mac.map(|mac| mac.to_string()).unwrap_or_default();
+    if !listed.mac.is_empty() && !listed.mac.eq_ignore_ascii_case(&found_mac) {
+        let text = format!("{} has hardware address {found_mac}, not {}", request.ifname, listed.mac);
+        return Err(Error::kernel(text));
+    }
+    if !pod_link.is_up() {
+        return Err(Error::kernel(format!("{} in the pod is down", request.ifname)));
+    }
+    if let Some(lacking) = pod.missing(&pod_link, &setup(&addresses, pod_link.index))? {
+        return Err(Error::kernel(lacking));
+    }
+    let lacking = match veth::find(&mut host, &owner)?.into_iter().next() {
+        Some(link) => lacking_on_host(&mut host, &link, &pod_link, &addresses)?,
+        None => Some(format!("the host's end {} is gone", owner.host_link_name(0))),
+    };
+    lacking.map_or(Ok(()), |text| Err(Error::kernel(text)))
+}
+
+fn lacking_on_host(
+    host: &mut Socket,
+    link: &Link,
+    pod_link: &Link,
+    addresses: &[IpAddr],
+) -> Result<Option<String>, Error> {
+    let name = &link.name;
+    if !link.is_up() {
+        return Ok(Some(format!("the host's end {name} is down")));
+    }
+    if link.mac != Some(HOST_MAC) {
+        return Ok(Some(format!("the host's end {name} does not have the hardware address {HOST_MAC}")));
+    }
+    let filter = route::Filter { link: Some(link.index), ..route::Filter::default() };
+    let routes = route::list(host, filter).map_err(fault)?;
+    let neighbours = neighbour::list(host, Some(link.index)).map_err(fault)?;
+    for address in addresses {
+        if !routes.iter().any(|route| route.destination == IpNet::from(*address)) {
+            return Ok(Some(format!("the host's route to {address} over {name} is gone")));
+        }
+        let known = |found: &neighbour::Neighbour| {
+            found.address == *address && found.mac == pod_link.mac && found.is_permanent()
+        };
+        if !neighbours.iter().any(known) {
+            return Ok(Some(format!("the host's neighbour {address} on {name} is gone")));
+        }
+    }
+    Ok(None)
+}
+
+/// The pod's interface and its addresses as the result tells them.
+fn listed<'a>(result: &'a AddResult, request: &Request) -> Result<(&'a Interface, Vec<IpAddr>), Error> {
+    let name = &request.ifname;
+    let inside = |interface: &&Interface| !interface.sandbox.is_empty() && interface.name == *name;
+    let Some(listed) = result.interfaces.iter().find(inside) else {
+        return Err(Error::invalid_config(format!("prevResult: {name} is not among the interfaces")));
+    };
+    if std::path::Path::new(&listed.sandbox) != request.netns()? {
+        return Err(Error::invalid_config(format!(
+            "prevResult: {name} is in another sandbox: {}",
+            listed.sandbox
+        )));
+    }
+    let ours = result.ips.iter().filter(|ip| result.interface_of(ip).is_none_or(|found| found.name == *name));
+    Ok((listed, ours.map(|ip| ip.address.addr()).collect()))
+}
+
+/// What the pod's interface gets. Neighbours come before routes, gateways before the routes through them.
+fn setup(addresses: &[IpAddr], link: u32) -> Setup {
+    let gateways = gateways(addresses);
+    let routes = gateways.iter().flat_map(|gateway| {
+        [Route::on_link(IpNet::from(*gateway), link), Route::via(everywhere(*gateway), *gateway, link)]
+    });
+    Setup {
+        addresses: addresses.iter().map(|address| IpNet::from(*address)).collect(),
+        neighbours: gateways.iter().map(|gateway| (*gateway, HOST_MAC)).collect(),
+        routes: routes.collect(),
+        detect_duplicates: false,
+    }
+}
+
+/// The gateway of each family that is present.
+fn gateways(addresses: &[IpAddr]) -> Vec<IpAddr> {
+    let mut gateways: Vec<IpAddr> = addresses.iter().map(|address| gateway_for(*address)).collect();
+    gateways.dedup();
+    gateways
+}
+
+fn gateway_for(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::new(169, 254, 1, 1)),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)),
+    }
+}
+
+fn everywhere(gateway: IpAddr) -> IpNet {
+    match gateway {
+        IpAddr::V4(_) => IpNet::V4(ipnet::Ipv4Net::default()),
+        IpAddr::V6(_) => IpNet::V6(ipnet::Ipv6Net::default()),
+    }
+}
+
+/// The host's route to a pod. Its protocol number says that it is a plugin's, not the agent's.
+fn host_route(address: IpAddr, link: u32) -> Route {
+    Route { protocol: POD_ROUTE_PROTOCOL, ..Route::on_link(IpNet::from(address), link) }
+}
+
+/// The host takes no router advertisements from a pod. Without IPv6 there are none.
+fn trust_nothing(host_link: &str) -> Result<(), Error> {
+    match sysctl::write(&format!("net/ipv6/conf/{host_link}/accept_ra"), "0") {
+        Err(error) if !error.is_missing() => Err(fault(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Turns the address plugin's result into this plugin's.
+fn complete(
+    result: &mut AddResult,
+    host_link: &Link,
+    pod_link: &Link,
+    request: &Request,
+) -> Result<(), Error> {
+    let interface = |link: &Link| Interface {
+        name: link.name.clone(),
+        mac: link.mac.map(|mac| mac.to_string()).unwrap_or_default(),
+        mtu: link.mtu,
+        ..Interface::default()
+    };
+    let sandbox = request.netns()?.to_string_lossy().into_owned();
+    result.interfaces = vec![interface(host_link), Interface { sandbox, ..interface(pod_link) }];
+    for ip in &mut result.ips {
+        let address = ip.address.addr();
+        ip.address = IpNet::from(address);
+        ip.gateway = Some(gateway_for(address));
+        ip.interface = Some(POD);
+        result.routes.push(cni::Route::new(everywhere(address), ip.gateway));
+    }
+    if !request.config.dns.is_empty() {
+        result.dns = request.config.dns.clone();
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_family_has_one_gateway_on_the_link_and_a_default_route_through_it() {
+        let addresses = ["10.244.1.2", "fd00:10:244:1::2"].map(|address| address.parse().unwrap());
+        let setup = setup(&addresses, 7);
+        let shown: Vec<String> = setup
+            .routes
+            .iter()
+            .map(|route| format!("{} {:?}", route.destination, route.hops[0].gateway))
+            .collect();
+        assert_eq!(
+            shown,
+            ["169.254.1.1/32 None", "0.0.0.0/0 Some(169.254.1.1)", "fe80::1/128 None", "::/0 Some(fe80::1)"]
+        );
+        assert_eq!(setup.addresses[1].to_string(), "fd00:10:244:1::2/128");
+        assert_eq!(setup.neighbours.len(), 2);
+        assert_eq!(host_route(addresses[0], 7).protocol, POD_ROUTE_PROTOCOL);
+    }
+}

@@ -1,0 +1,278 @@
+//! The pod's side of an attachment: what is set inside its namespace, and whether it is still so.
+//!
+//! Read [`Pod`] first, then [`Setup`]. Everything inside goes through one netlink socket that was opened there,
+//! so the thread enters the namespace only to open it and to set sysctls. A setup is one send: link up,
+//! addresses, neighbours, routes.
+//!
+//! IPv6 addresses are usable at once unless duplicate detection was asked for: the far end of a new cable has
+//! no neighbours to ask. With detection, [`Pod::await_detection`] listens to the kernel instead of polling it.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use cni::{AddResult, Error};
+use ipnet::IpNet;
+use kernel::address::{self, Address, NewAddress};
+use kernel::link::{self, Change, Link};
+use kernel::monitor::{Monitor, Topic};
+use kernel::neighbour;
+use kernel::netlink::{Batch, Protocol, Socket};
+use kernel::netns::Netns;
+use kernel::route::{self, Hop, Route};
+use kernel::sysctl;
+use netstate::Mac;
+
+use super::patience;
+use crate::fault::fault;
+
+/// How long duplicate detection may take; the kernel needs a second or two.
+const DETECTION: Duration = Duration::from_secs(10);
+
+/// A pod's namespace, with a socket inside.
+#[derive(Debug)]
+pub(crate) struct Pod {
+    /// The namespace.
+    pub(crate) namespace: Netns,
+    socket: Socket,
+}
+
+/// What a pod's interface shall have.
+#[derive(Debug, Default)]
+pub(crate) struct Setup {
+    /// Addresses with the lengths of their prefixes.
+    pub(crate) addresses: Vec<IpNet>,
+    /// Permanent neighbours, by address.
+    pub(crate) neighbours: Vec<(IpAddr, Mac)>,
+    /// Routes, in the order in which they are to be added.
+    pub(crate) routes: Vec<Route>,
+    /// Check IPv6 addresses for duplicates.
+    pub(crate) detect_duplicates: bool,
+}
+
+impl Pod {
+    /// Opens the namespace at `path`.
+    ///
+    /// # Errors
+    /// Code 8 when there is none.
+    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
+        let namespace = Netns::open(path).map_err(fault)?;
+        let socket = namespace.socket(Protocol::Route).map_err(fault)?;
+        Ok(Self { namespace, socket })
+    }
+
+    /// The same for a DEL, to which a namespace that has gone is no error.
+    ///
+    /// # Errors
+    /// When it is there but cannot be entered.
+    pub(crate) fn open_if_there(path: Option<&Path>) -> Result<Option<Self>, Error> {
+        let Some(path) = path else { return Ok(None) };
+        match Netns::open(path) {
+            Ok(namespace) => {
+                let socket = namespace.socket(Protocol::Route).map_err(fault)?;
+                Ok(Some(Self { namespace, socket }))
+            }
+            Err(kernel::Error::NamespaceMissing { .. } | kernel::Error::NotANamespace { .. }) => Ok(None),
+            Err(error) => Err(fault(error)),
+        }
+    }
+
+    /// The pod's link of this name.
+    ///
+    /// # Errors
+    /// When the kernel refuses to tell.
+    pub(crate) fn find(&mut self, name: &str) -> Result<Option<Link>, Error> {
+        link::find(&mut self.socket, name).map_err(fault)
+    }
+
+    /// Deletes a link of the pod. That it is gone is a success.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn delete(&mut self, index: u32) -> Result<(), Error> {
+        super::veth::delete(&mut self.socket, index)
+    }
+
+    /// Sets a link up with all that `setup` says.
+    ///
+    /// # Errors
+    /// When the kernel refuses any of it, or an address turns out to be a duplicate.
+    pub(crate) fn configure(&mut self, link: &Link, setup: &Setup) -> Result<(), Error> {
+        self.set_sysctls(&link.name, setup)?;
+        let index = link.index;
+        let mut batch = Batch::from(link::change(index, &Change { up: Some(true), ..Change::default() }));
+        batch.extend(setup.addresses.iter().map(|net| {
+            let skip = net.addr().is_ipv6() && !setup.detect_duplicates;
+            address::add(&NewAddress { skip_duplicate_detection: skip, ..NewAddress::new(index, *net) })
+        }));
+        batch.extend(setup.neighbours.iter().map(|(address, mac)| neighbour::set(index, *address, *mac)));
+        batch.extend(setup.routes.iter().map(route::append));
+        self.socket.execute(batch).map_err(fault).map_err(|error| error.context(&link.name))?;
+        if setup.detect_duplicates && setup.addresses.iter().any(|net| net.addr().is_ipv6()) {
+            self.await_detection(link)?;
+        }
+        Ok(())
+    }
+
+    /// What of `setup` the link lacks, in words; `None` when all is there. More than that is nobody's business
+    /// here: plugins further down the chain may have added it.
+    ///
+    /// # Errors
+    /// When the kernel refuses to tell.
+    pub(crate) fn missing(&mut self, link: &Link, setup: &Setup) -> Result<Option<String>, Error> {
+        let name = &link.name;
+        let addresses = address::list(&mut self.socket, Some(link.index), None).map_err(fault)?;
+        if let Some(net) =
+            setup.addresses.iter().find(|net| !addresses.iter().any(|found| found.net == **net))
+        {
+            return Ok(Some(format!("{name} does not have the address {net}")));
+        }
+        let filter = route::Filter { link: Some(link.index), ..route::Filter::default() };
+        let routes = route::list(&mut self.socket, filter).map_err(fault)?;
+        if let Some(wanted) =
+            setup.routes.iter().find(|wanted| !routes.iter().any(|found| leads(found, wanted)))
+        {
+            return Ok(Some(format!("the route to {} over {name} is gone", wanted.destination)));
+        }
+        if setup.neighbours.is_empty() {
+            return Ok(None);
+        }
+        let neighbours = neighbour::list(&mut self.socket, Some(link.index)).map_err(fault)?;
+        let known = |address: IpAddr, mac: Mac| {
+            neighbours
+                .iter()
+                .any(|found| found.address == address && found.mac == Some(mac) && found.is_permanent())
+        };
+        let lost = setup.neighbours.iter().find(|(address, mac)| !known(*address, *mac));
+        Ok(lost.map(|(address, mac)| format!("the neighbour {address} at {mac} on {name} is gone")))
+    }
+
+    /// Sysctls have to be right before the link comes up.
+    fn set_sysctls(&self, name: &str, setup: &Setup) -> Result<(), Error> {
+        let _inside = self.namespace.enter().map_err(fault)?;
+        let v6 = |key: &str| format!("net/ipv6/conf/{name}/{key}");
+        if setup.addresses.iter().any(|net| net.addr().is_ipv6()) {
+            for path in ["net/ipv6/conf/lo/disable_ipv6".to_owned(), v6("disable_ipv6")] {
+                sysctl::set(&path, "0").map_err(fault)?;
+            }
+            put(&v6("keep_addr_on_down"), "1")?;
+        }
+        if setup.detect_duplicates {
+            put(&v6("enhanced_dad"), "1")?;
+        }
+        put(&v6("accept_dad"), if setup.detect_duplicates { "1" } else { "0" })?;
+        put(&format!("net/ipv4/conf/{name}/arp_notify"), "1")
+    }
+
+    /// Waits until no address of the link is tentative any more.
+    fn await_detection(&mut self, link: &Link) -> Result<(), Error> {
+        let (namespace, socket) = (&self.namespace, &mut self.socket);
+        let listen = || Monitor::open_in(namespace, &[Topic::Addresses]);
+        let settled = patience::until(DETECTION, listen, || {
+            let addresses = address::list(socket, Some(link.index), None).map_err(fault)?;
+            if let Some(duplicate) = addresses.iter().find(|found| found.is_duplicate()) {
+                let text = format!("{} on {} is a duplicate: somebody else has it", duplicate.net, link.name);
+                return Err(
+                    Error::kernel(text).with_details("hint: duplicate address detection (DAD) failed")
+                );
+            }
+            Ok((!addresses.iter().any(Address::is_tentative)).then_some(()))
+        })?;
+        settled.ok_or_else(|| {
+            Error::try_again(format!("{} still has tentative addresses after {DETECTION:?}", link.name))
+        })
+    }
+}
+
+/// The routes of a result on the pod's link: through their own gateway, else through the one of the first
+/// address of their family, else on the link itself. A scope narrower than global asks for the last.
+pub(crate) fn routes(result: &AddResult, link: u32) -> Vec<Route> {
+    let gateway_of =
+        |v4: bool| result.ips.iter().find(|ip| ip.address.addr().is_ipv4() == v4).and_then(|ip| ip.gateway);
+    let on_link = |scope: Option<u8>| scope.is_some_and(|scope| scope != 0);
+    let route = |wanted: &cni::Route| {
+        let destination = wanted.dst.trunc();
+        let default = gateway_of(destination.addr().is_ipv4()).filter(|_| !on_link(wanted.scope));
+        let route = match wanted.gw.or(default) {
+            Some(gateway) => Route::via(destination, gateway, link),
+            None => Route::on_link(destination, link),
+        };
+        Route {
+            metric: wanted.priority,
+            table: wanted.table.unwrap_or(route.table),
+            scope: wanted.scope.unwrap_or(route.scope),
+            mtu: Some(wanted.mtu).filter(|mtu| *mtu != 0),
+            advertised_mss: Some(wanted.advmss).filter(|size| *size != 0),
+            ..route
+        }
+    };
+    result.routes.iter().map(route).collect()
+}
+
+/// Whether a route of the kernel does what another one asks for. Its table may differ: source-based routing
+/// moves routes.
+fn leads(found: &Route, wanted: &Route) -> bool {
+    let gateways =
+        |route: &Route| -> Vec<Option<IpAddr>> { route.hops.iter().map(|hop: &Hop| hop.gateway).collect() };
+    found.destination == wanted.destination
+        && gateways(wanted).iter().all(|gateway| gateways(found).contains(gateway))
+}
+
+/// Writes a sysctl that a new link never has right. Where `/proc/sys` cannot be written, it must be right
+/// already; where this kernel has none (IPv6 switched off), there is nothing to set.
+fn put(path: &str, value: &str) -> Result<(), Error> {
+    match sysctl::write(path, value) {
+        Ok(()) => Ok(()),
+        Err(error) if error.is_missing() => Ok(()),
+        Err(_) => sysctl::set(path, value).map(drop).map_err(fault),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cni::IpConfig;
+
+    use super::*;
+
+    fn result(routes: Vec<cni::Route>) -> AddResult {
+        let v4 = IpConfig {
+            gateway: Some("10.1.2.1".parse().unwrap()),
+            ..IpConfig::new("10.1.2.2/24".parse().unwrap())
+        };
+        let v6 = IpConfig::new("2001:db8::2/64".parse().unwrap());
+        AddResult { ips: vec![v4, v6], routes, ..AddResult::default() }
+    }
+
+    #[test]
+    fn a_route_takes_its_own_gateway_then_its_familys_then_the_link() {
+        let plain = |net: &str, gateway: Option<&str>| {
+            cni::Route::new(net.parse().unwrap(), gateway.map(|gateway| gateway.parse().unwrap()))
+        };
+        let routes = routes(
+            &result(vec![
+                plain("192.0.2.0/24", Some("10.1.2.9")),
+                plain("0.0.0.0/0", None),
+                plain("::/0", None),
+                cni::Route { scope: Some(253), ..plain("198.51.100.0/24", None) },
+                cni::Route { mtu: 1300, advmss: 1200, priority: 7, table: Some(100), ..plain("::/0", None) },
+            ]),
+            7,
+        );
+        let gateways: Vec<Option<IpAddr>> = routes.iter().map(|route| route.hops[0].gateway).collect();
+        let [own, familys] = ["10.1.2.9", "10.1.2.1"].map(|address| address.parse().ok());
+        assert_eq!(gateways, [own, familys, None, None, None]);
+        assert_eq!(routes[3].scope, 253);
+        let last = &routes[4];
+        assert_eq!((last.mtu, last.advertised_mss), (Some(1300), Some(1200)));
+        assert_eq!((last.metric, last.table), (7, 100));
+    }
+
+    #[test]
+    fn a_route_in_another_table_still_leads_and_one_by_another_way_does_not() {
+        let wanted = Route::via("0.0.0.0/0".parse().unwrap(), "10.1.2.1".parse().unwrap(), 7);
+        assert!(leads(&Route { table: 100, ..wanted.clone() }, &wanted));
+        let elsewhere = Route::via("0.0.0.0/0".parse().unwrap(), "10.1.2.9".parse().unwrap(), 7);
+        assert!(!leads(&elsewhere, &wanted));
+        assert!(!leads(&Route::on_link("0.0.0.0/0".parse().unwrap(), 7), &wanted));
+    }
+}

@@ -1,0 +1,260 @@
+//! The cable between host and pod: made in one message, found again by its owner's name and mark.
+//!
+//! Read [`Cable`] first. Both ends are made where they belong: the pod's end comes into being inside the pod's
+//! namespace, under its final name, and the host's end is up and plugged in before anybody else sees it.
+//! Nothing is ever moved or renamed, which would cost twenty times as much.
+//!
+//! What stays true: a host link is ours if its alias is the owner's, or if it has no alias yet but the owner's
+//! name and the network's group: that is what an ADD leaves that is killed before it can set the alias. Links
+//! of others are never touched, whatever their names.
+
+use std::os::fd::AsFd;
+
+use cni::Error;
+use kernel::link::{self, Change, Filter, Kind, Link, NewKind, NewLink, NewPeer, PortChange};
+use kernel::netlink::{Batch, Socket};
+use netstate::Mac;
+use sha2::{Digest, Sha256};
+
+use super::pod::Pod;
+use crate::fault::{Failures, fault};
+use crate::owner::Owner;
+
+/// How many names are tried when foreign links have the first ones.
+const NAMES: u8 = 4;
+
+/// A cable to be laid.
+#[derive(Debug)]
+pub(crate) struct Cable<'a> {
+    /// For whom.
+    pub(crate) owner: &'a Owner,
+    /// The interface's name in the pod.
+    pub(crate) interface: &'a str,
+    /// The pod's hardware address; `None` leaves the kernel's choice.
+    pub(crate) pod_mac: Option<Mac>,
+    /// The host's; `None` leaves the kernel's choice.
+    pub(crate) host_mac: Option<Mac>,
+    /// Largest packet in bytes, for both ends.
+    pub(crate) mtu: Option<u32>,
+    /// The bridge that the host's end is plugged into, by index.
+    pub(crate) bridge: Option<u32>,
+}
+
+impl Cable<'_> {
+    /// Lays the cable and returns the host's end, which is up. The pod's end is down.
+    ///
+    /// # Errors
+    /// When the pod has an interface of that name already, or the kernel refuses. Nothing is left then.
+    pub(crate) fn lay(&self, host: &mut Socket, pod: &mut Pod) -> Result<u32, Error> {
+        let mut attempt = 0;
+        let mut refused = None;
+        for _ in 0..2 * NAMES {
+            let name = self.owner.host_link_name(attempt);
+            let refusal = match self.make(host, pod, &name)? {
+                Made::Link(index) => return Ok(index),
+                Made::Taken(refusal) => refusal,
+            };
+            if pod.find(self.interface)?.is_some() {
+                return Err(Error::kernel(format!(
+                    "container veth name ({}) peer provided ({name}) already exists",
+                    self.interface
+                )));
+            }
+            match link::find(host, &name).map_err(fault)? {
+                // What an ADD of the same attachment left in a namespace that is no longer the pod's.
+                Some(found) if is_of(self.owner, &found) => delete(host, found.index)?,
+                Some(_) if attempt + 1 < NAMES => attempt += 1,
+                // All our names are taken, or something else is in the way for a moment.
+                _ => refused = Some(refusal),
+            }
+        }
+        Err(refused.unwrap_or_else(|| Error::kernel(format!("no name is free for {}", self.interface))))
+    }
+
+    fn make(&self, host: &mut Socket, pod: &Pod, name: &str) -> Result<Made, Error> {
+        let peer = NewPeer {
+            mac: self.pod_mac,
+            mtu: self.mtu,
+            namespace: Some(pod.namespace.as_fd()),
+            ..NewPeer::new(self.interface)
+        };
+        let new = NewLink {
+            mtu: self.mtu,
+            mac: self.host_mac,
+            up: true,
+            master: self.bridge,
+            group: Some(group(self.owner.network())),
+            ..NewLink::new(name, NewKind::Veth(peer))
+        };
+        let mut made = None;
+        let failures = host
+            .run(&Batch::from(link::create_and_report(&new)), |_, reply| {
+                made = Some(Link::from_reply(reply)?.index);
+                Ok(())
+            })
+            .map_err(fault)?;
+        match (failures.into_iter().next(), made) {
+            (Some(failure), _) if failure.error.exists() => Ok(Made::Taken(fault(failure.error))),
+            (Some(failure), _) => Err(fault(failure.error)),
+            (None, Some(index)) => Ok(Made::Link(index)),
+            // A kernel that does not report what it made.
+            (None, None) => match link::find(host, name).map_err(fault)? {
+                Some(link) => Ok(Made::Link(link.index)),
+                None => Err(Error::kernel(format!("{name} vanished while it was made"))),
+            },
+        }
+    }
+}
+
+enum Made {
+    Link(u32),
+    Taken(Error),
+}
+
+/// Puts the owner's mark on the host's end and sets it as a port of a bridge, in one send.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn mark(
+    host: &mut Socket,
+    index: u32,
+    owner: &Owner,
+    change: Change<'_>,
+    port: Option<PortChange>,
+) -> Result<Link, Error> {
+    let alias = owner.alias();
+    let mut batch = Batch::from(link::change(index, &Change { alias: Some(&alias), ..change }));
+    if let Some(port) = port {
+        batch.push(link::change_port(index, &port));
+    }
+    batch.push(link::look_up(index));
+    let mut found = None;
+    let failures = host
+        .run(&batch, |_, reply| {
+            found = Some(Link::from_reply(reply)?);
+            Ok(())
+        })
+        .map_err(fault)?;
+    if let Some(failure) = failures.into_iter().next() {
+        return Err(fault(failure.error));
+    }
+    found.ok_or_else(|| Error::kernel(format!("link number {index} vanished while it was set up")))
+}
+
+/// The owner's host links: one, unless something went wrong in the past.
+///
+/// # Errors
+/// When the kernel refuses to tell.
+pub(crate) fn find(host: &mut Socket, owner: &Owner) -> Result<Vec<Link>, Error> {
+    let names: Vec<String> = (0..NAMES).map(|attempt| owner.host_link_name(attempt)).collect();
+    let batch: Batch = names.iter().map(link::look_up).collect();
+    let mut found = Vec::new();
+    let failures = host
+        .run(&batch, |_, reply| {
+            found.push(Link::from_reply(reply)?);
+            Ok(())
+        })
+        .map_err(fault)?;
+    match failures.into_iter().find(|failure| !failure.error.is_missing()) {
+        Some(failure) => Err(fault(failure.error)),
+        None => Ok(found.into_iter().filter(|link| is_of(owner, link)).collect()),
+    }
+}
+
+/// Deletes a link, and with it the other end. That it is gone is a success.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn delete(host: &mut Socket, index: u32) -> Result<(), Error> {
+    match host.execute(link::delete(index)) {
+        Err(error) if !error.is_missing() => Err(fault(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Takes away the owner's cable, wherever an end of it can be found: on the host by name and mark, or else in
+/// the pod. There only a cable that belongs to nobody else is taken: the path may lead to the namespace of
+/// another pod by now.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn remove(
+    host: &mut Socket,
+    owner: &Owner,
+    pod: Option<Pod>,
+    interface: &str,
+) -> Result<(), Error> {
+    let found = find(host, owner)?;
+    if !found.is_empty() {
+        let mut failures = Failures::default();
+        for link in found {
+            failures.note(delete(host, link.index));
+        }
+        return failures.into_result();
+    }
+    let Some(mut pod) = pod else { return Ok(()) };
+    let Some(end) = pod.find(interface)? else { return Ok(()) };
+    if end.kind != Kind::Veth || belongs_to_another(host, owner, &end)? {
+        return Ok(());
+    }
+    pod.delete(end.index)
+}
+
+/// Takes away the cables of this network's pods that are not among `valid`, all in one request.
+///
+/// # Errors
+/// When the kernel refuses; the others are gone all the same.
+pub(crate) fn collect(host: &mut Socket, network: &str, valid: &[Owner]) -> Result<(), Error> {
+    let prefix = Owner::alias_prefix(network);
+    let keep: Vec<String> = valid.iter().map(Owner::alias).collect();
+    let names: Vec<String> =
+        valid.iter().flat_map(|owner| (0..NAMES).map(|attempt| owner.host_link_name(attempt))).collect();
+    let is_stale = |link: &Link| match &link.alias {
+        Some(alias) => alias.starts_with(&prefix) && !keep.contains(alias),
+        None => link.group == group(network) && !names.contains(&link.name),
+    };
+    let links = link::list(host, Filter { kind: Some("veth"), ..Filter::default() }).map_err(fault)?;
+    let stale: Vec<u32> = links.iter().filter(|link| is_stale(link)).map(|link| link.index).collect();
+    let mut failures = Failures::default();
+    match stale.as_slice() {
+        [] => {}
+        [one] => drop(failures.note(delete(host, *one))),
+        several => drop(failures.note(delete_together(host, network, several))),
+    }
+    failures.into_result()
+}
+
+/// Deletes several links for the price of one, by way of a group that holds nothing else.
+fn delete_together(host: &mut Socket, network: &str, links: &[u32]) -> Result<(), Error> {
+    let doomed = group(&format!("{network}/stale"));
+    let regroup = Change { group: Some(doomed), ..Change::default() };
+    let mut batch: Batch = links.iter().map(|index| link::change(*index, &regroup)).collect();
+    batch.push(link::delete_group(doomed));
+    let failures = host.run(&batch, |_, _| Ok(())).map_err(fault)?;
+    match failures.into_iter().find(|failure| !failure.error.is_missing()) {
+        Some(failure) => Err(fault(failure.error)),
+        None => Ok(()),
+    }
+}
+
+/// The group number of a network's links: never 0, where all other links are.
+fn group(network: &str) -> u32 {
+    let digest = Sha256::digest(network.as_bytes());
+    let [first, second, third, fourth, ..] = *digest else { return 1 };
+    u32::from_be_bytes([first | 1, second, third, fourth])
+}
+
+fn is_of(owner: &Owner, link: &Link) -> bool {
+    match &link.alias {
+        Some(alias) => *alias == owner.alias(),
+        None => link.kind == Kind::Veth && link.group == group(owner.network()),
+    }
+}
+
+/// Whether the far end of a pod's cable is on this host and marked as somebody else's.
+fn belongs_to_another(host: &mut Socket, owner: &Owner, end: &Link) -> Result<bool, Error> {
+    let Some(parent) = end.parent else { return Ok(false) };
+    let far = link::find(host, parent).map_err(fault)?;
+    let alias = far.filter(|link| link.kind == Kind::Veth).and_then(|link| link.alias);
+    Ok(alias.is_some_and(|alias| Owner::marks(&alias) && alias != owner.alias()))
+}

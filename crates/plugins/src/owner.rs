@@ -1,0 +1,155 @@
+//! Whose a kernel object is, and the names and marks that say so.
+//!
+//! Read [`Owner`] first. Everything the plugins leave in the host's kernel is keyed by the network, the
+//! container and the interface name together: the container alone is not enough, for it may join one network
+//! twice. The names are pure functions of those three, so DEL finds what ADD made with the pod's namespace
+//! gone, and GC tells ours from foreign by looking at the object alone.
+//!
+//! What stays true: two attachments never share an alias or an owner text, however long their parts are.
+
+use std::fmt::Write as _;
+
+use cni::{Attachment, Request};
+use sha2::{Digest, Sha256};
+
+/// The kernel keeps at most 255 bytes of a link's alias and 253 of an element's comment; stay below both.
+const LONGEST: usize = 240;
+
+/// What opens the alias of every host link made for a pod.
+const MARK: &str = "fairlead:";
+
+/// The alias of a bridge that these plugins made. The agent's own links carry the bare word `fairlead`.
+pub(crate) const BRIDGE_ALIAS: &str = "fairlead-bridge";
+
+/// The alias of both ends of the pair that carries a VLAN's gateway address.
+pub(crate) const VLAN_GATEWAY_ALIAS: &str = "fairlead-vlan-gateway";
+
+/// One interface of one container in one network: the key of all that ADD makes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Owner {
+    network: String,
+    attachment: Attachment,
+}
+
+impl Owner {
+    /// The attachment in its network.
+    pub(crate) fn new(network: &str, attachment: Attachment) -> Self {
+        Self { network: network.to_owned(), attachment }
+    }
+
+    /// Whom an ADD, DEL or CHECK is about.
+    pub(crate) fn of(request: &Request) -> Self {
+        Self::new(&request.config.name, request.attachment())
+    }
+
+    /// Those whom a GC keeps.
+    pub(crate) fn valid(request: &Request) -> Vec<Self> {
+        let attachments = request.valid_attachments().iter();
+        attachments.map(|attachment| Self::new(&request.config.name, attachment.clone())).collect()
+    }
+
+    /// The network's name.
+    pub(crate) fn network(&self) -> &str {
+        &self.network
+    }
+
+    /// The alias of the host's link: `fairlead:<network>/<containerID>/<ifname>`, with a digest standing in
+    /// for a part that would not fit.
+    pub(crate) fn alias(&self) -> String {
+        format!("{}{}", Self::alias_prefix(&self.network), self.comment())
+    }
+
+    /// How the alias of every link of `network` begins.
+    pub(crate) fn alias_prefix(network: &str) -> String {
+        format!("{MARK}{}/", shortened(network, 64))
+    }
+
+    /// Whether `alias` says that the link is some pod's.
+    pub(crate) fn marks(alias: &str) -> bool {
+        alias.starts_with(MARK)
+    }
+
+    /// The text that marks this attachment's nf_tables elements, within one network: `<containerID>/<ifname>`.
+    pub(crate) fn comment(&self) -> String {
+        format!(
+            "{}/{}",
+            shortened(&self.attachment.container_id, LONGEST - 64 - MARK.len() - 20),
+            self.attachment.ifname
+        )
+    }
+
+    /// The host link's name: `veth` and eight hexadecimal digits. `attempt` 0 is the one to use; later ones
+    /// are for when a foreign link already has the name.
+    pub(crate) fn host_link_name(&self, attempt: u8) -> String {
+        let mut digest = Sha256::new();
+        for part in [&self.network, &self.attachment.container_id, &self.attachment.ifname] {
+            digest.update(part.as_bytes());
+            digest.update(b"/");
+        }
+        if attempt > 0 {
+            digest.update([attempt]);
+        }
+        format!("veth{}", hexadecimal(&digest.finalize()[..4]))
+    }
+}
+
+/// `text` itself when it fits, otherwise a digest of it that cannot be mistaken for a valid name.
+pub(crate) fn shortened(text: &str, longest: usize) -> String {
+    if text.len() <= longest {
+        return text.to_owned();
+    }
+    format!("~{}", hexadecimal(&Sha256::digest(text.as_bytes())[..16]))
+}
+
+/// Lower-case hexadecimal digits.
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owner(network: &str, container_id: &str, ifname: &str) -> Owner {
+        Owner::new(network, Attachment { container_id: container_id.into(), ifname: ifname.into() })
+    }
+
+    #[test]
+    fn the_name_is_the_same_every_time_and_fits_a_link() {
+        let pod = owner("net", "container", "eth0");
+        assert_eq!(pod.host_link_name(0), pod.clone().host_link_name(0));
+        assert_ne!(pod.host_link_name(0), pod.host_link_name(1));
+        assert_eq!(pod.host_link_name(0).len(), 12);
+    }
+
+    #[test]
+    fn every_part_changes_the_name_and_moving_a_letter_between_parts_does_too() {
+        let names = [("ab", "c", "d"), ("a", "bc", "d"), ("a", "b", "cd"), ("a", "b", "d")]
+            .map(|(network, container, interface)| owner(network, container, interface).host_link_name(0));
+        for (index, name) in names.iter().enumerate() {
+            assert!(!names[..index].contains(name), "{name} twice");
+        }
+    }
+
+    #[test]
+    fn an_alias_shows_its_three_parts() {
+        let pod = owner("net", "container", "eth0");
+        assert_eq!(pod.alias(), "fairlead:net/container/eth0");
+        assert!(pod.alias().starts_with(&Owner::alias_prefix("net")));
+        assert!(!pod.alias().starts_with(&Owner::alias_prefix("ne")));
+    }
+
+    #[test]
+    fn long_parts_keep_the_alias_within_the_kernels_limit_and_distinct() {
+        let long = |tail: &str| format!("{}{tail}", "x".repeat(400));
+        let first = owner(&long("1"), &long("a"), "eth0123456789ab");
+        let second = owner(&long("1"), &long("b"), "eth0123456789ab");
+        let third = owner(&long("2"), &long("a"), "eth0123456789ab");
+        assert!(first.alias().len() < LONGEST, "{}", first.alias().len());
+        assert_ne!(first.alias(), second.alias());
+        assert_ne!(first.alias(), third.alias());
+    }
+}
