@@ -335,3 +335,56 @@ fn key_text(key: &[Value]) -> String {
     let parts: Vec<String> = key.iter().map(ToString::to_string).collect();
     parts.join(" . ")
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_an_expression_is_told_from_a_missing_chain() {
+        let refused = |rule: Rule| {
+            let mut transaction = Transaction::new();
+            transaction.add_rule(&TableKey::new(Family::Inet, "fairlead"), "postrouting", &rule);
+            let purpose = transaction.batch.requests()[0].purpose.clone();
+            Error::Refused { purpose, errno: Errno::NOENT, detail: None }.to_string()
+        };
+        let text = refused(Rule::new([Statement::Masquerade { fully_random: false }]));
+        assert!(text.starts_with("add rule inet fairlead postrouting masquerade: "), "{text}");
+        assert!(
+            text.ends_with("hint: masquerading needs CONFIG_NFT_MASQ and CONFIG_NF_NAT in the kernel"),
+            "{text}"
+        );
+        assert!(!refused(Rule::new([Statement::Counter])).contains("hint"));
+    }
+
+    #[test]
+    fn many_elements_become_messages_under_64_kilobytes() {
+        let keys: Vec<Key> = (0..10_000_u32).map(|number| vec![Value::Number(number)]).collect();
+        let mut transaction = Transaction::new();
+        let table = TableKey::new(Family::Inet, "fairlead");
+        transaction.add_elements(
+            &table,
+            "marks",
+            keys.iter().map(|key| (key, Some("a comment of a usual length"))),
+        );
+        assert!(transaction.batch.len() > 5);
+        for request in transaction.batch.requests() {
+            assert!(request.message.length() < 64 * 1024 && !request.message.is_oversized());
+        }
+    }
+
+    #[test]
+    fn a_comment_that_does_not_fit_is_refused_before_anything_is_sent() {
+        let key = vec![Value::Port(80)];
+        let comment = "x".repeat(COMMENT_ROOM + 1);
+        let mut transaction = Transaction::new();
+        transaction.add_elements(
+            &TableKey::new(Family::Ip, "fairlead"),
+            "ports",
+            [(&key, Some(comment.as_str()))],
+        );
+        assert!(matches!(transaction.oversized, Some(Error::Oversized { bytes: 254, .. })));
+    }
+}

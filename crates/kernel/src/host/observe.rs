@@ -35,7 +35,11 @@ impl Host {
             if is_ours(found) {
                 let wanted = want.links.get(&name);
                 observed.state.insert_link(read_link(found, name, wanted, &names));
-                self.read_link_objects(found.index, name, want, &mut observed.state)?;
+                match self.read_link_objects(found.index, name, want, &mut observed.state) {
+                    // Gone since it was listed, and all on it with it; the monitor tells.
+                    Err(error) if error.is_missing() => {}
+                    other => other?,
+                }
             } else if want.links.contains_key(&name) {
                 let kind = found.kind.name().unwrap_or_default().to_owned();
                 observed.foreign.links.push(ForeignLink { name, kind });
