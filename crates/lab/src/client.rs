@@ -131,6 +131,14 @@ impl Lab {
         &self.home
     }
 
+    /// The supervisor's process, when its user namespace is another than ours: who wants to enter the lab's
+    /// network namespaces has to enter that one first.
+    pub fn own_user_namespace(&self) -> Option<u32> {
+        let supervisor = self.home.supervisor()?;
+        let theirs = fs::read_link(format!("/proc/{supervisor}/ns/user")).ok()?;
+        (fs::read_link("/proc/self/ns/user").ok()? != theirs).then_some(supervisor)
+    }
+
     /// The files of one node.
     ///
     /// # Errors
@@ -206,9 +214,7 @@ impl Lab {
         })?;
         let supervisor =
             self.home.supervisor().ok_or_else(|| Error::NotUp { name: self.home.name().into() })?;
-        if !rustix::process::geteuid().is_root() {
-            kernel::user_namespace::join(supervisor).map_err(Error::kernel("enter the lab"))?;
-        }
+        kernel::user_namespace::join(supervisor).map_err(Error::kernel("enter the lab"))?;
         let namespace = Netns::open(&netns).map_err(Error::kernel("enter the pod"))?;
         // Inside for good: what follows is another program.
         mem::forget(namespace.enter().map_err(Error::kernel("enter the pod"))?);

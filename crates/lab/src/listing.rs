@@ -20,6 +20,9 @@ pub struct Listing {
     pub nodes: Vec<ListedNode>,
     /// The pods, by namespace and name.
     pub pods: Vec<ListedPod>,
+    /// Files of the store that cannot be used, with line and reason; there is no such field when there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub problems: Vec<String>,
 }
 
 /// One node of a lab.

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use cluster::{EndpointSlice, NamespacedName, Snapshot};
 use ipnet::IpNet;
 use kernel::signals::Termination;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use store::Directory;
 
@@ -120,6 +121,7 @@ fn start(
     // Signals before every thread, so that all inherit the block.
     let termination = Termination::take_over().map_err(Error::kernel("take signals over"))?;
     let lock = home.lock()?;
+    allow_many_descriptors();
     // The machine's network is left while there is one thread, so that none stays behind.
     leave_the_machines_network()?;
     let mut nodes = underlay::build(options.nodes, told)?;
@@ -163,13 +165,20 @@ fn start(
     })
 }
 
+/// Root makes a network namespace and is done; anyone else, and a root that may not, becomes root of a new user
+/// namespace first.
 fn leave_the_machines_network() -> Result<()> {
-    if rustix::process::geteuid().is_root() {
-        kernel::user_namespace::leave_the_machines_network()
-            .map_err(Error::kernel("leave the machine's network"))
-    } else {
-        kernel::user_namespace::become_root_of_a_new_one().map_err(|source| Error::UserNamespace { source })
+    if rustix::process::geteuid().is_root() && kernel::user_namespace::leave_the_machines_network().is_ok() {
+        return Ok(());
     }
+    kernel::user_namespace::become_root_of_a_new_one().map_err(|source| Error::UserNamespace { source })
+}
+
+/// A node takes a handful of descriptors and a pod some more; the usual soft limit of 1,024 would bound a lab.
+fn allow_many_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    // Refused only where the limit is as high as it may be.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
 /// Everything the loop knows.

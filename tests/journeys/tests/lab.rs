@@ -132,6 +132,7 @@ fn a_broken_manifest_is_reported_and_harms_nobody() {
     });
     let report = status["store"]["broken"][0].as_str().unwrap().to_owned();
     assert!(report.contains("b.yaml:"), "file and line are named: {report}");
+    assert!(lab.list()["problems"][0].as_str().unwrap().contains("b.yaml:"));
     assert!(lab.pings("a", &address), "the last good version stays in force");
     lab.put("c.yaml", &pod_manifest("c", "node1", 80));
     let c = eventually("others are taken", || lab.address("c", false));

@@ -31,13 +31,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 /// How to enter with the system's own tool; without root, one step into the lab's user namespace comes first.
 fn entering(lab: &Lab) -> String {
-    let pid = lab.home().supervisor().map_or_else(|| "PID".to_owned(), |pid| pid.to_string());
     let pod = "to run a command in a pod: fairlead lab exec POD -- COMMAND";
-    if rustix::process::geteuid().is_root() {
-        return format!("{pod}\nto enter a node or pod: nsenter --net=NETNS COMMAND (NETNS from -o wide)\n");
+    match lab.own_user_namespace() {
+        None => format!("{pod}\nto enter a node or pod: nsenter --net=NETNS COMMAND (NETNS from -o wide)\n"),
+        Some(pid) => format!(
+            "{pod}\nto enter the lab: nsenter -t {pid} -U -n --preserve-credentials COMMAND\n\
+             to enter a node or pod from there: nsenter --net=NETNS COMMAND (NETNS from -o wide)\n"
+        ),
     }
-    format!(
-        "{pod}\nto enter the lab: nsenter -t {pid} -U -n --preserve-credentials COMMAND\n\
-         to enter a node or pod from there: nsenter --net=NETNS COMMAND (NETNS from -o wide)\n"
-    )
 }

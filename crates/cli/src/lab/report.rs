@@ -12,7 +12,14 @@ pub(crate) fn listing(listing: &Listing, wide: bool) -> Vec<Table> {
     if !listing.pods.is_empty() {
         tables.extend(pods(listing, wide));
     }
+    tables.extend(problems(listing));
     tables
+}
+
+fn problems(listing: &Listing) -> Option<Table> {
+    let mut table = Table::new(["NOT USED IN THE STORE"]);
+    listing.problems.iter().for_each(|problem| table.row([problem]));
+    (!listing.problems.is_empty()).then_some(table)
 }
 
 fn nodes(listing: &Listing, wide: bool) -> Table {

@@ -94,6 +94,7 @@ impl Supervisor {
             store: self.home.store().display().to_string(),
             nodes: self.nodes.iter().map(|node| node.listed(&self.snapshot)).collect(),
             pods: self.pods.listed(&self.nodes),
+            problems: self.problems.iter().map(ToString::to_string).collect(),
         }
     }
 
