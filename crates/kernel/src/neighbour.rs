@@ -191,7 +191,7 @@ pub fn list_fdb(socket: &mut Socket, link: Option<u32>) -> Result<Vec<FdbEntry>,
 }
 
 fn fdb(kind: u16, flags: u16, link: u32, mac: Mac) -> Message {
-    let state = abi::NUD_PERMANENT | abi::NUD_NOARP;
+    let state = abi::NUD_PERMANENT;
     let header = Header { family: libc::AF_BRIDGE as u8, link, state, flags: abi::NTF_SELF };
     let mut message = Message::new(kind, flags, &header.bytes());
     message.put(abi::NDA_LLADDR, &mac.0);

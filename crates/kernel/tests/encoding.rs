@@ -1,0 +1,320 @@
+//! Our encoding against itself (what is written is read back, and nothing panics on foreign bytes) and against an
+//! independent implementation of rtnetlink, which must read from our messages what we meant.
+#![allow(clippy::unwrap_used, reason = "a failure in a test's scaffolding is a failure of the test")]
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsFd, AsRawFd};
+
+use ipnet::IpNet;
+use kernel::Family;
+use kernel::address::{self, NewAddress};
+use kernel::link::{
+    self, Change, NewBridge, NewKind, NewLink, NewPeer, NewVxlan, PortChange, Vlan, VlanSide,
+};
+use kernel::neighbour;
+use kernel::netlink::{Attributes, Message, Request};
+use kernel::route::{self, Hop, Kind, Route};
+use kernel::rule::{self, Action, Mark, Rule};
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::link::{
+    AfSpecBridge, BridgeVlanInfoFlags, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData,
+    InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourState};
+use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteType};
+use netlink_packet_route::rule::RuleAttribute;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netstate::Mac;
+use proptest::prelude::*;
+
+const MAC: Mac = Mac([2, 0, 0, 0, 0, 9]);
+
+/// A tree of attributes: values, or attributes again.
+#[derive(Debug, Clone, PartialEq)]
+enum Tree {
+    Value(u16, Vec<u8>),
+    Nest(u16, Vec<Tree>),
+}
+
+fn tree() -> impl Strategy<Value = Tree> {
+    let value =
+        (1u16..0x3fff, proptest::collection::vec(any::<u8>(), 0..40)).prop_map(|(k, v)| Tree::Value(k, v));
+    value.prop_recursive(4, 64, 8, |inner| {
+        (1u16..0x3fff, proptest::collection::vec(inner, 0..8))
+            .prop_map(|(kind, inner)| Tree::Nest(kind, inner))
+    })
+}
+
+fn write(message: &mut Message, tree: &Tree) {
+    match tree {
+        Tree::Value(kind, value) => message.put(*kind, value),
+        Tree::Nest(kind, inner) => {
+            message.nest(*kind, |nest| inner.iter().for_each(|tree| write(nest, tree)))
+        }
+    };
+}
+
+/// Reads the attributes back in the shape of what was written.
+fn read(attributes: Attributes<'_>, shape: &[Tree]) -> Vec<Tree> {
+    let found: Vec<_> = attributes.collect::<Result<_, _>>().unwrap();
+    assert_eq!(found.len(), shape.len());
+    found
+        .iter()
+        .zip(shape)
+        .map(|(attribute, shape)| match shape {
+            Tree::Value(..) => Tree::Value(attribute.kind, attribute.value.to_vec()),
+            Tree::Nest(_, inner) => Tree::Nest(attribute.kind, read(attribute.nested(), inner)),
+        })
+        .collect()
+}
+
+/// Walks all bytes as attributes, asking each for everything it could be.
+fn walk(attributes: Attributes<'_>, depth: usize) {
+    for attribute in attributes.flatten() {
+        let _ = (attribute.u8(), attribute.u16(), attribute.be16(), attribute.u32(), attribute.be32());
+        let _ = (attribute.i32(), attribute.u64(), attribute.be64(), attribute.text(), attribute.ip());
+        if depth < 8 {
+            walk(attribute.nested(), depth + 1);
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn attributes_read_back_as_they_were_written(trees in proptest::collection::vec(tree(), 0..10)) {
+        let mut message = Message::new(16, 0, &[]);
+        trees.iter().for_each(|tree| write(&mut message, tree));
+        prop_assert!(!message.is_oversized());
+        prop_assert_eq!(message.length() % 4, 0);
+        prop_assert_eq!(read(Attributes::new(&message.bytes()[16..]), &trees), trees);
+    }
+
+    #[test]
+    fn any_bytes_can_be_walked(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        walk(Attributes::new(&bytes), 0);
+    }
+}
+
+#[test]
+fn an_attribute_that_does_not_fit_marks_its_message() {
+    let mut message = Message::new(16, 0, &[]);
+    message.put(1, &vec![0; 65_531]);
+    assert!(!message.is_oversized());
+    message.put(1, &vec![0; 65_532]);
+    assert!(message.is_oversized());
+    let mut message = Message::new(16, 0, &[]);
+    message.nest(1, |nest| {
+        nest.put(1, &vec![0; 40_000]).put(2, &vec![0; 40_000]);
+    });
+    assert!(message.is_oversized());
+}
+
+/// What the other implementation reads in a request of ours.
+fn understood(request: &Request) -> RouteNetlinkMessage {
+    let mut bytes = request.message.bytes().to_vec();
+    let length = (bytes.len() as u32).to_ne_bytes();
+    bytes[..4].copy_from_slice(&length);
+    let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&bytes).unwrap();
+    let NetlinkPayload::InnerMessage(inner) = message.payload else { panic!("{message:?}") };
+    inner
+}
+
+fn new_link(request: &Request) -> LinkMessage {
+    let RouteNetlinkMessage::NewLink(message) = understood(request) else { panic!("not a new link") };
+    message
+}
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+#[test]
+fn a_veth_pair_is_understood() {
+    let namespace = std::fs::File::open("/dev/null").unwrap();
+    let peer = NewPeer {
+        mac: Some(MAC),
+        mtu: Some(1400),
+        namespace: Some(namespace.as_fd()),
+        ..NewPeer::new("eth0")
+    };
+    let pair = NewLink {
+        mtu: Some(1450),
+        mac: Some(Mac([0xee; 6])),
+        up: true,
+        master: Some(7),
+        ..NewLink::new("veth1", NewKind::Veth(peer))
+    };
+    let message = new_link(&link::create(&pair));
+    assert_eq!((message.header.flags, message.header.change_mask), (LinkFlags::Up, LinkFlags::Up));
+    let mut far = LinkMessage::default();
+    far.attributes = vec![
+        LinkAttribute::IfName("eth0".into()),
+        LinkAttribute::Address(MAC.0.to_vec()),
+        LinkAttribute::Mtu(1400),
+        LinkAttribute::NetNsFd(namespace.as_raw_fd()),
+    ];
+    let expected = [
+        LinkAttribute::IfName("veth1".into()),
+        LinkAttribute::Address(vec![0xee; 6]),
+        LinkAttribute::Mtu(1450),
+        LinkAttribute::Controller(7),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(far))),
+        ]),
+    ];
+    assert_eq!(message.attributes, expected);
+}
+
+#[test]
+fn tunnels_and_bridges_are_understood() {
+    let vxlan =
+        NewVxlan { id: 1, port: 8472, local: Some(ip("198.18.0.1")), parent: Some(3), learning: false };
+    let message = new_link(&link::create(&NewLink::new("fairlead0", NewKind::Vxlan(vxlan))));
+    let data = vec![
+        InfoVxlan::Id(1),
+        InfoVxlan::Port(8472),
+        InfoVxlan::Learning(false),
+        InfoVxlan::Link(3),
+        InfoVxlan::Local(Ipv4Addr::new(198, 18, 0, 1)),
+    ];
+    let info = vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))];
+    assert!(message.attributes.contains(&LinkAttribute::LinkInfo(info)), "{message:?}");
+
+    let bridge = NewBridge { vlan_filtering: Some(true), multicast_snooping: Some(false) };
+    let message = new_link(&link::create(&NewLink::new("cni0", NewKind::Bridge(bridge))));
+    let LinkAttribute::LinkInfo(info) = &message.attributes[1] else { panic!("{message:?}") };
+    let LinkInfo::Data(InfoData::Bridge(data)) = &info[1] else { panic!("{info:?}") };
+    assert!(matches!(data[0], InfoBridge::VlanFiltering(true)), "{data:?}");
+}
+
+#[test]
+fn filtering_and_port_settings_are_understood() {
+    let filtering = Change { vlan_filtering: Some(true), ..Change::default() };
+    let message = new_link(&link::change("cni0", &filtering));
+    let text = format!("{message:?}");
+    assert!(text.contains("VlanFiltering(true)") && text.contains("IfName(\"cni0\")"), "{text}");
+
+    let settings = PortChange { hairpin: Some(true), isolated: Some(true), ..PortChange::default() };
+    let message = new_link(&link::change_port(7, &settings));
+    assert_eq!(message.header.index, 7);
+    let LinkAttribute::LinkInfo(info) = &message.attributes[0] else { panic!("{message:?}") };
+    let LinkInfo::PortData(InfoPortData::BridgePort(data)) = &info[1] else { panic!("{info:?}") };
+    assert_eq!(data, &[InfoBridgePort::HairpinMode(true), InfoBridgePort::Isolated(true)]);
+}
+
+#[test]
+fn vlans_of_a_port_are_understood() {
+    let trunk = Vlan { first: 100, last: 110, pvid: false, untagged: false };
+    let RouteNetlinkMessage::SetLink(message) =
+        understood(&link::add_vlans(7, VlanSide::Port, &[Vlan::access(5), trunk, Vlan::tagged(200)]))
+    else {
+        panic!("not a change")
+    };
+    assert_eq!((message.header.interface_family, message.header.index), (AddressFamily::Bridge, 7));
+    let LinkAttribute::AfSpecBridge(specification) = &message.attributes[0] else { panic!("{message:?}") };
+    let vlans: Vec<_> = specification
+        .iter()
+        .filter_map(|entry| match entry {
+            AfSpecBridge::VlanInfo(info) => Some((info.flags, info.vid)),
+            _ => None,
+        })
+        .collect();
+    let expected = [
+        (BridgeVlanInfoFlags::Pvid | BridgeVlanInfoFlags::Untagged, 5),
+        (BridgeVlanInfoFlags::RangeBegin, 100),
+        (BridgeVlanInfoFlags::RangeEnd, 110),
+        (BridgeVlanInfoFlags::empty(), 200),
+    ];
+    assert_eq!(vlans, expected);
+    assert!(matches!(
+        understood(&link::delete_vlans(7, VlanSide::Port, &[trunk])),
+        RouteNetlinkMessage::DelLink(_)
+    ));
+}
+
+fn new_route(route: &Route) -> RouteMessage {
+    let RouteNetlinkMessage::NewRoute(message) = understood(&route::add(route)) else {
+        panic!("not a route")
+    };
+    message
+}
+
+#[test]
+fn routes_are_understood() {
+    let mut onlink = Route::via(net("10.244.1.0/24"), ip("10.244.1.0"), 7);
+    onlink.hops[0].onlink = true;
+    let message = new_route(&Route { mtu: Some(1400), advertised_mss: Some(1300), metric: 9, ..onlink });
+    assert_eq!(message.header.destination_prefix_length, 24);
+    assert_eq!(message.header.flags, RouteFlags::Onlink);
+    for expected in [
+        RouteAttribute::Destination(Ipv4Addr::new(10, 244, 1, 0).into()),
+        RouteAttribute::Gateway(Ipv4Addr::new(10, 244, 1, 0).into()),
+        RouteAttribute::Oif(7),
+        RouteAttribute::Priority(9),
+        RouteAttribute::Table(254),
+        RouteAttribute::Metrics(vec![RouteMetric::Mtu(1400), RouteMetric::Advmss(1300)]),
+    ] {
+        assert!(message.attributes.contains(&expected), "{expected:?} in {message:?}");
+    }
+    let dropping = new_route(&Route::dropping(net("fd00::/16"), Kind::Blackhole));
+    assert_eq!(dropping.header.kind, RouteType::BlackHole);
+
+    let hops = vec![
+        Hop { gateway: Some(ip("fd00::2")), ..Hop::on(7) },
+        Hop { gateway: Some(ip("fd00::3")), weight: 4, onlink: true, ..Hop::on(8) },
+    ];
+    let message = new_route(&Route { hops, ..Route::on_link(net("fd00:1::/64"), 7) });
+    let several = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::MultiPath(hops) => Some(hops),
+        _ => None,
+    });
+    let [first, second] = several.unwrap().as_slice() else { panic!("{message:?}") };
+    assert_eq!((first.interface_index, first.hops, second.interface_index, second.hops), (7, 0, 8, 3));
+    assert_eq!(
+        second.attributes,
+        [RouteAttribute::Gateway("fd00::3".parse::<std::net::Ipv6Addr>().unwrap().into())]
+    );
+}
+
+#[test]
+fn addresses_neighbours_forwarding_entries_and_rules_are_understood() {
+    let request = address::add(&NewAddress::new(7, net("10.1.2.3/24")));
+    let RouteNetlinkMessage::NewAddress(message) = understood(&request) else { panic!("not an address") };
+    assert_eq!((message.header.index, message.header.prefix_len), (7, 24));
+
+    let RouteNetlinkMessage::NewNeighbour(message) = understood(&neighbour::set(7, ip("fe80::1"), MAC))
+    else {
+        panic!("not a neighbour")
+    };
+    assert_eq!((message.header.ifindex, message.header.state), (7, NeighbourState::Permanent));
+    assert!(message.attributes.contains(&NeighbourAttribute::LinkLayerAddress(MAC.0.to_vec())));
+
+    let request = neighbour::set_fdb(7, MAC, ip("198.18.0.2"));
+    let RouteNetlinkMessage::NewNeighbour(message) = understood(&request) else { panic!("not an entry") };
+    assert_eq!((message.header.family, message.header.flags), (AddressFamily::Bridge, NeighbourFlags::Own));
+    assert_eq!(message.header.state, NeighbourState::Permanent);
+    let far = NeighbourAttribute::Destination(NeighbourAddress::Other(vec![198, 18, 0, 2]));
+    assert!(message.attributes.contains(&far), "{message:?}");
+
+    let wanted = Rule {
+        source: Some(net("10.1.0.0/16")),
+        mark: Some(Mark { value: 1, mask: 0xff }),
+        ..Rule::new(Family::V4, 7600, Action::Table(1000))
+    };
+    let RouteNetlinkMessage::NewRule(message) = understood(&rule::add(&wanted)) else { panic!("not a rule") };
+    assert_eq!((message.header.src_len, message.header.dst_len), (16, 0));
+    for expected in [
+        RuleAttribute::Source(ip("10.1.0.0")),
+        RuleAttribute::Priority(7600),
+        RuleAttribute::FwMark(1),
+        RuleAttribute::FwMask(0xff),
+        RuleAttribute::Table(1000),
+    ] {
+        assert!(message.attributes.contains(&expected), "{expected:?} in {message:?}");
+    }
+}
