@@ -46,7 +46,13 @@ pub(crate) fn without_links(state: &State, gone: &BTreeSet<LinkName>) -> State {
 
 fn add(have: &State, want: &State, steps: &mut Vec<Step>) {
     add_links(have, want, steps);
-    for (path, value) in &want.sysctls {
+    // A machine that begins to forward forgets what router advertisements told it, unless it has been told before
+    // to go on listening (`accept_ra` 2): so forwarding comes last.
+    let (forwarding, others): (Vec<_>, Vec<_>) = want
+        .sysctls
+        .iter()
+        .partition(|(path, _)| path.ends_with("/forwarding") || path.ends_with("/ip_forward"));
+    for (path, value) in others.into_iter().chain(forwarding) {
         let was = have.sysctls.get(path);
         if was != Some(value) {
             steps.push(Step::SetSysctl { path: path.clone(), value: value.clone(), was: was.cloned() });
