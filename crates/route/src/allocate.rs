@@ -27,6 +27,8 @@ pub struct Request<'a> {
     pub held: &'a [IpNet],
     /// What the node wrote to disk before.
     pub remembered: &'a [IpNet],
+    /// What Node manifests give to other nodes: not chosen anew, for those nodes will ask for it.
+    pub promised: &'a [IpNet],
 }
 
 /// No pod CIDR can be taken.
@@ -88,9 +90,11 @@ pub fn choose(pool: &Pool, request: &Request<'_>, taken: &[Taken]) -> Result<IpN
         };
     }
     let fits = |net: &&IpNet| pool.contains(**net) && holder(net).is_none();
-    let known = request.held.iter().chain(request.remembered).filter(of_family).find(fits);
-    let free = || pool.first_free(taken.iter().map(|held| held.cidr));
-    known.copied().or_else(free).ok_or_else(|| AllocateError::Full {
+    let unpromised = |net: &&IpNet| !request.promised.iter().any(|promised| overlaps(*promised, **net));
+    let held = request.held.iter().filter(of_family).find(fits);
+    let remembered = || request.remembered.iter().filter(of_family).filter(unpromised).find(fits);
+    let free = || pool.first_free(taken.iter().map(|held| held.cidr).chain(request.promised.iter().copied()));
+    held.or_else(remembered).copied().or_else(free).ok_or_else(|| AllocateError::Full {
         pool: pool.cluster(),
         node_prefix: pool.prefix(),
         count: pool.size(),
@@ -164,6 +168,17 @@ mod tests {
         let outside = nets(&["10.9.0.0/24"]);
         let request = Request { manifest: &outside, ..Request::default() };
         assert!(matches!(choose(&pool, &request, &[]), Err(AllocateError::Outside { .. })));
+    }
+
+    #[test]
+    fn what_another_manifest_gives_away_is_kept_by_its_holder_but_not_taken_anew() {
+        let pool = pool("10.244.0.0/16", 24);
+        let promised = nets(&["10.244.0.0/24", "10.244.9.0/24"]);
+        let mine = nets(&["10.244.9.0/24"]);
+        let holding = Request { held: &mine, promised: &promised, ..Request::default() };
+        assert_eq!(choose(&pool, &holding, &[]), Ok(net("10.244.9.0/24")));
+        let remembering = Request { remembered: &mine, promised: &promised, ..Request::default() };
+        assert_eq!(choose(&pool, &remembering, &[]), Ok(net("10.244.1.0/24")));
     }
 
     #[test]

@@ -97,6 +97,24 @@ impl Host {
             .min_by_key(|route| route.metric)
     }
 
+    /// The links that listen to router advertisements and live by them: they hold a global IPv6 address with a
+    /// lifetime. Others must not begin to listen: a pod could be at the far end.
+    pub(crate) fn advertised_links(&self) -> impl Iterator<Item = &str> {
+        let lives_by_them = |name: &str| {
+            self.addresses.iter().any(|entry| {
+                entry.link == name
+                    && entry.global
+                    && !entry.permanent
+                    && Family::of_net(&entry.address) == Family::V6
+            })
+        };
+        self.links
+            .iter()
+            .filter(|link| !link.loopback && !link.ours && link.accept_ra.is_some_and(|value| value != 0))
+            .map(|link| link.name.as_str())
+            .filter(move |name| lives_by_them(name))
+    }
+
     /// Whether a link is the host's own: neither loopback nor one of ours.
     pub(crate) fn is_outside(&self, name: &str) -> bool {
         self.link(name).is_some_and(|link| !link.loopback && !link.ours)

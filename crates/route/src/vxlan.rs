@@ -213,12 +213,10 @@ fn sysctls(state: &mut State, inputs: &Inputs<'_>) {
     if !carries(Family::V6) {
         return;
     }
-    // A host that forwards ignores router advertisements unless told to go on: without this, a machine that got
-    // its default route from one would lose it the moment the agent starts.
-    for link in inputs.host.links.iter().filter(|link| !link.loopback && !link.ours) {
-        if link.accept_ra.is_some_and(|value| value != 0) {
-            state.insert_sysctl(format!("net/ipv6/conf/{}/accept_ra", link.name), "2");
-        }
+    // A host that forwards ignores router advertisements unless told to go on: without this, a machine that has its
+    // address and default route from them would lose both soon after the agent starts.
+    for link in inputs.host.advertised_links() {
+        state.insert_sysctl(format!("net/ipv6/conf/{link}/accept_ra"), "2");
     }
     state.insert_sysctl("net/ipv6/conf/all/forwarding", "1");
     state.insert_sysctl(format!("net/ipv6/conf/{DEVICE}/accept_ra"), "0");

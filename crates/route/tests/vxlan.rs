@@ -4,6 +4,8 @@
 //! be read. Scenarios by number: the list in the project's notes on behaviours of node-to-node networking.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -13,7 +15,7 @@ use cluster::{Backend, Change, Claim, Key, Lease, Node, Object, Snapshot};
 use ipnet::IpNet;
 use proptest::prelude::{Just, Strategy, any, prop_assert_eq, prop_oneof, proptest};
 use route::vxlan::{Design, Inputs, Problem, design, tunnel_mac};
-use route::{Host, HostLink, Underlay};
+use route::{Host, HostAddress, HostLink, Underlay};
 
 fn net(text: &str) -> IpNet {
     text.parse().unwrap()
@@ -61,8 +63,21 @@ fn host() -> Host {
         ours: name == "fairlead0",
         accept_ra: Some(accept_ra),
     };
+    let address = |link: &str, address: &str, permanent| HostAddress {
+        link: link.to_owned(),
+        address: net(address),
+        global: true,
+        avoid: false,
+        permanent,
+    };
     Host {
-        links: vec![link("lo", 1), link("eth0", 1), link("eth1", 0), link("fairlead0", 0)],
+        links: vec![link("lo", 1), link("eth0", 1), link("eth1", 0), link("veth0", 1), link("fairlead0", 0)],
+        // eth0 lives by router advertisements; the others do not listen, or hold nothing from them.
+        addresses: vec![
+            address("eth0", "2001:db8::5/64", false),
+            address("eth1", "2001:db8:1::5/64", false),
+            address("veth0", "fd00:77::1/64", true),
+        ],
         ..Host::default()
     }
 }
