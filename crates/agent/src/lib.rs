@@ -12,13 +12,25 @@
 //! - a pod can be wired, and pods can talk, with the agent dead.
 
 mod config;
+mod door;
+mod event;
+mod files;
+mod lease;
+mod node;
 mod options;
+mod reconcile;
+mod report;
 mod run;
+mod server;
 mod status;
+mod view;
 
 pub use config::{Cluster, Config, ConfigError, Masquerade, UnderlayConfig, VxlanConfig};
+pub use door::DoorError;
+pub use files::FileError;
 pub use options::Options;
 pub use run::{Error, clean, run};
+pub use server::ServerError;
 pub use status::{
     Answer, AskError, BackendStatus, PeerState, PeerStatus, PlanReport, ReconcileStatus, Request, SOCKET,
     Status, StoreStatus, UnderlayStatus, ask_plan, ask_status,

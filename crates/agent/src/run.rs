@@ -1,29 +1,219 @@
 //! Starting an agent: its parts in order, each with the reason for its place.
+//!
+//! Read [`run`]. Everything that can be refused is refused before anything is touched: configuration, a second
+//! agent, networks that overlap. The threads only block and report; the loop in `reconcile.rs` decides.
 
-use crate::Options;
+use std::sync::mpsc::{self, Sender};
+use std::thread;
 
-/// Why an agent ended, or could not start.
+use kernel::signals::Termination;
+use netstate::State;
+use route::{Networks, Overlap, overlaps};
+use store::Directory;
+
+use crate::config::ConfigError;
+use crate::door::{Door, DoorError, Watcher};
+use crate::event::Event;
+use crate::files::{Conflist, FileError, NetworkFile, make_directory};
+use crate::lease::Leases;
+use crate::node::NodeKeeper;
+use crate::options::Options;
+use crate::reconcile::{End, Loop};
+use crate::server::{Server, ServerError};
+
+/// Room for a thread that blocks on a descriptor and sends what it reads; memory counts only once touched.
+const STACK: usize = 256 * 1024;
+
+/// Why an agent could not start, or ended by itself. The network is as it was; start it again once the cause is
+/// mended.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Not built yet.
-    #[error("run the agent of node {0}: not built yet")]
-    Unfinished(String),
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The node's name is none.
+    #[error("start the agent of node {node:?}\nhint: --node takes the name of the Node object")]
+    Node {
+        /// The name.
+        node: String,
+        /// What is wrong with it.
+        #[source]
+        source: cluster::NameError,
+    },
+    /// A cluster network collides with one of the host's.
+    #[error(transparent)]
+    Overlap(#[from] Overlap),
+    /// The status socket cannot be opened.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// A file cannot be written or removed.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The kernel refused.
+    #[error("{tried}")]
+    Kernel {
+        /// What was tried.
+        tried: &'static str,
+        /// Why not.
+        #[source]
+        source: DoorError,
+    },
+    /// Signals cannot be taken over.
+    #[error("wait for signals")]
+    Signals(#[source] kernel::Error),
+    /// The store cannot be watched.
+    #[error("watch the store")]
+    Store(#[from] store::Error),
+    /// A thread cannot be started.
+    #[error("start thread {name}")]
+    Thread {
+        /// What for.
+        name: &'static str,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A thread that the agent cannot do without has ended.
+    #[error("run the agent: {0}")]
+    Lost(String),
 }
 
-/// Runs an agent in the calling thread's network namespace until SIGTERM or SIGINT, which leave the network as it
-/// is.
+/// Runs an agent in the network namespace of the calling process until SIGTERM, SIGINT or SIGHUP, which leave the
+/// network, the lease and the conflist as they are: pods go on, and can be made, without an agent.
+///
+/// Call it before any other thread is started: signals are taken over for the whole process.
 ///
 /// # Errors
-/// When it cannot start: bad configuration, no store, overlapping networks. Once started it does not give up.
+/// When it cannot start: bad configuration, a second agent, overlapping networks, no netlink. A store that is away
+/// is no error: the agent waits for it.
 pub fn run(options: &Options) -> Result<(), Error> {
-    Err(Error::Unfinished(options.node.clone()))
+    // First of all, for threads inherit which signals are blocked.
+    let termination = Termination::take_over().map_err(Error::Signals)?;
+    check(options)?;
+    let pools = options.config.pools()?;
+    make_directory(&options.state_dir)?;
+    // Before anything is touched: a second agent on this node ends here.
+    let server = Server::open(&options.state_dir)?;
+    let socket = server.path().to_owned();
+    // The kernel is listened to before it is looked at, so that no change falls between the two.
+    let (door, watcher) = Door::open().map_err(kernel_error("open netlink"))?;
+    let door = refuse_overlaps(options, door)?;
+    // The same for the store: its first event is the whole of it.
+    let store = Directory::at(&options.store);
+    let watch = store.watch()?;
+    let node = NodeKeeper::new(options.clone(), pools, door, Leases::new(store, &options.node));
+    let (sender, events) = mpsc::channel();
+    start_threads(&sender, Sources { termination, server, watcher, watch })?;
+    drop(sender);
+    tracing::info!(node = options.node, store = %options.store.display(), "the agent has started");
+    let end = Loop::new(node).run(&events);
+    // Best effort: a stale socket is replaced by the next agent anyway.
+    let _ = std::fs::remove_file(socket);
+    match end {
+        End::Stopped => {
+            tracing::info!("the agent ends; the network stays as it is");
+            Ok(())
+        }
+        End::Lost(what) => Err(Error::Lost(what)),
+    }
 }
 
-/// Removes everything an agent made in the calling thread's network namespace and returns the steps taken, one a
-/// line. Pods keep their links; their routes to other nodes are gone.
+/// Removes everything an agent made in the network namespace of the calling process, with the files it left, and
+/// returns the steps taken, one a line. Pods keep their links; their routes to other nodes are gone. The lease
+/// stays: it goes with the Node object.
 ///
 /// # Errors
-/// When the kernel cannot be read or changed.
+/// When an agent is running, or the kernel or the disk refuses. What could be removed is.
 pub fn clean(options: &Options) -> Result<Vec<String>, Error> {
-    Err(Error::Unfinished(options.node.clone()))
+    if options.state_dir.exists() {
+        // Held until the end of this function, so that no agent starts meanwhile.
+        let _server = Server::open(&options.state_dir)?;
+        return clean_alone(options).inspect(|_| {
+            // Best effort, as above.
+            let _ = std::fs::remove_file(options.state_dir.join(crate::status::SOCKET));
+        });
+    }
+    clean_alone(options)
+}
+
+fn clean_alone(options: &Options) -> Result<Vec<String>, Error> {
+    let mut said = Vec::new();
+    let conflist = Conflist::new(options);
+    if conflist.remove()? {
+        said.push(format!("- file {}", conflist.path().display()));
+    }
+    if NetworkFile::new(&options.state_dir).remove()? {
+        said.push(format!("- file {}", options.state_dir.join(NetworkFile::NAME).display()));
+    }
+    let (mut door, _) = Door::open().map_err(kernel_error("open netlink"))?;
+    let plan = door.plan(&State::default()).map_err(kernel_error("look at the kernel"))?;
+    said.extend(plan.steps.iter().map(ToString::to_string));
+    door.apply(&plan.steps).map_err(kernel_error("clean the kernel"))?;
+    Ok(said)
+}
+
+fn check(options: &Options) -> Result<(), Error> {
+    cluster::check_subdomain(&options.node)
+        .map_err(|source| Error::Node { node: options.node.clone(), source })
+}
+
+/// Ends the start where the cluster's networks overlap the host's, and takes away the conflist of an earlier run:
+/// pods made now would hide real machines.
+fn refuse_overlaps(options: &Options, mut door: Door) -> Result<Door, Error> {
+    let host = door.host().map_err(kernel_error("look at the host's network"))?;
+    let own = NetworkFile::new(&options.state_dir).remembered(&options.node);
+    let cluster = &options.config.cluster;
+    let networks = Networks { cluster: &cluster.pod_cidrs, own: &own, allowed: &cluster.allow_overlap };
+    match overlaps(&host, &networks).into_iter().next() {
+        None => Ok(door),
+        Some(overlap) => {
+            Conflist::new(options).remove()?;
+            Err(overlap.into())
+        }
+    }
+}
+
+/// Where events come from.
+struct Sources {
+    termination: Termination,
+    server: Server,
+    watcher: Watcher,
+    watch: store::Watch,
+}
+
+fn start_threads(events: &Sender<Event>, sources: Sources) -> Result<(), Error> {
+    let Sources { termination, server, watcher, watch } = sources;
+    start("signals", events, move |events| {
+        // Either way the agent is to end: nobody could stop it any more.
+        let end = termination.wait();
+        let _ = events.send(end.map_or_else(|error| Event::Lost(error.to_string()), |_| Event::Stop));
+    })?;
+    start("kernel", events, move |events| {
+        let lost = watcher.run(&events);
+        let _ = events.send(Event::Lost(lost));
+    })?;
+    start("store", events, move |events| {
+        for event in watch {
+            if events.send(Event::Store(event)).is_err() {
+                return;
+            }
+        }
+        let _ = events.send(Event::Lost("the store can no longer be watched".to_owned()));
+    })?;
+    start("socket", events, move |events| server.serve(&events))
+}
+
+fn start(
+    name: &'static str,
+    events: &Sender<Event>,
+    body: impl FnOnce(Sender<Event>) + Send + 'static,
+) -> Result<(), Error> {
+    let events = events.clone();
+    let started = thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(move || body(events));
+    // Nobody waits for the thread: it ends with the process.
+    started.map(drop).map_err(|source| Error::Thread { name, source })
+}
+
+fn kernel_error(tried: &'static str) -> impl FnOnce(DoorError) -> Error {
+    move |source| Error::Kernel { tried, source }
 }

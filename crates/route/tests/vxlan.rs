@@ -4,8 +4,6 @@
 //! be read. Scenarios by number: the list in the project's notes on behaviours of node-to-node networking.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
-
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;

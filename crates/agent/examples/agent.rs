@@ -1,0 +1,51 @@
+//! The smallest program around an agent: what the agent's own tests start in namespaces.
+//!
+//! `agent NODE STORE STATE_DIR CONF_DIR [CONFIG]`, and `agent clean ...` with the same arguments, to take everything
+//! down again. The command line for people is `fairlead agent`.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that says what it does")]
+
+use std::process::ExitCode;
+
+use agent::{Config, Options};
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .init();
+    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+    let clean = arguments.first().is_some_and(|first| first == "clean");
+    if clean {
+        arguments.remove(0);
+    }
+    match start(&arguments, clean) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            let mut source = error.source();
+            while let Some(cause) = source {
+                eprintln!("  cause: {cause}");
+                source = cause.source();
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(arguments: &[String], clean: bool) -> Result<(), Box<dyn std::error::Error>> {
+    let [node, store, state_dir, conf_dir, rest @ ..] = arguments else {
+        return Err("arguments: NODE STORE STATE_DIR CONF_DIR [CONFIG]".into());
+    };
+    let mut options = Options::new(node, store);
+    options.state_dir = state_dir.into();
+    options.conf_dir = conf_dir.into();
+    if let Some(config) = rest.first() {
+        options.config = Config::read(config.as_ref())?;
+    }
+    if clean {
+        agent::clean(&options)?.iter().for_each(|step| println!("{step}"));
+        return Ok(());
+    }
+    Ok(agent::run(&options)?)
+}

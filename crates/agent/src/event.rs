@@ -1,0 +1,32 @@
+//! What can happen to an agent. Every source has a thread that blocks on it and sends into the one channel that
+//! the loop in `reconcile.rs` reads, so nothing runs while nothing happens.
+
+use std::sync::mpsc::Sender;
+
+use crate::status::{Answer, Request};
+
+/// Something that happened.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// The store has news.
+    Store(store::Event),
+    /// The kernel's network changed, or may have: see [`Touched`].
+    Kernel(Touched),
+    /// A client asks.
+    Asked(Request, Sender<Answer>),
+    /// The agent is to end.
+    Stop,
+    /// A thread that the agent cannot live without has ended.
+    Lost(String),
+}
+
+/// What changed in the kernel, as far as the loop must know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Touched {
+    /// Something that could concern the node's network.
+    Network,
+    /// The nf_tables ruleset.
+    Ruleset,
+    /// Changes were lost because they came too fast: everything may have changed.
+    Everything,
+}

@@ -1,0 +1,236 @@
+//! What the agent leaves on disk for others: whole files, replaced atomically.
+//!
+//! Read [`NetworkFile`] (what the CNI plugin reads) and [`Conflist`] (what the container runtime looks for). Both
+//! write only when something changed, so an idle agent never touches the disk, and both leave a killed writer's
+//! half file under a name nobody reads, which the next write replaces.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use cluster::{NodeNetwork, NodeNetworkError};
+use ipnet::IpNet;
+use serde_json::{Map, Value, json};
+
+use crate::Options;
+
+/// A file of the agent's could not be written, read or removed. Tried again with the next look at the kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The file system refused.
+    #[error("{tried} {path}")]
+    Io {
+        /// What was tried.
+        tried: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The node's network is one that no plugin would accept.
+    #[error("write {path}")]
+    Network {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: NodeNetworkError,
+    },
+}
+
+/// `<state dir>/network.json`: the node's part of the pod network.
+#[derive(Debug)]
+pub(crate) struct NetworkFile {
+    path: PathBuf,
+}
+
+impl NetworkFile {
+    /// The file's name within the state directory.
+    pub(crate) const NAME: &'static str = "network.json";
+
+    pub(crate) fn new(state_dir: &Path) -> Self {
+        Self { path: state_dir.join(Self::NAME) }
+    }
+
+    /// The pod CIDRs written by an earlier run for this node; none when there is no file that can be read.
+    pub(crate) fn remembered(&self, node: &str) -> Vec<IpNet> {
+        let text = fs::read(&self.path).unwrap_or_default();
+        let network = NodeNetwork::from_json(&text).ok().filter(|network| network.node == node);
+        network.map(|network| network.pod_cidrs).unwrap_or_default()
+    }
+
+    /// Writes the file unless it says so already; true if it was written.
+    pub(crate) fn write(&self, network: &NodeNetwork) -> Result<bool, FileError> {
+        let text =
+            network.to_json().map_err(|source| FileError::Network { path: self.path.clone(), source })?;
+        replace(&self.path, &text)
+    }
+
+    /// Removes the file; true if it was there.
+    pub(crate) fn remove(&self) -> Result<bool, FileError> {
+        remove(&self.path)
+    }
+}
+
+/// `<conf dir>/10-fairlead.conflist`: there when, and only when, the node can carry a pod.
+#[derive(Debug)]
+pub(crate) struct Conflist {
+    path: PathBuf,
+    text: Vec<u8>,
+}
+
+impl Conflist {
+    /// The file's name within the directory of conflists. Runtimes take the first by name.
+    pub(crate) const NAME: &'static str = "10-fairlead.conflist";
+
+    pub(crate) fn new(options: &Options) -> Self {
+        Self { path: options.conf_dir.join(Self::NAME), text: conflist(options) }
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Puts it in place unless it is there already; true if it was written.
+    pub(crate) fn write(&self) -> Result<bool, FileError> {
+        replace(&self.path, &self.text)
+    }
+
+    /// Takes it away; true if it was there.
+    pub(crate) fn remove(&self) -> Result<bool, FileError> {
+        remove(&self.path)
+    }
+}
+
+/// The network's configuration list; it holds only what differs from the plugin's defaults.
+fn conflist(options: &Options) -> Vec<u8> {
+    let mut plugin = Map::new();
+    plugin.insert("type".to_owned(), json!("fairlead"));
+    if options.state_dir != Path::new(Options::STATE_DIR) {
+        plugin.insert("stateDir".to_owned(), json!(absolute(&options.state_dir)));
+    }
+    if let Some(ipam_dir) = &options.ipam_dir {
+        plugin.insert("dataDir".to_owned(), json!(absolute(ipam_dir)));
+    }
+    if options.bridge {
+        plugin.insert("mode".to_owned(), json!("bridge"));
+    }
+    let list = json!({
+        "cniVersion": "1.0.0",
+        "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],
+        "name": "fairlead",
+        "plugins": [Value::Object(plugin)],
+    });
+    format!("{list:#}\n").into_bytes()
+}
+
+/// The runtime calls plugins from a directory of its own.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// Makes a directory and those above it.
+pub(crate) fn make_directory(path: &Path) -> Result<(), FileError> {
+    fs::create_dir_all(path).map_err(failed("make directory", path))
+}
+
+/// Replaces a file by one with this content, whole or not at all; false when it has this content already.
+fn replace(path: &Path, content: &[u8]) -> Result<bool, FileError> {
+    if fs::read(path).is_ok_and(|have| have == content) {
+        return Ok(false);
+    }
+    if let Some(directory) = path.parent() {
+        make_directory(directory)?;
+    }
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let half = path.with_file_name(format!(".{name}.half"));
+    let write = || {
+        let mut file =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&half)?;
+        file.write_all(content)?;
+        file.sync_data()
+    };
+    write().map_err(failed("write", &half))?;
+    fs::rename(&half, path).map_err(failed("replace", path))?;
+    Ok(true)
+}
+
+fn remove(path: &Path) -> Result<bool, FileError> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(failed("remove", path)(error)),
+    }
+}
+
+fn failed(tried: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
+    let path = path.to_owned();
+    move |source| FileError::Io { tried, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Conflist, NetworkFile};
+    use crate::Options;
+    use cluster::NodeNetwork;
+
+    fn network() -> NodeNetwork {
+        NodeNetwork {
+            node: "node1".to_owned(),
+            pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
+            cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
+            mtu: 1450,
+        }
+    }
+
+    #[test]
+    fn the_network_is_written_once_and_remembered() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = NetworkFile::new(&directory.path().join("run"));
+        assert!(file.remembered("node1").is_empty());
+        assert!(file.write(&network()).unwrap());
+        assert!(!file.write(&network()).unwrap(), "nothing changed");
+        assert_eq!(file.remembered("node1"), network().pod_cidrs);
+        assert!(file.remembered("node2").is_empty(), "a disk moved to another node");
+        let names: Vec<_> = std::fs::read_dir(directory.path().join("run")).unwrap().collect();
+        assert_eq!(names.len(), 1, "no half files");
+        assert!(file.remove().unwrap() && !file.remove().unwrap());
+    }
+
+    #[test]
+    fn a_network_no_plugin_would_accept_replaces_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = NetworkFile::new(directory.path());
+        file.write(&network()).unwrap();
+        let mut bad = network();
+        bad.pod_cidrs.clear();
+        assert!(file.write(&bad).is_err());
+        assert_eq!(file.remembered("node1"), network().pod_cidrs);
+    }
+
+    #[test]
+    fn the_conflist_says_only_what_is_not_the_default() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut options = Options::new("node1", "/store");
+        options.conf_dir = directory.path().to_owned();
+        let conflist = Conflist::new(&options);
+        assert!(conflist.write().unwrap());
+        let read = || -> serde_json::Value {
+            serde_json::from_slice(&std::fs::read(conflist.path()).unwrap()).unwrap()
+        };
+        assert_eq!(read()["plugins"], serde_json::json!([{ "type": "fairlead" }]));
+        assert_eq!(read()["name"], "fairlead");
+        options.state_dir = "/tmp/state".into();
+        options.ipam_dir = Some("/tmp/ipam".into());
+        options.bridge = true;
+        assert!(Conflist::new(&options).write().unwrap());
+        let plugin = serde_json::json!(
+            [{ "type": "fairlead", "stateDir": "/tmp/state", "dataDir": "/tmp/ipam", "mode": "bridge" }]
+        );
+        assert_eq!(read()["plugins"], plugin);
+        assert!(conflist.remove().unwrap() && !conflist.remove().unwrap());
+    }
+}

@@ -1,0 +1,374 @@
+//! One node's network, kept as the cluster wants it.
+//!
+//! Read [`NodeKeeper::pass`]: it finds out what the node is in the cluster and then either [carries](NodeKeeper) its
+//! part (claim, design, kernel, lease, files) or [leaves](NodeKeeper), the same backwards. What it decides by is in
+//! the crate `route`; what it found and did goes into the report that `fairlead status` shows.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Instant;
+
+use cluster::{Backend, Lease, Node, NodeNetwork};
+use ipnet::IpNet;
+use netstate::pool::Pool;
+use netstate::{Conflict, RouteKind, State};
+use route::vxlan::{self, Design, Inputs};
+use route::{Family, Host, Networks, Underlay, Wish, choose_underlay, overlaps, vxlan_mtu};
+
+use crate::door::Door;
+use crate::files::{Conflist, NetworkFile};
+use crate::lease::Leases;
+use crate::options::Options;
+use crate::report::{Report, told};
+use crate::status::{PlanReport, Status};
+use crate::view::{Standing, View};
+
+/// How often the kernel is looked at again within one pass until it is as it should be. Once is the rule; a link
+/// that was down takes routes with it that only the next look shows.
+const LOOKS: usize = 4;
+
+/// What came of a pass.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    /// The kernel was changed.
+    pub(crate) changed: bool,
+    /// Something failed that may succeed later without any event.
+    pub(crate) failed: bool,
+}
+
+/// The node: what has been decided for it, and the doors to where that is carried out.
+#[derive(Debug)]
+pub(crate) struct NodeKeeper {
+    options: Options,
+    pools: Vec<Pool>,
+    door: Door,
+    leases: Leases,
+    network_file: NetworkFile,
+    conflist: Conflist,
+    /// The pod CIDRs of the last lease, or those an earlier run left on disk.
+    remembered: Vec<IpNet>,
+    underlays: BTreeMap<Family, Underlay>,
+    lease: Option<Lease>,
+    design: Option<Design>,
+    report: Report,
+}
+
+/// What a node's part of the cluster is decided to be, before anything is done about it.
+struct Decided {
+    lease: Lease,
+    design: Design,
+}
+
+impl NodeKeeper {
+    pub(crate) fn new(options: Options, pools: Vec<Pool>, door: Door, leases: Leases) -> Self {
+        let network_file = NetworkFile::new(&options.state_dir);
+        let remembered = network_file.remembered(&options.node);
+        let conflist = Conflist::new(&options);
+        Self {
+            pools,
+            door,
+            leases,
+            network_file,
+            conflist,
+            remembered,
+            underlays: BTreeMap::new(),
+            lease: None,
+            design: None,
+            report: Report::default(),
+            options,
+        }
+    }
+
+    /// Looks at everything and puts right what is wrong.
+    pub(crate) fn pass(&mut self, view: &mut View, cause: &'static str) -> Outcome {
+        let started = Instant::now();
+        self.report.begin();
+        let outcome = match view.standing(&self.options.node, self.lease.is_some()) {
+            Standing::Member(node) => self.carry(view, &node),
+            Standing::Absent => self.leave(view),
+            Standing::Doubtful => self.stay(
+                "the store is empty: it lost what this node and others held\nhint: restore it; until it has a Node \
+                 object again, the node's network stays as it is",
+            ),
+        };
+        self.report.end(cause, started);
+        outcome
+    }
+
+    /// Carries the node's part of the cluster.
+    fn carry(&mut self, view: &mut View, node: &Node) -> Outcome {
+        let mut outcome = Outcome::default();
+        self.collect(view, &mut outcome);
+        match self.decide(view, node) {
+            Ok(decided) => self.carry_out(view, decided, &mut outcome),
+            Err(reason) => {
+                let stayed = self.stay(reason);
+                return Outcome { failed: true, ..stayed };
+            }
+        }
+        self.publish_readiness(&mut outcome);
+        outcome
+    }
+
+    /// Keeps what was designed before in force, for want of something better, and heals it; new pods have to wait.
+    fn stay(&mut self, reason: impl Into<String>) -> Outcome {
+        let mut outcome = Outcome::default();
+        self.report.not_ready(reason);
+        if let Some(state) = self.design.as_ref().map(|design| design.state.clone()) {
+            self.make(&state, &mut outcome);
+        }
+        self.publish_readiness(&mut outcome);
+        outcome
+    }
+
+    /// Gives back what nodes hold that are no longer in the cluster. A failure is no reason not to carry pods.
+    fn collect(&mut self, view: &mut View, outcome: &mut Outcome) {
+        match self.leases.collect(&mut view.snapshot) {
+            Ok(nodes) => {
+                nodes.iter().for_each(|node| tracing::info!(%node, "what a vanished node held is given back"))
+            }
+            Err(error) => {
+                self.report.problem(told(&error));
+                outcome.failed = true;
+            }
+        }
+    }
+
+    /// What the node's part is, by the cluster and the host as they are now.
+    fn decide(&mut self, view: &mut View, node: &Node) -> Result<Decided, String> {
+        let host = self.door.host().map_err(|error| told(&error))?;
+        let tunnel = self.choose_underlays(&host, node)?;
+        let families: Vec<Family> = self.pools.iter().map(|pool| Family::of_net(&pool.cluster())).collect();
+        let carried = self.options.config.underlay.mtu.unwrap_or(tunnel.mtu).min(tunnel.mtu);
+        let mtu = vxlan_mtu(&tunnel.link, carried, Family::of(tunnel.address), &families)
+            .map_err(|error| told(&error))?;
+        let pod_cidrs = self
+            .leases
+            .claim(&mut view.snapshot, node, &self.pools, &self.remembered)
+            .map_err(|error| told(&error))?;
+        let own = [self.remembered.as_slice(), &pod_cidrs].concat();
+        let cluster = &self.options.config.cluster;
+        let networks = Networks { cluster: &cluster.pod_cidrs, own: &own, allowed: &cluster.allow_overlap };
+        overlaps(&host, &networks).iter().for_each(|overlap| self.report.problem(told(overlap)));
+        let lease = self.lease_of(pod_cidrs, mtu);
+        let design = vxlan::design(&Inputs {
+            snapshot: &view.snapshot,
+            lease: &lease,
+            underlay: &tunnel,
+            cluster: &cluster.pod_cidrs,
+            masquerade: self.options.config.masquerade.enabled,
+            host: &host,
+        });
+        Ok(Decided { lease, design })
+    }
+
+    /// Chooses an underlay for each family that has one; the tunnel runs over IPv4 where there is one.
+    fn choose_underlays(&mut self, host: &Host, node: &Node) -> Result<Underlay, String> {
+        let config = &self.options.config.underlay;
+        let mut errors = Vec::new();
+        let mut chosen = BTreeMap::new();
+        for family in Family::ALL {
+            let wish = Wish {
+                interface: config.interface.as_deref(),
+                addresses: &config.addresses,
+                node: &node.addresses,
+                previous: self.underlays.get(&family),
+            };
+            match choose_underlay(host, &wish, family) {
+                Ok(underlay) => {
+                    if self.underlays.get(&family) != Some(&underlay) {
+                        let Underlay { link, address, mtu, reason } = &underlay;
+                        tracing::info!(%family, %link, %address, mtu, reason, "underlay chosen");
+                    }
+                    chosen.insert(family, underlay);
+                }
+                Err(error) => errors.push(told(&error)),
+            }
+        }
+        // A tunnel that runs stays in its family: an address that is away for a moment, as while a lease is renewed,
+        // is no reason to tear it down and leave the peers, who are all in that family.
+        let family = self.lease.as_ref().and(self.underlays.keys().next()).or(chosen.keys().next());
+        let tunnel =
+            family.and_then(|family| chosen.get(family)).cloned().ok_or_else(|| errors.join("; "))?;
+        self.underlays = chosen;
+        self.door.interest(self.underlays.values().map(|underlay| underlay.link.clone()));
+        Ok(tunnel)
+    }
+
+    fn lease_of(&self, pod_cidrs: Vec<IpNet>, mtu: u32) -> Lease {
+        let config = &self.options.config;
+        let told: Vec<IpAddr> = self
+            .underlays
+            .iter()
+            .map(|(family, underlay)| {
+                let instead =
+                    config.underlay.advertise.iter().find(|address| Family::of(**address) == *family);
+                *instead.unwrap_or(&underlay.address)
+            })
+            .collect();
+        let node = self.options.node.as_str();
+        let backend =
+            Backend::Vxlan { vni: config.vxlan.vni, port: config.vxlan.port, mac: vxlan::tunnel_mac(node) };
+        Lease { node: node.into(), pod_cidrs: pod_cidrs.into(), underlay: told.into(), backend, mtu }
+    }
+
+    /// Makes the kernel so, then tells the peers, then the plugin.
+    fn carry_out(&mut self, view: &mut View, decided: Decided, outcome: &mut Outcome) {
+        let Decided { lease, design } = decided;
+        for (node, problem) in &design.problems {
+            if *node == lease.node {
+                self.report.not_ready(told(problem))
+            } else {
+                self.report.problem(told(problem))
+            }
+        }
+        let made = self.make(&design.state, outcome);
+        self.design = Some(design);
+        // A node whose kernel refuses the tunnel must not draw its peers' packets; one that carried them before
+        // goes on.
+        if !made && !view.snapshot.leases.contains_key(&lease.node) {
+            return;
+        }
+        if let Err(error) = self.leases.publish(&mut view.snapshot, &lease) {
+            self.report.not_ready(told(&error));
+            outcome.failed = true;
+        }
+        let network = NodeNetwork {
+            node: self.options.node.clone(),
+            pod_cidrs: lease.pod_cidrs.to_vec(),
+            cluster_cidrs: self.options.config.cluster.pod_cidrs.clone(),
+            mtu: lease.mtu,
+        };
+        if let Err(error) = self.network_file.write(&network) {
+            self.report.not_ready(told(&error));
+            outcome.failed = true;
+        }
+        self.remembered = lease.pod_cidrs.to_vec();
+        self.lease = Some(lease);
+    }
+
+    /// Makes the kernel hold this state; true if it does and nothing else keeps the node from carrying pods.
+    fn make(&mut self, want: &State, outcome: &mut Outcome) -> bool {
+        for _ in 0..LOOKS {
+            let plan = match self.door.plan(want) {
+                Ok(plan) => plan,
+                Err(error) => {
+                    self.report.not_ready(told(&error));
+                    outcome.failed = true;
+                    return false;
+                }
+            };
+            self.report.conflicts(plan.conflicts.iter().filter(|conflict| !is_meant(conflict, want)));
+            // Where a foreign link has the tunnel's name, there is no tunnel; a foreign route costs one peer only.
+            if let Some(taken) = plan.conflicts.iter().find(|conflict| matches!(conflict, Conflict::Link(_)))
+            {
+                self.report.not_ready(taken.to_string());
+            }
+            if plan.steps.is_empty() {
+                return self.report.is_ready();
+            }
+            for step in &plan.steps {
+                tracing::debug!("{step}");
+            }
+            outcome.changed = true;
+            let done = self.door.apply(&plan.steps);
+            self.report.steps(plan.steps.len());
+            if let Err(error) = done {
+                self.report.not_ready(told(&error));
+                outcome.failed = true;
+                return false;
+            }
+        }
+        self.report.not_ready(format!(
+            "the kernel is not as it should be after {LOOKS} tries\nhint: another program undoes the agent's work; \
+             `fairlead plan` shows what"
+        ));
+        outcome.failed = true;
+        false
+    }
+
+    /// Puts the conflist in place when all is well, and takes it away when it is not.
+    fn publish_readiness(&mut self, outcome: &mut Outcome) {
+        let ready = self.report.is_ready();
+        let done = if ready { self.conflist.write() } else { self.conflist.remove() };
+        match done {
+            Ok(true) if ready => {
+                tracing::info!(conflist = %self.conflist.path().display(), "the node can carry pods");
+            }
+            Ok(true) => tracing::warn!(reason = self.report.reason(), "the node cannot carry pods for now"),
+            Ok(false) => {}
+            Err(error) => {
+                self.report.not_ready(told(&error));
+                outcome.failed = true;
+            }
+        }
+    }
+
+    /// Takes down what the node carried, for it is not part of the cluster.
+    fn leave(&mut self, view: &mut View) -> Outcome {
+        let mut outcome = Outcome::default();
+        self.report.not_ready(format!(
+            "node {node} is not in the cluster\nhint: put a Node object named {node} into the store",
+            node = self.options.node
+        ));
+        self.publish_readiness(&mut outcome);
+        if let Err(error) = self.network_file.remove() {
+            self.report.problem(told(&error));
+            outcome.failed = true;
+        }
+        self.design = None;
+        self.make(&State::default(), &mut outcome);
+        match self.leases.give_back(&mut view.snapshot) {
+            Ok(true) => tracing::info!("the Node object is gone; pod CIDRs and lease are given back"),
+            Ok(false) => {}
+            Err(error) => {
+                self.report.problem(told(&error));
+                outcome.failed = true;
+            }
+        }
+        self.lease = None;
+        outcome
+    }
+
+    /// What would be changed now. Looks at the kernel, changes nothing.
+    pub(crate) fn plan(&mut self, view: &View) -> Result<PlanReport, String> {
+        let member = matches!(view.standing(&self.options.node, self.lease.is_some()), Standing::Member(_));
+        let want = match &self.design {
+            Some(design) => design.state.clone(),
+            None if view.in_sync && !member => State::default(),
+            None => return Err(format!("there is no plan yet: {}", self.report.reason())),
+        };
+        let plan = self.door.plan(&want).map_err(|error| told(&error))?;
+        Ok(PlanReport {
+            steps: plan.steps.iter().map(ToString::to_string).collect(),
+            conflicts: plan.conflicts.iter().map(ToString::to_string).collect(),
+            text: plan.to_string(),
+        })
+    }
+
+    pub(crate) fn status(&self, view: &View) -> Status {
+        let mut status = self.report.status();
+        status.node.clone_from(&self.options.node);
+        status.cluster_cidrs.clone_from(&self.options.config.cluster.pod_cidrs);
+        status.backend = crate::report::backend(&self.options);
+        status.store = view.status(&self.options.store);
+        if let Some(lease) = &self.lease {
+            status.pod_cidrs = lease.pod_cidrs.to_vec();
+            status.mtu = lease.mtu;
+        }
+        let tunnel = self.underlays.values().next();
+        status.underlay = tunnel.map(|tunnel| crate::report::underlay(tunnel, self.lease.as_ref()));
+        status.peers = crate::report::peers(&self.options.node, &view.snapshot, self.design.as_ref());
+        status
+    }
+}
+
+/// A conflict that is how it should be: a bridge's connected route goes before the `unreachable` route that stands
+/// behind everything on purpose.
+fn is_meant(conflict: &Conflict, want: &State) -> bool {
+    let Conflict::Outdone(foreign) = conflict else { return false };
+    let destination = foreign.route.key.destination;
+    want.routes
+        .iter()
+        .any(|(key, target)| key.destination == destination && target.kind == RouteKind::Unreachable)
+}

@@ -1,0 +1,248 @@
+//! The loop: something happens, the wanted state is computed, the kernel is compared with it, the difference made.
+//!
+//! Read [`Loop::run`], then [`Loop::pass`]. There is one kind of pass, whatever happened: a change of the cluster,
+//! of the host's network, of our own objects by a foreign hand, the start. It looks at everything afresh, so it
+//! also repairs everything, and what happened between two passes costs one.
+//!
+//! The order within a pass is what makes each moment safe to die at: claims, kernel, lease, `network.json`, conflist;
+//! and backwards when the node is no longer part of the cluster. Nothing happens at all before the store has been
+//! read whole.
+//!
+//! Our own changes come back as events of the kernel; the pass they cause finds nothing to do, and so ends it. A
+//! foreign program that undoes what we do, again and again, is answered at most [`MOST_PASSES`] times in
+//! [`PACE`]; then once in each.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use crate::event::{Event, Touched};
+use crate::node::{NodeKeeper, Outcome};
+use crate::status::{Answer, Request, Status};
+use crate::view::View;
+
+/// The time within which passes that changed something are counted.
+const PACE: Duration = Duration::from_secs(2);
+
+/// How many passes that changed something may happen within [`PACE`].
+const MOST_PASSES: usize = 40;
+
+/// The first pause after a failure; doubled with each further one.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+
+/// The longest pause after a failure.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Why the loop ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Somebody asked for it.
+    Stopped,
+    /// A thread it cannot do without has ended; the text says which.
+    Lost(String),
+}
+
+/// The state of the loop: what is known, what has been decided, and what is due.
+#[derive(Debug)]
+pub(crate) struct Loop {
+    view: View,
+    node: NodeKeeper,
+    due: Due,
+}
+
+/// What is due, and when.
+#[derive(Debug, Default)]
+struct Due {
+    /// Why a pass is due, if one is.
+    cause: Option<&'static str>,
+    /// Passes that changed something lately.
+    recent: VecDeque<Instant>,
+    /// No pass before this moment.
+    not_before: Option<Instant>,
+    /// Failures in a row.
+    failures: u32,
+    /// When to try again what failed.
+    retry: Option<Instant>,
+}
+
+impl Loop {
+    pub(crate) fn new(node: NodeKeeper) -> Self {
+        Self { view: View::default(), node, due: Due::default() }
+    }
+
+    /// Runs until somebody asks it to end.
+    pub(crate) fn run(mut self, events: &Receiver<Event>) -> End {
+        loop {
+            let mut questions = Vec::new();
+            match self.next(events) {
+                Ok(event) => {
+                    for event in std::iter::once(event).chain(events.try_iter()) {
+                        match event {
+                            Event::Stop => return End::Stopped,
+                            Event::Lost(thread) => return End::Lost(thread),
+                            Event::Asked(request, answer) => questions.push((request, answer)),
+                            Event::Store(event) => self.heard_from_store(event),
+                            Event::Kernel(touched) => self.due.mark(cause_of(touched)),
+                        }
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return End::Stopped,
+            }
+            self.due.try_again();
+            if let Some(cause) = self.due.take(Instant::now()) {
+                self.pass(cause);
+            }
+            questions.into_iter().for_each(|(request, answer)| self.answer(request, &answer));
+        }
+    }
+
+    /// Waits for the next event, or until something is due.
+    fn next(&self, events: &Receiver<Event>) -> Result<Event, RecvTimeoutError> {
+        match self.due.deadline() {
+            None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(at) => events.recv_timeout(at.saturating_duration_since(Instant::now())),
+        }
+    }
+
+    fn heard_from_store(&mut self, event: store::Event) {
+        let first = matches!(event, store::Event::InSync);
+        if self.view.take(event) {
+            self.due.mark(if first { "start" } else { "the cluster changed" });
+        }
+    }
+
+    /// Looks at everything and puts right what is wrong.
+    fn pass(&mut self, cause: &'static str) {
+        if !self.view.in_sync {
+            return;
+        }
+        let Outcome { changed, failed } = self.node.pass(&mut self.view, cause);
+        if failed {
+            self.due.failed(Instant::now())
+        } else {
+            self.due.succeeded()
+        }
+        if changed {
+            self.due.changed(Instant::now());
+        }
+    }
+
+    fn answer(&mut self, request: Request, to: &Sender<Answer>) {
+        let answer = match request {
+            Request::Status => Answer::Status(Box::new(self.status())),
+            Request::Plan => match self.node.plan(&self.view) {
+                Ok(plan) => Answer::Plan(plan),
+                Err(reason) => Answer::Error(reason),
+            },
+        };
+        // The client may have gone; nobody else waits for the answer.
+        let _ = to.send(answer);
+    }
+
+    fn status(&self) -> Status {
+        let mut status = self.node.status(&self.view);
+        if !self.view.in_sync {
+            status.ready = false;
+            status.reasons.insert(0, "the store has not been read yet".to_owned());
+        }
+        status
+    }
+}
+
+fn cause_of(touched: Touched) -> &'static str {
+    match touched {
+        Touched::Network => "the kernel's network changed",
+        Touched::Ruleset => "the nf_tables ruleset changed",
+        Touched::Everything => "changes of the kernel were missed",
+    }
+}
+
+impl Due {
+    fn mark(&mut self, cause: &'static str) {
+        self.cause.get_or_insert(cause);
+    }
+
+    fn try_again(&mut self) {
+        if self.retry.is_some_and(|at| at <= Instant::now()) {
+            self.mark("another try");
+        }
+    }
+
+    /// The cause of the pass that is to be made now.
+    fn take(&mut self, now: Instant) -> Option<&'static str> {
+        if self.not_before.is_some_and(|at| now < at) {
+            return None;
+        }
+        self.not_before = None;
+        self.cause.take()
+    }
+
+    /// When the loop has to go on without an event.
+    fn deadline(&self) -> Option<Instant> {
+        let held_back = self.cause.and(self.not_before);
+        held_back.or(self.retry)
+    }
+
+    fn succeeded(&mut self) {
+        self.failures = 0;
+        self.retry = None;
+    }
+
+    fn failed(&mut self, now: Instant) {
+        let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(8)).min(LONGEST_PAUSE);
+        self.failures = self.failures.saturating_add(1);
+        self.retry = Some(now + pause);
+    }
+
+    /// Counts a pass that changed something, and holds back the next one if there were too many.
+    fn changed(&mut self, now: Instant) {
+        self.recent.push_back(now);
+        while self.recent.front().is_some_and(|then| now.duration_since(*then) > PACE) {
+            self.recent.pop_front();
+        }
+        if self.recent.len() >= MOST_PASSES {
+            tracing::warn!(
+                "changed the kernel {MOST_PASSES} times within {PACE:?}; hint: another program undoes the agent's \
+                 work, `fairlead plan` shows what"
+            );
+            self.not_before = Some(now + PACE);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Due, FIRST_PAUSE, Instant, LONGEST_PAUSE, MOST_PASSES, PACE};
+
+    #[test]
+    fn failures_are_tried_again_with_growing_pauses_until_one_succeeds() {
+        let mut due = Due::default();
+        let now = Instant::now();
+        assert_eq!(due.deadline(), None, "an idle agent sleeps");
+        due.failed(now);
+        assert_eq!(due.deadline(), Some(now + FIRST_PAUSE));
+        due.failed(now);
+        assert_eq!(due.deadline(), Some(now + FIRST_PAUSE * 2));
+        (0..40).for_each(|_| due.failed(now));
+        assert_eq!(due.deadline(), Some(now + LONGEST_PAUSE));
+        due.succeeded();
+        assert_eq!(due.deadline(), None);
+    }
+
+    #[test]
+    fn a_fight_with_another_program_is_slowed_down_and_no_event_is_lost() {
+        let mut due = Due::default();
+        let now = Instant::now();
+        for _ in 0..MOST_PASSES {
+            due.mark("kernel");
+            assert_eq!(due.take(now), Some("kernel"));
+            due.changed(now);
+        }
+        assert_eq!(due.deadline(), None, "nothing is waiting");
+        due.mark("kernel");
+        assert_eq!(due.take(now), None);
+        assert_eq!(due.deadline(), Some(now + PACE));
+        assert_eq!(due.take(now + PACE), Some("kernel"));
+    }
+}

@@ -1,0 +1,149 @@
+//! The cluster as the agent knows it, and what its node is in it.
+//!
+//! Read [`View::take`]: events of the store go in, and it says whether the node's network may have to change.
+//! Only nodes, leases and claims are kept: the rest of the cluster is none of this agent's business, and a node of a
+//! large cluster should not pay for it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use cluster::{Change, Key, Node, Snapshot};
+
+use crate::status::StoreStatus;
+
+/// What is known of the cluster.
+#[derive(Debug, Default)]
+pub(crate) struct View {
+    /// Nodes, leases and claims.
+    pub(crate) snapshot: Snapshot,
+    /// Whether the store has been read whole: before that, what is absent may just not have been read yet.
+    pub(crate) in_sync: bool,
+    away: Option<String>,
+    broken: Vec<String>,
+}
+
+/// What the agent's node is in the cluster.
+#[derive(Debug, Clone)]
+pub(crate) enum Standing {
+    /// It is part of it.
+    Member(Arc<Node>),
+    /// Its Node object is not there: it holds nothing and carries nothing.
+    Absent,
+    /// The store is empty, though this node held a lease: more likely lost than meant.
+    Doubtful,
+}
+
+impl View {
+    /// Takes news from the store. True if the node's network may have to change.
+    pub(crate) fn take(&mut self, event: store::Event) -> bool {
+        match event {
+            store::Event::Snapshot(snapshot) => {
+                let Snapshot { nodes, leases, claims, .. } = snapshot;
+                self.snapshot = Snapshot { nodes, leases, claims, ..Snapshot::default() };
+                false
+            }
+            store::Event::InSync => {
+                self.in_sync = true;
+                true
+            }
+            store::Event::Changes(changes) => {
+                // Every change has to be applied, so no short cut with `any`.
+                changes.into_iter().filter(concerns_nodes).fold(false, |any, change| {
+                    let applied = self.snapshot.apply(change);
+                    any || applied
+                })
+            }
+            store::Event::Problems(problems) => {
+                self.broken = problems.iter().map(ToString::to_string).collect();
+                self.broken.iter().for_each(|problem| tracing::warn!("{problem}"));
+                false
+            }
+            store::Event::Unavailable { reason } => {
+                tracing::warn!(%reason, "the store is away; what is known stays in force");
+                self.away = Some(reason);
+                false
+            }
+            store::Event::Available => {
+                tracing::info!("the store is back");
+                self.away = None;
+                // What could not be written meanwhile is due now.
+                self.in_sync
+            }
+        }
+    }
+
+    /// What the node of that name is; `holding` says whether it held a lease until now.
+    pub(crate) fn standing(&self, node: &str, holding: bool) -> Standing {
+        let snapshot = &self.snapshot;
+        match snapshot.nodes.get(node) {
+            Some(node) => Standing::Member(node.clone()),
+            // Other agents may give back our lease, but only while there are nodes; so a lease that went together
+            // with every node did not go on purpose.
+            None if holding && snapshot.nodes.is_empty() && !snapshot.leases.contains_key(node) => {
+                Standing::Doubtful
+            }
+            None => Standing::Absent,
+        }
+    }
+
+    pub(crate) fn status(&self, store: &Path) -> StoreStatus {
+        StoreStatus {
+            location: format!("dir:{}", store.display()),
+            in_sync: self.in_sync,
+            away: self.away.clone(),
+            broken: self.broken.clone(),
+        }
+    }
+}
+
+fn concerns_nodes(change: &Change) -> bool {
+    matches!(change.key(), Key::Node(_) | Key::Lease(_) | Key::Claim(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use cluster::{Change, Key, NamespacedName, Node, Pod, Snapshot};
+
+    use super::{Standing, View};
+
+    fn view(nodes: &[&str]) -> View {
+        let mut snapshot = Snapshot::default();
+        for name in nodes {
+            snapshot.apply(Change::Set(Node::named(*name).into()));
+        }
+        let mut view = View::default();
+        view.take(store::Event::Snapshot(snapshot));
+        assert!(view.take(store::Event::InSync));
+        view
+    }
+
+    #[test]
+    fn a_store_that_lost_everything_is_not_believed_once_the_node_held_a_lease() {
+        let mut view = view(&["node1", "node2"]);
+        assert!(matches!(view.standing("node1", true), Standing::Member(_)));
+        view.take(store::Event::Changes(vec![Change::Removed(Key::Node("node1".into()))]));
+        assert!(matches!(view.standing("node1", true), Standing::Absent));
+        view.take(store::Event::Changes(vec![Change::Removed(Key::Node("node2".into()))]));
+        assert!(matches!(view.standing("node1", true), Standing::Doubtful));
+        assert!(matches!(view.standing("node1", false), Standing::Absent));
+    }
+
+    #[test]
+    fn a_store_that_goes_away_changes_nothing() {
+        let mut view = view(&["node1"]);
+        let before = view.snapshot.clone();
+        assert!(!view.take(store::Event::Unavailable { reason: "gone".to_owned() }));
+        assert_eq!(view.snapshot, before);
+        assert!(view.status("/store".as_ref()).away.is_some());
+        assert!(view.take(store::Event::Available));
+        assert!(view.status("/store".as_ref()).away.is_none());
+    }
+
+    #[test]
+    fn pods_are_neither_kept_nor_a_reason_to_look() {
+        let mut view = view(&["node1"]);
+        let pod = Pod::named(NamespacedName::new("default", "web-0"));
+        assert!(!view.take(store::Event::Changes(vec![Change::Set(pod.into())])));
+        assert_eq!(view.snapshot.pods.len(), 0);
+    }
+}

@@ -1,0 +1,17 @@
+//! Agents as processes in namespaces: two or three nodes on a bridge, a directory for a store, and outside tools to
+//! look with. The numbers in names are those of the project's list of scenarios for node-to-node networking.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    reason = "a test that cannot go on has failed, and tools are what it asserts with"
+)]
+
+mod healing;
+mod membership;
+mod restart;
+mod rig;
+mod store;
+mod underlay;

@@ -1,0 +1,218 @@
+//! Nodes that come, go and quarrel: scenarios 1 to 7, 37, 49 and 50, and the order of what an agent leaves on disk.
+
+use agent::PeerState;
+use harness::{eventually, run};
+
+use crate::rig::Rig;
+
+#[test]
+fn pods_of_three_nodes_reach_each_other_in_both_families() {
+    let rig = Rig::joined(3);
+    rig.add_pods();
+    rig.assert_reachable();
+    let network = rig.nodes[0].network_file().expect("network.json");
+    assert_eq!(network["node"], "node1");
+    assert_eq!(network["mtu"], 1450);
+    assert_eq!(network["clusterCIDRs"], serde_json::json!(["10.244.0.0/16", "fd00:10:244::/56"]));
+    let link = rig.nodes[0].netns.ip_json("link show fairlead0");
+    assert_eq!(link[0]["mtu"], 1450);
+    assert_eq!(link[0]["linkinfo"]["info_data"]["learning"], false);
+    assert_eq!(rig.nodes[0].netns.sysctl("net/ipv4/ip_forward"), "1");
+    assert_eq!(rig.nodes[0].netns.sysctl("net/ipv6/conf/all/forwarding"), "1");
+    assert_eq!(rig.nodes[0].netns.sysctl("net/ipv6/conf/fairlead0/accept_ra"), "0");
+    for node in &rig.nodes {
+        node.await_settled();
+    }
+}
+
+#[test]
+fn scenario_1_a_node_that_leaves_takes_only_its_own_entries_with_it() {
+    let mut rig = Rig::joined(3);
+    rig.add_pods();
+    let third = rig.nodes[2].pod_cidrs();
+    let routes = rig.nodes[0].tunnel_routes();
+    rig.nodes[2].kill();
+    rig.remove_node("node3");
+    for node in &rig.nodes[..2] {
+        node.await_status("node3 is gone", |status| status.peers.len() == 1);
+        assert!(!node.fdb().contains(&"198.18.0.3".to_owned()));
+        assert!(!node.tunnel_routes().iter().any(|route| third.contains(route)));
+        assert_eq!(node.neighbours().len(), 2);
+        assert!(node.conflist().exists());
+    }
+    let kept: Vec<String> = routes.into_iter().filter(|route| !third.contains(route)).collect();
+    assert_eq!(rig.nodes[0].tunnel_routes(), kept);
+    rig.nodes.truncate(2);
+    rig.assert_reachable();
+    // What it held is given back although its own agent is dead.
+    let store = store::Directory::open(rig.store.path()).unwrap();
+    eventually("lease and claims of node3 are gone", || {
+        let listing = store.list().unwrap().snapshot;
+        (!listing.leases.contains_key("node3") && listing.claims_of("node3").next().is_none()).then_some(())
+    });
+}
+
+#[test]
+fn scenario_2_a_node_that_left_while_the_agent_was_dead_is_removed_at_the_start() {
+    let mut rig = Rig::joined(3);
+    rig.nodes[0].kill();
+    rig.nodes[2].kill();
+    rig.remove_node("node3");
+    rig.nodes[1].await_status("node3 is gone", |status| status.peers.len() == 1);
+    assert!(rig.nodes[0].fdb().contains(&"198.18.0.3".to_owned()), "nobody has removed it");
+    rig.nodes[0].start();
+    rig.nodes[0].await_status("ready", |status| status.ready && status.peers.len() == 1);
+    assert_eq!(rig.nodes[0].fdb(), ["198.18.0.2"]);
+    assert_eq!(rig.nodes[0].neighbours().len(), 2);
+}
+
+#[test]
+fn scenario_3_a_replaced_machine_is_reached_at_its_new_address() {
+    let mut rig = Rig::joined(2);
+    rig.add_pods();
+    let before = rig.nodes[1].pod_cidrs();
+    // The same name on another machine, with another address and an empty disk.
+    rig.nodes.truncate(1);
+    rig.add_node(9);
+    rig.remove_node("node9");
+    rig.nodes[1].name = "node2".to_owned();
+    rig.nodes[1].start();
+    rig.nodes[1].await_status("ready", |status| status.ready);
+    assert_eq!(rig.nodes[1].pod_cidrs(), before, "the lease is the node's, not the machine's");
+    eventually("node1 sends to the new address", || (rig.nodes[0].fdb() == ["198.18.0.9"]).then_some(()));
+    rig.nodes[1].netns.ip("link add pod0 type bridge");
+    rig.nodes[1].netns.ip("link set pod0 up");
+    for address in rig.nodes[1].pod_addresses() {
+        rig.nodes[1].netns.ip(&format!("address add {address} dev pod0 nodad"));
+    }
+    rig.assert_reachable();
+}
+
+#[test]
+fn scenario_6_two_manifests_with_one_cidr_the_second_node_refuses_and_names_the_first() {
+    let mut rig = Rig::new(3);
+    let spec = "{podCIDRs: [10.244.77.0/24, 'fd00:10:244:77::/64']}";
+    rig.put_node("node1", spec);
+    rig.nodes[0].start();
+    rig.nodes[0].await_status("ready", |status| status.ready);
+    assert_eq!(rig.nodes[0].pod_cidrs(), ["10.244.77.0/24", "fd00:10:244:77::/64"]);
+    rig.put_node("node2", spec);
+    rig.nodes[1].start();
+    rig.nodes[2].start();
+    let status = rig.nodes[1].await_status("refuses", |status| status.last_reconcile.is_some());
+    assert!(!status.ready);
+    assert_eq!(
+        status.reasons,
+        ["take pod CIDR 10.244.77.0/24 from the Node manifest: node node1 holds 10.244.77.0/24"]
+    );
+    assert!(!rig.nodes[1].conflist().exists());
+    assert!(rig.nodes[0].status().unwrap().ready);
+    rig.nodes[2].await_status("joined to node1", |status| {
+        status.ready && status.peers.iter().any(|peer| peer.state == PeerState::Programmed)
+    });
+    // Mended: the node takes what it is given now.
+    rig.put_node("node2", "");
+    rig.await_joined();
+}
+
+#[test]
+fn scenario_5_a_changed_cidr_in_the_manifest_moves_the_node_and_its_peers_follow() {
+    let rig = Rig::joined(2);
+    rig.put_node("node2", "{podCIDRs: [10.244.99.0/24, 'fd00:10:244:99::/64']}");
+    rig.nodes[1].await_status("the new CIDRs", |status| {
+        status.ready && status.pod_cidrs[0].to_string() == "10.244.99.0/24"
+    });
+    assert_eq!(rig.nodes[1].network_file().unwrap()["podCIDRs"][0], "10.244.99.0/24");
+    eventually("node1 follows", || {
+        (rig.nodes[0].tunnel_routes() == ["10.244.99.0/24", "fd00:10:244:99::/64"]).then_some(())
+    });
+    rig.add_pods();
+    rig.assert_reachable();
+}
+
+#[test]
+fn the_conflist_comes_last_and_goes_first() {
+    let mut rig = Rig::new(1);
+    rig.remove_node("node1");
+    rig.nodes[0].start();
+    let status =
+        rig.nodes[0].await_status("waits for its Node object", |status| status.last_reconcile.is_some());
+    assert!(!status.ready && status.reasons[0].contains("node node1 is not in the cluster"), "{status:?}");
+    assert!(!rig.nodes[0].conflist().exists());
+    assert_eq!(rig.nodes[0].netns.link_names(), ["eth0"], "nothing has been made");
+    rig.put_node("node1", "");
+    eventually("the conflist", || rig.nodes[0].conflist().exists().then_some(()));
+    assert!(rig.nodes[0].network_file().is_some(), "the plugin can read what it needs");
+    assert!(rig.nodes[0].netns.link_names().contains(&"fairlead0".to_owned()));
+    let conflist: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(rig.nodes[0].conflist()).unwrap()).unwrap();
+    assert_eq!(conflist["plugins"][0]["type"], "fairlead");
+
+    rig.remove_node("node1");
+    eventually("the conflist is gone", || (!rig.nodes[0].conflist().exists()).then_some(()));
+    rig.nodes[0].await_status("nothing held", |status| status.pod_cidrs.is_empty());
+    assert!(rig.nodes[0].network_file().is_none());
+    assert_eq!(rig.nodes[0].netns.link_names(), ["eth0"]);
+    assert_eq!(rig.nodes[0].tunnel_routes(), Vec::<String>::new());
+    assert!(rig.nodes[0].netns.nft_ruleset().iter().all(|item| item.get("table").is_none()));
+    let listing = store::Directory::open(rig.store.path()).unwrap().list().unwrap().snapshot;
+    assert!(listing.leases.is_empty() && listing.claims.is_empty());
+
+    rig.put_node("node1", "");
+    eventually("the conflist is back", || rig.nodes[0].conflist().exists().then_some(()));
+}
+
+#[test]
+fn scenario_37_a_lease_that_somebody_deletes_is_taken_again() {
+    let rig = Rig::joined(2);
+    let before = rig.nodes[0].pod_cidrs();
+    let store = store::Directory::open(rig.store.path()).unwrap();
+    let key = cluster::Key::Lease("node1".into());
+    assert!(store.delete(&key, store::Expect::Any).unwrap());
+    eventually("the lease is back", || store.read(&key).unwrap());
+    assert_eq!(rig.nodes[0].pod_cidrs(), before);
+    rig.await_joined();
+}
+
+#[test]
+fn many_agents_that_start_at_once_take_different_cidrs() {
+    let rig = Rig::joined(6);
+    let mut held: Vec<String> = rig.nodes.iter().flat_map(|node| node.pod_cidrs()).collect();
+    held.sort();
+    held.dedup();
+    assert_eq!(held.len(), 12);
+}
+
+#[test]
+fn scenario_49_an_address_no_pod_has_is_answered_at_once() {
+    let rig = Rig::joined(2);
+    rig.add_pods();
+    let source = &rig.nodes[0].pod_addresses()[0];
+    let unused = rig.nodes[1].pod_addresses()[0].replace(".5", ".77");
+    let ping = ["-n", "-c", "1", "-W", "3", "-I", source, &unused];
+    let output = run(rig.nodes[0].netns.command("ping").args(ping));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("Unreachable"), "{text}");
+}
+
+#[test]
+fn scenario_50_a_cluster_network_that_overlaps_the_hosts_is_refused_with_the_pair() {
+    let rig = Rig::new(1);
+    rig.nodes[0].netns.ip("address add 10.244.3.1/20 dev eth0");
+    let output = run(&mut rig.nodes[0].command(&[]));
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("10.244.0.0/16") && text.contains("10.244.0.0/20"), "{text}");
+    assert!(text.contains("has on eth0") && text.contains("hint:"), "{text}");
+    assert_eq!(rig.nodes[0].netns.link_names(), ["eth0"]);
+    assert!(!rig.nodes[0].conflist().exists());
+}
+
+#[test]
+fn a_second_agent_on_a_node_is_refused_and_the_first_goes_on() {
+    let rig = Rig::joined(1);
+    let output = run(&mut rig.nodes[0].command(&[]));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("another agent does already"));
+    assert!(rig.nodes[0].status().unwrap().ready);
+}

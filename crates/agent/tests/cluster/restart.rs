@@ -1,0 +1,84 @@
+//! Agents that die and start: scenarios 30, 31 and 33.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use harness::{eventually, run_ok};
+
+use crate::rig::{Rig, lines};
+
+#[test]
+fn scenario_30_a_restart_loses_no_packet_and_changes_nothing() {
+    let mut rig = Rig::joined(2);
+    rig.add_pods();
+    rig.assert_reachable();
+    let (source, target) = (rig.nodes[0].pod_addresses()[0].clone(), rig.nodes[1].pod_addresses()[0].clone());
+    let arguments = ["-n", "-q", "-i", "0.01", "-c", "300", "-W", "2", "-I", &source, &target];
+    let probe = rig.nodes[0].netns.command("ping").args(arguments).stdout(Stdio::piped()).spawn().unwrap();
+    let was = rig.nodes[0].tunnel_text();
+    for round in 0..4 {
+        rig.nodes[0].kill();
+        assert_eq!(rig.nodes[0].tunnel_text(), was, "round {round}");
+        assert!(rig.nodes[0].conflist().exists(), "pods can be made without an agent");
+        rig.nodes[0].start();
+        let status = rig.nodes[0].await_status("ready again", |status| status.ready);
+        assert_eq!(
+            status.last_reconcile.map(|last| last.steps),
+            Some(0),
+            "scenario 31: what is there is adopted"
+        );
+        assert_eq!(rig.nodes[0].tunnel_text(), was, "round {round}");
+    }
+    let output = probe.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains(" 0% packet loss"), "{text}");
+}
+
+#[test]
+fn a_clean_stop_leaves_the_network_working() {
+    let mut rig = Rig::joined(2);
+    rig.add_pods();
+    let was = rig.nodes[0].tunnel_text();
+    let addresses = [rig.nodes[0].pod_addresses(), rig.nodes[1].pod_addresses()];
+    assert_eq!(rig.nodes[0].stop(), Some(0));
+    assert_eq!(rig.nodes[0].tunnel_text(), was);
+    assert!(rig.nodes[0].conflist().exists());
+    assert!(!rig.nodes[0].state_dir().join("agent.sock").exists());
+    assert!(rig.nodes[1].pings(&addresses[1][0], &addresses[0][0]));
+    assert!(rig.nodes[1].pings(&addresses[1][1], &addresses[0][1]));
+}
+
+#[test]
+fn an_agent_killed_at_any_moment_is_whole_after_the_next_start() {
+    let mut rig = Rig::joined(2);
+    rig.add_pods();
+    let was = rig.nodes[0].tunnel_text();
+    let cidrs = rig.nodes[0].pod_cidrs();
+    // Everything is taken down each time, so that the kill falls into the making of it.
+    for round in 0u64..24 {
+        rig.nodes[0].kill();
+        run_ok(&mut rig.nodes[0].command(&["clean"]));
+        rig.nodes[0].start();
+        // The moment is the variable of this test: from the first instruction to past the end of the start.
+        std::thread::sleep(Duration::from_micros(round * 1500));
+        rig.nodes[0].kill();
+        rig.nodes[0].start();
+        rig.nodes[0].await_status("ready", |status| status.ready);
+        rig.nodes[0].await_settled();
+        assert_eq!(rig.nodes[0].pod_cidrs(), cidrs, "round {round}");
+        assert_eq!(lines(&rig.nodes[0].tunnel_text()), lines(&was), "round {round}");
+    }
+    rig.assert_reachable();
+}
+
+#[test]
+fn scenario_33_cleaning_gives_the_host_back_as_it_was() {
+    let mut rig = Rig::new(1);
+    let was = rig.nodes[0].host_text();
+    rig.nodes[0].start();
+    rig.nodes[0].await_status("ready", |status| status.ready);
+    assert_ne!(rig.nodes[0].host_text(), was);
+    assert_eq!(rig.nodes[0].stop(), Some(0));
+    run_ok(&mut rig.nodes[0].command(&["clean"]));
+    eventually("the host is as it was", || (rig.nodes[0].host_text() == was).then_some(()));
+}

@@ -1,0 +1,323 @@
+//! The rig: [`Rig`] is an underlay with nodes on it, each a namespace with its own agent process and directories.
+//!
+//! Node N has 198.18.0.N and fd00:198:18::N on `eth0`. Everything ends with the value, also when a test panics.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use agent::{PeerState, Status};
+use harness::{Namespace, eventually, run, run_ok};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// An underlay and the nodes on it.
+pub(crate) struct Rig {
+    pub(crate) underlay: Namespace,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) store: TempDir,
+}
+
+/// A node: its namespace, its directories and its agent.
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) number: usize,
+    pub(crate) netns: Namespace,
+    directory: TempDir,
+    store: PathBuf,
+    config: Option<PathBuf>,
+    agent: Option<Child>,
+}
+
+impl Rig {
+    /// An underlay with `count` nodes named node1 to nodeN, in the store and with no agent yet.
+    pub(crate) fn new(count: usize) -> Self {
+        let underlay = Namespace::with_loopback();
+        underlay.ip("link add br0 type bridge");
+        underlay.ip("link set br0 up");
+        let store = tempfile::tempdir().unwrap();
+        let mut rig = Self { underlay, nodes: Vec::new(), store };
+        for number in 1..=count {
+            rig.add_node(number);
+        }
+        rig
+    }
+
+    /// The same with every agent running and every node ready and joined to the others.
+    pub(crate) fn joined(count: usize) -> Self {
+        let mut rig = Self::new(count);
+        rig.nodes.iter_mut().for_each(Node::start);
+        rig.await_joined();
+        rig
+    }
+
+    pub(crate) fn add_node(&mut self, number: usize) {
+        let netns = Namespace::with_loopback();
+        self.underlay
+            .ip(&format!("link add port{number} type veth peer name eth0 netns {}", netns.path().display()));
+        self.underlay.ip(&format!("link set port{number} master br0 up"));
+        netns.ip("link set eth0 up");
+        netns.ip(&format!("address add 198.18.0.{number}/24 dev eth0"));
+        netns.ip(&format!("address add fd00:198:18::{number}/64 dev eth0 nodad"));
+        netns.ip("route add default via 198.18.0.254");
+        netns.ip("route add default via fd00:198:18::fe dev eth0");
+        let node = Node {
+            name: format!("node{number}"),
+            number,
+            netns,
+            directory: tempfile::tempdir().unwrap(),
+            store: self.store.path().to_owned(),
+            config: None,
+            agent: None,
+        };
+        self.put_node(&node.name, "");
+        self.nodes.push(node);
+    }
+
+    /// Puts a Node object into the store; `spec` is what stands behind `spec:`, such as `{podCIDRs: [...]}`.
+    pub(crate) fn put_node(&self, name: &str, spec: &str) {
+        let spec = if spec.is_empty() { String::new() } else { format!("spec: {spec}\n") };
+        let text = format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\n{spec}");
+        let half = self.store.path().join(format!(".{name}.half"));
+        std::fs::write(&half, text).unwrap();
+        std::fs::rename(half, self.store.path().join(format!("{name}.yaml"))).unwrap();
+    }
+
+    pub(crate) fn remove_node(&self, name: &str) {
+        std::fs::remove_file(self.store.path().join(format!("{name}.yaml"))).unwrap();
+    }
+
+    /// Waits until every agent is ready and has programmed every other node.
+    pub(crate) fn await_joined(&self) {
+        for node in &self.nodes {
+            node.await_status("ready, with every peer programmed", |status| {
+                let programmed =
+                    status.peers.iter().filter(|peer| peer.state == PeerState::Programmed).count();
+                status.ready && programmed == self.nodes.len() - 1
+            });
+        }
+    }
+
+    /// Gives each node a pod's stand-in: an address out of each of its pod CIDRs, on a link of its own.
+    pub(crate) fn add_pods(&self) {
+        self.nodes.iter().for_each(Node::add_pod);
+    }
+
+    /// Asserts that every pod reaches every other one, in both families.
+    pub(crate) fn assert_reachable(&self) {
+        for from in &self.nodes {
+            for to in &self.nodes {
+                for (source, target) in from.pod_addresses().iter().zip(to.pod_addresses()) {
+                    assert!(from.pings(source, &target), "{} {source} -> {} {target}", from.name, to.name);
+                }
+            }
+        }
+    }
+}
+
+impl Node {
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.directory.path().join("run")
+    }
+
+    pub(crate) fn conflist(&self) -> PathBuf {
+        self.directory.path().join("net.d/10-fairlead.conflist")
+    }
+
+    pub(crate) fn network_file(&self) -> Option<Value> {
+        let text = std::fs::read(self.state_dir().join("network.json")).ok()?;
+        Some(serde_json::from_slice(&text).expect("network.json is JSON at every moment"))
+    }
+
+    pub(crate) fn configure(&mut self, text: &str) {
+        let path = self.directory.path().join("config.yaml");
+        std::fs::write(&path, text).unwrap();
+        self.config = Some(path);
+    }
+
+    /// The command line of the agent (or, with `clean` before the arguments, of the cleaning).
+    pub(crate) fn command(&self, first: &[&str]) -> Command {
+        let mut command = self.netns.command(harness::binary("examples/agent"));
+        command.args(first).arg(&self.name).arg(&self.store).arg(self.state_dir());
+        command.arg(self.directory.path().join("net.d")).args(&self.config);
+        command
+    }
+
+    /// Starts the agent; its log is in `agent.log` and printed when the test fails.
+    pub(crate) fn start(&mut self) {
+        assert!(self.agent.is_none(), "the agent of {} runs already", self.name);
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
+        let mut command = self.command(&[]);
+        command.env("RUST_LOG", "debug").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        self.agent = Some(command.spawn().unwrap());
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.directory.path().join("agent.log")
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// The process of the agent: `nsenter` has become it.
+    pub(crate) fn pid(&self) -> u32 {
+        self.agent.as_ref().expect("the agent runs").id()
+    }
+
+    /// kill -9.
+    pub(crate) fn kill(&mut self) {
+        let mut agent = self.agent.take().expect("the agent runs");
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+    }
+
+    /// SIGTERM, and the exit code.
+    pub(crate) fn stop(&mut self) -> Option<i32> {
+        let mut agent = self.agent.take().expect("the agent runs");
+        run_ok(Command::new("kill").arg(agent.id().to_string()));
+        agent.wait().unwrap().code()
+    }
+
+    pub(crate) fn status(&self) -> Option<Status> {
+        agent::ask_status(&self.state_dir()).ok()
+    }
+
+    pub(crate) fn await_status(&self, what: &str, good: impl Fn(&Status) -> bool) -> Status {
+        let what = format!("{}: {what}", self.name);
+        eventually(&what, || self.status().filter(&good))
+    }
+
+    /// Waits until the agent has nothing left to do.
+    pub(crate) fn await_settled(&self) {
+        eventually(&format!("{}: an empty plan", self.name), || {
+            agent::ask_plan(&self.state_dir()).ok().filter(|plan| plan.steps.is_empty())
+        });
+    }
+
+    pub(crate) fn pod_cidrs(&self) -> Vec<String> {
+        let status = self.await_status("holds pod CIDRs", |status| !status.pod_cidrs.is_empty());
+        status.pod_cidrs.iter().map(ToString::to_string).collect()
+    }
+
+    /// Address number five of each pod CIDR.
+    pub(crate) fn pod_addresses(&self) -> Vec<String> {
+        let base = |cidr: &String| cidr.split('/').next().unwrap().to_owned();
+        self.pod_cidrs()
+            .iter()
+            .map(base)
+            .map(|base| match base.strip_suffix(".0") {
+                Some(network) => format!("{network}.5"),
+                None => format!("{base}5"),
+            })
+            .collect()
+    }
+
+    fn add_pod(&self) {
+        self.netns.ip("link add pod0 type bridge");
+        self.netns.ip("link set pod0 alias fairlead:test/pod/eth0 up");
+        for address in self.pod_addresses() {
+            self.netns.ip(&format!("address add {address} dev pod0 nodad"));
+        }
+    }
+
+    /// Whether an echo from one address of this node to another address anywhere is answered.
+    pub(crate) fn pings(&self, source: &str, target: &str) -> bool {
+        let arguments = ["-n", "-q", "-c", "1", "-W", "3", "-I", source, target];
+        run(self.netns.command("ping").args(arguments)).status.success()
+    }
+
+    /// The destinations of the routes through the tunnel, both families.
+    pub(crate) fn tunnel_routes(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for family in ["-4", "-6"] {
+            let routes = self.netns.ip_json(&format!("{family} route show proto 70"));
+            let routes = routes.as_array().cloned().unwrap_or_default();
+            let tunnelled = routes.iter().filter(|route| route["dev"] == "fairlead0");
+            found.extend(tunnelled.filter_map(|route| route["dst"].as_str().map(str::to_owned)));
+        }
+        found.sort();
+        found
+    }
+
+    /// Everything about the tunnel as text: what must not change when something else does.
+    pub(crate) fn tunnel_text(&self) -> String {
+        let parts = [
+            self.netns.ip("-d link show fairlead0"),
+            self.netns.ip("address show fairlead0"),
+            self.netns.ip("neigh show dev fairlead0"),
+            run_ok(self.netns.command("bridge").args(["fdb", "show", "dev", "fairlead0"])),
+            self.netns.ip("-4 route show"),
+            self.netns.ip("-6 route show"),
+            run_ok(self.netns.command("nft").args(["list", "ruleset"])),
+        ];
+        parts.join("\n")
+    }
+
+    /// All of the host's network as text.
+    pub(crate) fn host_text(&self) -> String {
+        let tool = |line: &str| {
+            let (program, arguments) = line.split_once(' ').unwrap();
+            run_ok(self.netns.command(program).args(arguments.split_whitespace()))
+        };
+        let tools = [
+            "ip address show",
+            "ip -4 route show table all",
+            "ip -6 route show table main",
+            "ip rule show",
+            "ip neigh show nud permanent",
+            "bridge fdb show",
+            "nft list ruleset",
+        ];
+        // What the kernel joins by itself once it forwards is no object of anybody's.
+        let groups = |line: &&str| line.starts_with("33:33:") || line.starts_with("01:00:5e:");
+        tools.map(tool).join("\n").lines().filter(|line| !groups(line)).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Forwarding entries of the tunnel: the underlay addresses.
+    pub(crate) fn fdb(&self) -> Vec<String> {
+        let entries = self.netns.bridge_json("fdb show dev fairlead0");
+        let mut found: Vec<String> = entries
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| entry["dst"].as_str().map(str::to_owned))
+            .collect();
+        found.sort();
+        found
+    }
+
+    /// Neighbours on the tunnel.
+    pub(crate) fn neighbours(&self) -> Vec<String> {
+        let entries = self.netns.ip_json("neigh show dev fairlead0 nud permanent");
+        let mut found: Vec<String> = entries
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| entry["dst"].as_str().map(str::to_owned))
+            .collect();
+        found.sort();
+        found
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(agent) = &mut self.agent {
+            let _ = agent.kill();
+            let _ = agent.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("--- log of the agent of {}\n{}", self.name, self.log());
+        }
+    }
+}
+
+/// The lines of a text in order, without what differs between two objects made alike: indexes and counters.
+pub(crate) fn lines(text: &str) -> Vec<String> {
+    let words = |line: &str| {
+        line.split_whitespace().filter(|word| !word.ends_with(':')).collect::<Vec<_>>().join(" ")
+    };
+    let mut lines: Vec<String> = text.lines().map(words).collect();
+    lines.sort();
+    lines
+}

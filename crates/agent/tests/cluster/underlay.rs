@@ -1,0 +1,130 @@
+//! The host's own network changes under the agent: scenarios 10, 11, 12, 23 and 41, and an IPv6 underlay.
+
+use std::io::Write;
+use std::process::Stdio;
+
+use harness::eventually;
+
+use crate::rig::Rig;
+
+#[test]
+fn scenario_10_a_changed_underlay_address_is_published_and_peers_follow() {
+    let rig = Rig::joined(2);
+    rig.add_pods();
+    let netns = &rig.nodes[1].netns;
+    netns.ip("address del 198.18.0.2/24 dev eth0");
+    // As while a lease is renewed: for a moment there is no address, and the tunnel stays as it is.
+    rig.nodes[1].await_status("says that the address is gone", |status| !status.ready);
+    assert_eq!(netns.ip_json("link show fairlead0")[0]["linkinfo"]["info_data"]["local"], "198.18.0.2");
+    netns.ip("address add 198.18.0.77/24 dev eth0");
+    netns.ip("route replace default via 198.18.0.254");
+    eventually("node1 sends to the new address", || (rig.nodes[0].fdb() == ["198.18.0.77"]).then_some(()));
+    rig.await_joined();
+    let link = rig.nodes[1].netns.ip_json("link show fairlead0");
+    assert_eq!(link[0]["linkinfo"]["info_data"]["local"], "198.18.0.77");
+    rig.assert_reachable();
+}
+
+#[test]
+fn scenario_11_an_underlay_that_was_down_carries_pods_again() {
+    let rig = Rig::joined(2);
+    rig.add_pods();
+    let netns = &rig.nodes[1].netns;
+    netns.ip("link set eth0 down");
+    netns.ip("link set eth0 up");
+    netns.ip("route replace default via 198.18.0.254");
+    netns.ip("address replace fd00:198:18::2/64 dev eth0 nodad");
+    rig.await_joined();
+    rig.nodes.iter().for_each(|node| node.await_settled());
+    rig.assert_reachable();
+}
+
+#[test]
+fn scenario_12_a_second_link_and_a_virtual_address_do_not_move_the_tunnel() {
+    let rig = Rig::joined(2);
+    let node = &rig.nodes[0];
+    let before = node.status().unwrap();
+    node.netns.ip("link add second0 type bridge");
+    node.netns.ip("link set second0 up");
+    node.netns.ip("address add 192.0.2.1/24 dev second0");
+    node.netns.ip("address add 198.18.0.200/32 dev eth0");
+    eventually("another look at the kernel", || {
+        node.status().filter(|status| status.reconciles > before.reconciles)
+    });
+    node.await_settled();
+    assert_eq!(node.status().unwrap().underlay, before.underlay);
+}
+
+#[test]
+fn scenario_41_a_changed_underlay_mtu_reaches_the_device_and_the_plugin() {
+    let rig = Rig::joined(1);
+    let node = &rig.nodes[0];
+    node.netns.ip("link set eth0 mtu 1400");
+    eventually("the new MTU", || (node.network_file().unwrap()["mtu"] == 1350).then_some(()));
+    assert_eq!(node.netns.ip_json("link show fairlead0")[0]["mtu"], 1350);
+    assert_eq!(node.status().unwrap().mtu, 1350);
+}
+
+#[test]
+fn an_ipv6_underlay_carries_both_families_with_twenty_bytes_less() {
+    let mut rig = Rig::new(2);
+    for node in &mut rig.nodes {
+        node.netns.ip("route del default");
+        node.netns.ip("address flush dev eth0 scope global");
+        let number = node.number;
+        node.netns.ip(&format!("address add fd00:198:18::{number}/64 dev eth0 nodad"));
+        node.netns.ip("-6 route replace default via fd00:198:18::fe dev eth0");
+        node.start();
+    }
+    rig.await_joined();
+    rig.add_pods();
+    rig.assert_reachable();
+    assert_eq!(rig.nodes[0].network_file().unwrap()["mtu"], 1430);
+}
+
+#[test]
+fn an_underlay_that_is_not_there_is_said_and_waited_for() {
+    let mut rig = Rig::new(1);
+    let node = &mut rig.nodes[0];
+    node.configure("underlay: {interface: eth1}\n");
+    node.start();
+    let status = node.await_status("says what is missing", |status| status.last_reconcile.is_some());
+    assert!(status.reasons[0].contains("there is no link eth1"), "{:?}", status.reasons);
+    assert!(!node.conflist().exists());
+    node.netns.ip("link add eth1 type bridge");
+    node.netns.ip("link set eth1 up");
+    node.netns.ip("address add 198.18.1.1/24 dev eth1");
+    node.netns.ip("address add fd00:198:19::1/64 dev eth1 nodad");
+    let status = node.await_status("ready", |status| status.ready);
+    assert_eq!(status.underlay.unwrap().link, "eth1");
+    node.netns.ip("link del eth1");
+    node.await_status("not ready", |status| !status.ready);
+    assert!(!node.conflist().exists());
+}
+
+#[test]
+fn scenario_23_a_flood_of_changes_that_overruns_the_listener_is_survived() {
+    let rig = Rig::joined(2);
+    let node = &rig.nodes[0];
+    let mut batch = node.netns.command("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+    let mut input = batch.stdin.take().unwrap();
+    let mut text = String::new();
+    for number in 0..10_000 {
+        text.push_str(&format!(
+            "route add 172.{}.{}.{}/32 via 198.18.0.254\n",
+            16 + number / 65536,
+            number / 256 % 256,
+            number % 256
+        ));
+    }
+    text.push_str("link del fairlead0\n");
+    input.write_all(text.as_bytes()).unwrap();
+    drop(input);
+    assert!(batch.wait().unwrap().success());
+    eventually("the device is back", || {
+        let whole = node.netns.link_names().contains(&"fairlead0".to_owned());
+        (whole && node.fdb() == ["198.18.0.2"]).then_some(())
+    });
+    node.await_settled();
+    assert_eq!(node.status().unwrap().peers.len(), 1);
+}
