@@ -64,7 +64,9 @@ impl Node {
     pub(super) fn is_joined(&self, snapshot: &Snapshot) -> bool {
         let others = snapshot.leases.values().filter(|lease| lease.node != self.name);
         let mut cidrs = others.flat_map(|lease| lease.pod_cidrs.iter());
-        self.ready && cidrs.all(|cidr| self.routes.contains(cidr))
+        // Of a conflist and a lease written before it we may hear in the other order.
+        let is_known = snapshot.leases.contains_key(&self.name);
+        self.ready && is_known && cidrs.all(|cidr| self.routes.contains(cidr))
     }
 
     fn pod_cidrs(&self, snapshot: &Snapshot) -> Vec<IpNet> {
