@@ -16,6 +16,7 @@ use cluster::{Change, Key, Object, Snapshot};
 
 use crate::Problem;
 use crate::manifest::{Fault, Placed};
+use crate::scan::place;
 
 /// What reading one file gave.
 pub(crate) type Reading = Result<Vec<Placed>, Vec<Fault>>;
@@ -171,18 +172,8 @@ impl Catalog {
         problems
     }
 
-    /// A fault of the file at `path` as people are told it.
-    pub(crate) fn problem(&self, path: &Path, fault: &Fault) -> Problem {
-        let Fault { place, object, field, reason, hint } = fault.clone();
-        Problem {
-            file: self.root.join(path),
-            line: place.line,
-            column: place.column,
-            object,
-            field,
-            reason,
-            hint,
-        }
+    fn problem(&self, path: &Path, fault: &Fault) -> Problem {
+        Problem::of(place(&self.root, path), fault.clone())
     }
 
     fn lost(&self, files: usize) -> Problem {

@@ -187,8 +187,8 @@ impl Directory {
     pub fn install(&self, name: &str, manifest: &[u8]) -> Result<(), Error> {
         let path = Path::new(name);
         let refuse = |faults: Vec<Fault>| {
-            let problem = |fault| Catalog::new(Path::new("")).problem(path, fault);
-            Err(Error::Manifest { problems: faults.iter().map(problem).collect() })
+            let problem = |fault| Problem::of(path.to_owned(), fault);
+            Err(Error::Manifest { problems: faults.into_iter().map(problem).collect() })
         };
         if !files::is_manifest_name(path) {
             let fault = Fault::new("is no name for a manifest".into());

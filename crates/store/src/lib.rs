@@ -30,3 +30,32 @@ pub use error::Error;
 pub use problem::Problem;
 pub use version::{Expect, Version};
 pub use watch::{Event, StopHandle, Watch};
+
+use std::path::Path;
+
+use cluster::Object;
+
+/// The objects of one manifest, or all that is wrong with it, told of a file `name`. Unlike a store, this does
+/// not ask whether Fairlead's own kinds stand where they belong.
+///
+/// ```
+/// let good = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n---\napiVersion: v1\nkind: Secret\n";
+/// assert_eq!(store::read_manifest("shop.yaml", good.as_bytes()).unwrap().len(), 1);
+/// let problems = store::read_manifest("shop.yaml", good.replace("shop", "Shop").as_bytes()).unwrap_err();
+/// assert!(problems[0].to_string().starts_with("shop.yaml:3:18: Namespace Shop: metadata.name"));
+/// ```
+///
+/// # Errors
+/// Every fault that was found, never none.
+pub fn read_manifest(name: impl AsRef<Path>, manifest: &[u8]) -> Result<Vec<Object>, Vec<Problem>> {
+    let name = name.as_ref();
+    match manifest::parse(manifest) {
+        Ok(placed) => Ok(placed.into_iter().map(|placed| placed.object).collect()),
+        Err(faults) => Err(faults.into_iter().map(|fault| Problem::of(name.to_owned(), fault)).collect()),
+    }
+}
+
+/// The object as a manifest, in Kubernetes' JSON; the same object gives the same bytes.
+pub fn write_manifest(object: &Object) -> Vec<u8> {
+    manifest::encode(object)
+}

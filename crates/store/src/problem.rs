@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::manifest::Fault;
+
 /// Something in the directory that could not be taken as it stands.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
@@ -20,6 +22,13 @@ pub struct Problem {
     pub reason: String,
     /// What may help.
     pub hint: Option<String>,
+}
+
+impl Problem {
+    pub(crate) fn of(file: PathBuf, fault: Fault) -> Self {
+        let Fault { place, object, field, reason, hint } = fault;
+        Self { file, line: place.line, column: place.column, object, field, reason, hint }
+    }
 }
 
 impl fmt::Display for Problem {

@@ -50,12 +50,16 @@ pub enum Event {
     Available,
 }
 
-/// How long the directory must be quiet before something is believed to be gone. Removing a whole directory
+/// How long the directory must be quiet before a file is believed to be gone. Removing a whole directory
 /// takes its files one by one, and some programs replace a file by removing it first.
-const QUIET: Duration = Duration::from_millis(10);
+const QUIET: Duration = Duration::from_millis(40);
+
+/// How much longer for each further file that seems to be gone, up to [`PATIENCE`]: the more go, the more
+/// likely all of them do.
+const QUIET_EACH: Duration = Duration::from_millis(10);
 
 /// How long a removal is waited with at most, however busy the directory is.
-const PATIENCE: Duration = Duration::from_millis(200);
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The events of one directory, as an endless blocking iterator; it ends when it is stopped.
 ///
@@ -172,14 +176,19 @@ impl Watch {
     fn gather(&mut self) -> News {
         let mut news = self.folders.news();
         let patience = Instant::now().checked_add(PATIENCE);
-        while news.something_gone {
-            let quiet = Instant::now().checked_add(QUIET);
-            if !self.wait(quiet.min(patience)) {
-                break;
+        loop {
+            let gone = self.seem_gone(&news);
+            let quiet = QUIET_EACH.saturating_mul(gone).saturating_add(QUIET).min(PATIENCE);
+            if gone == 0 || !self.wait(Instant::now().checked_add(quiet).min(patience)) {
+                return news;
             }
             news.merge(self.folders.news());
         }
-        news
+    }
+
+    fn seem_gone(&self, news: &News) -> u32 {
+        let gone = news.gone.iter().filter(|path| !place(&self.root, path).exists());
+        u32::try_from(gone.count()).unwrap_or(u32::MAX)
     }
 
     fn take_in(&mut self, news: News) {

@@ -153,7 +153,7 @@ fn a_watcher_agrees_with_a_fresh_look(edits: &[Edit]) {
 
 #[test]
 fn after_any_edits_a_watcher_knows_what_a_fresh_look_shows() {
-    let config = Config { cases: 128, failure_persistence: None, ..Config::default() };
+    let config = Config { cases: 64, failure_persistence: None, ..Config::default() };
     let edits = prop::collection::vec(edit(), 1..40);
     let tested = TestRunner::new(config).run(&edits, |edits| {
         a_watcher_agrees_with_a_fresh_look(&edits);

@@ -31,8 +31,8 @@ pub(super) struct News {
     pub(super) paths: BTreeSet<PathBuf>,
     /// Those of `paths` whose contents did not change, only perhaps whether they may be read.
     pub(super) attributes_only: BTreeSet<PathBuf>,
-    /// Something may be gone.
-    pub(super) something_gone: bool,
+    /// Paths that something was removed from, though something may stand there again.
+    pub(super) gone: BTreeSet<PathBuf>,
 }
 
 impl News {
@@ -43,7 +43,7 @@ impl News {
         attributes_only.extend(self.attributes_only.iter().filter(|path| !later.is_more(path)).cloned());
         self.attributes_only = attributes_only;
         self.all |= later.all;
-        self.something_gone |= later.something_gone;
+        self.gone.extend(later.gone);
         self.paths.extend(later.paths);
     }
 
@@ -139,7 +139,6 @@ impl Folders {
             let flags = event.events();
             if flags.contains(ReadFlags::QUEUE_OVERFLOW) {
                 news.all = true;
-                news.something_gone = true;
             } else if flags.contains(ReadFlags::IGNORED) {
                 ignored.push(event.wd());
             } else if let Some(watched) = self.watched.get(&event.wd()) {
@@ -156,12 +155,15 @@ impl Folders {
     fn hear(&self, watched: &Watched, flags: ReadFlags, name: Option<&OsStr>, news: &mut News) {
         let gone = ReadFlags::DELETE | ReadFlags::MOVED_FROM | ReadFlags::DELETE_SELF | ReadFlags::MOVE_SELF;
         let hidden = name.is_some_and(is_hidden);
-        news.something_gone |= flags.intersects(gone | ReadFlags::UNMOUNT) && !hidden;
+        let gone = flags.intersects(gone) && !hidden;
         // A new file is read when its writer closes it.
         let begun = flags.contains(ReadFlags::CREATE)
             && !flags.contains(ReadFlags::ISDIR)
             && !name.is_some_and(|name| is_complete_at_once(&watched.place.join(name)));
         for folder in &watched.folders {
+            if gone {
+                news.gone.insert(name.map_or_else(|| folder.clone(), |name| folder.join(name)));
+            }
             match name {
                 None if flags.contains(ReadFlags::ATTRIB) => news.attributes(folder.clone()),
                 None => news.changed(folder.clone()),

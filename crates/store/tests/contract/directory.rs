@@ -329,9 +329,12 @@ fn a_directory_that_is_removed_takes_nothing_with_it() {
         fixture.put(&format!("{number}.yaml"), pods(&[&format!("a{number}")]));
     }
     fixture.store.write(&lease("node1", 1450), Expect::Absent).unwrap();
-    let mut witness = fixture.witness();
-    let known = witness.snapshot.clone();
+    let mut watch = fixture.store.watch().unwrap();
+    let before: Vec<Event> = watch.by_ref().take(2).collect();
+    // Nobody looks while the files go one by one: how long a slow removal is waited with is not the question.
     fs::remove_dir_all(fixture.store.path()).unwrap();
+    let mut witness = Witness::in_sync(sent(before.into_iter().chain(watch)));
+    let known = witness.snapshot.clone();
     witness.until(|witness| !witness.available);
     fs::create_dir(fixture.store.path()).unwrap();
     witness.until(|witness| witness.available && !witness.problems.is_empty());
@@ -466,6 +469,23 @@ fn a_manifest_is_installed_whole_or_refused() {
         assert!(matches!(fixture.store.install(name, b"{}"), Err(Error::Manifest { .. })), "{name}");
     }
     assert_eq!(fixture.pods(), ["a"]);
+}
+
+#[test]
+fn the_examples_are_good_manifests() {
+    let examples = Directory::open(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/guestbook")).unwrap();
+    let Listing { snapshot, problems, .. } = examples.list().unwrap();
+    assert_eq!(problems, []);
+    assert_eq!((snapshot.pods.len(), snapshot.services.len()), (6, 3));
+    for service in snapshot.services.values() {
+        let chosen = snapshot.pods.values().filter(|pod| pod.labels.contains_all(&service.selector)).count();
+        let want = match &*service.name.name {
+            "frontend" => 3,
+            "follower" => 2,
+            _ => 1,
+        };
+        assert_eq!(chosen, want, "{}", service.name);
+    }
 }
 
 /// Not a test by itself: the other process of the tests below, which say in its environment what to do.
