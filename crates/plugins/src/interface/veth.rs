@@ -9,6 +9,7 @@
 //! of others are never touched, whatever their names.
 
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use cni::Error;
 use kernel::link::{self, Change, Filter, Kind, Link, NewKind, NewLink, NewPeer, PortChange};
@@ -181,7 +182,7 @@ pub(crate) fn delete(host: &mut Socket, index: u32) -> Result<(), Error> {
 pub(crate) fn remove(
     host: &mut Socket,
     owner: &Owner,
-    pod: Option<Pod>,
+    netns: Option<&Path>,
     interface: &str,
 ) -> Result<(), Error> {
     let found = find(host, owner)?;
@@ -192,7 +193,7 @@ pub(crate) fn remove(
         }
         return failures.into_result();
     }
-    let Some(mut pod) = pod else { return Ok(()) };
+    let Some(mut pod) = Pod::open_if_there(netns)? else { return Ok(()) };
     let Some(end) = pod.find(interface)? else { return Ok(()) };
     if end.kind != Kind::Veth || belongs_to_another(host, owner, &end)? {
         return Ok(());

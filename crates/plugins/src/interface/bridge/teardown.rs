@@ -11,7 +11,6 @@ use kernel::nft::Nft;
 
 use super::{config, gateway};
 use crate::fault::{Failures, fault};
-use crate::interface::pod::Pod;
 use crate::interface::veth;
 use crate::owner::Owner;
 use crate::{macspoof, masquerade};
@@ -34,8 +33,7 @@ pub(super) fn del(request: &Request) -> Result<(), Error> {
         failures.note_kernel(macspoof::remove(nft, &owner));
     }
     if let Some(mut host) = failures.note_kernel(Socket::open(Protocol::Route)) {
-        let pod = failures.note(Pod::open_if_there(request.netns.as_deref())).flatten();
-        failures.note(veth::remove(&mut host, &owner, pod, &request.ifname));
+        failures.note(veth::remove(&mut host, &owner, request.netns.as_deref(), &request.ifname));
         failures.note(release_gateway(&mut host, request));
     }
     // After the link: an address must not be given anew while its last holder still answers to it.
