@@ -11,8 +11,9 @@ use kernel::address::{self, NewAddress};
 use kernel::link::{
     self, Change, NewBridge, NewKind, NewLink, NewPeer, NewVxlan, PortChange, Vlan, VlanSide,
 };
-use kernel::neighbour;
-use kernel::netlink::{Attributes, Message, Request};
+use kernel::neighbour::{self, Entry};
+use kernel::netlink::{Attributes, Message, Reply, Request};
+use kernel::qdisc::Qdisc;
 use kernel::route::{self, Hop, Kind, Route};
 use kernel::rule::{self, Action, Mark, Rule};
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
@@ -33,7 +34,7 @@ const MAC: Mac = Mac([2, 0, 0, 0, 0, 9]);
 #[derive(Debug, Clone, PartialEq)]
 enum Tree {
     Value(u16, Vec<u8>),
-    Nest(u16, Vec<Tree>),
+    Nest(u16, Vec<Self>),
 }
 
 fn tree() -> impl Strategy<Value = Tree> {
@@ -87,6 +88,17 @@ proptest! {
         prop_assert!(!message.is_oversized());
         prop_assert_eq!(message.length() % 4, 0);
         prop_assert_eq!(read(Attributes::new(&message.bytes()[16..]), &trees), trees);
+    }
+
+    #[test]
+    fn any_bytes_are_decoded_or_refused(payload in proptest::collection::vec(any::<u8>(), 0..120), family in 0usize..4) {
+        let mut payload = payload;
+        if let Some(first) = payload.first_mut() {
+            *first = [2, 10, 7, 0][family];
+        }
+        let reply = Reply { kind: 16, flags: 0, sequence: 1, port: 0, payload: &payload };
+        let _ = (link::Link::from_reply(reply), address::Address::from_reply(reply), Route::from_reply(reply));
+        let _ = (Entry::from_reply(reply), Rule::from_reply(reply), Qdisc::from_reply(reply));
     }
 
     #[test]
