@@ -25,6 +25,8 @@ pub(crate) const RTM_GETRULE: u16 = 34;
 pub(crate) const RTM_NEWQDISC: u16 = 36;
 pub(crate) const RTM_DELQDISC: u16 = 37;
 pub(crate) const RTM_GETQDISC: u16 = 38;
+/// How a namespace or link is configured (linux/netconf.h).
+pub(crate) const RTM_NEWNETCONF: u16 = 80;
 pub(crate) const RTM_NEWNSID: u16 = 88;
 pub(crate) const RTM_GETNSID: u16 = 90;
 
@@ -238,5 +240,7 @@ pub(crate) const RTNLGRP_IPV4_RULE: u32 = 8;
 pub(crate) const RTNLGRP_IPV6_IFADDR: u32 = 9;
 pub(crate) const RTNLGRP_IPV6_ROUTE: u32 = 11;
 pub(crate) const RTNLGRP_IPV6_RULE: u32 = 19;
+pub(crate) const RTNLGRP_IPV4_NETCONF: u32 = 24;
+pub(crate) const RTNLGRP_IPV6_NETCONF: u32 = 25;
 pub(crate) const RTNLGRP_NSID: u32 = 28;
 pub(crate) const NFNLGRP_NFTABLES: u32 = 7;

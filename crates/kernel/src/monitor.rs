@@ -29,11 +29,14 @@ pub enum Topic {
     Neighbours,
     /// Policy rules of both families.
     Rules,
+    /// Whether the namespace forwards packets, in both families.
+    Forwarding,
 }
 
 impl Topic {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Links, Self::Addresses, Self::Routes, Self::Neighbours, Self::Rules];
+    pub const ALL: [Self; 6] =
+        [Self::Links, Self::Addresses, Self::Routes, Self::Neighbours, Self::Rules, Self::Forwarding];
 
     fn groups(self) -> &'static [u32] {
         match self {
@@ -42,6 +45,7 @@ impl Topic {
             Self::Routes => &[abi::RTNLGRP_IPV4_ROUTE, abi::RTNLGRP_IPV6_ROUTE],
             Self::Neighbours => &[abi::RTNLGRP_NEIGH],
             Self::Rules => &[abi::RTNLGRP_IPV4_RULE, abi::RTNLGRP_IPV6_RULE],
+            Self::Forwarding => &[abi::RTNLGRP_IPV4_NETCONF, abi::RTNLGRP_IPV6_NETCONF],
         }
     }
 }
@@ -85,6 +89,8 @@ pub enum Event {
     Rule(Rule),
     /// A policy rule is gone.
     RuleGone(Rule),
+    /// Forwarding was switched on (true) or off for the whole namespace, in one family.
+    Forwarding(bool),
     /// Something in nf_tables changed; the table's name, if the message is about one.
     Nft(Option<String>),
     /// Notifications were lost: list everything again.
@@ -190,6 +196,7 @@ fn decode(reply: Reply<'_>) -> Result<Option<Event>, Malformed> {
         abi::RTM_NEWNEIGH | abi::RTM_DELNEIGH => neighbour_event(reply)?,
         abi::RTM_NEWRULE => Rule::from_reply(reply)?.map(Event::Rule),
         abi::RTM_DELRULE => Rule::from_reply(reply)?.map(Event::RuleGone),
+        abi::RTM_NEWNETCONF => forwarding_event(reply)?,
         _ => None,
     })
 }
@@ -211,6 +218,18 @@ fn neighbour_event(reply: Reply<'_>) -> Result<Option<Event>, Malformed> {
         Entry::Fdb(entry) if gone => Event::FdbGone(entry),
         Entry::Fdb(entry) => Event::Fdb(entry),
     }))
+}
+
+/// The kernel tells the configuration of each link and of the namespace as a whole; only the latter is an event.
+fn forwarding_event(reply: Reply<'_>) -> Result<Option<Event>, Malformed> {
+    const LINK: u16 = 1;
+    const FORWARDING: u16 = 2;
+    /// `NETCONFA_IFINDEX_ALL`: the namespace.
+    const ALL_LINKS: i32 = -1;
+    let (_, attributes) = reply.split::<4>()?;
+    let link = attributes.find(LINK)?.map(|link| link.i32()).transpose()?;
+    let forwarding = attributes.find(FORWARDING)?.map(|value| value.i32()).transpose()?;
+    Ok(forwarding.filter(|_| link == Some(ALL_LINKS)).map(|value| Event::Forwarding(value != 0)))
 }
 
 /// Every nf_tables message but the closing one, which gives the new generation, has the table's name first.

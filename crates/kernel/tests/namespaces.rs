@@ -110,6 +110,19 @@ fn wait_for(monitor: &mut Monitor, wanted: impl Fn(&Event) -> bool) -> (u32, Eve
 }
 
 #[test]
+fn a_monitor_tells_when_forwarding_is_switched_for_the_whole_namespace() {
+    let namespace = Namespace::with_loopback();
+    let netns = Netns::open(namespace.path()).unwrap();
+    let mut monitor = Monitor::open_in(&netns, &[Topic::Forwarding]).unwrap();
+    for path in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+        for (value, on) in [("1", true), ("0", false)] {
+            netns.run(|| sysctl::set(path, value)).unwrap().unwrap();
+            wait_for(&mut monitor, |event| *event == Event::Forwarding(on));
+        }
+    }
+}
+
+#[test]
 fn a_monitor_tells_of_every_kind_of_change_and_who_made_it() {
     let namespace = Namespace::with_loopback();
     let netns = Netns::open(namespace.path()).unwrap();
