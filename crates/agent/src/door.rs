@@ -263,6 +263,7 @@ impl Watcher {
             }
             Kernel::Neighbour(neighbour) | Kernel::NeighbourGone(neighbour) => on_device(neighbour.link),
             Kernel::Fdb(entry) | Kernel::FdbGone(entry) => on_device(entry.link),
+            Kernel::Forwarding(on) => !on,
             Kernel::Rule(rule) | Kernel::RuleGone(rule) => RULE_PRIORITIES.contains(&rule.priority),
         };
         matters.then_some(Touched::Network)

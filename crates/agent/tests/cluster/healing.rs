@@ -85,6 +85,19 @@ fn scenario_24_a_flushed_ruleset_comes_back() {
 }
 
 #[test]
+fn forwarding_switched_off_by_hand_is_switched_on_again() {
+    let rig = Rig::joined(2);
+    rig.add_pods();
+    let node = &rig.nodes[0];
+    for path in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+        run_ok(node.netns.command("sysctl").args(["-q", "-w", &format!("{path}=0")]));
+        eventually(path, || (node.netns.sysctl(path) == "1").then_some(()));
+    }
+    node.await_status("ready", |status| status.ready);
+    rig.assert_reachable();
+}
+
+#[test]
 fn scenario_21_foreign_objects_are_left_alone() {
     let mut rig = Rig::joined(2);
     let node = &mut rig.nodes[0];
