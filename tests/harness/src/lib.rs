@@ -18,10 +18,12 @@
 )]
 
 mod call;
+mod disturbance;
 mod namespace;
 mod wait;
 
 pub use call::{Call, Reply};
+pub use disturbance::{Disturbance, Outcome, Step, every_step, strace_works};
 pub use namespace::{Namespace, run, run_ok};
 pub use wait::{eventually, not_run};
 
