@@ -10,7 +10,7 @@
 
 use std::path::Path;
 
-use harness::{Call, Namespace};
+use harness::{Call, Disturbance, Namespace, every_step, not_run, strace_works};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -349,4 +349,57 @@ fn a_hundred_pods_at_once_get_a_hundred_addresses() {
     given.dedup();
     assert_eq!(given.len(), 200);
     assert_eq!(node.host.ip_json("route show proto 71").as_array().unwrap().len(), 100);
+}
+
+#[test]
+fn a_call_killed_at_any_step_is_cleaned_by_del_or_gc() {
+    if !strace_works() {
+        return not_run("strace cannot trace here");
+    }
+    let node = Node::dual();
+    let config = node.config(json!({}));
+    let mut collecting = config.clone();
+    collecting["cni.dev/valid-attachments"] = json!([]);
+    for (command, mend) in [("ADD", "DEL"), ("ADD", "GC"), ("DEL", "DEL")] {
+        let steps = every_step(|step| {
+            let pod = Namespace::new();
+            let call = node.call("c", &pod);
+            if command == "DEL" {
+                call.add(&config);
+            }
+            let outcome = call.disturbed(command, &config, Disturbance::Kill, step);
+            let mending = if mend == "GC" { &collecting } else { &config };
+            call.run(mend, mending).expect_success(mend);
+            node.expect_clean(&format!("{command} killed at {step:?}, then {mend}"));
+            assert!(pod.link_names().is_empty(), "{command} killed at {step:?}, then {mend}");
+            outcome.reached
+        });
+        assert!(steps > 30, "only {steps} steps: strace killed nothing");
+    }
+}
+
+#[test]
+fn an_add_that_fails_at_any_step_leaves_nothing() {
+    if !strace_works() {
+        return not_run("strace cannot trace here");
+    }
+    let node = Node::dual();
+    let config = node.config(json!({}));
+    let mut failed = 0;
+    every_step(|step| {
+        let pod = Namespace::new();
+        let call = node.call("c", &pod);
+        let outcome = call.disturbed("ADD", &config, Disturbance::Fail, step);
+        if outcome.reply.exit == Some(0) || (step.name == "setns" && outcome.reply.stdout.is_empty()) {
+            // A step that is allowed to fail, or none was disturbed; or the way home from the pod's namespace
+            // was barred, where a process must not go on, not even to undo.
+            call.del(&config);
+        } else {
+            failed += 1;
+        }
+        node.expect_clean(&format!("ADD failed at {step:?}: {outcome:?}"));
+        assert!(pod.link_names().is_empty(), "ADD failed at {step:?}: {outcome:?}");
+        outcome.reached
+    });
+    assert!(failed > 25, "only {failed} steps can fail: strace disturbed nothing");
 }

@@ -13,7 +13,7 @@ use std::path::Path;
 
 use cni::Error;
 use kernel::link::{self, Change, Filter, Kind, Link, NewKind, NewLink, NewPeer, PortChange};
-use kernel::netlink::{Batch, Socket};
+use kernel::netlink::{Batch, Protocol, Socket};
 use netstate::Mac;
 use sha2::{Digest, Sha256};
 
@@ -47,26 +47,18 @@ impl Cable<'_> {
     /// # Errors
     /// When the pod has an interface of that name already, or the kernel refuses. Nothing is left then.
     pub(crate) fn lay(&self, host: &mut Socket, pod: &mut Pod) -> Result<u32, Error> {
-        let mut attempt = 0;
         let mut refused = None;
-        for _ in 0..2 * NAMES {
+        for attempt in 0..NAMES {
             let name = self.owner.host_link_name(attempt);
-            let refusal = match self.make(host, pod, &name)? {
+            match self.make(host, pod, &name)? {
                 Made::Link(index) => return Ok(index),
-                Made::Taken(refusal) => refusal,
-            };
+                Made::Taken(refusal) => refused = Some(refusal),
+            }
             if pod.find(self.interface)?.is_some() {
                 return Err(Error::kernel(format!(
                     "container veth name ({}) peer provided ({name}) already exists",
                     self.interface
                 )));
-            }
-            match link::find(host, &name).map_err(fault)? {
-                // What an ADD of the same attachment left in a namespace that is no longer the pod's.
-                Some(found) if is_of(self.owner, &found) => delete(host, found.index)?,
-                Some(_) if attempt + 1 < NAMES => attempt += 1,
-                // All our names are taken, or something else is in the way for a moment.
-                _ => refused = Some(refusal),
             }
         }
         Err(refused.unwrap_or_else(|| Error::kernel(format!("no name is free for {}", self.interface))))
@@ -93,16 +85,27 @@ impl Cable<'_> {
                 made = Some(Link::from_reply(reply)?.index);
                 Ok(())
             })
-            .map_err(fault)?;
+            .map_err(|error| self.unsure(host, fault(error)))?;
         match (failures.into_iter().next(), made) {
             (Some(failure), _) if failure.error.exists() => Ok(Made::Taken(fault(failure.error))),
             (Some(failure), _) => Err(fault(failure.error)),
             (None, Some(index)) => Ok(Made::Link(index)),
             // A kernel that does not report what it made.
-            (None, None) => match link::find(host, name).map_err(fault)? {
-                Some(link) => Ok(Made::Link(link.index)),
-                None => Err(Error::kernel(format!("{name} vanished while it was made"))),
+            (None, None) => match link::find(host, name) {
+                Ok(Some(link)) => Ok(Made::Link(link.index)),
+                Ok(None) => Err(Error::kernel(format!("{name} vanished while it was made"))),
+                Err(error) => Err(self.unsure(host, fault(error))),
             },
+        }
+    }
+
+    /// The conversation broke: whether the cable was laid is unknown, so it is taken away if it is there.
+    fn unsure(&self, host: &mut Socket, cause: Error) -> Error {
+        let found =
+            Socket::open(Protocol::Route).map_err(fault).and_then(|mut fresh| find(&mut fresh, self.owner));
+        match found.and_then(|links| links.into_iter().try_for_each(|link| delete(host, link.index))) {
+            Ok(()) => cause,
+            Err(failure) => Error { message: format!("{}; undoing it: {failure}", cause.message), ..cause },
         }
     }
 }
