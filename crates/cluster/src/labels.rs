@@ -31,6 +31,11 @@ impl Labels {
         self.0.len()
     }
 
+    /// How many clones share this one allocation.
+    pub fn owner_count(&self) -> usize {
+        Arc::strong_count(&self.0)
+    }
+
     /// True if every pair of `wanted` is among these, which is how a Service's selector selects. An empty
     /// `wanted` is contained in everything; whether that means "all" or "none" is the caller's to say.
     pub fn contains_all(&self, wanted: &Self) -> bool {

@@ -17,6 +17,7 @@ use cluster::{Change, Key, Object, Snapshot};
 use crate::Problem;
 use crate::manifest::{Fault, Placed};
 use crate::scan::place;
+use crate::share::Shared;
 
 /// What reading one file gave.
 pub(crate) type Reading = Result<Vec<Placed>, Vec<Fault>>;
@@ -27,10 +28,45 @@ pub(crate) struct Catalog {
     root: PathBuf,
     files: BTreeMap<Arc<Path>, File>,
     /// Which files hold an object, in the order of their paths.
-    holders: BTreeMap<Key, Vec<Arc<Path>>>,
+    holders: BTreeMap<Key, Holders>,
     /// Objects whose files changed since the last [`settle`](Self::settle).
     touched: BTreeSet<Key>,
     snapshot: Snapshot,
+    shared: Shared,
+}
+
+/// The files that hold one object, in the order of their paths; nearly always one.
+#[derive(Debug)]
+enum Holders {
+    One(Arc<Path>),
+    Several(Vec<Arc<Path>>),
+}
+
+impl Holders {
+    fn paths(&self) -> &[Arc<Path>] {
+        match self {
+            Self::One(path) => std::slice::from_ref(path),
+            Self::Several(paths) => paths,
+        }
+    }
+
+    fn with(&self, path: &Arc<Path>) -> Self {
+        let mut paths = self.paths().to_vec();
+        if let Err(place) = paths.binary_search(path) {
+            paths.insert(place, path.clone());
+        }
+        Self::Several(paths)
+    }
+
+    /// None if `path` was the last.
+    fn without(&self, path: &Path) -> Option<Self> {
+        let rest: Vec<_> = self.paths().iter().filter(|holder| ***holder != *path).cloned().collect();
+        match &rest[..] {
+            [] => None,
+            [one] => Some(Self::One(one.clone())),
+            _ => Some(Self::Several(rest)),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -50,6 +86,7 @@ impl Catalog {
             holders: BTreeMap::new(),
             touched: BTreeSet::new(),
             snapshot: Snapshot::default(),
+            shared: Shared::default(),
         }
     }
 
@@ -61,9 +98,10 @@ impl Catalog {
         };
         file.orphan = false;
         match reading {
-            Ok(objects) => {
+            Ok(mut objects) => {
                 self.let_go(&key, &file);
-                for placed in &objects {
+                for placed in &mut objects {
+                    self.shared.share(&mut placed.object);
                     self.hold(&key, placed.object.key());
                 }
                 file.objects = objects.into();
@@ -160,8 +198,8 @@ impl Catalog {
             problems.extend(file.faults.iter().map(|fault| self.problem(path, fault)));
         }
         for (key, holders) in &self.holders {
-            if holders.len() > 1 {
-                self.report_rivals(key, holders, &mut problems);
+            if let Holders::Several(paths) = holders {
+                self.report_rivals(key, paths, &mut problems);
             }
         }
         problems.sort();
@@ -199,8 +237,8 @@ impl Catalog {
     }
 
     fn speaking_file(&self, key: &Key) -> Option<(&Arc<Path>, &File)> {
-        let holders = self.holders.get(key)?.iter();
-        let files = holders.filter_map(|path| self.files.get_key_value(path));
+        let holders = self.holders.get(key)?.paths();
+        let files = holders.iter().filter_map(|path| self.files.get_key_value(path));
         files.min_by_key(|(_, file)| file.orphan)
     }
 
@@ -210,21 +248,20 @@ impl Catalog {
     }
 
     fn hold(&mut self, path: &Arc<Path>, key: Key) {
-        let holders = self.holders.entry(key.clone()).or_default();
-        if let Err(place) = holders.binary_search(path) {
-            holders.insert(place, path.clone());
-        }
+        let holders = match self.holders.get(&key) {
+            None => Holders::One(path.clone()),
+            Some(holders) => holders.with(path),
+        };
+        self.holders.insert(key.clone(), holders);
         self.touched.insert(key);
     }
 
     fn let_go(&mut self, path: &Arc<Path>, file: &File) {
         for key in file.objects.iter().map(|placed| placed.object.key()) {
-            if let Some(holders) = self.holders.get_mut(&key) {
-                holders.retain(|holder| holder != path);
-                if holders.is_empty() {
-                    self.holders.remove(&key);
-                }
-            }
+            match self.holders.get(&key).and_then(|holders| holders.without(path)) {
+                Some(holders) => self.holders.insert(key.clone(), holders),
+                None => self.holders.remove(&key),
+            };
             self.touched.insert(key);
         }
     }

@@ -22,6 +22,7 @@ mod manifest;
 mod own;
 mod problem;
 mod scan;
+mod share;
 mod version;
 mod watch;
 

@@ -107,7 +107,7 @@ impl Objects {
             return;
         }
         if let Err(fault) = self.try_take(document, item_of, depth) {
-            self.faults.push(fault.about(describe(document)));
+            self.faults.push(fault.about(describe(document).map(field::shortened)));
         }
     }
 

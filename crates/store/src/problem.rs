@@ -1,6 +1,6 @@
 //! What is wrong with one file of the store, told so that it can be mended.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::path::PathBuf;
 
 use crate::manifest::Fault;
@@ -33,6 +33,7 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let out = &mut Printable(out);
         write!(out, "{}", self.file.display())?;
         if self.line > 0 {
             write!(out, ":{}", self.line)?;
@@ -52,5 +53,39 @@ impl fmt::Display for Problem {
             Some(hint) => write!(out, " (hint: {hint})"),
             None => Ok(()),
         }
+    }
+}
+
+/// Names in a file and names of files may hold anything; on a terminal they must not act, nor begin a line.
+struct Printable<'a, 'b>(&'a mut fmt::Formatter<'b>);
+
+impl Write for Printable<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for part in text.split_inclusive(char::is_control) {
+            let end = part.trim_end_matches(char::is_control);
+            self.0.write_str(end)?;
+            let control = part.get(end.len()..).unwrap_or_default();
+            write!(self.0, "{}", control.escape_default())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Problem;
+
+    #[test]
+    fn a_problem_cannot_act_on_the_terminal_that_shows_it() {
+        let problem = Problem {
+            file: "a\nb\u{1b}[2J.yaml".into(),
+            line: 3,
+            column: 0,
+            object: Some("Pod x\ry".into()),
+            field: None,
+            reason: "is wrong".into(),
+            hint: Some("mend it".into()),
+        };
+        assert_eq!(problem.to_string(), r"a\nb\u{1b}[2J.yaml:3: Pod x\ry: is wrong (hint: mend it)");
     }
 }

@@ -250,7 +250,7 @@ impl<'t, 'p> Field<'t, 'p> {
         let mut path = String::new();
         self.write_path(&mut path);
         let field = Some(path).filter(|path| !path.is_empty());
-        Fault { place: self.place(), field, ..Fault::new(reason) }
+        Fault { place: self.place(), field: field.map(shortened), ..Fault::new(shortened(reason)) }
     }
 
     /// What an unreadable part makes of this field.
@@ -280,6 +280,14 @@ impl<'t, 'p> Field<'t, 'p> {
                 out.extend(key.chars().flat_map(char::escape_debug));
             }
         }
+    }
+}
+
+/// A value may be as large as the file; the beginning of it tells enough.
+pub(crate) fn shortened(text: String) -> String {
+    match text.char_indices().nth(400) {
+        Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
+        None => text,
     }
 }
 
