@@ -7,11 +7,16 @@
 use std::time::{Duration, Instant};
 
 use cni::Error;
+use kernel::link::{self, Link, OperationalState};
 use kernel::monitor::Monitor;
+use kernel::netlink::Socket;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::fault::fault;
+
+/// A link comes up within a millisecond; on a machine that is torn between many, not much later.
+const CARRIER: Duration = Duration::from_secs(3);
 
 /// Looks with `probe` until it has an answer; `listen` opens what tells of changes, and is called only when
 /// the first look found nothing. `None` when `patience` has run out.
@@ -35,6 +40,22 @@ pub(crate) fn until<T>(
         }
         await_change(&mut monitor, left)?;
     }
+}
+
+/// Waits until a link carries frames. Coming up is two steps: the kernel takes the request at once, and readies
+/// the link's queue a moment later in the background; what is sent in between is lost without a word.
+pub(crate) fn carrier(
+    socket: &mut Socket,
+    wanted: &Link,
+    listen: impl FnOnce() -> Result<Monitor, kernel::Error>,
+) -> Result<(), Error> {
+    let up = until(CARRIER, listen, || {
+        let Some(found) = link::find(socket, wanted.index).map_err(fault)? else {
+            return Err(Error::kernel(format!("{} vanished while it was set up", wanted.name)));
+        };
+        Ok((found.operational_state == OperationalState::Up).then_some(()))
+    })?;
+    up.ok_or_else(|| Error::try_again(format!("{} does not come up: it has no carrier", wanted.name)))
 }
 
 fn await_change(monitor: &mut Monitor, patience: Duration) -> Result<(), Error> {

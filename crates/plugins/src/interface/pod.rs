@@ -164,6 +164,15 @@ impl Pod {
         put(&format!("net/ipv4/conf/{name}/arp_notify"), "1")
     }
 
+    /// Waits until the link carries frames; until then the kernel drops what is sent over it.
+    ///
+    /// # Errors
+    /// When that takes unreasonably long.
+    pub(crate) fn await_carrier(&mut self, link: &Link) -> Result<(), Error> {
+        let namespace = &self.namespace;
+        patience::carrier(&mut self.socket, link, || Monitor::open_in(namespace, &[Topic::Links]))
+    }
+
     /// Waits until no address of the link is tentative any more.
     fn await_detection(&mut self, link: &Link) -> Result<(), Error> {
         let (namespace, socket) = (&self.namespace, &mut self.socket);

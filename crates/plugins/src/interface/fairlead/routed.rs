@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use cni::{AddResult, Error, Interface, Request, delegate};
 use ipnet::IpNet;
 use kernel::link::{AddressGeneration, Change, Kind, Link};
+use kernel::monitor::{Monitor, Topic};
 use kernel::neighbour;
 use kernel::netlink::{Batch, Protocol, Socket};
 use kernel::route::{self, Route};
@@ -20,6 +21,7 @@ use netstate::{Mac, POD_ROUTE_PROTOCOL};
 use crate::fault::fault;
 use crate::forwarding;
 use crate::interface::bridge::config::requested_mac;
+use crate::interface::patience;
 use crate::interface::pod::{Pod, Setup};
 use crate::interface::veth::{self, Cable};
 use crate::owner::Owner;
@@ -82,6 +84,8 @@ fn wire(
         })
         .collect();
     host.execute(batch).map_err(fault)?;
+    patience::carrier(host, &host_link, || Monitor::open(&[Topic::Links]))?;
+    pod.await_carrier(&pod_link)?;
     complete(&mut result, &host_link, &pod_link, request)?;
     Ok(result)
 }
