@@ -169,7 +169,13 @@ impl Home {
 
     fn is_up(&self) -> bool {
         let Ok(file) = File::open(self.lock_path()) else { return false };
-        matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
+        if !matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)) {
+            return false;
+        }
+        // A process that was killed gives its memory back before its locks: this one is on its way out.
+        let words = self.supervisor().map(|pid| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default());
+        let is_dying = words.is_some_and(|words| words.is_empty());
+        !(is_dying && file.lock_shared().is_ok())
     }
 
     fn make(&self) -> io::Result<()> {

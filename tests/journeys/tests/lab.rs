@@ -101,13 +101,13 @@ fn a_pod_comes_and_goes_with_its_manifest() {
     lab.put("c.yaml", &(pod_manifest("c", "node1", 80) + "---\n" + &service_manifest("c", 80)));
     let address = eventually("c runs", || lab.address("c", false));
     assert!(lab.pings("b", &address));
-    let slices = || run(Command::new("grep").args(["-rl", &address]).arg(lab.store().join("fairlead")));
+    let naming = || run(Command::new("grep").args(["-rl", &address]).arg(lab.store().join("fairlead")));
     eventually("c is an endpoint of its Service", || {
-        String::from_utf8_lossy(&slices().stdout).to_lowercase().contains("endpointslice").then_some(())
+        String::from_utf8_lossy(&naming().stdout).contains("/endpoint-slices/").then_some(())
     });
     std::fs::remove_file(lab.store().join("c.yaml")).unwrap();
     eventually("c is gone from the list", || lab.pod("c").is_none().then_some(()));
-    eventually("nothing in the store has its address", || slices().stdout.is_empty().then_some(()));
+    eventually("nothing in the store has its address", || naming().stdout.is_empty().then_some(()));
     assert!(!lab.pings("b", &address), "its address answers no more");
 }
 
@@ -132,7 +132,9 @@ fn a_broken_manifest_is_reported_and_harms_nobody() {
     });
     let report = status["store"]["broken"][0].as_str().unwrap().to_owned();
     assert!(report.contains("b.yaml:"), "file and line are named: {report}");
-    assert!(lab.list()["problems"][0].as_str().unwrap().contains("b.yaml:"));
+    let problem =
+        eventually("the list tells it too", || lab.list()["problems"][0].as_str().map(str::to_owned));
+    assert!(problem.contains("b.yaml:"), "{problem}");
     assert!(lab.pings("a", &address), "the last good version stays in force");
     lab.put("c.yaml", &pod_manifest("c", "node1", 80));
     let c = eventually("others are taken", || lab.address("c", false));
@@ -203,18 +205,23 @@ fn a_second_lab_of_the_same_name_is_refused_and_one_of_another_name_is_not() {
 #[test]
 fn a_supervisor_that_is_killed_leaves_nothing_that_down_and_up_do_not_clean() {
     let lab = pair();
-    let pid = lab.node("node1")["netns"].as_str().unwrap().split('/').nth(2).unwrap().to_owned();
-    run_ok(Command::new("kill").args(["-9", &pid]));
-    eventually("its agents die with it", || {
-        lab.leftovers().iter().all(|left| !left.starts_with("process")).then_some(())
-    });
+    kill_supervisor(&lab);
     run_ok(&mut lab.lab("down", &[]));
     assert_eq!(lab.leftovers(), Vec::<String>::new());
     run_ok(&mut lab.lab("up", &["--nodes", "1"]));
-    let pid = lab.node("node1")["netns"].as_str().unwrap().split('/').nth(2).unwrap().to_owned();
-    run_ok(Command::new("kill").args(["-9", &pid]));
+    kill_supervisor(&lab);
     run_ok(&mut lab.lab("up", &["--nodes", "1"]));
     assert_eq!(lab.list()["nodes"].as_array().unwrap().len(), 1);
+}
+
+/// Kills the process that holds the namespaces, and waits until its agents have died with it.
+fn kill_supervisor(lab: &TestLab) {
+    let netns = lab.node("node1")["netns"].as_str().unwrap().to_owned();
+    let pid = netns.split('/').nth(2).unwrap();
+    run_ok(Command::new("kill").args(["-9", pid]));
+    eventually("its agents die with it", || {
+        lab.leftovers().iter().all(|left| !left.starts_with("process")).then_some(())
+    });
 }
 
 #[test]
