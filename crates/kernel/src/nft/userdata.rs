@@ -6,6 +6,12 @@ use netstate::nft::Rule;
 
 /// `NFTNL_UDATA_RULE_COMMENT` and `NFTNL_UDATA_SET_ELEM_COMMENT`.
 const COMMENT: u8 = 0;
+/// `NFTNL_UDATA_SET_KEYBYTEORDER`, four bytes, host order: what `nft` has to be told of a set of link names or
+/// marks in order to show its elements.
+pub(super) const HOST_ORDER_KEY: [u8; 6] = {
+    let [a, b, c, d] = 1_u32.to_ne_bytes();
+    [0, 4, a, b, c, d]
+};
 /// So much of a rule's own comment is kept: `nft` reads back no more than 128 bytes in all.
 const RULE_COMMENT_ROOM: usize = 100;
 

@@ -26,6 +26,9 @@ pub(super) fn put_set_type(message: &mut Message, set: &Set) {
     message.be32(c::SET_FLAGS, flags);
     message.be32(c::SET_KEY_TYPE, type_number(&set.key));
     message.be32(c::SET_KEY_LENGTH, key_length(&set.key));
+    if let [KeyType::Ifname | KeyType::Mark] = set.key.as_slice() {
+        message.put(c::SET_USERDATA, &userdata::HOST_ORDER_KEY);
+    }
     // The kernel wants the parts' lengths with that flag, and refuses them without it.
     if flags & c::FLAG_CONCATENATION != 0 {
         message.nest(c::SET_DESCRIPTION, |description| {
