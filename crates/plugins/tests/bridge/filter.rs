@@ -124,6 +124,9 @@ fn frames_with_a_false_source_address_are_dropped() {
     pod.ip("link set eth0 address 02:00:00:00:00:66");
     assert!(!pod.pings("10.1.2.3"), "a false address reaches nobody");
     let true_address = result["interfaces"][2]["mac"].as_str().unwrap();
+    let port = result["interfaces"][1]["name"].as_str().unwrap();
+    let naming_the_port = scene.elements().iter().filter(|element| element.contains(port)).count();
+    assert_eq!(naming_the_port, 2, "nft shows who is filtered");
     pod.ip(&format!("link set eth0 address {true_address}"));
     pod.ip("neigh flush all");
     assert!(pod.pings("10.1.2.3"), "the true one does again");
