@@ -205,3 +205,170 @@ fn taken_by_others(snapshot: &Snapshot, node: &str) -> Vec<Taken> {
         .flat_map(|(holder, cidrs)| cidrs.iter().map(|cidr| Taken { cidr: *cidr, node: holder.to_string() }))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use cluster::{Backend, Change, Key, Lease, Node, Snapshot};
+    use ipnet::IpNet;
+    use netstate::pool::Pool;
+    use store::{Directory, Expect};
+
+    use super::Leases;
+
+    /// A store with these Node manifests: name and pod CIDRs.
+    fn store(nodes: &[(&str, &str)]) -> (tempfile::TempDir, Directory) {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, cidrs) in nodes {
+            put(directory.path(), name, cidrs);
+        }
+        let store = Directory::open(directory.path()).unwrap();
+        (directory, store)
+    }
+
+    fn put(directory: &std::path::Path, name: &str, cidrs: &str) {
+        let text = format!(
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {{podCIDRs: [{cidrs}]}}\n"
+        );
+        std::fs::write(directory.join(format!("{name}.yaml")), text).unwrap();
+    }
+
+    fn pools() -> Vec<Pool> {
+        vec![Pool::new("10.244.0.0/16".parse().unwrap(), 24).unwrap()]
+    }
+
+    fn seen(store: &Directory) -> Snapshot {
+        store.list().unwrap().snapshot
+    }
+
+    /// What an agent of that node does at its start, up to the lease.
+    fn join(store: &Directory, name: &str, remembered: &[IpNet]) -> Result<Vec<IpNet>, String> {
+        let leases = Leases::new(store.clone(), name);
+        let mut snapshot = seen(store);
+        let node = snapshot.nodes[name].clone();
+        let cidrs =
+            leases.claim(&mut snapshot, &node, &pools(), remembered).map_err(|error| error.to_string())?;
+        leases.publish(&mut snapshot, &lease(name, &cidrs)).map_err(|error| error.to_string())?;
+        assert_eq!(snapshot, seen(store), "the agent's view is the store's");
+        Ok(cidrs)
+    }
+
+    fn lease(name: &str, cidrs: &[IpNet]) -> Lease {
+        Lease {
+            node: name.into(),
+            pod_cidrs: cidrs.into(),
+            underlay: ["198.18.0.1".parse().unwrap()].into(),
+            backend: Backend::Other("test".into()),
+            mtu: 1450,
+        }
+    }
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn nodes_take_what_is_free_and_keep_it() {
+        let (_directory, store) = store(&[("node1", ""), ("node2", "")]);
+        assert_eq!(join(&store, "node1", &[]), Ok(vec![net("10.244.0.0/24")]));
+        assert_eq!(join(&store, "node2", &[]), Ok(vec![net("10.244.1.0/24")]));
+        assert_eq!(join(&store, "node1", &[]), Ok(vec![net("10.244.0.0/24")]));
+    }
+
+    #[test]
+    fn of_agents_that_start_at_once_each_gets_its_own() {
+        let names: Vec<String> = (0..8).map(|number| format!("node{number}")).collect();
+        let nodes: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "")).collect();
+        let (_directory, store) = store(&nodes);
+        let taken: BTreeSet<IpNet> = std::thread::scope(|scope| {
+            let joining: Vec<_> = names.iter().map(|name| scope.spawn(|| join_alone(&store, name))).collect();
+            joining.into_iter().flat_map(|one| one.join().unwrap()).collect()
+        });
+        assert_eq!(taken.len(), 8);
+        assert_eq!(seen(&store).claims.len(), 8, "a lost race leaves no claim behind");
+    }
+
+    /// As [`join`], while others do the same.
+    fn join_alone(store: &Directory, name: &str) -> Vec<IpNet> {
+        let leases = Leases::new(store.clone(), name);
+        let mut snapshot = seen(store);
+        let node = snapshot.nodes[name].clone();
+        let cidrs = leases.claim(&mut snapshot, &node, &pools(), &[]).unwrap();
+        leases.publish(&mut snapshot, &lease(name, &cidrs)).unwrap();
+        cidrs
+    }
+
+    #[test]
+    fn the_manifest_moves_a_node_and_its_old_claim_is_given_up() {
+        let (directory, store) = store(&[("node1", ""), ("node2", "")]);
+        join(&store, "node1", &[]).unwrap();
+        join(&store, "node2", &[]).unwrap();
+        put(directory.path(), "node1", "10.244.9.0/24");
+        assert_eq!(join(&store, "node1", &[]), Ok(vec![net("10.244.9.0/24")]));
+        let claims: Vec<IpNet> = seen(&store).claims_of("node1").collect();
+        assert_eq!(claims, [net("10.244.9.0/24")]);
+        put(directory.path(), "node1", "10.244.1.0/24");
+        let error = join(&store, "node1", &[]).unwrap_err();
+        assert!(error.contains("node node2 holds 10.244.1.0/24"), "{error}");
+        assert!(seen(&store).leases.contains_key("node1"), "what it held it still holds");
+    }
+
+    #[test]
+    fn a_node_given_back_returns_to_what_it_remembers() {
+        let (_directory, store) = store(&[("node1", ""), ("node2", "")]);
+        join(&store, "node1", &[]).unwrap();
+        let held = join(&store, "node2", &[]).unwrap();
+        let leases = Leases::new(store.clone(), "node2");
+        assert!(leases.give_back(&mut seen(&store)).unwrap());
+        assert!(!leases.give_back(&mut seen(&store)).unwrap());
+        assert_eq!(seen(&store).claims_of("node2").next(), None);
+        Leases::new(store.clone(), "node1").give_back(&mut seen(&store)).unwrap();
+        assert_eq!(join(&store, "node2", &held), Ok(held));
+    }
+
+    #[test]
+    fn what_vanished_nodes_hold_is_collected_but_not_from_one_that_is_back() {
+        let (directory, store) = store(&[("node1", ""), ("node2", ""), ("node3", "")]);
+        for name in ["node1", "node2", "node3"] {
+            join(&store, name, &[]).unwrap();
+        }
+        std::fs::remove_file(directory.path().join("node2.yaml")).unwrap();
+        std::fs::remove_file(directory.path().join("node3.yaml")).unwrap();
+        let mut late = seen(&store);
+        put(directory.path(), "node3", "");
+        let leases = Leases::new(store.clone(), "node1");
+        let collected = leases.collect(&mut late).unwrap();
+        assert_eq!(collected, ["node2".into()]);
+        let now = seen(&store);
+        assert_eq!(now.leases.keys().map(|name| &**name).collect::<Vec<_>>(), ["node1", "node3"]);
+        assert_eq!(now.claims.len(), 2);
+        assert!(leases.collect(&mut seen(&store)).unwrap().is_empty(), "once");
+    }
+
+    #[test]
+    fn a_claim_without_a_lease_of_a_vanished_node_is_collected_too() {
+        // Its agent was killed between the two.
+        let (directory, store) = store(&[("node1", ""), ("node2", "")]);
+        store.claim(net("10.244.0.0/24"), "node2").unwrap();
+        std::fs::remove_file(directory.path().join("node2.yaml")).unwrap();
+        let mut snapshot = seen(&store);
+        assert_eq!(Leases::new(store.clone(), "node1").collect(&mut snapshot).unwrap(), ["node2".into()]);
+        assert!(seen(&store).claims.is_empty() && snapshot.claims.is_empty());
+    }
+
+    #[test]
+    fn a_lease_written_meanwhile_is_not_removed() {
+        let (directory, store) = store(&[("node1", ""), ("node2", "")]);
+        join(&store, "node2", &[]).unwrap();
+        std::fs::remove_file(directory.path().join("node2.yaml")).unwrap();
+        let mut snapshot = seen(&store);
+        let (_, version) = store.read(&Key::Lease("node2".into())).unwrap().unwrap();
+        store.write(&lease("node2", &[net("10.244.7.0/24")]).into(), Expect::Any).unwrap();
+        let leases = Leases::new(store.clone(), "node1");
+        assert!(!leases.remove(&mut snapshot, &"node2".into(), Expect::Version(version)).unwrap());
+        assert!(seen(&store).leases.contains_key("node2"));
+        snapshot.apply(Change::Set(Node::named("node2").into()));
+        assert!(leases.collect(&mut snapshot).unwrap().is_empty());
+    }
+}

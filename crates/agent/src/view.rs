@@ -1,9 +1,14 @@
 //! The cluster as the agent knows it, and what its node is in it.
 //!
 //! Read [`View::take`]: events of the store go in, and it says whether the node's network may have to change.
+//! A file that cannot be read keeps its last good version in force, but an agent that starts has seen none. So at the
+//! start, while anything in the store is broken, a node that holds a lease has the benefit of the doubt: its Node
+//! object may be in that file, and a slip in a manifest must not take a node's network down.
+//!
 //! Only nodes, leases and claims are kept: the rest of the cluster is none of this agent's business, and a node of a
 //! large cluster should not pay for it.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -18,6 +23,8 @@ pub(crate) struct View {
     pub(crate) snapshot: Snapshot,
     /// Whether the store has been read whole: before that, what is absent may just not have been read yet.
     pub(crate) in_sync: bool,
+    /// Nodes that are taken to be there because they hold a lease and something in the store cannot be read.
+    doubted: BTreeSet<Arc<str>>,
     away: Option<String>,
     broken: Vec<String>,
 }
@@ -44,19 +51,20 @@ impl View {
             }
             store::Event::InSync => {
                 self.in_sync = true;
+                self.doubt();
                 true
             }
             store::Event::Changes(changes) => {
                 // Every change has to be applied, so no short cut with `any`.
                 changes.into_iter().filter(concerns_nodes).fold(false, |any, change| {
-                    let applied = self.snapshot.apply(change);
+                    let applied = self.apply(change);
                     any || applied
                 })
             }
             store::Event::Problems(problems) => {
                 self.broken = problems.iter().map(ToString::to_string).collect();
                 self.broken.iter().for_each(|problem| tracing::warn!("{problem}"));
-                false
+                self.broken.is_empty() && self.believe()
             }
             store::Event::Unavailable { reason } => {
                 tracing::warn!(%reason, "the store is away; what is known stays in force");
@@ -70,6 +78,34 @@ impl View {
                 self.in_sync
             }
         }
+    }
+
+    fn apply(&mut self, change: Change) -> bool {
+        if let Key::Node(name) = change.key() {
+            self.doubted.remove(&name);
+        }
+        self.snapshot.apply(change)
+    }
+
+    /// Takes nodes with a lease to be there although no Node object could be read, if something could not be read.
+    fn doubt(&mut self) {
+        if self.broken.is_empty() {
+            return;
+        }
+        let without = self.snapshot.leases.keys().filter(|name| !self.snapshot.nodes.contains_key(*name));
+        self.doubted = without.cloned().collect();
+        for name in &self.doubted {
+            tracing::warn!(node = %name, "holds a lease and has no Node object; kept, for a file cannot be read");
+            self.snapshot.apply(Change::Set(Node::named(name.clone()).into()));
+        }
+    }
+
+    /// Everything can be read now: what is not there is not there. True if that takes a node away.
+    fn believe(&mut self) -> bool {
+        std::mem::take(&mut self.doubted).into_iter().fold(false, |any, name| {
+            let removed = self.snapshot.apply(Change::Removed(Key::Node(name)));
+            any || removed
+        })
     }
 
     /// What the node of that name is; `holding` says whether it held a lease until now.
@@ -102,7 +138,7 @@ fn concerns_nodes(change: &Change) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use cluster::{Change, Key, NamespacedName, Node, Pod, Snapshot};
+    use cluster::{Backend, Change, Key, Lease, NamespacedName, Node, Pod, Snapshot};
 
     use super::{Standing, View};
 
@@ -137,6 +173,46 @@ mod tests {
         assert!(view.status("/store".as_ref()).away.is_some());
         assert!(view.take(store::Event::Available));
         assert!(view.status("/store".as_ref()).away.is_none());
+    }
+
+    #[test]
+    fn a_node_whose_manifest_cannot_be_read_at_the_start_is_kept_until_all_can_be_read() {
+        let lease = Lease {
+            node: "node1".into(),
+            pod_cidrs: Box::default(),
+            underlay: Box::default(),
+            backend: Backend::Other("any".into()),
+            mtu: 1450,
+        };
+        let mut snapshot = Snapshot::default();
+        snapshot.apply(Change::Set(lease.into()));
+        let problem = store::Problem {
+            file: "node1.yaml".into(),
+            line: 1,
+            column: 1,
+            object: None,
+            field: None,
+            reason: "is broken".to_owned(),
+            hint: None,
+        };
+        let start = |problems: &[store::Problem]| {
+            let mut view = View::default();
+            view.take(store::Event::Snapshot(snapshot.clone()));
+            view.take(store::Event::Problems(problems.to_vec()));
+            view.take(store::Event::InSync);
+            view
+        };
+        assert!(matches!(start(&[]).standing("node1", false), Standing::Absent));
+        let mut view = start(std::slice::from_ref(&problem));
+        assert!(matches!(view.standing("node1", false), Standing::Member(_)));
+        // Mended, and the node is not in it.
+        assert!(view.take(store::Event::Problems(Vec::new())));
+        assert!(matches!(view.standing("node1", false), Standing::Absent));
+        // Mended, and the node is in it.
+        let mut view = start(&[problem]);
+        view.take(store::Event::Changes(vec![Change::Set(Node::named("node1").into())]));
+        assert!(!view.take(store::Event::Problems(Vec::new())));
+        assert!(matches!(view.standing("node1", false), Standing::Member(_)));
     }
 
     #[test]

@@ -147,7 +147,8 @@ impl Node {
         assert!(self.agent.is_none(), "the agent of {} runs already", self.name);
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
         let mut command = self.command(&[]);
-        command.env("RUST_LOG", "debug").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let level = std::env::var("RUST_LOG").unwrap_or_else(|_| "debug".to_owned());
+        command.env("RUST_LOG", level).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.agent = Some(command.spawn().unwrap());
     }
 

@@ -1,6 +1,11 @@
 //! A store that is away, empty or broken: scenarios 34 and 35.
 
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use cluster::{Backend, Claim, Lease};
 use harness::eventually;
+use store::{Directory, Expect};
 
 use crate::rig::Rig;
 
@@ -65,4 +70,73 @@ fn a_broken_manifest_is_reported_and_its_last_good_version_stays() {
     std::fs::write(&half, good).unwrap();
     std::fs::rename(&half, &path).unwrap();
     rig.nodes[0].await_status("mended", |status| status.store.broken.is_empty());
+}
+
+#[test]
+fn a_manifest_broken_before_the_start_does_not_take_its_node_down() {
+    let mut rig = Rig::joined(2);
+    rig.add_pods();
+    let was = rig.nodes[0].tunnel_text();
+    let (good, broken) = (rig.store.path().join("node1.yaml"), "kind: Node\nmetadata: {name: [\n");
+    let text = std::fs::read_to_string(&good).unwrap();
+    rig.nodes.iter_mut().for_each(|node| node.kill());
+    std::fs::write(&good, broken).unwrap();
+    rig.nodes.iter_mut().for_each(|node| node.start());
+    for node in &rig.nodes {
+        let status = node.await_status("has looked", |status| status.last_reconcile.is_some());
+        assert!(status.ready && status.store.broken.len() == 1, "{status:?}");
+    }
+    assert_eq!(rig.nodes[0].tunnel_text(), was);
+    rig.assert_reachable();
+    std::fs::write(&good, text).unwrap();
+    rig.await_joined();
+}
+
+/// What stands in for so many other machines: their Node objects in one manifest, and what their agents would write.
+fn put_peers(rig: &Rig, count: u16) {
+    let store = Directory::open(rig.store.path()).unwrap();
+    let mut manifests = String::new();
+    for number in 0..count {
+        let node: Arc<str> = format!("peer{number}").into();
+        manifests.push_str(&format!("---\napiVersion: v1\nkind: Node\nmetadata: {{name: {node}}}\n"));
+        let [high, low] = number.to_be_bytes();
+        // Behind what the nodes of the rig take for themselves.
+        let cidrs = [
+            format!("10.{}.{low}.0/24", 64 + high).parse().unwrap(),
+            format!("fd00:10:244:{:x}::/64", 0x1000 + number).parse().unwrap(),
+        ];
+        for cidr in cidrs {
+            let claim = Claim { cidr, node: node.clone() };
+            store.write(&claim.into(), Expect::Any).unwrap();
+        }
+        let lease = Lease {
+            node: node.clone(),
+            pod_cidrs: Box::new(cidrs),
+            underlay: Box::new([IpAddr::from([198, 18, 1 + high, low])]),
+            backend: Backend::Vxlan { vni: 1, port: 8472, mac: route::vxlan::tunnel_mac(&node) },
+            mtu: 1450,
+        };
+        store.write(&lease.into(), Expect::Any).unwrap();
+    }
+    std::fs::write(rig.store.path().join("peers.yaml"), manifests).unwrap();
+}
+
+#[test]
+fn scenario_9_a_thousand_peers_known_at_the_start_are_all_programmed_in_fifteen_megabytes() {
+    let peers: u16 = std::env::var("FAIRLEAD_PEERS").map_or(1000, |count| count.parse().unwrap());
+    let mut rig = Rig::new(1);
+    put_peers(&rig, peers);
+    rig.nodes[0].configure("cluster: {podCIDRs: [10.0.0.0/9, 'fd00:10:244::/48']}\n");
+    rig.nodes[0].start();
+    let status = rig.nodes[0].await_status("ready", |status| status.ready);
+    assert_eq!(status.peers.len(), usize::from(peers));
+    assert_eq!(rig.nodes[0].fdb().len(), usize::from(peers));
+    assert_eq!(rig.nodes[0].tunnel_routes().len(), 2 * usize::from(peers));
+    let memory = std::fs::read_to_string(format!("/proc/{}/status", rig.nodes[0].pid())).unwrap();
+    let resident = memory.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let kilobytes: u32 = resident.trim().trim_end_matches(" kB").parse().unwrap();
+    let log = rig.nodes[0].log();
+    let passes: Vec<&str> = log.lines().filter(|line| line.contains("the kernel was changed")).collect();
+    eprintln!("{peers} peers, {kilobytes} kB resident, {passes:?}");
+    assert!(kilobytes <= 15 * 1024 || peers > 1000, "{kilobytes} kB");
 }
