@@ -326,6 +326,28 @@ fn an_empty_file_left_by_a_killed_plugin_is_an_address_to_give_out() {
 }
 
 #[test]
+fn a_file_that_a_power_failure_filled_with_zeros_is_an_address_to_give_out() {
+    let node = Node::with_subnet("10.1.2.0/30");
+    fs::create_dir(node.network()).unwrap();
+    fs::write(node.network().join("10.1.2.2"), [0; 12]).unwrap();
+    assert_eq!(node.add("a"), "10.1.2.2");
+}
+
+#[test]
+fn a_folder_with_the_name_of_an_address_is_passed_over() {
+    let node = Node::with_subnet("10.1.2.0/29");
+    fs::create_dir_all(node.network().join("10.1.2.2")).unwrap();
+    assert_eq!(node.add("a"), "10.1.2.3");
+    node.call("CHECK", "a").good();
+    fs::create_dir(node.network().join("10.1.2.6")).unwrap();
+    node.call("DEL", "a").good();
+    let mut config = node.config();
+    config["cni.dev/valid-attachments"] = json!([]);
+    ours().call("GC", "", &config).good();
+    assert_eq!(node.add("b"), "10.1.2.4");
+}
+
+#[test]
 fn both_plugins_share_a_directory() {
     let Some(reference) = reference() else { return not_run("the reference plugins are not installed") };
     let node = Node::new(json!([[{ "subnet": "10.1.2.0/24" }], [{ "subnet": "2001:db8::/64" }]]));
@@ -523,8 +545,21 @@ fn a_gc_killed_at_any_step_loses_no_address() {
 }
 
 /// The system calls that can fail because of the node's file system.
-const ON_FILES: [&str; 10] =
-    ["open", "openat", "flock", "fstat", "read", "write", "pwrite64", "linkat", "symlinkat", "utimensat"];
+const ON_FILES: [&str; 13] = [
+    "open",
+    "openat",
+    "flock",
+    "fstat",
+    "read",
+    "write",
+    "pwrite64",
+    "linkat",
+    "symlinkat",
+    "utimensat",
+    "unlinkat",
+    "readlinkat",
+    "getdents64",
+];
 
 #[test]
 fn an_add_whose_file_system_fails_at_any_step_gives_an_address_or_leaves_nothing() {
@@ -556,6 +591,59 @@ fn an_add_whose_file_system_fails_at_any_step_gives_an_address_or_leaves_nothing
         recovers(&node, &at);
     }
     assert!(refused > 8, "only {refused} steps mattered");
+}
+
+/// Lets `command` for the pod `victim` meet an input/output error at each of its system calls on files in turn,
+/// in a fresh node with one other pod and files that a killed plugin and another plugin left.
+fn fail_at_every_step(command: &str, config: impl Fn(&Node) -> Value) {
+    let fresh = || {
+        let node = Node::new(json!([[{ "subnet": "10.1.2.0/29" }], [{ "subnet": "2001:db8::/125" }]]));
+        node.add("other");
+        node.add("victim");
+        fs::write(node.network().join("10.1.2.6"), "").unwrap();
+        node
+    };
+    let node = fresh();
+    let steps = steps_of(&[], command, "victim", &config(&node));
+    let mut refused = 0;
+    for step in steps.iter().filter(|step| ON_FILES.contains(&step.call.as_str())) {
+        let node = fresh();
+        let fault = format!("inject={}:error=EIO:when={}", step.call, step.occurrence);
+        let program = ours().under(&["strace", "-qq", "-o", "/dev/null", "-e", &fault]);
+        let answer = program.call(command, "victim", &config(&node));
+        let at = format!("{command}, EIO at {} number {}: {answer:?}", step.call, step.occurrence);
+        for ip in ["10.1.2.2", "2001:db8::2"] {
+            assert!(node.held().contains(ip), "{at}: the other pod's {ip} is gone");
+        }
+        if answer.0.status.success() {
+            assert_eq!(node.held().len(), 2, "{at}: something of the victim's remains");
+        } else {
+            assert_eq!(answer.error().0, 5, "{at}");
+            refused += 1;
+        }
+        recovers(&node, &at);
+    }
+    assert!(refused > 3, "only {refused} steps mattered");
+}
+
+#[test]
+fn a_del_whose_file_system_fails_at_any_step_takes_nothing_from_others_and_can_be_repeated() {
+    if !can_trace() {
+        return not_run("strace cannot trace here");
+    }
+    fail_at_every_step("DEL", Node::config);
+}
+
+#[test]
+fn a_gc_whose_file_system_fails_at_any_step_takes_nothing_from_others_and_can_be_repeated() {
+    if !can_trace() {
+        return not_run("strace cannot trace here");
+    }
+    fail_at_every_step("GC", |node| {
+        let mut config = node.config();
+        config["cni.dev/valid-attachments"] = json!([{ "containerID": "other", "ifname": "eth0" }]);
+        config
+    });
 }
 
 #[test]

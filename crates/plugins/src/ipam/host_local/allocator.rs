@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use cni::{Attachment, IpConfig};
 
 use super::error::{Error, FileError};
-use super::files::{Claim, Files, View};
+use super::files::{Claim, Files, Survey, View};
 use super::range::{Pool, RangeSet};
 
 /// The addresses of one network on this node.
@@ -65,10 +65,10 @@ impl Allocator {
         let claim = files.claim(attachment)?;
         let mut taken = Vec::with_capacity(wishes.len());
         for (index, wish) in wishes.into_iter().enumerate() {
-            match self.take(&files, &claim, index, wish) {
+            match self.take(&mut files, &claim, index, wish) {
                 Ok(ip) => taken.push(ip),
                 Err(error) => {
-                    let error = undo(&files, &taken, error);
+                    let error = undo(&mut files, &taken, error);
                     files.remember(attachment, &held);
                     files.finish();
                     return Err(error);
@@ -156,7 +156,7 @@ impl Allocator {
 
     fn take(
         &self,
-        files: &Files,
+        files: &mut Files,
         claim: &Claim,
         index: usize,
         wish: Option<IpAddr>,
@@ -187,19 +187,19 @@ impl Allocator {
 /// that was.
 ///
 /// # Errors
-/// The file system. That nothing is held is none.
+/// Every file that could not be read or removed; all others have been. That nothing is held is none.
 pub fn release(data_dir: &Path, network: &str, attachment: &Attachment) -> Result<Vec<IpAddr>, Error> {
     let Some(mut files) = Files::open(data_dir, network)? else { return Ok(Vec::new()) };
-    let released = files.release(attachment)?;
+    let (released, failures) = files.release(attachment)?;
     files.finish();
-    Ok(released)
+    if failures.is_empty() { Ok(released) } else { Err(Error::Files(failures)) }
 }
 
 /// Gives back what in `<data_dir>/<network>` no attachment in `valid` holds, and says what that was. An address noted for a
 /// container alone, as very old plugins did, is kept while any interface of the container is valid.
 ///
 /// # Errors
-/// Every file that could not be removed; all others have been.
+/// Every file that could not be read or removed; all others have been.
 pub fn collect(data_dir: &Path, network: &str, valid: &[Attachment]) -> Result<Vec<IpAddr>, Error> {
     let Some(mut files) = Files::open(data_dir, network)? else { return Ok(Vec::new()) };
     let attachments: HashSet<&Attachment> = valid.iter().collect();
@@ -208,9 +208,9 @@ pub fn collect(data_dir: &Path, network: &str, valid: &[Attachment]) -> Result<V
         let noted_alone = holder.ifname.is_empty() && containers.contains(holder.container_id.as_str());
         noted_alone || attachments.contains(holder)
     };
-    let stale = files.survey()?.into_iter().filter(|(_, holder)| !stays(holder));
-    let (mut released, mut failures) = (Vec::new(), Vec::new());
-    for (ip, holder) in stale {
+    let Survey { held, mut failures } = files.survey()?;
+    let mut released = Vec::new();
+    for (ip, holder) in held.into_iter().filter(|(_, holder)| !stays(holder)) {
         match files.remove(ip) {
             Ok(()) => {
                 files.forget(&holder);
@@ -224,7 +224,7 @@ pub fn collect(data_dir: &Path, network: &str, valid: &[Attachment]) -> Result<V
 }
 
 /// Gives back what was taken before `error` came.
-fn undo(files: &Files, taken: &[IpAddr], error: Error) -> Error {
+fn undo(files: &mut Files, taken: &[IpAddr], error: Error) -> Error {
     let failures: Vec<FileError> = taken.iter().filter_map(|ip| files.remove(*ip).err()).collect();
     if failures.is_empty() { error } else { Error::Files(failures) }
 }

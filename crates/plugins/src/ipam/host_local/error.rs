@@ -81,7 +81,7 @@ pub enum Error {
     /// The node's file system refused.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Several files could not be removed.
+    /// Files could not be read or removed.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Files(Vec<FileError>),
 }

@@ -12,8 +12,8 @@
 //!
 //! What stays true: the file of an address appears complete or not at all, and only where there was none,
 //! so an address is never given twice, lock or no lock. A file without content is what a killed process or
-//! a power failure left behind: nobody holds that address. Nothing is synced to the disk on purpose: what
-//! a power failure can undo here belonged to pods that it ended too.
+//! a power failure left behind: nobody holds that address. A file that cannot be read is somebody's. Nothing
+//! is synced to the disk on purpose: what a power failure can undo here belonged to pods that it ended too.
 
 use std::collections::HashSet;
 use std::fs::DirBuilder;
@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::{io, iter};
 
 use cni::Attachment;
-use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags};
+use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::error::FileError;
@@ -76,69 +76,92 @@ impl Files {
         }
     }
 
-    /// The addresses of `holder`, also those a very old plugin noted for its container alone.
+    /// The addresses of `holder`, also those a very old plugin noted for its container alone. Fails when a
+    /// file that might be the holder's cannot be read.
     pub(super) fn held_by(&mut self, holder: &Attachment) -> Result<Vec<IpAddr>, FileError> {
-        Ok(self.notes_of(holder)?.into_iter().map(|(ip, _)| ip).collect())
+        let Survey { held, failures } = self.notes_of(holder)?;
+        match failures.into_iter().next() {
+            None => Ok(held.into_iter().map(|(ip, _)| ip).collect()),
+            Some(failure) => Err(failure),
+        }
     }
 
-    /// Gives back what `holder` holds. What was noted for the container alone goes only when nothing is
-    /// noted for the interface, as with the reference.
-    pub(super) fn release(&mut self, holder: &Attachment) -> Result<Vec<IpAddr>, FileError> {
-        let notes = self.notes_of(holder)?;
-        let exact = notes.iter().any(|(_, noted)| noted == holder);
-        let mut released = Vec::with_capacity(notes.len());
-        for (ip, noted) in notes.into_iter().filter(|(_, noted)| !exact || noted == holder) {
-            self.remove(ip)?;
+    /// Gives back what `holder` holds, all that can be, and says what that was and what could not be done.
+    /// What was noted for the container alone goes only when nothing is noted for the interface, as with the
+    /// reference.
+    pub(super) fn release(
+        &mut self,
+        holder: &Attachment,
+    ) -> Result<(Vec<IpAddr>, Vec<FileError>), FileError> {
+        let Survey { held, mut failures } = self.notes_of(holder)?;
+        let exact = held.iter().any(|(_, noted)| noted == holder);
+        let mut released = Vec::with_capacity(held.len());
+        for (ip, noted) in held.into_iter().filter(|(_, noted)| !exact || noted == holder) {
+            match self.remove(ip) {
+                Ok(()) => released.push(ip),
+                Err(failure) => failures.push(failure),
+            }
             self.hints.forget(&noted);
-            released.push(ip);
         }
-        Ok(released)
+        Ok((released, failures))
     }
 
     /// The address files that name `holder`, or its container without an interface.
-    fn notes_of(&mut self, holder: &Attachment) -> Result<Vec<(IpAddr, Attachment)>, FileError> {
+    fn notes_of(&mut self, holder: &Attachment) -> Result<Survey, FileError> {
         let alone = Attachment { ifname: String::new(), ..holder.clone() };
         if self.hints.complete() {
             let hinted = [holder, &alone].into_iter().filter_map(|noted| self.hints.recall(noted)).flatten();
             let notes: Option<Vec<_>> = hinted
                 .map(|ip| {
-                    let noted = self.holder_of(ip).filter(|noted| noted == holder || *noted == alone)?;
-                    Some((ip, noted))
+                    let noted = self.holder_of(ip).ok().flatten()?;
+                    (noted == *holder || noted == alone).then_some((ip, noted))
                 })
                 .collect();
-            if let Some(notes) = notes {
-                return Ok(notes);
+            if let Some(held) = notes {
+                return Ok(Survey { held, failures: Vec::new() });
             }
         }
-        let mut notes = self.survey()?;
-        notes.retain(|(_, noted)| noted == holder || *noted == alone);
-        Ok(notes)
+        let mut survey = self.survey()?;
+        survey.held.retain(|(_, noted)| noted == holder || *noted == alone);
+        Ok(survey)
     }
 
-    /// Every address that somebody holds. Files without content are removed, and hints put right: this is
-    /// the one look at everything, and what it finds out is not lost.
-    pub(super) fn survey(&mut self) -> Result<Vec<(IpAddr, Attachment)>, FileError> {
-        let mut held = Vec::new();
+    /// Every address that somebody is known to hold. Files without content are removed, and hints put right:
+    /// this is the one look at everything, and what it finds out is not lost.
+    pub(super) fn survey(&mut self) -> Result<Survey, FileError> {
+        let mut survey = Survey { held: Vec::new(), failures: Vec::new() };
         for ip in self.listed()? {
             match self.holder_of(ip) {
-                Some(holder) => held.push((ip, holder)),
-                None => self.remove(ip)?,
+                Ok(Some(holder)) => survey.held.push((ip, holder)),
+                Ok(None) => survey.failures.extend(self.remove(ip).err()),
+                Err(failure) => survey.failures.push(failure),
             }
         }
-        self.hints.rebuild(&held);
-        Ok(held)
+        self.hints.rebuild(&survey.held);
+        if !survey.failures.is_empty() {
+            self.hints.doubt();
+        }
+        Ok(survey)
     }
 
-    /// The holder noted in the file of `ip`; nothing when the file is missing, empty or unreadable.
-    pub(super) fn holder_of(&self, ip: IpAddr) -> Option<Attachment> {
-        holder_in(&read(self.directory.as_fd(), &ip.to_string()).ok()?)
+    /// The holder noted in the file of `ip`; nothing when the file is missing or was never filled.
+    pub(super) fn holder_of(&self, ip: IpAddr) -> Result<Option<Attachment>, FileError> {
+        match read(self.directory.as_fd(), &ip.to_string()) {
+            Ok(content) => Ok(holder_in(&content)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(FileError::new("read", &self.path.join(ip.to_string()), error)),
+        }
     }
 
-    /// Removes the file of `ip`; that it is gone already is as good.
-    pub(super) fn remove(&self, ip: IpAddr) -> Result<(), FileError> {
+    /// Removes the file of `ip`; that it is gone already is as good. What stays may have no hint by now, so it
+    /// must be looked for next time.
+    pub(super) fn remove(&mut self, ip: IpAddr) -> Result<(), FileError> {
         match fs::unlinkat(&self.directory, ip.to_string(), AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(error) => Err(FileError::new("remove", &self.path.join(ip.to_string()), error)),
+            Err(error) => {
+                self.hints.doubt();
+                Err(FileError::new("remove", &self.path.join(ip.to_string()), error))
+            }
         }
     }
 
@@ -218,6 +241,14 @@ impl Files {
     fn listed(&self) -> Result<HashSet<IpAddr>, FileError> {
         list(self.directory.as_fd()).map_err(|cause| FileError::new("list", &self.path, cause))
     }
+}
+
+/// What a look at the address files found.
+pub(super) struct Survey {
+    /// Addresses and who holds them.
+    pub(super) held: Vec<(IpAddr, Attachment)>,
+    /// Files that could not be read, or were empty and could not be removed.
+    pub(super) failures: Vec<FileError>,
 }
 
 /// One content, written once and then linked to the name of each address it gets.
@@ -347,19 +378,24 @@ fn lock_exclusively(lock: &OwnedFd) -> io::Result<()> {
     }
 }
 
-/// The names in a directory that are addresses.
+/// The files in a directory whose names are addresses. A folder of such a name is none of ours.
 fn list(directory: BorrowedFd<'_>) -> Result<HashSet<IpAddr>, Errno> {
     let mut found = HashSet::new();
     for entry in fs::Dir::read_from(directory)? {
-        found.extend(entry?.file_name().to_str().ok().and_then(|name| name.parse::<IpAddr>().ok()));
+        let entry = entry?;
+        if entry.file_type() != FileType::Directory {
+            found.extend(entry.file_name().to_str().ok().and_then(|name| name.parse::<IpAddr>().ok()));
+        }
     }
     Ok(found)
 }
 
-/// The holder that a file's content names; nothing for a file that was never filled.
+/// The holder that a file's content names; nothing for a file that was never filled. Some file systems fill
+/// what a power failure kept from being written with zeros.
 fn holder_in(content: &[u8]) -> Option<Attachment> {
     let text = String::from_utf8_lossy(content);
-    let mut lines = text.trim().lines();
+    let is_padding = |letter: char| letter.is_whitespace() || letter == '\0';
+    let mut lines = text.trim_matches(is_padding).lines();
     let container_id = lines.next()?.trim_end().to_owned();
     let ifname = lines.next().unwrap_or_default().trim().to_owned();
     Some(Attachment { container_id, ifname })

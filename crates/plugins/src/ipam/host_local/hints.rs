@@ -87,6 +87,11 @@ impl Hints {
         self.complete &= matches!(removed, Ok(()) | Err(Errno::NOENT));
     }
 
+    /// Says that the hints may lack something: they are not complete until everything has been looked at again.
+    pub(super) fn doubt(&mut self) {
+        self.complete = false;
+    }
+
     /// Makes the hints say what `held` says, and nothing else.
     pub(super) fn rebuild(&mut self, held: &[(IpAddr, Attachment)]) {
         self.changed = true;
