@@ -29,6 +29,9 @@ pub(crate) struct Catalog {
     files: BTreeMap<Arc<Path>, File>,
     /// Which files hold an object, in the order of their paths.
     holders: BTreeMap<Key, Holders>,
+    /// Files that are broken or orphans, and objects with several holders: the few that problems are about.
+    troubled: BTreeSet<Arc<Path>>,
+    contested: BTreeSet<Key>,
     /// Objects whose files changed since the last [`settle`](Self::settle).
     touched: BTreeSet<Key>,
     snapshot: Snapshot,
@@ -84,6 +87,8 @@ impl Catalog {
             root: root.to_owned(),
             files: BTreeMap::new(),
             holders: BTreeMap::new(),
+            troubled: BTreeSet::new(),
+            contested: BTreeSet::new(),
             touched: BTreeSet::new(),
             snapshot: Snapshot::default(),
             shared: Shared::default(),
@@ -106,8 +111,12 @@ impl Catalog {
                 }
                 file.objects = objects.into();
                 file.faults = Box::default();
+                self.troubled.remove(path);
             }
-            Err(faults) => file.faults = faults.into(),
+            Err(faults) => {
+                file.faults = faults.into();
+                self.troubled.insert(key.clone());
+            }
         }
         // Once an orphan, it gives way to other holders; now it may not.
         self.touched.extend(file.objects.iter().map(|placed| placed.object.key()));
@@ -117,16 +126,19 @@ impl Catalog {
     /// The file at `path` is gone.
     pub(crate) fn remove(&mut self, path: &Path) {
         if let Some((path, file)) = self.files.remove_entry(path) {
+            self.troubled.remove(&path);
             self.let_go(&path, &file);
         }
     }
 
     /// The file at `path` was lost together with the directory.
     pub(crate) fn orphan(&mut self, path: &Path) {
-        if let Some(file) = self.files.get_mut(path) {
+        if let Some((path, mut file)) = self.files.remove_entry(path) {
             file.orphan = true;
             file.faults = Box::default();
+            self.troubled.insert(path.clone());
             self.touched.extend(file.objects.iter().map(|placed| placed.object.key()));
+            self.files.insert(path, file);
         }
     }
 
@@ -145,9 +157,8 @@ impl Catalog {
 
     /// The files that are broken now and whose last good version is in force instead.
     pub(crate) fn broken(&self) -> BTreeSet<Arc<Path>> {
-        let broken =
-            self.files.iter().filter(|(_, file)| !file.faults.is_empty() && !file.objects.is_empty());
-        broken.map(|(path, _)| path.clone()).collect()
+        let kept = |file: &File| !file.faults.is_empty() && !file.objects.is_empty();
+        self.troubled.iter().filter(|path| self.files.get(*path).is_some_and(kept)).cloned().collect()
     }
 
     /// The objects of a file that are in force.
@@ -194,16 +205,17 @@ impl Catalog {
     /// All that is wrong, in the order of the files.
     pub(crate) fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
-        for (path, file) in &self.files {
+        let mut orphans = 0;
+        for (path, file) in self.troubled.iter().filter_map(|path| self.files.get_key_value(path)) {
             problems.extend(file.faults.iter().map(|fault| self.problem(path, fault)));
+            orphans += usize::from(file.orphan);
         }
-        for (key, holders) in &self.holders {
-            if let Holders::Several(paths) = holders {
-                self.report_rivals(key, paths, &mut problems);
+        for key in &self.contested {
+            if let Some(holders) = self.holders.get(key) {
+                self.report_rivals(key, holders.paths(), &mut problems);
             }
         }
         problems.sort();
-        let orphans = self.files.values().filter(|file| file.orphan).count();
         if orphans > 0 {
             problems.insert(0, self.lost(orphans));
         }
@@ -252,16 +264,26 @@ impl Catalog {
             None => Holders::One(path.clone()),
             Some(holders) => holders.with(path),
         };
-        self.holders.insert(key.clone(), holders);
+        self.set_holders(&key, Some(holders));
         self.touched.insert(key);
+    }
+
+    fn set_holders(&mut self, key: &Key, holders: Option<Holders>) {
+        if matches!(holders, Some(Holders::Several(_))) {
+            self.contested.insert(key.clone());
+        } else {
+            self.contested.remove(key);
+        }
+        match holders {
+            Some(holders) => self.holders.insert(key.clone(), holders),
+            None => self.holders.remove(key),
+        };
     }
 
     fn let_go(&mut self, path: &Arc<Path>, file: &File) {
         for key in file.objects.iter().map(|placed| placed.object.key()) {
-            match self.holders.get(&key).and_then(|holders| holders.without(path)) {
-                Some(holders) => self.holders.insert(key.clone(), holders),
-                None => self.holders.remove(&key),
-            };
+            let left = self.holders.get(&key).and_then(|holders| holders.without(path));
+            self.set_holders(&key, left);
             self.touched.insert(key);
         }
     }

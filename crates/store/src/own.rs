@@ -29,6 +29,9 @@ pub(crate) const FOLDER: &str = "fairlead";
 /// The folder of all claims.
 pub(crate) const CLAIMS: &str = "fairlead/claims";
 
+/// The folder of the last good versions of broken files.
+pub(crate) const LAST_GOOD: &str = "fairlead/.last-good";
+
 /// The file that holds an object of ours, relative to the store directory.
 pub(crate) fn path(key: &Key) -> PathBuf {
     // A namespace has no dots, so the first dot parts it from the name.
@@ -53,7 +56,7 @@ fn claim_name(cidr: IpNet) -> String {
 /// Where the last good version of the file `relative` is kept while that file is broken.
 pub(crate) fn last_good_path(relative: &Path) -> PathBuf {
     let name = Version::of(relative.as_os_str().as_bytes());
-    Path::new(FOLDER).join(".last-good").join(format!("{name}.json"))
+    Path::new(LAST_GOOD).join(format!("{name}.json"))
 }
 
 /// The pod CIDR that a file of [`CLAIMS`] is about, by its name.

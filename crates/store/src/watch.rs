@@ -244,9 +244,9 @@ impl Watch {
     }
 
     fn check_still_there(&self) -> Result<(), String> {
-        let now = presence(&self.root)?;
+        let now = inode(&self.root)?;
         match &self.present {
-            Some(known) if known.inode == now.inode => Ok(()),
+            Some(known) if known.inode == now => Ok(()),
             _ => Err(format!("{} is another directory now", self.root.display())),
         }
     }
@@ -261,9 +261,9 @@ impl Watch {
     fn arrive(&mut self) {
         loop {
             self.folders.clear();
-            match presence(&self.root) {
-                Ok(now) => {
-                    if self.settle_in(now) {
+            match inode(&self.root) {
+                Ok(inode) => {
+                    if self.settle_in(inode) {
                         return;
                     }
                 }
@@ -271,7 +271,7 @@ impl Watch {
                     self.say_away(reason);
                     self.folders.await_root();
                     // It may have come after we looked and before we began to wait.
-                    if presence(&self.root).is_err() {
+                    if inode(&self.root).is_err() {
                         return;
                     }
                 }
@@ -280,10 +280,10 @@ impl Watch {
     }
 
     /// Reads the whole directory. False if it went away meanwhile.
-    fn settle_in(&mut self, now: Presence) -> bool {
+    fn settle_in(&mut self, inode: (u64, u64)) -> bool {
         // Gives the directory an identity. One that we may not write to stays without.
         let _ = own::Lock::take(&self.root);
-        let now = Presence { identity: own::identity(&self.root), ..now };
+        let now = Presence { inode, identity: own::identity(&self.root) };
         let same = match &self.remembered {
             None => true,
             Some(known) if known.identity.is_some() => known.identity == now.identity,
@@ -301,6 +301,7 @@ impl Watch {
             self.queue.push_back(Event::Available);
         }
         self.tell();
+        self.drop_stale_last_good();
         true
     }
 
@@ -349,6 +350,20 @@ impl Watch {
         }
         self.kept = broken;
     }
+
+    /// What is kept of files that were mended while nobody watched would be wrong when they break again.
+    fn drop_stale_last_good(&self) {
+        let Ok(names) = files::names(&self.root.join(own::LAST_GOOD)) else { return };
+        let needed: BTreeSet<PathBuf> = self.kept.iter().map(|path| own::last_good_path(path)).collect();
+        let stale = names.into_iter().map(|name| Path::new(own::LAST_GOOD).join(name));
+        let stale: Vec<PathBuf> = stale.filter(|path| !needed.contains(path)).collect();
+        if stale.is_empty() {
+            return;
+        }
+        if let Ok(lock) = own::Lock::take(&self.root) {
+            stale.iter().for_each(|path| drop(lock.remove(path)));
+        }
+    }
 }
 
 impl Iterator for Watch {
@@ -359,12 +374,10 @@ impl Iterator for Watch {
     }
 }
 
-/// What the directory is known by, or why it is away.
-fn presence(root: &Path) -> Result<Presence, String> {
+/// Device and inode of the directory, or why it is away.
+fn inode(root: &Path) -> Result<(u64, u64), String> {
     match fs::metadata(root) {
-        Ok(metadata) if metadata.is_dir() => {
-            Ok(Presence { inode: (metadata.dev(), metadata.ino()), identity: own::identity(root) })
-        }
+        Ok(metadata) if metadata.is_dir() => Ok((metadata.dev(), metadata.ino())),
         Ok(_) => Err(format!("{} is not a directory", root.display())),
         Err(error) => Err(format!("{}: {error}", root.display())),
     }

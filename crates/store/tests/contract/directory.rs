@@ -190,6 +190,22 @@ fn a_broken_file_is_reported_and_its_last_good_version_stays_in_force() {
 }
 
 #[test]
+fn what_was_kept_of_a_broken_file_is_forgotten_once_it_is_mended() {
+    let fixture = Fixture::new();
+    fixture.put("web.yaml", pods(&["a"]));
+    let mut watch = fixture.store.watch().unwrap();
+    fixture.put("web.yaml", "{");
+    while !matches!(watch.next(), Some(Event::Problems(_))) {}
+    drop(watch);
+    assert_eq!(fixture.pods(), ["a"]);
+    // Mended while nobody watches; who starts then has nothing to go back to but this.
+    fixture.put("web.yaml", pods(&["b"]));
+    drop(fixture.store.watch().unwrap());
+    fixture.put("web.yaml", "{");
+    assert_eq!(fixture.pods(), [""; 0]);
+}
+
+#[test]
 fn of_a_manifest_that_was_never_good_nothing_is_taken() {
     let fixture = Fixture::new();
     fixture.put("web.yaml", pods(&["a", "B", "c", "D"]));
