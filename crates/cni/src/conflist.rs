@@ -199,8 +199,11 @@ fn single(file: &Path) -> Result<ConfList, RuntimeError> {
     let text = std::fs::read(file).map_err(|cause| RuntimeError::unreadable(file, cause))?;
     let read = || -> Result<ConfList, Reason> {
         let document = Json::parse(&text).map_err(|error| error.to_string())?;
-        let plugin = PluginConf::from_json(&document)?;
         let fields = Fields::of(&document).map_err(|error| error.to_string())?;
+        let plugin = PluginConf::from_json(&document).map_err(|reason| match fields.has("plugins") {
+            true => format!("{reason}; hint: a file with a list of plugins is named *.conflist"),
+            false => reason,
+        })?;
         let (name, version) = (network_name(&fields)?, select_version(&fields)?);
         let list = Json::object([
             ("name", Json::from(name.as_str())),

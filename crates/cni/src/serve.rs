@@ -77,7 +77,10 @@ fn prepare(
     let document =
         Json::parse(&bytes).map_err(|error| Error::undecodable(format!("network configuration: {error}")))?;
     let said = Fields::of(&document).and_then(|fields| fields.string("cniVersion")).unwrap_or_default();
-    *version = Version::exactly(said).unwrap_or(Version::LATEST);
+    *version = match said {
+        "" => Version::UNSAID,
+        text => Version::exactly(text).unwrap_or(Version::LATEST),
+    };
     let config = Config::from_json(document, plugin.versions())?;
     environment.validate(command)?;
     let netns = if command.names_container() { Some(environment.netns.clone()) } else { None };

@@ -137,6 +137,13 @@ fn single_plugin_files_are_found_after_lists_and_become_lists_of_one() {
 }
 
 #[test]
+fn a_list_in_a_file_for_single_plugins_is_told_its_place() {
+    let directory = directory(&[("10-a.conf", A)]);
+    let error = ConfList::first(directory.path()).unwrap_err().to_string();
+    assert!(error.contains("10-a.conf: missing 'type'") && error.contains(".conflist"), "{error}");
+}
+
+#[test]
 fn nothing_found_says_where_was_looked() {
     let directory = directory(&[("readme.txt", "")]);
     let here = directory.path().display().to_string();

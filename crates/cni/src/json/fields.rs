@@ -3,7 +3,8 @@
 //! [`Fields`] stands for one object. The rules, each with a test below:
 //! - keys match whatever their case (and the two letters that fold onto ASCII: `ſ` for s, `K` for k);
 //! - unknown keys are ignored; an absent key reads as the zero value (`""`, `false`, 0, empty);
-//! - `null` says nothing, wherever it stands: it reads as absent, and does not undo an earlier duplicate;
+//! - `null` says nothing, wherever it stands: it reads as absent, and does not undo an earlier duplicate, unless
+//!   that is an array;
 //! - of duplicate keys the last wins, except that objects merge member by member;
 //! - a value of the wrong type is an error even if a later duplicate is right;
 //! - an integer written with a fraction or exponent is not an integer.
@@ -185,9 +186,15 @@ impl<'a> Fields<'a> {
     /// # Errors
     /// When the value is not an array.
     pub fn optional_array(&self, key: &str) -> Result<Option<Vec<Item<'a>>>, FieldError> {
-        let array = self
-            .last(key, "an array", |value| if let Json::Array(items) = value { Some(items) } else { None })?;
-        Ok(array.map(|items| items_of(items, &self.path_of(key))))
+        let mut last = None;
+        for value in self.written(key) {
+            last = match value {
+                Json::Array(items) => Some(items),
+                Json::Null => None,
+                _ => return Err(self.wrong(key, "an array", value)),
+            };
+        }
+        Ok(last.map(|items| items_of(items, &self.path_of(key))))
     }
 
     /// The array of strings `key`; empty when absent, a null item reads as the empty string.
@@ -231,12 +238,14 @@ impl<'a> Fields<'a> {
         std::iter::once(self.members).chain(self.later.iter().copied())
     }
 
-    /// All values under `key` in the order written, without nulls.
+    /// All values under `key` in the order written.
+    fn written<'s>(&'s self, key: &'s str) -> impl Iterator<Item = &'a Json> + 's {
+        self.parts().flatten().filter(move |(name, _)| names_match(name, key)).map(|(_, value)| value)
+    }
+
+    /// The same without nulls.
     fn all<'s>(&'s self, key: &'s str) -> impl Iterator<Item = &'a Json> + 's {
-        self.parts()
-            .flatten()
-            .filter(move |(name, value)| !matches!(value, Json::Null) && names_match(name, key))
-            .map(|(_, value)| value)
+        self.written(key).filter(|value| !matches!(value, Json::Null))
     }
 
     /// The last value under `key`, after every one of them has shown the right type.
@@ -417,6 +426,7 @@ mod tests {
             ("last wins", r#"{"s":"a","S":"b","s":"c","n":1,"n":2}"#, r#""c" false 2 0,0 []"#),
             ("objects merge", r#"{"o":{"x":1,"y":2},"o":{"x":3}}"#, r#""" false 0 3,2 []"#),
             ("arrays do not", r#"{"l":["a","b"],"l":["c"]}"#, r#""" false 0 0,0 ["c"]"#),
+            ("null empties arrays", r#"{"l":["a"],"l":null}"#, r#""" false 0 0,0 []"#),
             ("null item", r#"{"l":["a",null]}"#, r#""" false 0 0,0 ["a", ""]"#),
             ("zero values", r#"{"s":"","b":false,"n":0,"o":{},"l":[]}"#, r#""" false 0 0,0 []"#),
             ("negative", r#"{"n":-1}"#, r#""" false -1 0,0 []"#),

@@ -38,7 +38,8 @@ impl AddResult {
                 "" => otherwise,
                 text => text.parse().map_err(|error| Error::undecodable(format!("cniVersion: {error}")))?,
             };
-            let result = if version < Version::V0_3_0 { by_family(&fields)? } else { by_list(&fields)? };
+            let result =
+                if version < Version::V0_3_0 { by_family(&fields)? } else { by_list(&fields, version)? };
             Ok(result)
         };
         read().map_err(|error: Error| error.context("result"))
@@ -98,10 +99,13 @@ fn by_family(fields: &Fields<'_>) -> Result<AddResult, FieldError> {
 }
 
 /// 0.3.0 and later: lists of interfaces, addresses and routes.
-fn by_list(fields: &Fields<'_>) -> Result<AddResult, FieldError> {
+fn by_list(fields: &Fields<'_>, version: Version) -> Result<AddResult, FieldError> {
     let each = |key| fields.array(key);
     Ok(AddResult {
-        interfaces: each("interfaces")?.iter().map(interface).collect::<Result<_, _>>()?,
+        interfaces: each("interfaces")?
+            .iter()
+            .map(|item| interface(item, version))
+            .collect::<Result<_, _>>()?,
         ips: each("ips")?.iter().map(ip).collect::<Result<_, _>>()?,
         routes: each("routes")?
             .iter()
@@ -111,15 +115,22 @@ fn by_list(fields: &Fields<'_>) -> Result<AddResult, FieldError> {
     })
 }
 
-fn interface(item: &Item<'_>) -> Result<Interface, FieldError> {
+fn interface(item: &Item<'_>, version: Version) -> Result<Interface, FieldError> {
     let fields = item.fields()?;
-    Ok(Interface {
+    let known = Interface {
         name: fields.string("name")?.to_owned(),
         mac: fields.string("mac")?.to_owned(),
-        mtu: fields.integer("mtu")?,
         sandbox: fields.string("sandbox")?.to_owned(),
+        ..Interface::default()
+    };
+    if version < Version::V1_0_0 {
+        return Ok(known);
+    }
+    Ok(Interface {
+        mtu: fields.integer("mtu")?,
         socket_path: fields.string("socketPath")?.to_owned(),
         pci_id: fields.string("pciID")?.to_owned(),
+        ..known
     })
 }
 

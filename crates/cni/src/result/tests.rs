@@ -145,6 +145,20 @@ fn results_of_others_are_read_generously() {
 }
 
 #[test]
+fn what_a_version_does_not_know_is_not_read_in_it() {
+    let of = |version: &str| {
+        decode(&format!(
+            r#"{{"cniVersion":"{version}","interfaces":[{{"name":"a","mtu":"1500","socketPath":5,"pciID":{{}}}}]}}"#
+        ))
+    };
+    let bare = Interface { name: "a".to_owned(), ..Interface::default() };
+    for version in ["0.3.0", "0.3.1", "0.4.0"] {
+        assert_eq!(of(version).unwrap().interfaces, std::slice::from_ref(&bare), "{version}");
+    }
+    assert_eq!(of("1.0.0").unwrap_err().code, Code::UNDECODABLE);
+}
+
+#[test]
 fn what_makes_no_sense_is_refused_with_its_path() {
     let cases = [
         (r#"{"ips":[{"address":"10.0.0.1"}]}"#, Code::INVALID_CONFIG, "result: ips[0].address: "),

@@ -214,6 +214,8 @@ fn behaviour_8_the_result_has_the_shape_of_the_version() {
         let config = format!(r#"{{"cniVersion":"{version}","name":"net","type":"witness"}}"#);
         assert_eq!(call("ADD", &[], &config).stdout.trim_end(), want);
     }
+    let refused = call("ADD", &[], r#"{"type":"witness"}"#);
+    assert!(refused.stdout.starts_with(r#"{"cniVersion":"0.1.0","code":7"#), "{}", refused.stdout);
     let unsaid = call("ADD", &[], r#"{"name":"net","type":"witness"}"#);
     assert!(unsaid.stdout.starts_with(r#"{"cniVersion":"0.1.0","ip4""#), "{}", unsaid.stdout);
 }
