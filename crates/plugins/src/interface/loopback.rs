@@ -4,13 +4,18 @@
 //! host's has been checked before any of this runs (`cni::serve`): a DEL with a path that leads home would
 //! otherwise cut the node off from itself.
 
-use cni::{AddResult, Error, Interface, IpConfig, Plugin, Request};
+use cni::{AddResult, Code, Error, Interface, IpConfig, Plugin, Request};
 use ipnet::IpNet;
 use kernel::netlink::{Protocol, Socket};
 use kernel::netns::Netns;
 use kernel::{address, link};
 
+use crate::fault::fault;
+
 const NAME: &str = "lo";
+
+/// An ADD that found an address on `lo` which others can reach.
+const REACHABLE: Code = Code(112);
 
 /// The plugin.
 #[derive(Debug)]
@@ -90,21 +95,11 @@ fn addresses(socket: &mut Socket, lo: &link::Link) -> Result<Vec<IpNet>, Error> 
         None => Ok(nets),
         Some(net) => {
             let words = format!("loopback interface found with non-loopback address {:?}", net.to_string());
-            Err(Error::new(cni::Code(112), words))
+            Err(Error::new(REACHABLE, words))
         }
     }
 }
 
 fn set_up(socket: &mut Socket, up: bool) -> Result<(), kernel::Error> {
     socket.execute(link::change(NAME, &link::Change { up: Some(up), ..link::Change::default() }))
-}
-
-/// The CNI error for a refusal of the kernel: 8 for a namespace that will not do, 101 for the rest.
-fn fault(error: kernel::Error) -> Error {
-    use kernel::Error as Kernel;
-    match error {
-        Kernel::NamespaceMissing { .. } | Kernel::NotANamespace { .. } => Error::netns(error.to_string()),
-        Kernel::System { tried, source } => Error::kernel(format!("{tried}: {source}")),
-        other => Error::kernel(other.to_string()),
-    }
 }

@@ -58,6 +58,8 @@ impl BridgeConfig {
     /// Code 6 for a key of the wrong type, 7 for a value that cannot be, 4 for CNI_ARGS.
     pub(crate) fn of(request: &Request) -> Result<Self, Error> {
         let fields = request.config.fields();
+        // An `ipam` that is no object names no plugin, and a pod must not go without addresses over a slip.
+        request.config.ipam()?;
         let default_gateway = fields.bool("isDefaultGateway")?;
         let config = Self {
             bridge: bridge_name(&request.config)?,
@@ -257,7 +259,13 @@ mod tests {
             assert_eq!(error.code, Code::INVALID_CONFIG, "{config}: {error}");
             assert!(error.message.contains(text), "{config}: {error}");
         }
-        for wrong in [r#""isGateway": "yes""#, r#""vlan": "5""#, r#""bridge": 7"#, r#""vlanTrunk": {}"#] {
+        for wrong in [
+            r#""isGateway": "yes""#,
+            r#""vlan": "5""#,
+            r#""bridge": 7"#,
+            r#""vlanTrunk": {}"#,
+            r#""ipam": "host-local""#,
+        ] {
             assert_eq!(refused(wrong).code, Code::UNDECODABLE, "{wrong}");
         }
     }
