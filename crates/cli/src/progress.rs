@@ -19,7 +19,7 @@ impl Show {
     pub(crate) fn new() -> Self {
         let bar = io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-            let style = ProgressStyle::with_template("{spinner:.cyan} {prefix:12} {wide_msg}");
+            let style = ProgressStyle::with_template("{spinner:.cyan} {wide_msg}");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
             bar.enable_steady_tick(Duration::from_millis(80));
             bar
@@ -36,10 +36,7 @@ impl Show {
         }
         let count = format!("{}/{}", progress.done, progress.total);
         match &self.bar {
-            Some(bar) => {
-                bar.set_prefix(progress.part.word());
-                bar.set_message(format!("{count} {}", progress.what));
-            }
+            Some(bar) => bar.set_message(format!("{:12} {count} {}", progress.part.word(), progress.what)),
             None => {
                 let line = format!("{}: {count} {}\n", progress.part.word(), progress.what);
                 let _ = io::stderr().write_all(line.trim_end().as_bytes());

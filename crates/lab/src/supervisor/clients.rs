@@ -130,7 +130,9 @@ impl Supervisor {
         let total = self.pods.iter().count() + unseen;
         let steps = [(Part::Nodes, ready, self.nodes.len()), (Part::Pods, wired, total)];
         for (told, (part, done, total)) in client.told.iter_mut().zip(steps) {
-            if *told != done && total > 0 {
+            // Before the first pod has a node to go to, there is nothing to tell of pods.
+            let is_idle = part == Part::Pods && done == 0 && ready < self.nodes.len();
+            if *told != done && total > 0 && !is_idle {
                 *told = done;
                 let what = self.latest(part);
                 if say(&mut client.stream, &Line::Progress(Progress { part, done, total, what })).is_err() {
