@@ -1,3 +1,5 @@
+//! Manifests are read with the place of every fault, and what is not ours is passed over.
+
 use cluster::{Backend, Key, NamespacedName, Object, Protocol, ServiceType, TargetPort};
 
 use super::{encode, parse};
