@@ -122,3 +122,88 @@ fn ask(request: Request, events: &Sender<Event>) -> Result<Answer, Unserved> {
     events.send(Event::Asked(request, answer)).map_err(|_| Unserved::Ending)?;
     answered.recv().map_err(|_| Unserved::Ending)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::net::UnixStream;
+    use std::sync::mpsc;
+
+    use super::{Server, ServerError};
+    use crate::event::Event;
+    use crate::status::{Answer, PlanReport, Request, Status, ask_plan, ask_status};
+
+    /// A server whose loop answers each question the same way.
+    fn serving() -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        let server = Server::open(directory.path()).unwrap();
+        let (sender, events) = mpsc::channel();
+        std::thread::spawn(move || server.serve(&sender));
+        std::thread::spawn(move || {
+            for event in events {
+                let Event::Asked(request, answer) = event else { continue };
+                let told = match request {
+                    Request::Status => {
+                        Answer::Status(Box::new(Status { node: "node1".into(), ..Status::default() }))
+                    }
+                    Request::Plan => Answer::Error("there is no plan yet".into()),
+                };
+                answer.send(told).unwrap();
+            }
+        });
+        directory
+    }
+
+    fn say(directory: &tempfile::TempDir, bytes: &[u8]) -> String {
+        let mut stream = UnixStream::connect(directory.path().join("agent.sock")).unwrap();
+        stream.write_all(bytes).unwrap();
+        // A client that says too much may find the door closed: what counts is that others are served.
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut answer = String::new();
+        let _ = BufReader::new(stream).read_line(&mut answer);
+        answer
+    }
+
+    #[test]
+    fn questions_are_answered_one_line_each() {
+        let directory = serving();
+        assert_eq!(ask_status(directory.path()).unwrap().node, "node1");
+        let refused = ask_plan(directory.path()).unwrap_err().to_string();
+        assert_eq!(refused, "ask the agent: there is no plan yet");
+    }
+
+    #[test]
+    fn nonsense_is_answered_with_an_error_and_the_next_client_is_served() {
+        let directory = serving();
+        let oversized = vec![b'x'; 100_000];
+        let nonsense: [&[u8]; 7] =
+            [b"", b"\n", b"status\n", b"{\"verb\":\"stop\"}\n", b"{", b"\xff\xfe\n", &oversized];
+        for bytes in nonsense {
+            let answer = say(&directory, bytes);
+            assert!(answer.is_empty() || answer.contains("\"error\""), "{answer}");
+        }
+        // One that connects and goes away without a word.
+        drop(UnixStream::connect(directory.path().join("agent.sock")).unwrap());
+        assert_eq!(ask_status(directory.path()).unwrap().node, "node1");
+    }
+
+    #[test]
+    fn a_socket_left_by_a_killed_agent_is_replaced_and_one_in_use_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        drop(Server::open(directory.path()).unwrap());
+        assert!(directory.path().join("agent.sock").exists(), "as after kill -9");
+        let _server = Server::open(directory.path()).unwrap();
+        assert!(matches!(Server::open(directory.path()), Err(ServerError::Taken { .. })));
+        let missing = Server::open(&directory.path().join("none"));
+        assert!(matches!(missing, Err(ServerError::Io { .. })));
+    }
+
+    #[test]
+    fn answers_survive_the_way_over_the_socket() {
+        let plan =
+            Answer::Plan(PlanReport { steps: vec!["+ a".into()], conflicts: vec![], text: "+ a\n".into() });
+        let text = serde_json::to_string(&plan).unwrap();
+        assert_eq!(serde_json::from_str::<Answer>(&text).unwrap(), plan);
+        assert_eq!(serde_json::to_string(&Request::Status).unwrap(), r#"{"verb":"status"}"#);
+    }
+}
