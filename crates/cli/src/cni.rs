@@ -66,6 +66,9 @@ struct Attachment {
     network: String,
     /// The path of the network namespace
     netns: PathBuf,
+    /// Where results are kept between calls
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/cni")]
+    cache_dir: PathBuf,
 }
 
 /// Runs the verb.
@@ -110,7 +113,7 @@ impl Call {
         let path = env::var_os("CNI_PATH").unwrap_or_default();
         let runner = Runner {
             path: env::split_paths(&path).filter(|path| !path.as_os_str().is_empty()).collect(),
-            cache: Cache::new("/var/lib/cni"),
+            cache: Cache::new(&attachment.cache_dir),
             resolver: Some(plugins::find),
         };
         let arguments = RuntimeArguments {

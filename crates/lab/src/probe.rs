@@ -138,7 +138,8 @@ fn routes(subjects: &[Subject]) -> Vec<(usize, usize, IpAddr)> {
             firsts.push(index);
         }
     }
-    firsts.sort_by(|left, right| subjects[*left].node.cmp(&subjects[*right].node));
+    // node2 before node10.
+    firsts.sort_by_key(|index| (subjects[*index].node.len(), &subjects[*index].node));
     if firsts.len() < 2 {
         return Vec::new();
     }

@@ -96,6 +96,32 @@ fn with_no_restart_a_dead_agent_stays_dead_and_pods_talk_on() {
 }
 
 #[test]
+fn clean_takes_away_everything_an_agent_made_and_the_pods_keep_their_links() {
+    let lab = TestLab::up(&["--nodes", "2", "--no-restart"]);
+    lab.put("a.yaml", &pod_manifest("a", "node1", 80));
+    eventually("a runs", || lab.address("a", false));
+    let node = lab.node("node1");
+    run_ok(Command::new("kill").args(["-9", &node["agentPid"].as_u64().unwrap().to_string()]));
+    eventually("the agent is dead", || lab.node("node1")["agentPid"].is_null().then_some(()));
+    let home = lab.store().with_file_name("node1");
+    let inside = |program: &str, arguments: &[&str]| {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", node["netns"].as_str().unwrap())).arg("--").arg(program);
+        run_ok(command.args(arguments))
+    };
+    let program = harness::binary("fairlead");
+    let (state, conf) = (home.join("state"), home.join("conf"));
+    let clean = ["clean", "--state-dir", state.to_str().unwrap(), "--conf-dir", conf.to_str().unwrap()];
+    assert!(inside(program.to_str().unwrap(), &clean).contains("fairlead0"), "it says what it does");
+    assert!(!inside("ip", &["-j", "link"]).contains("fairlead0"));
+    assert!(!inside("ip", &["-j", "route", "show", "proto", "70"]).contains("dst"));
+    assert!(!inside("nft", &["list", "tables"]).contains("inet fairlead\n"));
+    assert_eq!(std::fs::read_dir(&conf).unwrap().count(), 0, "the conflist is gone");
+    assert!(inside("ip", &["-j", "link"]).contains("veth"), "the pod keeps its link");
+    assert_eq!(inside(program.to_str().unwrap(), &clean), "", "and then there is nothing left to do");
+}
+
+#[test]
 fn a_pod_comes_and_goes_with_its_manifest() {
     let lab = pair();
     lab.put("c.yaml", &(pod_manifest("c", "node1", 80) + "---\n" + &service_manifest("c", 80)));

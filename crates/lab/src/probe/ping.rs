@@ -4,6 +4,7 @@
 //! the pods answer. An echo request carries the asking pod in its identifier, the asked pod in its sequence
 //! number and the round in its payload, so a late answer is never taken for another's. RFC 792, RFC 4443.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -45,12 +46,12 @@ pub(crate) struct Pair {
 
 /// Pings every party from every other, each family that both have.
 pub(crate) fn ping_all(parties: &[Party], told: &mut dyn FnMut(u16, u16)) -> io::Result<Vec<Pair>> {
-    let mut flights = flights(parties);
+    let mut flights = Flights::of(parties);
     for round in 0..ROUNDS {
         run_round(round, parties, &mut flights)?;
         told(round + 1, ROUNDS);
     }
-    Ok(flights.into_iter().map(|flight| flight.pair).collect())
+    Ok(flights.list.into_iter().map(|flight| flight.pair).collect())
 }
 
 /// A pair on its way in the current round.
@@ -60,54 +61,72 @@ struct Flight {
     sent: Option<Instant>,
 }
 
-fn flights(parties: &[Party]) -> Vec<Flight> {
-    let mut flights = Vec::new();
-    for (from, party) in parties.iter().enumerate() {
-        for (socket, echo) in party.sockets.iter().enumerate() {
-            for (to, other) in parties.iter().enumerate().filter(|(to, _)| *to != from) {
-                let family = other.addresses.iter().filter(|address| address.is_ipv4() == echo.is_ipv4);
-                flights.extend(family.map(|address| Flight {
-                    pair: Pair { from, to, address: *address, round_trip: None },
-                    socket,
-                    sent: None,
-                }));
-            }
-        }
-    }
-    flights
+/// All pairs, found again by who asks over which socket and who is asked.
+struct Flights {
+    list: Vec<Flight>,
+    places: HashMap<(usize, usize, usize), usize>,
+    /// How many are on their way.
+    open: usize,
 }
 
-fn run_round(round: u16, parties: &[Party], flights: &mut [Flight]) -> io::Result<()> {
-    for index in 0..flights.len() {
-        let flight = &mut flights[index];
-        let socket = &parties[flight.pair.from].sockets[flight.socket];
+impl Flights {
+    fn of(parties: &[Party]) -> Self {
+        let mut flights = Self { list: Vec::new(), places: HashMap::new(), open: 0 };
+        for (from, party) in parties.iter().enumerate() {
+            for (socket, echo) in party.sockets.iter().enumerate() {
+                for (to, other) in parties.iter().enumerate().filter(|(to, _)| *to != from) {
+                    let address = other.addresses.iter().find(|address| address.is_ipv4() == echo.is_ipv4);
+                    let Some(address) = address else { continue };
+                    flights.places.insert((from, socket, to), flights.list.len());
+                    let pair = Pair { from, to, address: *address, round_trip: None };
+                    flights.list.push(Flight { pair, socket, sent: None });
+                }
+            }
+        }
+        flights
+    }
+
+    fn land(&mut self, key: (usize, usize, usize), now: Instant) {
+        let Some(flight) = self.places.get(&key).and_then(|place| self.list.get_mut(*place)) else { return };
+        // A second answer to one question counts for nothing.
+        let Some(sent) = flight.sent.take() else { return };
+        self.open -= 1;
+        let took = now.duration_since(sent);
+        let best = flight.pair.round_trip.map_or(took, |best| best.min(took));
+        flight.pair.round_trip = Some(best);
+    }
+}
+
+fn run_round(round: u16, parties: &[Party], flights: &mut Flights) -> io::Result<()> {
+    for index in 0..flights.list.len() {
+        let flight = &mut flights.list[index];
+        let (from, place) = (flight.pair.from, flight.socket);
+        let socket = &parties[from].sockets[place];
         let sent = Instant::now();
         // A refusal (no route, say) is an unanswered pair, not the end of the probe.
-        flight.sent = socket.request(flight.pair, round).is_ok().then_some(sent);
+        if socket.request(flight.pair, round).is_ok() {
+            flight.sent = Some(sent);
+            flights.open += 1;
+        }
         // On a lab's links the answer is usually back before the send returns: take it while it is fresh.
-        socket.collect(round, flights, flight_socket(index, flights));
+        socket.collect(round, flights, (from, place));
     }
     let deadline = Instant::now() + PATIENCE;
-    while flights.iter().any(|flight| flight.sent.is_some()) {
+    while flights.open > 0 {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             break;
         }
         wait_for_any(parties, left)?;
         for (from, party) in parties.iter().enumerate() {
-            for (index, socket) in party.sockets.iter().enumerate() {
-                socket.collect(round, flights, (from, index));
+            for (place, socket) in party.sockets.iter().enumerate() {
+                socket.collect(round, flights, (from, place));
             }
         }
     }
-    for flight in flights {
-        flight.sent = None;
-    }
+    flights.list.iter_mut().for_each(|flight| flight.sent = None);
+    flights.open = 0;
     Ok(())
-}
-
-fn flight_socket(index: usize, flights: &[Flight]) -> (usize, usize) {
-    (flights[index].pair.from, flights[index].socket)
 }
 
 fn wait_for_any(parties: &[Party], left: Duration) -> io::Result<()> {
@@ -148,7 +167,7 @@ impl EchoSocket {
     }
 
     /// Takes every answer that has arrived.
-    fn collect(&self, round: u16, flights: &mut [Flight], (from, socket): (usize, usize)) {
+    fn collect(&self, round: u16, flights: &mut Flights, (from, socket): (usize, usize)) {
         let mut buffer = [0_u8; 512];
         while let Ok((count, _)) =
             rustix::net::recv(&self.descriptor, buffer.as_mut_slice(), RecvFlags::DONTWAIT)
@@ -158,16 +177,7 @@ impl EchoSocket {
             if reply.round != round || usize::from(reply.from) != from {
                 continue;
             }
-            let flight = flights.iter_mut().find(|flight| {
-                flight.pair.from == from && flight.socket == socket && flight.pair.to == usize::from(reply.to)
-            });
-            if let Some((flight, sent)) =
-                flight.and_then(|flight| flight.sent.take().map(|sent| (flight, sent)))
-            {
-                let took = now.duration_since(sent);
-                let best = flight.pair.round_trip.map_or(took, |best| best.min(took));
-                flight.pair.round_trip = Some(best);
-            }
+            flights.land((from, socket, reply.to.into()), now);
         }
     }
 }
