@@ -200,7 +200,10 @@ fn layer_two_only_has_no_addresses_and_no_old_result() {
         let config = config(&stage, &[], json!({}));
         let result = stage.call(&subject, "bridge", "c1").add(&config);
         assert!(result.get("ips").is_none(), "{}: {result}", subject.name);
-        assert_eq!(stage.pod.ip_json("link show eth0")[0]["operstate"], "UP", "{}", subject.name);
+        // The kernel works out the operational state in its own time.
+        eventually("eth0 is up", || {
+            (stage.pod.ip_json("link show eth0")[0]["operstate"] == "UP").then_some(())
+        });
         stage.call(&subject, "bridge", "c1").del(&config);
         let mut old = config;
         old["cniVersion"] = json!("0.2.0");
@@ -329,7 +332,7 @@ fn masquerade_hides_a_pod_from_the_outside_and_leaves_with_it() {
         let call = stage.call(&subject, "bridge", "c1");
         call.add(&config);
         // The outside has no route to 10.1.2.0/24: only a masqueraded echo can be answered.
-        assert!(stage.pod.pings("192.0.2.2"), "{}", subject.name);
+        eventually("a masqueraded echo", || stage.pod.pings("192.0.2.2").then_some(()));
         drop(outside);
         call.del(&config);
         assert!(!masquerade_rules(&stage, &subject).contains("10.1.2.2"), "{}: a rule stays", subject.name);
