@@ -25,13 +25,15 @@ use kernel::nft::Nft;
 use crate::fault::fault;
 use config::BridgeConfig;
 
+const NAME: &str = "bridge";
+
 /// The plugin.
 #[derive(Debug)]
 pub struct Bridge;
 
 impl Plugin for Bridge {
     fn name(&self) -> &'static str {
-        "bridge"
+        NAME
     }
 
     fn add(&self, request: &Request) -> Result<AddResult, Error> {

@@ -54,6 +54,21 @@ fn an_address_plugin_that_gives_nothing_is_refused_and_told() {
     assert_eq!(calls(&scene), ["ADD", "DEL"]);
 }
 
+// 11
+#[test]
+fn a_bridge_that_names_itself_for_addresses_is_refused_instead_of_going_round_for_ever() {
+    let scene = Scene::new();
+    let pod = Namespace::new();
+    let call = scene.call("c", &pod);
+    let config = scene
+        .config(&[], json!({ "type": null, "ipam": { "type": "bridge" }, "cni.dev/valid-attachments": [] }));
+    assert_eq!(call.run("ADD", &config).error_code(), 7);
+    assert_eq!(call.run("STATUS", &config).error_code(), 50);
+    assert!(scene.host.link_names().is_empty() && pod.link_names().is_empty());
+    call.del(&config);
+    call.run("GC", &config).expect_success("GC");
+}
+
 // 28
 #[test]
 fn a_failure_after_the_address_was_given_gives_it_back() {

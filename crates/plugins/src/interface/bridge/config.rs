@@ -82,6 +82,10 @@ impl BridgeConfig {
                 "cannot set hairpin mode and promiscuous mode at the same time",
             ));
         }
+        if names_itself(&request.config) {
+            return Err(Error::invalid_config("ipam.type: bridge has no addresses to give")
+                .with_details("hint: host-local has"));
+        }
         if config.disabled && !request.config.ipam_kind.is_empty() {
             return Err(Error::invalid_config("cannot use IPAM when DisableContainerInterface flag is set"));
         }
@@ -89,7 +93,16 @@ impl BridgeConfig {
     }
 }
 
-/// The bridge's name: all that DEL and GC need.
+/// The plugin to give addresses back to; empty for none. Never this one: it would call itself for ever.
+pub(crate) fn address_plugin(config: &Config) -> &str {
+    if names_itself(config) { "" } else { &config.ipam_kind }
+}
+
+fn names_itself(config: &Config) -> bool {
+    config.ipam_kind == super::NAME
+}
+
+/// The bridge's name: all that DEL and GC need beside it.
 pub(crate) fn bridge_name(config: &Config) -> Result<LinkName, Error> {
     let fields = config.fields();
     let name = match fields.string("bridge")? {

@@ -21,7 +21,7 @@ const NEEDS_THE_LINK: &str = "dhcp";
 /// Unplugs a pod.
 pub(super) fn del(request: &Request) -> Result<(), Error> {
     let owner = Owner::of(request);
-    let kind = request.config.ipam_kind.as_str();
+    let kind = config::address_plugin(&request.config);
     let mut failures = Failures::default();
     if kind == NEEDS_THE_LINK {
         failures.note(delegate::del(kind, request));
@@ -60,7 +60,7 @@ pub(super) fn gc(request: &Request) -> Result<(), Error> {
         failures.note(veth::collect(&mut host, network, &valid));
         failures.note(release_gateway(&mut host, request));
     }
-    match request.config.ipam_kind.as_str() {
+    match config::address_plugin(&request.config) {
         "" => {}
         kind => drop(failures.note(delegate::gc(kind, request))),
     }
