@@ -1,6 +1,6 @@
 //! A node's pod CIDRs and lease: taking them, keeping them, giving them back.
 //!
-//! Read [`Leases::hold`]. The order is always the same: claims first (the store grants a CIDR to one node only),
+//! Read [`Leases::claim`]. The order is always the same: claims first (the store grants a CIDR to one node only),
 //! then the lease that tells the peers; and backwards when giving back. So whatever moment an agent dies at, no two
 //! nodes carry one CIDR, and the next start finishes what was begun.
 //!

@@ -2,7 +2,7 @@
 //!
 //! Read [`State`] first: links, addresses, neighbours, forwarding entries, routes, policy rules, nf_tables
 //! tables and sysctls of one node, each identified by what the kernel identifies it by. Deciders build a
-//! `State` from the cluster; `kernel::observe` reads one back; [`diff`] gives the ordered [`Step`]s between
+//! `State` from the cluster; `kernel::observe` reads one back; [`diff()`] gives the ordered [`Step`]s between
 //! two of them, and `kernel::apply` carries those out. [`plan`] is `diff` with the foreign objects that stand
 //! in the way taken out and reported as [`Conflict`]s.
 //!

@@ -1,4 +1,4 @@
-//! What can go wrong with the store as a whole. A single broken file is no error but a [`Problem`](crate::Problem).
+//! What can go wrong with the store as a whole. A single broken file is no error but a [`Problem`].
 
 use std::io;
 use std::path::PathBuf;

@@ -1,6 +1,6 @@
 //! Kubernetes' written forms of the objects: the only place in the house that knows them.
 //!
-//! [`parse`] turns the bytes of one file into objects, or into everything that is wrong with it; [`encode`]
+//! [`parse`] turns the bytes of one file into objects, or into everything that is wrong with it; [`encode()`]
 //! writes one object so that `parse` gives it back. A file is first read into a [`tree`](tree::Tree) of plain
 //! values with their places, then taken apart field by field, so that every complaint names line, object and
 //! field. Kinds that pod networking does not decide by are passed over.
