@@ -331,6 +331,7 @@ fn masquerade_hides_a_pod_from_the_outside_and_leaves_with_it() {
         let config = config(&stage, &["10.1.2.0/24"], json!({ "isDefaultGateway": true, "ipMasq": true }));
         let call = stage.call(&subject, "bridge", "c1");
         call.add(&config);
+        assert!(masquerade_rules(&stage, &subject).contains("10.1.2.2"), "{}: no rule", subject.name);
         // The outside has no route to 10.1.2.0/24: only a masqueraded echo can be answered.
         eventually("a masqueraded echo", || stage.pod.pings("192.0.2.2").then_some(()));
         drop(outside);
@@ -346,6 +347,7 @@ fn masquerade_leaves_also_when_the_namespace_is_gone() {
         let config = config(&stage, &["10.1.2.0/24"], json!({ "isDefaultGateway": true, "ipMasq": true }));
         let mut call = stage.call(&subject, "bridge", "c1");
         call.add(&config);
+        assert!(masquerade_rules(&stage, &subject).contains("10.1.2.2"), "{}: no rule", subject.name);
         call.netns = "".into();
         call.del(&config);
         let stays = masquerade_rules(&stage, &subject).contains("10.1.2.2");

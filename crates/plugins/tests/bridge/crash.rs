@@ -162,7 +162,6 @@ fn kill_at_every_step(command: &str, mend: impl Fn(&Scene, &Namespace, &Value)) 
     scene.call("next", &next).add(&config);
 }
 
-// Appendix B 2 and the issue's own demand
 #[test]
 fn an_add_killed_at_any_step_is_cleaned_by_del() {
     kill_at_every_step("ADD", |scene, pod, config| scene.call("c", pod).del(config));

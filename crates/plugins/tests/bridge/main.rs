@@ -1,6 +1,6 @@
 //! The `bridge` plugin, as a runtime sees it: the real binary in namespaces, judged by `ip`, `bridge`, `nft`
 //! and `ping`. The numbers in the comments are those of the behaviours every implementation must show
-//! (`docs/behaviours.md` lists them); VLANs are in `tests/vlan.rs`, which also runs in a virtual machine.
+//! (`docs/conformance.md` lists them); VLANs are in `tests/vlan.rs`, which also runs in a virtual machine.
 
 #![allow(
     clippy::unwrap_used,
