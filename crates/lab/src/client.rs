@@ -82,7 +82,7 @@ impl Lab {
         let mut manifests = manifests::read(&up.from)?;
         manifests.extend(up.manifests.iter().cloned());
         up.options.check()?;
-        let home = Home::create(&up.name)?;
+        let (home, _turn) = Home::create(&up.name)?;
         let started = Self::start(&home, up, &manifests, progress);
         started.inspect_err(|_| {
             // Whatever is half made goes; the error that matters is the first.
@@ -212,8 +212,7 @@ impl Lab {
         let netns = pod.netns.ok_or_else(|| Error::Refused {
             reason: format!("pod {}/{} has no network namespace yet", pod.namespace, pod.name),
         })?;
-        let supervisor =
-            self.home.supervisor().ok_or_else(|| Error::NotUp { name: self.home.name().into() })?;
+        let supervisor = self.home.supervisor().ok_or_else(|| self.not_up())?;
         kernel::user_namespace::join(supervisor).map_err(Error::kernel("enter the lab"))?;
         let namespace = Netns::open(&netns).map_err(Error::kernel("enter the pod"))?;
         // Inside for good: what follows is another program.
@@ -245,8 +244,12 @@ impl Lab {
         asked.or_else(|error| if matches!(error, Error::NotUp { .. }) { Ok(()) } else { Err(error) })
     }
 
+    fn not_up(&self) -> Error {
+        Error::NotUp { name: self.home.name().to_owned(), others: Vec::new() }
+    }
+
     fn ask<T: DeserializeOwned>(&self, request: &Request, progress: &mut dyn FnMut(Progress)) -> Result<T> {
-        let not_up = || Error::NotUp { name: self.home.name().to_owned() };
+        let not_up = || self.not_up();
         let mut stream = UnixStream::connect(self.home.control_socket()).map_err(|_| not_up())?;
         say(&mut stream, request).map_err(|_| not_up())?;
         stream.shutdown(Shutdown::Write).map_err(|_| not_up())?;

@@ -30,10 +30,12 @@ pub enum Error {
         name: String,
     },
     /// No lab of this name is running.
-    #[error("lab {name} is not up; hint: `fairlead lab up --name {name}` starts it")]
+    #[error("lab {name} is not up; hint: `fairlead lab up --name {name}` starts it{}", up(others))]
     NotUp {
         /// The lab.
         name: String,
+        /// The labs that are.
+        others: Vec<String>,
     },
     /// None of the places for a lab's files can be written.
     #[error(
@@ -130,6 +132,10 @@ pub enum Error {
         /// How.
         source: store::Error,
     },
+}
+
+fn up(others: &[String]) -> String {
+    if others.is_empty() { String::new() } else { format!("; hint: what is up is {}", others.join(", ")) }
 }
 
 /// The result of this crate's operations.

@@ -29,19 +29,27 @@ pub struct Home {
 }
 
 impl Home {
-    /// Makes the directory of a new lab, clearing what a killed one of the same name left.
+    /// Makes the directory of a new lab, clearing what a killed one of the same name left. The second value is
+    /// the turn of whoever starts a lab: kept until the supervisor holds its own lock, so that two who start
+    /// labs at once do not clear each other's directories.
     ///
     /// # Errors
     /// [`Error::AlreadyUp`] when its supervisor lives; [`Error::NoHome`] when nothing can be written.
-    pub fn create(name: &str) -> Result<Self> {
+    pub(crate) fn create(name: &str) -> Result<(Self, Turn)> {
         check_name(name)?;
         if let Some(home) = Self::candidates(name).into_iter().find(Self::is_up) {
             return Err(Error::AlreadyUp { name: home.name });
         }
         let mut tried = Vec::new();
         for home in Self::candidates(name) {
-            match home.make() {
-                Ok(()) => return Ok(home),
+            let made = home.make().or_else(|error| match error.kind() {
+                // Somebody took the last lab down, and its root with it, in the middle of this.
+                io::ErrorKind::NotFound => home.make(),
+                _ => Err(error),
+            });
+            match made {
+                Ok(Some(turn)) => return Ok((home, turn)),
+                Ok(None) => return Err(Error::AlreadyUp { name: home.name }),
                 Err(error) => tried.push(format!("{} ({error})", home.path.display())),
             }
         }
@@ -55,7 +63,7 @@ impl Home {
     pub fn find(name: &str) -> Result<Self> {
         check_name(name)?;
         let up = Self::candidates(name).into_iter().find(Self::is_up);
-        up.ok_or_else(|| Error::NotUp { name: name.to_owned() })
+        up.ok_or_else(|| Error::NotUp { name: name.to_owned(), others: Self::all_up() })
     }
 
     /// What is left of a lab of this name that was killed: directories without a supervisor.
@@ -74,13 +82,14 @@ impl Home {
     }
 
     /// The names of the labs that are up and this user's.
-    pub fn all_up() -> Vec<String> {
+    fn all_up() -> Vec<String> {
+        let is_up = |name: &String| Self::candidates(name).iter().any(Self::is_up);
         let mut names: Vec<String> = roots()
             .iter()
             .filter_map(|root| fs::read_dir(root).ok())
             .flatten()
             .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-            .filter(|name| Self::find(name).is_ok())
+            .filter(is_up)
             .collect();
         names.sort();
         names.dedup();
@@ -178,7 +187,8 @@ impl Home {
         !(is_dying && file.lock_shared().is_ok())
     }
 
-    fn make(&self) -> io::Result<()> {
+    /// `None` when somebody else has just started a lab of this name.
+    fn make(&self) -> io::Result<Option<Turn>> {
         let root = self.path.parent().unwrap_or(Path::new("/"));
         let mut builder = DirBuilder::new();
         builder.mode(0o700);
@@ -192,13 +202,25 @@ impl Home {
         if !held.is_dir() || held.uid() != rustix::process::geteuid().as_raw() {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, "belongs to somebody else"));
         }
+        let turn = File::open(root)?;
+        turn.lock()?;
+        if self.is_up() {
+            return Ok(None);
+        }
         match fs::remove_dir_all(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
         builder.create(&self.path)?;
-        builder.create(self.store())
+        builder.create(self.store())?;
+        Ok(Some(Turn { _root: turn }))
     }
+}
+
+/// The right to start a lab, among all who share a place for labs.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    _root: File,
 }
 
 /// The files of one node: its own CNI directories, so that nodes share nothing but the underlay.
@@ -286,7 +308,7 @@ mod tests {
     fn a_home_is_up_exactly_while_its_lock_is_held() {
         let root = std::env::temp_dir().join(format!("fairlead-home-{}", std::process::id()));
         let home = Home::at("one", root.join("one"));
-        home.make().unwrap();
+        drop(home.make().unwrap());
         assert!(!home.is_up());
         let lock = home.lock().unwrap();
         assert!(home.is_up());

@@ -11,6 +11,11 @@
 //!   whose supervisor was killed is cleaned by removing its directory.
 //! - The store directory is the only way in: what is not a manifest there is not in the cluster.
 //! - No polling: every thread waits for its own descriptor and sends what it hears to one loop that decides.
+//!
+//! ```
+//! let error = lab::Lab::open("never-started").expect_err("nobody has started it");
+//! assert!(error.to_string().starts_with("lab never-started is not up"));
+//! ```
 
 mod answer;
 mod client;

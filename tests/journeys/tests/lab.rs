@@ -229,6 +229,18 @@ fn a_second_lab_of_the_same_name_is_refused_and_one_of_another_name_is_not() {
 }
 
 #[test]
+fn of_two_who_start_one_lab_at_once_one_succeeds_and_the_other_is_told() {
+    let lab = TestLab::prepared();
+    let start =
+        || lab.lab("up", &["--nodes", "1"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let outputs = [start(), start(), start()].map(|child| child.wait_with_output().unwrap());
+    assert_eq!(outputs.iter().filter(|output| output.status.success()).count(), 1, "{outputs:?}");
+    let told = outputs.iter().filter(|output| String::from_utf8_lossy(&output.stderr).contains("already up"));
+    assert_eq!(told.count(), 2, "{outputs:?}");
+    assert_eq!(lab.list()["nodes"].as_array().unwrap().len(), 1);
+}
+
+#[test]
 fn a_supervisor_that_is_killed_leaves_nothing_that_down_and_up_do_not_clean() {
     let lab = pair();
     kill_supervisor(&lab);
