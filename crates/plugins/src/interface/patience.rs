@@ -15,8 +15,9 @@ use rustix::io::Errno;
 
 use crate::fault::fault;
 
-/// A link comes up within a millisecond; on a machine that is torn between many, not much later.
-const CARRIER: Duration = Duration::from_secs(3);
+/// A link comes up within a millisecond, unless the kernel is busy with the links of many others: every one that
+/// is deleted meanwhile takes its turn first.
+pub(crate) const CARRIER: Duration = Duration::from_secs(10);
 
 /// Looks with `probe` until it has an answer; `listen` opens what tells of changes, and is called only when
 /// the first look found nothing. `None` when `patience` has run out.

@@ -6,7 +6,6 @@
 //! over already.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use cni::{AddResult, Error, Interface, IpConfig, Request, delegate};
 use ipnet::IpNet;
@@ -28,9 +27,6 @@ use crate::interface::veth::{self, Cable};
 use crate::owner::Owner;
 use crate::undo::{Made, Undo};
 use crate::{macspoof, masquerade};
-
-/// How long a port may take to come up.
-const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Where the pod's interface stands in the result.
 const POD: usize = 2;
@@ -188,7 +184,7 @@ impl Wiring<'_> {
         let mut last = port.operational_state;
         let host = &mut self.host;
         let up = patience::until(
-            PATIENCE,
+            patience::CARRIER,
             || Monitor::open(&[Topic::Links]),
             || {
                 let Some(found) = link::find(host, port.index).map_err(fault)? else {
