@@ -61,9 +61,14 @@ impl Leases {
         let others = snapshot.nodes.values().filter(|other| other.name != self.node);
         let promised: Vec<IpNet> = others.flat_map(|other| other.pod_cidrs.iter().copied()).collect();
         let mut taken = taken_by_others(snapshot, &self.node);
-        let request = Request { manifest: &node.pod_cidrs, held: &held, remembered, promised: &promised };
-        let mut granted = Vec::new();
+        let mut granted: Vec<IpNet> = Vec::new();
+        let mut liked = remembered.to_vec();
         for pool in pools {
+            // The same number in each family is easier on the eye; no more than a wish.
+            let index = granted.first().and_then(|first| pools.first()?.index(*first));
+            liked.extend(index.and_then(|index| pool.network(index)));
+            let request =
+                Request { manifest: &node.pod_cidrs, held: &held, remembered: &liked, promised: &promised };
             granted.push(self.claim_one(snapshot, pool, &request, &mut taken)?);
         }
         Ok(granted)
@@ -274,6 +279,18 @@ mod tests {
         assert_eq!(join(&store, "node1", &[]), Ok(vec![net("10.244.0.0/24")]));
         assert_eq!(join(&store, "node2", &[]), Ok(vec![net("10.244.1.0/24")]));
         assert_eq!(join(&store, "node1", &[]), Ok(vec![net("10.244.0.0/24")]));
+    }
+
+    #[test]
+    fn the_families_of_a_node_get_the_same_number_where_they_can() {
+        let (_directory, store) = store(&[("node1", ""), ("node2", "")]);
+        store.claim(net("10.244.0.0/24"), "node2").unwrap();
+        let pools = [pools()[0], Pool::new("fd00:10:244::/56".parse().unwrap(), 64).unwrap()];
+        let mut snapshot = seen(&store);
+        let node = snapshot.nodes["node1"].clone();
+        let leases = Leases::new(store.clone(), "node1");
+        let cidrs = leases.claim(&mut snapshot, &node, &pools, &[]).unwrap();
+        assert_eq!(cidrs, [net("10.244.1.0/24"), net("fd00:10:244:1::/64")]);
     }
 
     #[test]

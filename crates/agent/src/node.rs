@@ -32,6 +32,8 @@ const LOOKS: usize = 4;
 pub(crate) struct Outcome {
     /// The kernel was changed.
     pub(crate) changed: bool,
+    /// Another agent publishes this node's lease too.
+    pub(crate) contested: bool,
     /// Something failed that may succeed later without any event.
     pub(crate) failed: bool,
 }
@@ -229,6 +231,7 @@ impl NodeKeeper {
         if !made && !view.snapshot.leases.contains_key(&lease.node) {
             return;
         }
+        outcome.contested = self.has_a_double(view, &lease);
         if let Err(error) = self.leases.publish(&mut view.snapshot, &lease) {
             self.report.not_ready(told(&error));
             outcome.failed = true;
@@ -245,6 +248,22 @@ impl NodeKeeper {
         }
         self.remembered = lease.pod_cidrs.to_vec();
         self.lease = Some(lease);
+    }
+
+    /// Whether the lease in the store is neither the one last published nor the one to be published.
+    fn has_a_double(&mut self, view: &View, lease: &Lease) -> bool {
+        let theirs = view.snapshot.leases.get(&lease.node);
+        let (Some(theirs), Some(ours)) = (theirs, &self.lease) else { return false };
+        let contested = **theirs != *ours && **theirs != *lease;
+        if contested {
+            self.report.problem(format!(
+                "publish the lease of node {node}: somebody else has published another one, with underlay {underlay:?}\n\
+                 hint: is an agent on another machine started with --node {node}?",
+                node = lease.node,
+                underlay = theirs.underlay,
+            ));
+        }
+        contested
     }
 
     /// Makes the kernel hold this state; true if it does and nothing else keeps the node from carrying pods.

@@ -117,14 +117,19 @@ impl Loop {
         if !self.view.in_sync {
             return;
         }
-        let Outcome { changed, failed } = self.node.pass(&mut self.view, cause);
+        let Outcome { changed, contested, failed } = self.node.pass(&mut self.view, cause);
+        let now = Instant::now();
         if failed {
-            self.due.failed(Instant::now())
+            self.due.failed(now)
         } else {
             self.due.succeeded()
         }
-        if changed {
-            self.due.changed(Instant::now());
+        if contested {
+            self.due.pause(now);
+        }
+        // Any number of nodes may come at once; only who changes the kernel may be a program to quarrel with.
+        if changed && KERNEL_CAUSES.contains(&cause) {
+            self.due.changed(now);
         }
     }
 
@@ -150,11 +155,16 @@ impl Loop {
     }
 }
 
+/// Causes that a program next to the agent can bring about.
+const KERNEL_CAUSES: [&str; 3] =
+    ["the kernel's network changed", "the nf_tables ruleset changed", "changes of the kernel were missed"];
+
 fn cause_of(touched: Touched) -> &'static str {
+    let [network, ruleset, everything] = KERNEL_CAUSES;
     match touched {
-        Touched::Network => "the kernel's network changed",
-        Touched::Ruleset => "the nf_tables ruleset changed",
-        Touched::Everything => "changes of the kernel were missed",
+        Touched::Network => network,
+        Touched::Ruleset => ruleset,
+        Touched::Everything => everything,
     }
 }
 
@@ -206,8 +216,13 @@ impl Due {
                 "changed the kernel {MOST_PASSES} times within {PACE:?}; hint: another program undoes the agent's \
                  work, `fairlead plan` shows what"
             );
-            self.not_before = Some(now + PACE);
+            self.pause(now);
         }
+    }
+
+    /// No further pass for a while.
+    fn pause(&mut self, now: Instant) {
+        self.not_before = Some(now + PACE);
     }
 }
 

@@ -3,7 +3,7 @@
 use agent::PeerState;
 use harness::{eventually, run};
 
-use crate::rig::Rig;
+use crate::rig::{Node, Rig};
 
 #[test]
 fn pods_of_three_nodes_reach_each_other_in_both_families() {
@@ -215,4 +215,21 @@ fn a_second_agent_on_a_node_is_refused_and_the_first_goes_on() {
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("another agent does already"));
     assert!(rig.nodes[0].status().unwrap().ready);
+}
+
+#[test]
+fn two_machines_with_one_name_say_so_and_do_not_fight_without_pause() {
+    let mut rig = Rig::joined(2);
+    rig.nodes[1].kill();
+    rig.nodes[1].name = "node1".to_owned();
+    rig.nodes[1].start();
+    for node in &rig.nodes {
+        node.await_status("says that it has a double", |status| {
+            status.problems.iter().any(|problem| problem.contains("--node node1"))
+        });
+    }
+    // Each publishes at most once in two seconds, the first time aside.
+    let published = |node: &Node| node.log().matches("lease published").count();
+    let (first, second) = (published(&rig.nodes[0]), published(&rig.nodes[1]));
+    assert!(first <= 20 && second <= 20, "{first} and {second}");
 }
