@@ -27,6 +27,7 @@ pub(crate) const RTM_DELQDISC: u16 = 37;
 pub(crate) const RTM_GETQDISC: u16 = 38;
 /// How a namespace or link is configured (linux/netconf.h).
 pub(crate) const RTM_NEWNETCONF: u16 = 80;
+pub(crate) const RTM_GETNETCONF: u16 = 82;
 pub(crate) const RTM_NEWNSID: u16 = 88;
 pub(crate) const RTM_GETNSID: u16 = 90;
 
@@ -86,6 +87,9 @@ pub(crate) const IFLA_VXLAN_PORT: u16 = 15;
 pub(crate) const IFLA_VXLAN_TTL: u16 = 5;
 pub(crate) const VETH_INFO_PEER: u16 = 1;
 pub(crate) const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+pub(crate) const IFLA_INET_CONF: u16 = 1;
+/// A sysctl of `net/ipv4/conf/LINK` by number (linux/ip.h).
+pub(crate) const IPV4_DEVCONF_ARP_NOTIFY: u16 = 22;
 
 // Bridge VLANs (linux/if_bridge.h).
 pub(crate) const IFLA_BRIDGE_FLAGS: u16 = 0;

@@ -46,6 +46,7 @@ mod abi;
 pub mod address;
 mod error;
 mod family;
+pub mod forwarding;
 mod host;
 pub mod link;
 pub mod monitor;

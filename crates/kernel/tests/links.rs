@@ -3,11 +3,12 @@
 
 use std::os::fd::AsFd;
 
-use harness::{Namespace, not_run};
+use harness::{Namespace, not_run, run_ok};
 use kernel::link::{self, AddressGeneration, Change, Filter, NewBridge, NewKind, NewLink, NewPeer, NewVxlan};
 use kernel::link::{Kind, OperationalState, PortChange, Vlan, VlanSide};
 use kernel::netlink::{Batch, Protocol, Socket};
 use kernel::netns::Netns;
+use kernel::{Family, forwarding};
 use netstate::Mac;
 
 const HOST_MAC: Mac = Mac([0xee; 6]);
@@ -140,6 +141,7 @@ fn every_change_arrives() {
         group: Some(7),
         transmit_queue_length: Some(99),
         address_generation: Some(AddressGeneration::None),
+        arp_notify: Some(true),
         vlan_filtering: None,
     };
     let mut batch = Batch::from(link::change("veth1", &wanted));
@@ -153,6 +155,7 @@ fn every_change_arrives() {
     assert_eq!((&shown["ifalias"], &shown["master"]), (&"fairlead:net/id/eth0".into(), &"br0".into()));
     assert_eq!((&shown["group"], &shown["txqlen"]), (&"7".into(), &99.into()));
     assert_eq!(shown["inet6_addr_gen_mode"], "none");
+    assert_eq!(node.sysctl("net/ipv4/conf/veth1/arp_notify"), "1");
     assert!(shown["flags"].as_array().unwrap().contains(&"PROMISC".into()));
     let port = &shown["linkinfo"]["info_slave_data"];
     assert_eq!((&port["hairpin"], &port["isolated"]), (&true.into(), &true.into()));
@@ -272,4 +275,16 @@ fn vlans_of_a_port_are_set_and_listed() {
     assert_eq!(of(bridge), [Vlan::access(1), Vlan::tagged(5)]);
     let shown = node.bridge_json("vlan show dev veth1");
     assert_eq!(shown[0]["vlans"][0]["vlan"], 5);
+}
+
+#[test]
+fn forwarding_is_what_the_sysctls_say() {
+    let (node, mut socket, _) = node();
+    for (family, path) in [(Family::V4, "net/ipv4/ip_forward"), (Family::V6, "net/ipv6/conf/all/forwarding")]
+    {
+        for value in ["1", "0"] {
+            run_ok(node.command("sh").args(["-c", &format!("echo {value} > /proc/sys/{path}")]));
+            assert_eq!(forwarding::is_on(&mut socket, family).unwrap(), value == "1", "{path}");
+        }
+    }
 }

@@ -27,6 +27,9 @@ pub struct Change<'a> {
     pub transmit_queue_length: Option<u32>,
     /// How IPv6 link-local addresses come about.
     pub address_generation: Option<AddressGeneration>,
+    /// The sysctl `net/ipv4/conf/LINK/arp_notify`: tell the neighbours when the link comes up or changes its
+    /// hardware address.
+    pub arp_notify: Option<bool>,
     /// Whether a bridge keeps VLANs apart.
     pub vlan_filtering: Option<bool>,
 }
@@ -84,18 +87,30 @@ fn write(message: &mut Message, change: &Change<'_>) {
             message.u32(kind, value);
         }
     }
-    if let Some(mode) = change.address_generation {
-        message.nest(abi::IFLA_AF_SPEC, |families| {
-            families.nest(libc::AF_INET6 as u16, |family| {
-                family.u8(abi::IFLA_INET6_ADDR_GEN_MODE, mode as u8);
-            });
-        });
+    if change.arp_notify.is_some() || change.address_generation.is_some() {
+        message.nest(abi::IFLA_AF_SPEC, |families| write_families(families, change));
     }
     if let Some(filtering) = change.vlan_filtering {
         message.nest(abi::IFLA_LINKINFO, |info| {
             info.text(abi::IFLA_INFO_KIND, "bridge").nest(abi::IFLA_INFO_DATA, |data| {
                 data.u8(abi::IFLA_BR_VLAN_FILTERING, filtering.into());
             });
+        });
+    }
+}
+
+/// What belongs to an address family.
+fn write_families(families: &mut Message, change: &Change<'_>) {
+    if let Some(on) = change.arp_notify {
+        families.nest(libc::AF_INET as u16, |family| {
+            family.nest(abi::IFLA_INET_CONF, |sysctls| {
+                sysctls.u32(abi::IPV4_DEVCONF_ARP_NOTIFY, on.into());
+            });
+        });
+    }
+    if let Some(mode) = change.address_generation {
+        families.nest(libc::AF_INET6 as u16, |family| {
+            family.u8(abi::IFLA_INET6_ADDR_GEN_MODE, mode as u8);
         });
     }
 }

@@ -93,6 +93,21 @@ impl Nft {
         }
     }
 
+    /// Whether a chain holds this rule. A missing chain or table holds nothing and is no error.
+    ///
+    /// # Errors
+    /// When the kernel refuses to list.
+    pub fn holds_rule(&mut self, table: &TableKey, chain: &str, rule: &Rule) -> Result<bool, Error> {
+        let digest = Some(rule.digest());
+        match self.rules(table) {
+            Ok(rules) => Ok(rules
+                .iter()
+                .any(|(holder, comment)| holder == chain && userdata::find_digest(comment) == digest)),
+            Err(error) if error.is_missing() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     fn generation(&mut self) -> Result<u32, Error> {
         let request = Request::new(
             message_of(c::GET_GENERATION, 0, 0),
