@@ -35,6 +35,29 @@ fn pods_on_different_nodes_talk_in_both_families() {
 }
 
 #[test]
+fn what_leaves_the_cluster_has_the_nodes_address() {
+    let lab = pair();
+    // The underlay's bridge stands for the outside: it knows no way to pods, so only a node's address is answered.
+    for outside in ["198.18.0.254", "fd00:198:18::fe"] {
+        assert!(lab.pings("a", outside), "a does not reach {outside}");
+    }
+}
+
+#[test]
+fn with_the_store_away_pods_talk_on_and_once_it_is_back_new_ones_come() {
+    let lab = pair();
+    let (store, address) = (lab.store(), lab.address("b", false).unwrap());
+    let away = store.with_file_name("away");
+    std::fs::rename(&store, &away).unwrap();
+    assert!(lab.pings("a", &address));
+    assert_eq!(lab.list()["pods"].as_array().unwrap().len(), 2, "nothing is taken away with it");
+    std::fs::rename(&away, &store).unwrap();
+    lab.put("c.yaml", &pod_manifest("c", "node1", 80));
+    let c = eventually("a pod given afterwards runs", || lab.address("c", false));
+    assert!(lab.pings("b", &c) && lab.pings("a", &address));
+}
+
+#[test]
 fn a_packet_as_large_as_the_pods_mtu_crosses_and_a_larger_one_is_refused_at_once() {
     let lab = pair();
     let b = lab.address("b", false).unwrap();
