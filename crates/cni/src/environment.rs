@@ -126,7 +126,8 @@ pub fn validate_container_id(id: &str) -> Result<(), Error> {
 /// The longest name of a network interface, in bytes.
 const INTERFACE_NAME_LIMIT: usize = 15;
 
-/// Checks an interface's name as the kernel does: 1 to 15 bytes, not `.` or `..`, no `/`, no `:`, no white space.
+/// Checks an interface's name as the kernel does: 1 to 15 bytes, not `.` or `..`, no `/`, no `:`, no white space. And
+/// no `%`, of which the kernel would make another name.
 ///
 /// # Errors
 /// Code 4 when it is bad.
@@ -136,6 +137,7 @@ pub fn validate_interface_name(name: &str) -> Result<(), Error> {
         _ if name.len() > INTERFACE_NAME_LIMIT => "interface name is too long; at most 15 bytes",
         "." | ".." => "interface name is . or ..",
         _ if name.contains(['/', ':']) => "interface name contains / or :",
+        _ if name.contains('%') => "interface name contains %, which the kernel takes for a pattern",
         _ if name.contains(char::is_whitespace) => "interface name contains white space",
         _ => return Ok(()),
     };
@@ -248,7 +250,8 @@ mod tests {
         for good in ["e", "eth0", "eth0.100", "...", "fifteen-bytes-x"] {
             assert_eq!(validate_interface_name(good), Ok(()), "{good}");
         }
-        for bad in ["", ".", "..", "a/b", "a:b", "a b", "a\tb", "sixteen-bytes-xx", "éééééééé"] {
+        for bad in ["", ".", "..", "a/b", "a:b", "a b", "a\tb", "eth%d", "sixteen-bytes-xx", "éééééééé"]
+        {
             assert_eq!(validate_interface_name(bad).unwrap_err().code, Code::INVALID_ENVIRONMENT, "{bad}");
         }
     }

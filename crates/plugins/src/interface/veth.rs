@@ -88,7 +88,7 @@ impl Cable<'_> {
             .map_err(|error| self.unsure(host, fault(error)))?;
         match (failures.into_iter().next(), made) {
             (Some(failure), _) if failure.error.exists() => Ok(Made::Taken(fault(failure.error))),
-            (Some(failure), _) => Err(fault(failure.error)),
+            (Some(failure), _) => Err(fault(failure.error).context(self.interface)),
             (None, Some(index)) => Ok(Made::Link(index)),
             // A kernel that does not report what it made.
             (None, None) => match link::find(host, name) {
