@@ -122,6 +122,14 @@ pub enum ConfigError {
         #[source]
         source: std::io::Error,
     },
+    /// Something is wrong in the file.
+    #[error("{path}: {fault}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        fault: Box<Self>,
+    },
     /// A key that does not exist.
     #[error("read the configuration, line {line}: there is no key {key}{}", hint(.suggestion))]
     UnknownKey {
@@ -161,6 +169,7 @@ impl Config {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         Self::parse(&text)
+            .map_err(|fault| ConfigError::File { path: path.to_owned(), fault: Box::new(fault) })
     }
 
     /// Reads a file's text.
@@ -168,7 +177,7 @@ impl Config {
     /// # Errors
     /// When it is no configuration.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let config: Option<Self> = serde_saphyr::from_str(text).map_err(|error| explain(&error))?;
+        let config: Option<Self> = serde_saphyr::from_str(text).map_err(|error| explain(&error, text))?;
         let config = config.unwrap_or_default();
         config.check()?;
         Ok(config)
@@ -247,15 +256,24 @@ fn one_of_each_family(
     Ok(())
 }
 
-fn explain(error: &serde_saphyr::Error) -> ConfigError {
-    match error.without_snippet() {
+fn explain(error: &serde_saphyr::Error, text: &str) -> ConfigError {
+    let error = error.without_snippet();
+    match error {
         serde_saphyr::Error::SerdeUnknownField { field, expected, location, .. } => ConfigError::UnknownKey {
             key: field.clone(),
             line: location.line(),
             suggestion: suggestion(field, expected),
         },
-        plain => ConfigError::Syntax { reason: plain.to_string() },
+        plain => ConfigError::Syntax { reason: format!("{plain}{}", the_line(plain, text)) },
     }
+}
+
+/// The line that an error is about, to stand behind it.
+fn the_line(error: &serde_saphyr::Error, text: &str) -> String {
+    let number = error.location().and_then(|location| usize::try_from(location.line()).ok()?.checked_sub(1));
+    let line =
+        number.and_then(|number| text.lines().nth(number)).map(str::trim).filter(|line| !line.is_empty());
+    line.map_or_else(String::new, |line| format!(": {line:?}"))
 }
 
 /// The key that was probably meant, else all there is.

@@ -233,3 +233,26 @@ fn two_machines_with_one_name_say_so_and_do_not_fight_without_pause() {
     let (first, second) = (published(&rig.nodes[0]), published(&rig.nodes[1]));
     assert!(first <= 20 && second <= 20, "{first} and {second}");
 }
+
+#[test]
+fn bad_input_is_refused_before_anything_is_touched() {
+    let mut rig = Rig::new(1);
+    let refused = |node: &Node, wants: &[&str]| {
+        let output = run(&mut node.command(&[]));
+        assert_eq!(output.status.code(), Some(1));
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(wants.iter().all(|want| text.contains(want)), "{text}");
+        assert_eq!(node.netns.link_names(), ["eth0"]);
+        assert!(!node.conflist().exists() && !node.state_dir().join("agent.sock").exists());
+    };
+    let node = &mut rig.nodes[0];
+    node.configure("vxlan:\n  prot: 4789\n");
+    refused(node, &["config.yaml: ", "line 2", "no key prot", "did you mean port?"]);
+    node.configure("cluster: {podCIDRs: [10.244.0.0/33]}\n");
+    refused(node, &["line 1", "10.244.0.0/33"]);
+    node.configure("cluster: {podCIDRs: [10.244.0.0/16], nodePrefixIPv4: 12}\n");
+    refused(node, &["cluster.nodePrefixIPv4"]);
+    node.configure("");
+    node.name = "Node_1".to_owned();
+    refused(node, &["Node_1", "hint: --node"]);
+}

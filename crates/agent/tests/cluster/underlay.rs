@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::Stdio;
 
-use harness::eventually;
+use harness::{eventually, run_ok};
 
 use crate::rig::Rig;
 
@@ -127,4 +127,59 @@ fn scenario_23_a_flood_of_changes_that_overruns_the_listener_is_survived() {
     });
     node.await_settled();
     assert_eq!(node.status().unwrap().peers.len(), 1);
+}
+
+#[test]
+fn scenario_14_peers_are_told_the_address_before_the_translation_and_the_tunnel_leaves_from_the_real_one() {
+    let mut rig = Rig::new(2);
+    rig.nodes[1].configure("underlay: {advertise: [203.0.113.2], mtu: 1400}\n");
+    rig.nodes.iter_mut().for_each(|node| node.start());
+    rig.await_joined();
+    assert_eq!(rig.nodes[0].fdb(), ["203.0.113.2"]);
+    let link = rig.nodes[1].netns.ip_json("link show fairlead0");
+    assert_eq!(link[0]["linkinfo"]["info_data"]["local"], "198.18.0.2");
+    assert_eq!(link[0]["mtu"], 1350);
+    let underlay = rig.nodes[1].status().unwrap().underlay.unwrap();
+    assert_eq!(underlay.address.to_string(), "198.18.0.2");
+    assert_eq!(underlay.advertised[0].to_string(), "203.0.113.2");
+}
+
+#[test]
+fn scenario_29_a_rebooted_node_has_the_same_cidrs_and_the_same_link_address() {
+    let mut rig = Rig::joined(2);
+    let cidrs = rig.nodes[0].pod_cidrs();
+    let address = |rig: &Rig| rig.nodes[0].netns.ip_json("link show fairlead0")[0]["address"].clone();
+    let was = address(&rig);
+    rig.nodes[0].kill();
+    std::fs::remove_dir_all(rig.nodes[0].state_dir()).unwrap();
+    rig.nodes[0].netns.ip("link del fairlead0");
+    run_ok(rig.nodes[0].netns.command("nft").args(["flush", "ruleset"]));
+    rig.nodes[0].start();
+    rig.await_joined();
+    assert_eq!(rig.nodes[0].pod_cidrs(), cidrs);
+    assert_eq!(address(&rig), was);
+}
+
+#[test]
+fn pods_leave_the_cluster_with_their_nodes_address_and_keep_their_own_within_it() {
+    let rig = Rig::joined(2);
+    rig.add_pods();
+    // Something outside that answers only what comes from the underlay's addresses: it knows no way to any pod.
+    rig.underlay.ip("address add 198.18.0.254/24 dev br0");
+    rig.underlay.ip("address add fd00:198:18::fe/64 dev br0 nodad");
+    for (source, outside) in rig.nodes[0].pod_addresses().iter().zip(["198.18.0.254", "fd00:198:18::fe"]) {
+        assert!(rig.nodes[0].pings(source, outside), "{source} -> {outside}");
+    }
+    // Within the cluster the source stays: seen by a counting rule on the other node.
+    let (source, target) = (&rig.nodes[0].pod_addresses()[0], &rig.nodes[1].pod_addresses()[0]);
+    let netns = &rig.nodes[1].netns;
+    let rule = format!(
+        "add table ip watch; add chain ip watch input {{ type filter hook input priority 0; }}; \
+         add rule ip watch input ip saddr {source} icmp type echo-request counter"
+    );
+    run_ok(netns.command("nft").arg(rule));
+    assert!(rig.nodes[0].pings(source, target));
+    assert!(run_ok(netns.command("nft").args(["list", "ruleset"])).contains("packets 1 "));
+    // A process of the node that insists on the node's own address is answered through the tunnel as well.
+    assert!(rig.nodes[0].pings("198.18.0.1", target));
 }
