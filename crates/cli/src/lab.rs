@@ -98,20 +98,11 @@ impl ShapeOptions {
             nodes: self.nodes.into(),
             agent_arguments: Vec::new(),
             restart: !self.no_restart,
-            plugin_program: plugin_program(&own),
+            // All plugins are in this program too, and a `fairlead-cni` beside it may be of another build.
+            plugin_program: own.clone(),
             plugins: plugins::PLUGINS.iter().map(|plugin| plugin.name().to_owned()).collect(),
             agent_program: own,
         };
         Ok(UpOptions { name: name.to_owned(), options, from, manifests: Vec::new(), attached })
     }
-}
-
-/// `fairlead-cni` where it lies beside this program, as in a release; else this program, which has all plugins
-/// in it too.
-fn plugin_program(own: &std::path::Path) -> PathBuf {
-    use std::os::unix::fs::PermissionsExt;
-    let beside = own.with_file_name("fairlead-cni");
-    let metadata = beside.metadata();
-    let runnable = metadata.is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0);
-    if runnable { beside } else { own.to_owned() }
 }
