@@ -4,13 +4,12 @@
 //! environment variables, in one process: plugins that this program has inside need no file.
 
 use std::env;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use ::cni::{AddResult, Cache, ConfList, Json, Runner, RuntimeArguments};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
-use sha2::{Digest, Sha512};
 
 use crate::output::{OutputOption, print};
 use crate::table::Table;
@@ -116,8 +115,13 @@ impl Call {
             cache: Cache::new(&attachment.cache_dir),
             resolver: Some(plugins::find),
         };
+        let container_id = match variable("CNI_CONTAINERID") {
+            Some(id) => id,
+            // As `cnitool` derives it, so that the two can take turns.
+            None => RuntimeArguments::container_id_for(&attachment.netns)?,
+        };
         let arguments = RuntimeArguments {
-            container_id: variable("CNI_CONTAINERID").unwrap_or_else(|| container_id(&attachment.netns)),
+            container_id,
             netns: Some(attachment.netns.clone()),
             ifname: variable("CNI_IFNAME").unwrap_or_else(|| "eth0".to_owned()),
             args: pairs(&variable("CNI_ARGS").unwrap_or_default())?,
@@ -130,13 +134,6 @@ impl Call {
 /// A variable that is there and not empty.
 fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
-}
-
-/// The id that `cnitool` derives from the namespace's path, so that the two can take turns.
-fn container_id(netns: &Path) -> String {
-    let digest = Sha512::digest(netns.as_os_str().as_encoded_bytes());
-    let hex: String = digest.iter().take(10).map(|byte| format!("{byte:02x}")).collect();
-    format!("cnitool-{hex}")
 }
 
 /// `K=V;K2=V2`.
@@ -194,12 +191,6 @@ fn lay(install: &Install) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_container_is_named_as_cnitool_names_it() {
-        // printf /var/run/netns/x | sha512sum | cut -c1-20
-        assert_eq!(container_id(Path::new("/var/run/netns/x")), "cnitool-4acf487154af9777be71");
-    }
 
     #[test]
     fn arguments_are_pairs() {

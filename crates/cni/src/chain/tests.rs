@@ -285,6 +285,10 @@ fn a_list_is_validated_against_what_its_plugins_speak() {
 #[test]
 fn a_namespace_without_container_gets_cnitools_id() {
     let id = RuntimeArguments::container_id_for(Path::new("/var/run/netns/x")).unwrap();
+    // printf /var/run/netns/x | sha512sum | cut -c1-20
     assert_eq!(id, "cnitool-4acf487154af9777be71");
+    let here = std::env::current_dir().unwrap().join("x");
+    let relative = RuntimeArguments::container_id_for(Path::new("x")).unwrap();
+    assert_eq!(relative, RuntimeArguments::container_id_for(&here).unwrap());
     assert!(validate_container_id(&id).is_ok());
 }
