@@ -2,31 +2,35 @@
 //!
 //! A host that forwards IPv6 stops listening to router advertisements, and so loses an autoconfigured default
 //! route some minutes later. [`enable`] therefore first tells every link that listens now to go on listening
-//! (`accept_ra` 2). Sysctls that are right already are not written, so this costs two reads for all pods but
-//! the first, and works where `/proc/sys` is read-only.
+//! (`accept_ra` 2). Sysctls that are right already are not written, so this costs one question for
+//! all pods but the first, and works where `/proc/sys` is read-only.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use cni::Error;
-use kernel::sysctl;
+use kernel::netlink::Socket;
+use kernel::{Family, forwarding, sysctl};
 
 use crate::fault::fault;
 
 const LINKS: &str = "/proc/sys/net/ipv6/conf";
 
 /// Switches forwarding on for the family of each address.
-pub(crate) fn enable(addresses: impl IntoIterator<Item = IpAddr>) -> Result<(), Error> {
-    let (mut v4, mut v6) = (false, false);
-    for address in addresses {
-        v4 |= address.is_ipv4();
-        v6 |= address.is_ipv6();
-    }
-    if v4 {
-        sysctl::set("net/ipv4/ip_forward", "1").map_err(fault)?;
-    }
-    if v6 && sysctl::read("net/ipv6/conf/all/forwarding").map_err(fault)? != "1" {
-        keep_listening();
-        sysctl::set("net/ipv6/conf/all/forwarding", "1").map_err(fault)?;
+pub(crate) fn enable(host: &mut Socket, addresses: impl IntoIterator<Item = IpAddr>) -> Result<(), Error> {
+    let families: BTreeSet<Family> = addresses.into_iter().map(Family::of).collect();
+    for family in families {
+        if forwarding::is_on(host, family).map_err(fault)? {
+            continue;
+        }
+        let path = match family {
+            Family::V4 => "net/ipv4/ip_forward",
+            Family::V6 => {
+                keep_listening();
+                "net/ipv6/conf/all/forwarding"
+            }
+        };
+        sysctl::set(path, "1").map_err(fault)?;
     }
     Ok(())
 }

@@ -81,19 +81,16 @@ pub(crate) fn missing(
     port: LinkName,
     mac: Mac,
 ) -> Result<Option<String>, Error> {
-    let wanted = wanted();
-    let found = nft.table(&wanted.key, Some(&wanted))?;
-    let has = |set: &str, key: &Key| {
-        let comment = found.as_ref().and_then(|table| table.sets.get(set)?.elements.get(key));
-        comment.is_some_and(|comment| comment.as_deref() == Some(&owner.alias()))
-    };
-    if !has(PORTS, &vec![Value::Ifname(port)]) || !has(ALLOWED, &vec![Value::Ifname(port), Value::Ether(mac)])
-    {
-        return Ok(Some(format!("the hardware address filter of {port} is gone from {}", wanted.key)));
+    let table = TableKey::new(Family::Bridge, TABLE);
+    let alias = owner.alias();
+    let allowed = vec![Value::Ifname(port), Value::Ether(mac)];
+    for (set, key) in [(PORTS, vec![Value::Ifname(port)]), (ALLOWED, allowed)] {
+        if nft.comment_of(&table, set, &key)?.is_none_or(|comment| comment != alias) {
+            return Ok(Some(format!("the hardware address filter of {port} is gone from {table}")));
+        }
     }
-    let rules = found.as_ref().and_then(|table| table.chains.get(CHAIN)).map(|chain| &chain.rules);
-    if rules.is_none_or(|rules| !rules.contains(&rule())) {
-        return Ok(Some(format!("the rule of the hardware address filter is gone from {}", wanted.key)));
+    if !nft.holds_rule(&table, CHAIN, &rule())? {
+        return Ok(Some(format!("the rule of the hardware address filter is gone from {table}")));
     }
     Ok(None)
 }

@@ -16,8 +16,8 @@ use ipnet::IpNet;
 use kernel::Error;
 use kernel::nft::{Nft, Transaction};
 use netstate::nft::{
-    BaseChain, Chain, ChainKind, Family, Field, Hook, IpVersion, Key, Policy, Rule, Set, Statement, Table,
-    TableKey, Value, priority,
+    BaseChain, Chain, ChainKind, Family, Field, Hook, IpVersion, Key, Policy, Rule, Set, Statement, TableKey,
+    Value, priority,
 };
 
 use crate::owner::{Owner, shortened};
@@ -83,14 +83,12 @@ pub(crate) fn collect(nft: &mut Nft, network: &str, valid: &[Owner]) -> Result<(
 /// What is missing of `owner`'s masquerading of `address`, in words; `None` when all is there.
 pub(crate) fn missing(nft: &mut Nft, owner: &Owner, address: IpNet) -> Result<Option<String>, Error> {
     let pool = Pool::of(owner.network(), address);
-    let found = nft.table(&pool.table, Some(&pool.wanted()))?;
     let key = vec![Value::Address(address.addr())];
-    let element = found.as_ref().and_then(|table| table.sets.get(&pool.set.name)?.elements.get(&key));
-    if element.is_none_or(|comment| comment.as_deref() != Some(&owner.comment())) {
+    let found = nft.comment_of(&pool.table, &pool.set.name, &key)?;
+    if found.is_none_or(|comment| comment != owner.comment()) {
         return Ok(Some(format!("masquerading of {} is gone from {}", address.addr(), pool.table)));
     }
-    let rules = found.as_ref().and_then(|table| table.chains.get(CHAIN)).map(|chain| &chain.rules);
-    if rules.is_none_or(|rules| !rules.contains(&pool.rule())) {
+    if !nft.holds_rule(&pool.table, CHAIN, &pool.rule())? {
         return Ok(Some(format!("the masquerading rule for {} is gone from {}", pool.subnet, pool.table)));
     }
     Ok(None)
@@ -136,12 +134,6 @@ impl Pool {
             policy: Policy::Accept,
         };
         Chain::base(CHAIN, base)
-    }
-
-    /// The table as far as this pool is concerned.
-    fn wanted(&self) -> Table {
-        let table = Table::new(Family::Inet, TABLE).with_set(self.set.clone());
-        table.with_chain(Self::chain().with_rule(self.rule()))
     }
 
     /// The rule comes with the set, which can be made only once, so there is one rule however many try.
@@ -199,7 +191,7 @@ mod tests {
     fn the_table_reads_as_promised() {
         let pool = Pool::of("test", "10.1.2.7/24".parse().unwrap());
         assert_eq!(pool.set.name, "pods/test/10.1.2.0/24");
-        let text = pool.wanted().to_string();
+        let text = pool.rule().to_string();
         assert!(text.contains("ip saddr @pods/test/10.1.2.0/24 ip daddr != 10.1.2.0/24"), "{text}");
         assert!(text.contains("masquerade"), "{text}");
         let six = Pool::of("test", "2001:db8:42::7/64".parse().unwrap());

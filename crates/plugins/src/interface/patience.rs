@@ -44,19 +44,22 @@ pub(crate) fn until<T>(
 }
 
 /// Waits until a link carries frames. Coming up is two steps: the kernel takes the request at once, and readies
-/// the link's queue a moment later in the background; what is sent in between is lost without a word.
+/// the link's queue, or its port of a bridge, a moment later in the background; what is sent in between is
+/// lost without a word. Returns the link as it is then.
 pub(crate) fn carrier(
     socket: &mut Socket,
     wanted: &Link,
     listen: impl FnOnce() -> Result<Monitor, kernel::Error>,
-) -> Result<(), Error> {
+) -> Result<Link, Error> {
+    let mut last = wanted.operational_state;
     let up = until(CARRIER, listen, || {
         let Some(found) = link::find(socket, wanted.index).map_err(fault)? else {
             return Err(Error::kernel(format!("{} vanished while it was set up", wanted.name)));
         };
-        Ok((found.operational_state == OperationalState::Up).then_some(()))
+        last = found.operational_state;
+        Ok(Some(found).filter(|found| found.operational_state == OperationalState::Up))
     })?;
-    up.ok_or_else(|| Error::try_again(format!("{} does not come up: it has no carrier", wanted.name)))
+    up.ok_or_else(|| Error::try_again(format!("{} does not come up: it is in state {last:?}", wanted.name)))
 }
 
 fn await_change(monitor: &mut Monitor, patience: Duration) -> Result<(), Error> {

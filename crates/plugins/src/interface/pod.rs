@@ -20,7 +20,7 @@ use kernel::neighbour;
 use kernel::netlink::{Batch, Protocol, Socket};
 use kernel::netns::Netns;
 use kernel::route::{self, Hop, Route};
-use kernel::sysctl;
+use kernel::{Family, sysctl};
 use netstate::Mac;
 
 use super::patience;
@@ -100,7 +100,8 @@ impl Pod {
     pub(crate) fn configure(&mut self, link: &Link, setup: &Setup) -> Result<(), Error> {
         self.set_sysctls(&link.name, setup)?;
         let index = link.index;
-        let mut batch = Batch::from(link::change(index, &Change { up: Some(true), ..Change::default() }));
+        let up = Change { up: Some(true), arp_notify: Some(true), ..Change::default() };
+        let mut batch = Batch::from(link::change(index, &up));
         batch.extend(setup.addresses.iter().map(|net| {
             let skip = net.addr().is_ipv6() && !setup.detect_duplicates;
             address::add(&NewAddress { skip_duplicate_detection: skip, ..NewAddress::new(index, *net) })
@@ -121,13 +122,15 @@ impl Pod {
     /// When the kernel refuses to tell.
     pub(crate) fn missing(&mut self, link: &Link, setup: &Setup) -> Result<Option<String>, Error> {
         let name = &link.name;
-        let addresses = address::list(&mut self.socket, Some(link.index), None).map_err(fault)?;
+        let family = only_family(setup.addresses.iter().map(IpNet::addr));
+        let addresses = address::list(&mut self.socket, Some(link.index), family).map_err(fault)?;
         if let Some(net) =
             setup.addresses.iter().find(|net| !addresses.iter().any(|found| found.net == **net))
         {
             return Ok(Some(format!("{name} does not have the address {net}")));
         }
-        let filter = route::Filter { link: Some(link.index), ..route::Filter::default() };
+        let family = only_family(setup.routes.iter().map(|route| route.destination.addr()));
+        let filter = route::Filter { link: Some(link.index), family, ..route::Filter::default() };
         let routes = route::list(&mut self.socket, filter).map_err(fault)?;
         if let Some(wanted) =
             setup.routes.iter().find(|wanted| !routes.iter().any(|found| leads(found, wanted)))
@@ -160,8 +163,7 @@ impl Pod {
         if setup.detect_duplicates {
             put(&v6("enhanced_dad"), "1")?;
         }
-        put(&v6("accept_dad"), if setup.detect_duplicates { "1" } else { "0" })?;
-        put(&format!("net/ipv4/conf/{name}/arp_notify"), "1")
+        put(&v6("accept_dad"), if setup.detect_duplicates { "1" } else { "0" })
     }
 
     /// Waits until the link carries frames; until then the kernel drops what is sent over it.
@@ -170,7 +172,7 @@ impl Pod {
     /// When that takes unreasonably long.
     pub(crate) fn await_carrier(&mut self, link: &Link) -> Result<(), Error> {
         let namespace = &self.namespace;
-        patience::carrier(&mut self.socket, link, || Monitor::open_in(namespace, &[Topic::Links]))
+        patience::carrier(&mut self.socket, link, || Monitor::open_in(namespace, &[Topic::Links])).map(drop)
     }
 
     /// Waits until no address of the link is tentative any more.
@@ -216,6 +218,13 @@ pub(crate) fn routes(result: &AddResult, link: u32) -> Vec<Route> {
         }
     };
     result.routes.iter().map(route).collect()
+}
+
+/// The family of all these addresses; `None` when both are among them, or there are none.
+pub(crate) fn only_family(addresses: impl IntoIterator<Item = IpAddr>) -> Option<Family> {
+    let mut families = addresses.into_iter().map(Family::of);
+    let first = families.next()?;
+    families.all(|family| family == first).then_some(first)
 }
 
 /// Whether a route of the kernel does what another one asks for. Its table may differ: source-based routing

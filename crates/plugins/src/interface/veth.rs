@@ -46,12 +46,12 @@ impl Cable<'_> {
     ///
     /// # Errors
     /// When the pod has an interface of that name already, or the kernel refuses. Nothing is left then.
-    pub(crate) fn lay(&self, host: &mut Socket, pod: &mut Pod) -> Result<u32, Error> {
+    pub(crate) fn lay(&self, host: &mut Socket, pod: &mut Pod) -> Result<Link, Error> {
         let mut refused = None;
         for attempt in 0..NAMES {
             let name = self.owner.host_link_name(attempt);
             match self.make(host, pod, &name)? {
-                Made::Link(index) => return Ok(index),
+                Made::Link(link) => return Ok(link),
                 Made::Taken(refusal) => refused = Some(refusal),
             }
             if pod.find(self.interface)?.is_some() {
@@ -82,17 +82,17 @@ impl Cable<'_> {
         let mut made = None;
         let failures = host
             .run(&Batch::from(link::create_and_report(&new)), |_, reply| {
-                made = Some(Link::from_reply(reply)?.index);
+                made = Some(Link::from_reply(reply)?);
                 Ok(())
             })
             .map_err(|error| self.unsure(host, fault(error)))?;
         match (failures.into_iter().next(), made) {
             (Some(failure), _) if failure.error.exists() => Ok(Made::Taken(fault(failure.error))),
             (Some(failure), _) => Err(fault(failure.error).context(self.interface)),
-            (None, Some(index)) => Ok(Made::Link(index)),
+            (None, Some(link)) => Ok(Made::Link(link)),
             // A kernel that does not report what it made.
             (None, None) => match link::find(host, name) {
-                Ok(Some(link)) => Ok(Made::Link(link.index)),
+                Ok(Some(link)) => Ok(Made::Link(link)),
                 Ok(None) => Err(Error::kernel(format!("{name} vanished while it was made"))),
                 Err(error) => Err(self.unsure(host, fault(error))),
             },
@@ -111,7 +111,7 @@ impl Cable<'_> {
 }
 
 enum Made {
-    Link(u32),
+    Link(Link),
     Taken(Error),
 }
 
@@ -121,28 +121,15 @@ enum Made {
 /// When the kernel refuses.
 pub(crate) fn mark(
     host: &mut Socket,
-    index: u32,
+    link: &Link,
     owner: &Owner,
     change: Change<'_>,
     port: Option<PortChange>,
-) -> Result<Link, Error> {
+) -> Result<(), Error> {
     let alias = owner.alias();
-    let mut batch = Batch::from(link::change(index, &Change { alias: Some(&alias), ..change }));
-    if let Some(port) = port {
-        batch.push(link::change_port(index, &port));
-    }
-    batch.push(link::look_up(index));
-    let mut found = None;
-    let failures = host
-        .run(&batch, |_, reply| {
-            found = Some(Link::from_reply(reply)?);
-            Ok(())
-        })
-        .map_err(fault)?;
-    if let Some(failure) = failures.into_iter().next() {
-        return Err(fault(failure.error));
-    }
-    found.ok_or_else(|| Error::kernel(format!("link number {index} vanished while it was set up")))
+    let mut batch = Batch::from(link::change(link.index, &Change { alias: Some(&alias), ..change }));
+    batch.extend(port.map(|port| link::change_port(link.index, &port)));
+    host.execute(batch).map_err(fault)
 }
 
 /// The owner's host links: one, unless something went wrong in the past.

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use cni::{AddResult, Error, Interface, IpConfig, Request, delegate};
 use ipnet::IpNet;
-use kernel::link::{self, Change, Link, OperationalState, PortChange, Vlan, VlanSide};
+use kernel::link::{self, Change, Link, PortChange, Vlan, VlanSide};
 use kernel::monitor::{Monitor, Topic};
 use kernel::netlink::{Batch, Protocol, Socket};
 use kernel::nft::Nft;
@@ -85,7 +85,10 @@ impl Wiring<'_> {
         if config.masquerade {
             self.masquerade(&result)?;
         }
-        let port = self.await_port(port)?;
+        let port = match config.disabled {
+            true => port,
+            false => patience::carrier(&mut self.host, &port, || Monitor::open(&[Topic::Links]))?,
+        };
         let links = [&bridge.link, &port].into_iter().map(host_interface);
         result.interfaces = links.collect();
         result.interfaces.push(self.pod_interface(&pod_link)?);
@@ -103,17 +106,17 @@ impl Wiring<'_> {
             mtu: self.config.mtu,
             bridge: Some(bridge.link.index),
         };
-        let index = cable.lay(&mut self.host, &mut self.pod)?;
-        self.undo.note(Made::Link(index));
+        let link = cable.lay(&mut self.host, &mut self.pod)?;
+        self.undo.note(Made::Link(link.index));
         let port = PortChange {
             hairpin: self.config.hairpin.then_some(true),
             isolated: self.config.isolated.then_some(true),
             ..PortChange::default()
         };
         let port = Some(port).filter(|port| *port != PortChange::default());
-        let link = veth::mark(&mut self.host, index, self.owner, Change::default(), port)?;
+        veth::mark(&mut self.host, &link, self.owner, Change::default(), port)?;
         if self.config.vlans.any() {
-            self.host.execute(join_vlans(index, &self.config.vlans)).map_err(fault)?;
+            self.host.execute(join_vlans(link.index, &self.config.vlans)).map_err(fault)?;
         }
         Ok(link)
     }
@@ -162,7 +165,7 @@ impl Wiring<'_> {
         };
         let device = own.as_ref().unwrap_or(&bridge.link);
         hold(&mut self.host, device, &gateways, self.config.force_address)?;
-        forwarding::enable(gateways.iter().map(IpNet::addr))?;
+        forwarding::enable(&mut self.host, gateways.iter().map(IpNet::addr))?;
         Ok(own)
     }
 
@@ -174,27 +177,6 @@ impl Wiring<'_> {
             added.map_err(|error| fault(error).context("ipMasq"))?;
         }
         Ok(())
-    }
-
-    /// Waits until the bridge forwards what comes through the port.
-    fn await_port(&mut self, port: Link) -> Result<Link, Error> {
-        if self.config.disabled {
-            return Ok(port);
-        }
-        let mut last = port.operational_state;
-        let host = &mut self.host;
-        let up = patience::until(
-            patience::CARRIER,
-            || Monitor::open(&[Topic::Links]),
-            || {
-                let Some(found) = link::find(host, port.index).map_err(fault)? else {
-                    return Err(Error::kernel(format!("{} vanished while it was set up", port.name)));
-                };
-                last = found.operational_state;
-                Ok(Some(found).filter(|found| found.operational_state == OperationalState::Up))
-            },
-        )?;
-        up.ok_or_else(|| Error::try_again(format!("{}: bridge port in error state: {last:?}", port.name)))
     }
 
     fn pod_interface(&self, link: &Link) -> Result<Interface, Error> {

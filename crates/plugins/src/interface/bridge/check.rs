@@ -4,6 +4,7 @@
 //! people, have added since is not looked at.
 
 use cni::{AddResult, Error, Interface, Request, delegate};
+use ipnet::IpNet;
 use kernel::address;
 use kernel::link::{self, Kind, Link};
 use kernel::netlink::{Protocol, Socket};
@@ -14,7 +15,7 @@ use super::config::BridgeConfig;
 use super::device::Device;
 use super::gateway;
 use crate::fault::fault;
-use crate::interface::pod::Pod;
+use crate::interface::pod::{Pod, only_family};
 use crate::owner::Owner;
 use crate::{macspoof, masquerade};
 
@@ -167,7 +168,8 @@ impl Inspection<'_> {
                 found.ok_or_else(|| Error::kernel(format!("the gateway device {name} is gone")))?
             }
         };
-        let held = address::list(&mut self.host, Some(device.index), None).map_err(fault)?;
+        let family = only_family(wanted.iter().map(IpNet::addr));
+        let held = address::list(&mut self.host, Some(device.index), family).map_err(fault)?;
         let lost = wanted.iter().find(|gateway| !held.iter().any(|held| held.net == **gateway));
         complain(lost.map(|gateway| format!("{} does not have the gateway address {gateway}", device.name)))
     }

@@ -17,6 +17,7 @@ use netstate::Mac;
 
 use super::config::BridgeConfig;
 use crate::fault::fault;
+use crate::interface::pod::only_family;
 use crate::owner::BRIDGE_ALIAS;
 
 /// A bridge, ready for pods.
@@ -49,7 +50,10 @@ impl Device {
         if config.promiscuous && !link.is_promiscuous() {
             change.promiscuous = Some(true);
         }
-        refuse_advertisements(name)?;
+        // One of ours was made deaf before it came up.
+        if !ours || !link.is_up() {
+            refuse_advertisements(name)?;
+        }
         if !link.is_up() {
             change.up = Some(true);
         }
@@ -95,7 +99,8 @@ pub(super) fn check_name(host: &mut Socket, config: &BridgeConfig) -> Result<(),
 /// # Errors
 /// Code 7 when a different address is in the way.
 pub(super) fn hold(host: &mut Socket, device: &Link, gateways: &[IpNet], force: bool) -> Result<(), Error> {
-    let held = address::list(host, Some(device.index), None).map_err(fault)?;
+    let family = only_family(gateways.iter().map(IpNet::addr));
+    let held = address::list(host, Some(device.index), family).map_err(fault)?;
     let held: Vec<IpNet> = held.into_iter().filter(|held| held.scope == 0).map(|held| held.net).collect();
     let missing: Vec<IpNet> = gateways.iter().copied().filter(|gateway| !held.contains(gateway)).collect();
     if missing.is_empty() {

@@ -61,10 +61,11 @@ fn wire(
     undo: &mut Undo<'_>,
     request: &Request,
 ) -> Result<AddResult, Error> {
-    let index = cable.lay(host, pod)?;
+    let host_link = cable.lay(host, pod)?;
+    let index = host_link.index;
     undo.note(Made::Link(index));
     let own = Change { address_generation: Some(AddressGeneration::None), ..Change::default() };
-    let host_link = veth::mark(host, index, cable.owner, own, None)?;
+    veth::mark(host, &host_link, cable.owner, own, None)?;
     let found = pod.find(cable.interface)?;
     let pod_link =
         found.ok_or_else(|| Error::kernel(format!("{} vanished from the pod", cable.interface)))?;
@@ -72,7 +73,7 @@ fn wire(
     let mut result = delegate::add(&request.config.ipam_kind, request)?;
     let addresses: Vec<IpAddr> = result.ips.iter().map(|ip| ip.address.addr()).collect();
     trust_nothing(&host_link.name)?;
-    forwarding::enable(addresses.iter().copied())?;
+    forwarding::enable(host, addresses.iter().copied())?;
     pod.configure(&pod_link, &setup(&addresses, pod_link.index))?;
     let Some(pod_mac) = pod_link.mac else {
         return Err(Error::kernel(format!("{} has no hardware address", pod_link.name)));
@@ -84,7 +85,7 @@ fn wire(
         })
         .collect();
     host.execute(batch).map_err(fault)?;
-    patience::carrier(host, &host_link, || Monitor::open(&[Topic::Links]))?;
+    let host_link = patience::carrier(host, &host_link, || Monitor::open(&[Topic::Links]))?;
     pod.await_carrier(&pod_link)?;
     complete(&mut result, &host_link, &pod_link, request)?;
     Ok(result)
