@@ -72,6 +72,49 @@ fn an_agent_killed_at_any_moment_is_whole_after_the_next_start() {
 }
 
 #[test]
+fn an_agent_killed_before_any_step_of_its_first_start_is_whole_after_the_next() {
+    if !harness::strace_works() {
+        harness::not_run("strace cannot be used here");
+        return;
+    }
+    let mut rig = Rig::new(1);
+    rig.put_peers(2);
+    let node = &mut rig.nodes[0];
+    node.configure("cluster: {podCIDRs: [10.0.0.0/9, 'fd00:10:244::/48']}\n");
+    node.start();
+    node.await_status("ready", |status| status.ready);
+    node.await_settled();
+    let was = lines(&node.tunnel_text());
+    node.kill();
+    let mut steps = 0;
+    // Whatever changes anything: the kernel's state, a file's content, name or being.
+    for name in ["sendto", "write", "rename", "link", "linkat", "mkdir", "unlink", "bind", "fdatasync"] {
+        for number in 1..300 {
+            assert!(number < 299, "{name} never ends");
+            run_ok(&mut rig.nodes[0].command(&["clean"]));
+            rig.forget("node1");
+            let killed = rig.nodes[0].start_and_kill_at(name, number);
+            let node = &mut rig.nodes[0];
+            let at = format!("killed at {name} number {number}");
+            node.network_file();
+            node.start();
+            node.await_status(&at, |status| status.ready);
+            node.await_settled();
+            assert_eq!(lines(&node.tunnel_text()), was, "{at}");
+            node.kill();
+            let listing = store::Directory::open(rig.store.path()).unwrap().list().unwrap();
+            assert_eq!(listing.snapshot.claims_of("node1").count(), 2, "{at}");
+            assert_eq!(listing.problems, [], "{at}");
+            if !killed {
+                break;
+            }
+            steps += 1;
+        }
+    }
+    assert!(steps > 20, "{steps} steps were found");
+}
+
+#[test]
 fn scenario_33_cleaning_gives_the_host_back_as_it_was() {
     let mut rig = Rig::new(1);
     let was = rig.nodes[0].host_text();

@@ -2,10 +2,14 @@
 //!
 //! Node N has 198.18.0.N and fd00:198:18::N on `eth0`. Everything ends with the value, also when a test panics.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
+use ::store::{Directory, Expect};
 use agent::{PeerState, Status};
+use cluster::{Backend, Claim, Lease};
 use harness::{Namespace, eventually, run, run_ok};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -82,6 +86,15 @@ impl Rig {
         std::fs::rename(half, self.store.path().join(format!("{name}.yaml"))).unwrap();
     }
 
+    /// Takes lease and claims of a node out of the store, as if it had never been there.
+    pub(crate) fn forget(&self, name: &str) {
+        let store = Directory::open(self.store.path()).unwrap();
+        store.delete(&cluster::Key::Lease(name.into()), Expect::Any).unwrap();
+        for cidr in store.list().unwrap().snapshot.claims_of(name) {
+            store.release(cidr, name).unwrap();
+        }
+    }
+
     pub(crate) fn remove_node(&self, name: &str) {
         std::fs::remove_file(self.store.path().join(format!("{name}.yaml"))).unwrap();
     }
@@ -95,6 +108,35 @@ impl Rig {
                 status.ready && programmed == self.nodes.len() - 1
             });
         }
+    }
+
+    /// What stands in for so many other machines: their Node objects in one manifest, and what their agents would write.
+    pub(crate) fn put_peers(&self, count: u16) {
+        let store = Directory::open(self.store.path()).unwrap();
+        let mut manifests = String::new();
+        for number in 0..count {
+            let node: Arc<str> = format!("peer{number}").into();
+            manifests.push_str(&format!("---\napiVersion: v1\nkind: Node\nmetadata: {{name: {node}}}\n"));
+            let [high, low] = number.to_be_bytes();
+            // Behind what the nodes of the rig take for themselves.
+            let cidrs = [
+                format!("10.{}.{low}.0/24", 64 + high).parse().unwrap(),
+                format!("fd00:10:244:{:x}::/64", 0x1000 + number).parse().unwrap(),
+            ];
+            for cidr in cidrs {
+                let claim = Claim { cidr, node: node.clone() };
+                store.write(&claim.into(), Expect::Any).unwrap();
+            }
+            let lease = Lease {
+                node: node.clone(),
+                pod_cidrs: Box::new(cidrs),
+                underlay: Box::new([IpAddr::from([198, 18, 1 + high, low])]),
+                backend: Backend::Vxlan { vni: 1, port: 8472, mac: route::vxlan::tunnel_mac(&node) },
+                mtu: 1450,
+            };
+            store.write(&lease.into(), Expect::Any).unwrap();
+        }
+        std::fs::write(self.store.path().join("peers.yaml"), manifests).unwrap();
     }
 
     /// Gives each node a pod's stand-in: an address out of each of its pod CIDRs, on a link of its own.
@@ -150,6 +192,28 @@ impl Node {
         let level = std::env::var("RUST_LOG").unwrap_or_else(|_| "debug".to_owned());
         command.env("RUST_LOG", level).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.agent = Some(command.spawn().unwrap());
+    }
+
+    /// Runs the agent under `strace`, which kills it before it makes the system call `name` for the `number`th time.
+    /// True if it came to that; else the agent became ready first, and is killed then.
+    pub(crate) fn start_and_kill_at(&self, name: &str, number: u32) -> bool {
+        let plain = self.command(&[]);
+        // Behind `nsenter --net=PATH --` stands the agent with its arguments.
+        let mut words = plain.get_args().skip(2);
+        let mut command = self.netns.command("strace");
+        let inject = format!("inject={name}:signal=SIGKILL:when={number}");
+        command.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={name}"), "-e", &inject]);
+        command.arg(words.next().unwrap()).args(words).stdin(Stdio::null()).stderr(Stdio::null());
+        let mut strace = command.spawn().unwrap();
+        let killed = eventually("the agent is killed or ready", || match strace.try_wait().unwrap() {
+            Some(_) => Some(true),
+            None => self.status().filter(|status| status.ready).map(|status| {
+                run_ok(Command::new("kill").args(["-9", &status.pid.to_string()]));
+                false
+            }),
+        });
+        strace.wait().unwrap();
+        killed
     }
 
     fn log_path(&self) -> PathBuf {

@@ -1,11 +1,6 @@
 //! A store that is away, empty or broken: scenarios 34 and 35.
 
-use std::net::IpAddr;
-use std::sync::Arc;
-
-use cluster::{Backend, Claim, Lease};
 use harness::eventually;
-use store::{Directory, Expect};
 
 use crate::rig::Rig;
 
@@ -122,40 +117,11 @@ fn a_manifest_broken_before_the_start_does_not_take_its_node_down() {
     rig.await_joined();
 }
 
-/// What stands in for so many other machines: their Node objects in one manifest, and what their agents would write.
-fn put_peers(rig: &Rig, count: u16) {
-    let store = Directory::open(rig.store.path()).unwrap();
-    let mut manifests = String::new();
-    for number in 0..count {
-        let node: Arc<str> = format!("peer{number}").into();
-        manifests.push_str(&format!("---\napiVersion: v1\nkind: Node\nmetadata: {{name: {node}}}\n"));
-        let [high, low] = number.to_be_bytes();
-        // Behind what the nodes of the rig take for themselves.
-        let cidrs = [
-            format!("10.{}.{low}.0/24", 64 + high).parse().unwrap(),
-            format!("fd00:10:244:{:x}::/64", 0x1000 + number).parse().unwrap(),
-        ];
-        for cidr in cidrs {
-            let claim = Claim { cidr, node: node.clone() };
-            store.write(&claim.into(), Expect::Any).unwrap();
-        }
-        let lease = Lease {
-            node: node.clone(),
-            pod_cidrs: Box::new(cidrs),
-            underlay: Box::new([IpAddr::from([198, 18, 1 + high, low])]),
-            backend: Backend::Vxlan { vni: 1, port: 8472, mac: route::vxlan::tunnel_mac(&node) },
-            mtu: 1450,
-        };
-        store.write(&lease.into(), Expect::Any).unwrap();
-    }
-    std::fs::write(rig.store.path().join("peers.yaml"), manifests).unwrap();
-}
-
 #[test]
 fn scenario_9_five_hundred_peers_known_at_the_start_are_all_programmed_in_fifteen_megabytes() {
     let peers: u16 = std::env::var("FAIRLEAD_PEERS").map_or(500, |count| count.parse().unwrap());
     let mut rig = Rig::new(1);
-    put_peers(&rig, peers);
+    rig.put_peers(peers);
     rig.nodes[0].configure("cluster: {podCIDRs: [10.0.0.0/9, 'fd00:10:244::/48']}\n");
     rig.nodes[0].start();
     let status = rig.nodes[0].await_status("ready", |status| status.ready);
