@@ -134,3 +134,27 @@ fn del_removes_what_the_reference_plugin_made() {
     assert!(pod.link_names().is_empty());
     scene.expect_clean("what the reference plugin made");
 }
+
+// Appendix B 3
+#[test]
+fn one_container_may_join_a_network_twice_and_leave_once() {
+    let scene = Scene::new();
+    let pod = Namespace::new();
+    let config = everything(&scene);
+    let first = scene.call("c", &pod);
+    let mut second = scene.call("c", &pod);
+    second.ifname = "net1";
+    // Its default routes would be the first interface's again.
+    let mut without_routes = config.clone();
+    without_routes["isDefaultGateway"] = json!(false);
+    without_routes["isGateway"] = json!(true);
+    first.add(&config);
+    second.add(&without_routes);
+    assert_eq!(pod.link_names(), ["eth0", "net1"]);
+    first.del(&config);
+    assert_eq!(pod.link_names(), ["net1"]);
+    assert_eq!(scene.reserved(), ["10.1.2.3", "2001:db8:42::3"]);
+    assert_eq!(scene.elements().len(), 4);
+    second.del(&without_routes);
+    scene.expect_clean("both attachments gone");
+}

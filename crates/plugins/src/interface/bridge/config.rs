@@ -299,4 +299,27 @@ mod tests {
         request.args = "COLOUR=red".into();
         assert_eq!(requested_mac(&request).unwrap_err().code, Code::INVALID_ENVIRONMENT);
     }
+
+    const KEYS: &str =
+        "vlan|mtu|bridge|vlanTrunk|hairpinMode|promiscMode|ipMasq|ipMasqBackend|[a-zA-Z]{3,12}";
+    const VALUES: &str =
+        r#"-?[1-9][0-9]{0,5}|0|true|false|null|"[a-z0-9/]{0,17}"|\[\{"id": -?[1-9][0-9]{0,4}\}\]"#;
+
+    proptest::proptest! {
+        #[test]
+        fn any_configuration_is_either_refused_or_consistent(
+            members in proptest::collection::vec((KEYS, VALUES), 1..12),
+        ) {
+            let members: Vec<String> = members.iter().map(|(key, value)| format!(r#""{key}": {value}"#)).collect();
+            let Ok(config) = Config::parse(format!(r#"{{"name": "net", {}}}"#, members.join(", ")).as_bytes())
+            else { return Ok(()) };
+            if let Ok(config) = BridgeConfig::of(&Request { config, ..request(r#""x": 1"#) }) {
+                proptest::prop_assert!(!(config.hairpin && config.promiscuous));
+                proptest::prop_assert!(config.mtu.is_none_or(|mtu| (68..=LARGEST_MTU).contains(&mtu)));
+                proptest::prop_assert!(config.vlans.access.is_none_or(|vlan| (1..=4094).contains(&vlan)));
+                proptest::prop_assert!(config.vlans.trunk.iter().all(|vlan| (1..=4094).contains(vlan)));
+                proptest::prop_assert!((1..=15).contains(&config.bridge.as_str().len()));
+            }
+        }
+    }
 }
