@@ -11,7 +11,10 @@
 //!
 //! Errors name the path: `ipam.ranges[0][1].subnet: expected a string, found a number`.
 
+use std::net::IpAddr;
 use std::str::FromStr;
+
+use ipnet::IpNet;
 
 use super::Json;
 use crate::error::{Code, Error};
@@ -144,7 +147,7 @@ impl<'a> Fields<'a> {
             "" => Ok(None),
             text => match text.parse() {
                 Ok(value) => Ok(Some(value)),
-                Err(error) => Err(self.bad(key, format!("{text:?}: {error}"))),
+                Err(error) => Err(self.bad(key, unparsed(text, &error))),
             },
         }
     }
@@ -350,7 +353,7 @@ impl<'a> Item<'a> {
         T::Err: std::fmt::Display,
     {
         let text = self.string()?;
-        text.parse().map_err(|error| self.bad(format!("{text:?}: {error}")))
+        text.parse().map_err(|error| self.bad(unparsed(text, &error)))
     }
 
     /// The error for a value of the right type that makes no sense.
@@ -368,6 +371,18 @@ impl<'a> Item<'a> {
 fn items_of<'a>(items: &'a [Json], path: &str) -> Vec<Item<'a>> {
     let item = |(index, value)| Item { value, path: format!("{path}[{index}]") };
     items.iter().enumerate().map(item).collect()
+}
+
+/// Why a text is not what it should be, with the slip that is made most often.
+fn unparsed(text: &str, error: &dyn std::fmt::Display) -> String {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        let prefix = if address.is_ipv4() { 24 } else { 64 };
+        return format!("{text:?}: the length of the prefix is missing, as in {text}/{prefix}");
+    }
+    if text.parse::<IpNet>().is_ok() {
+        return format!("{text:?}: an address without the length of a prefix is needed");
+    }
+    format!("{text:?}: {error}")
 }
 
 fn whole_number(value: &Json) -> Option<i128> {
@@ -471,8 +486,17 @@ mod tests {
     fn a_text_that_does_not_parse_is_a_bad_value() {
         let document = json(r#"{"gateway":"10.0.0.300","empty":""}"#);
         let fields = Fields::of(&document).unwrap();
-        assert_eq!(fields.parse::<std::net::IpAddr>("empty"), Ok(None));
-        let error = fields.parse::<std::net::IpAddr>("gateway").unwrap_err();
+        assert_eq!(fields.parse::<IpAddr>("empty"), Ok(None));
+        let slips = json(r#"{"subnet":"10.1.2.0","six":"fd00::","gateway":"10.1.2.1/24"}"#);
+        let slips = Fields::of(&slips).unwrap();
+        for (error, want) in [
+            (slips.parse::<IpNet>("subnet").unwrap_err(), "prefix is missing, as in 10.1.2.0/24"),
+            (slips.parse::<IpNet>("six").unwrap_err(), "prefix is missing, as in fd00::/64"),
+            (slips.parse::<IpAddr>("gateway").unwrap_err(), "an address without the length of a prefix"),
+        ] {
+            assert!(error.to_string().contains(want), "{error}");
+        }
+        let error = fields.parse::<IpAddr>("gateway").unwrap_err();
         assert_eq!(error.to_string(), r#"gateway: "10.0.0.300": invalid IP address syntax"#);
         assert_eq!(Error::from(error).code, Code::INVALID_CONFIG);
     }

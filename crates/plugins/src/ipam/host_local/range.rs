@@ -89,7 +89,7 @@ pub enum RangeError {
     #[error("range set {0} overlaps with {1}")]
     SetsOverlap(usize, usize),
     /// There is nothing to allocate from.
-    #[error("no IP ranges specified")]
+    #[error("no IP ranges specified, hint: ipam.ranges or ipam.subnet says them")]
     NoRanges,
 }
 
