@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use cni::{AddResult, Code, Environment, Error, Plugin, Process, Request, Version, serve};
-use harness::not_run;
+use harness::{not_run, reference_plugins};
 
 /// Stands for `static`: every call that reaches it succeeds.
 struct Static;
@@ -73,25 +73,28 @@ fn theirs(plugin: &Path, variables: &Variables<'_>, stdin: &str) -> (bool, Vec<u
     (output.status.success(), output.stdout)
 }
 
+/// The reference plugin, or nothing after having said that there is none.
 fn reference() -> Option<PathBuf> {
-    let found = ["/usr/lib/cni", "/opt/cni/bin"].map(|directory| Path::new(directory).join("static"));
-    found.into_iter().find(|plugin| plugin.is_file())
+    let found = reference_plugins().map(|directory| directory.join("static")).filter(|path| path.is_file());
+    if found.is_none() {
+        not_run("the reference plugin `static` is not installed");
+    }
+    found
 }
+
+/// The variables of a good call, but for the command.
+const CALL: [(&str, &str); 4] = [
+    ("CNI_CONTAINERID", "c1"),
+    ("CNI_NETNS", "/nowhere/netns"),
+    ("CNI_IFNAME", "eth0"),
+    ("CNI_PATH", "/nowhere/bin"),
+];
 
 const GOOD: &str = r#"{"cniVersion":"1.0.0","name":"net","type":"static","ipam":{"type":"static"}}"#;
 
 #[test]
 fn malformed_calls_fail_with_the_references_codes() {
-    let Some(plugin) = reference() else {
-        not_run("the reference plugin `static` is not installed");
-        return;
-    };
-    let call = [
-        ("CNI_CONTAINERID", "c1"),
-        ("CNI_NETNS", "/nowhere/netns"),
-        ("CNI_IFNAME", "eth0"),
-        ("CNI_PATH", "/nowhere/bin"),
-    ];
+    let Some(plugin) = reference() else { return };
     let old = GOOD.replace("1.0.0", "0.3.1");
     let cases: [(&str, &Variables<'_>, &str); 17] = [
         ("ADD", &[("CNI_IFNAME", "")], GOOD),
@@ -113,7 +116,7 @@ fn malformed_calls_fail_with_the_references_codes() {
         ("CHECK", &[], &old),
     ];
     for (command, instead, stdin) in cases {
-        let variables = [&call[..], instead, &[("CNI_COMMAND", command)]].concat();
+        let variables = [&CALL[..], instead, &[("CNI_COMMAND", command)]].concat();
         let (ours, theirs) = (ours(&variables, stdin), theirs(&plugin, &variables, stdin));
         let error = |(good, stdout): &(bool, Vec<u8>)| {
             assert!(!good, "{command} {instead:?} {stdin}: {}", String::from_utf8_lossy(stdout));
@@ -126,17 +129,8 @@ fn malformed_calls_fail_with_the_references_codes() {
 
 #[test]
 fn an_unknown_version_is_refused_by_both() {
-    let Some(plugin) = reference() else {
-        not_run("the reference plugin `static` is not installed");
-        return;
-    };
-    let variables = [
-        ("CNI_COMMAND", "ADD"),
-        ("CNI_CONTAINERID", "c1"),
-        ("CNI_NETNS", "/nowhere/netns"),
-        ("CNI_IFNAME", "eth0"),
-        ("CNI_PATH", "/nowhere/bin"),
-    ];
+    let Some(plugin) = reference() else { return };
+    let variables = [&CALL[..], &[("CNI_COMMAND", "ADD")]].concat();
     let config = GOOD.replace("1.0.0", "9.9.9");
     for (_, stdout) in [ours(&variables, &config), theirs(&plugin, &variables, &config)] {
         let error = Error::decode(&stdout).unwrap();
@@ -147,10 +141,7 @@ fn an_unknown_version_is_refused_by_both() {
 
 #[test]
 fn the_references_versions_are_understood() {
-    let Some(plugin) = reference() else {
-        not_run("the reference plugin `static` is not installed");
-        return;
-    };
+    let Some(plugin) = reference() else { return };
     let versions = cni::exec::versions(&plugin).unwrap();
     assert!(versions.starts_with(&Version::ALL[..6]), "{versions:?}");
 }
