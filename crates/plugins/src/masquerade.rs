@@ -148,17 +148,19 @@ fn set_prefix(network: &str) -> String {
     format!("pods/{}/", shortened(network, 64))
 }
 
+/// Goes through every set of the network, past those that cannot be cleaned; the first refusal is told.
 fn remove_all(nft: &mut Nft, network: &str, stale: impl Fn(&str) -> bool) -> Result<(), Error> {
     let key = TableKey::new(Family::Inet, TABLE);
     let prefix = set_prefix(network);
     let Some(table) = nft.table(&key, None)? else { return Ok(()) };
+    let mut result = Ok(());
     for (name, set) in table.sets.iter().filter(|(name, _)| name.starts_with(&prefix)) {
         let elements = set.elements.iter();
         let stale = elements.filter(|(_, comment)| stale(comment.as_deref().unwrap_or_default()));
         let keys: Vec<Key> = stale.map(|(key, _)| key.clone()).collect();
-        delete(nft, &key, name, &keys)?;
+        result = result.and(delete(nft, &key, name, &keys));
     }
-    Ok(())
+    result
 }
 
 /// Deletes elements; that one has gone meanwhile is a success, and does not save the others.
