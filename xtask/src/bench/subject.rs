@@ -25,7 +25,7 @@ pub(crate) struct Subject {
 impl Subject {
     /// Ours.
     pub(crate) fn fairlead() -> anyhow::Result<Self> {
-        let scratch = tempfile::tempdir()?;
+        let scratch = scratch()?;
         let bin = scratch.path().join("bin");
         std::fs::create_dir(&bin)?;
         let program = super::release("fairlead-cni")?;
@@ -39,7 +39,7 @@ impl Subject {
     /// The reference's, where they are installed.
     pub(crate) fn reference() -> anyhow::Result<Option<Self>> {
         let Some(bin) = harness::reference_plugins() else { return Ok(None) };
-        Ok(Some(Self::new("reference", bin, tempfile::tempdir()?, 2)))
+        Ok(Some(Self::new("reference", bin, scratch()?, 2)))
     }
 
     fn new(name: &'static str, bin: PathBuf, scratch: tempfile::TempDir, network: u8) -> Self {
@@ -84,6 +84,12 @@ impl Subject {
         let ips = result["ips"].as_array().context("ips in a result")?;
         Ok(ips.iter().filter_map(|ip| ip["address"].as_str()).map(str::to_owned).collect())
     }
+}
+
+/// A folder in memory where there is one: a disk's bad moment is nobody's merit.
+fn scratch() -> std::io::Result<tempfile::TempDir> {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }
 }
 
 /// The size of a file in bytes.
