@@ -126,6 +126,28 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// A manifest is not good; none of those given with it has been taken.
+    #[error(transparent)]
+    Manifest(store::Error),
+    /// Two manifests would be one file in the store.
+    #[error(
+        "{} and {} would both be {name} in the lab's store; hint: rename one, or name the directory above both",
+        first.display(), second.display()
+    )]
+    SameName {
+        /// What either would be called.
+        name: String,
+        /// The one that was given first.
+        first: PathBuf,
+        /// The other.
+        second: PathBuf,
+    },
+    /// A directory that was given has nothing to give.
+    #[error("no manifests in {}; hint: their names end in .yaml, .yml or .json", path.display())]
+    NoManifests {
+        /// The directory.
+        path: PathBuf,
+    },
     /// The store failed.
     #[error("the lab's store failed")]
     Store {

@@ -185,6 +185,15 @@ impl Directory {
     /// # Errors
     /// [`Error::Manifest`] with all that is wrong; [`Error::Unavailable`]; the disk's.
     pub fn install(&self, name: &str, manifest: &[u8]) -> Result<(), Error> {
+        Self::examine(name, manifest)?;
+        Lock::take(&self.path)?.replace(Path::new(name), manifest, true)
+    }
+
+    /// Whether [`Directory::install`] would take a manifest, so that of several none is put in when one is wrong.
+    ///
+    /// # Errors
+    /// [`Error::Manifest`] with all that is wrong.
+    pub fn examine(name: &str, manifest: &[u8]) -> Result<(), Error> {
         let path = Path::new(name);
         let refuse = |faults: Vec<Fault>| {
             let problem = |fault| Problem::of(path.to_owned(), fault);
@@ -194,10 +203,7 @@ impl Directory {
             let fault = Fault::new("is no name for a manifest".into());
             return refuse(vec![fault.hint("a plain file name that ends in .yaml, .yml or .json")]);
         }
-        if let Err(faults) = files::check(path, manifest) {
-            return refuse(faults);
-        }
-        Lock::take(&self.path)?.replace(path, manifest, true)
+        files::check(path, manifest).map(drop).or_else(refuse)
     }
 
     fn check(&self) -> Result<(), Error> {
