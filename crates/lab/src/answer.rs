@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{Timespec, epoll};
 
 /// How long a client may be silent before it is taken for one that only listens.
-const SILENCE: Duration = Duration::from_millis(100);
+const SILENCE: Duration = Duration::from_millis(300);
 /// How long a client that has its answer may leave its end open.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -327,6 +327,9 @@ mod tests {
     fn a_client_that_only_connects_gets_the_name() {
         let (_answers, tcp, _) = served();
         assert_eq!(ask((Ipv4Addr::LOCALHOST, tcp).into(), b""), "leader\n");
+        if TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_err() {
+            return harness::not_run("the loopback has no IPv6 here: asked over IPv4 alone");
+        }
         assert_eq!(ask((Ipv6Addr::LOCALHOST, tcp).into(), b""), "leader\n");
     }
 

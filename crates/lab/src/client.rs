@@ -310,14 +310,32 @@ fn tail(path: &Path) -> String {
     format!("; its last words:\n{}", lines[from..].join("\n"))
 }
 
-/// The first line the supervisor says when it cannot start.
+/// The first line the supervisor says when it cannot start: the error, its causes, and then every hint in them.
 pub(crate) fn refusal(error: &dyn std::error::Error) -> Line {
-    let mut words = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        words.push_str(": ");
-        words.push_str(&error.to_string());
-        cause = error.source();
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let (mut words, mut hints) = (Vec::new(), Vec::new());
+    for text in causes.map(ToString::to_string) {
+        let mut parts = text.split("; hint: ").map(str::to_owned);
+        words.extend(parts.next());
+        hints.extend(parts);
     }
-    Line::Failed(words)
+    let hints: String = hints.iter().map(|hint| format!("; hint: {hint}")).collect();
+    Line::Failed(words.join(": ") + &hints)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_its_causes_before_its_hints() {
+        let source = std::io::Error::from_raw_os_error(1);
+        let source = kernel::Error::System { tried: "make a user namespace", source };
+        let Line::Failed(words) = refusal(&Error::UserNamespace { source }) else {
+            panic!("it is a refusal")
+        };
+        let (words, hint) = words.split_once("; hint: ").unwrap();
+        assert!(words.ends_with("Operation not permitted (os error 1)"), "{words}");
+        assert!(hint.starts_with("run as root") && hint.ends_with("max_user_namespaces)"), "{hint}");
+    }
 }

@@ -42,6 +42,10 @@ impl Home {
         }
         let mut tried = Vec::new();
         for home in Self::candidates(name) {
+            if !home.has_room_for_sockets() {
+                tried.push(format!("{} (too long for the path of a socket)", home.path.display()));
+                continue;
+            }
             let made = home.make().or_else(|error| match error.kind() {
                 // Somebody took the last lab down, and its root with it, in the middle of this.
                 io::ErrorKind::NotFound => home.make(),
@@ -172,6 +176,11 @@ impl Home {
         roots().into_iter().map(|root| Self { name: name.to_owned(), path: root.join(name) }).collect()
     }
 
+    /// The kernel takes 107 bytes for the path of a socket; the agent of the last node has the longest.
+    fn has_room_for_sockets(&self) -> bool {
+        self.node("node250").state().join("agent.sock").as_os_str().len() < 108
+    }
+
     fn lock_path(&self) -> PathBuf {
         self.path.join("lock")
     }
@@ -273,7 +282,11 @@ impl NodeHome {
     }
 }
 
-fn check_name(name: &str) -> Result<()> {
+/// Whether a lab can be called so.
+///
+/// # Errors
+/// [`Error::Name`].
+pub fn check_name(name: &str) -> Result<()> {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if name.is_empty() || name.len() > 40 || name.starts_with('-') || !name.chars().all(allowed) {
         return Err(Error::Name { name: name.to_owned() });
@@ -302,6 +315,14 @@ mod tests {
         for name in ["", "..", "a/b", "-x", "Lab", &"a".repeat(41)] {
             assert!(matches!(Home::find(name), Err(Error::Name { .. })), "{name:?} was taken");
         }
+    }
+
+    #[test]
+    fn a_path_that_no_socket_can_have_is_passed_over() {
+        let home = |length: usize| Home::at("one", PathBuf::from(format!("/{}", "x".repeat(length - 1))));
+        let most = 107 - "/node250/state/agent.sock".len();
+        assert!(home(most).has_room_for_sockets());
+        assert!(!home(most + 1).has_room_for_sockets());
     }
 
     #[test]

@@ -32,7 +32,7 @@ mod supervisor;
 pub use client::{Ender, Lab, UpOptions, clear_leftovers};
 pub use control::{Part, Progress};
 pub use error::{Error, Result};
-pub use home::{Home, NodeHome};
+pub use home::{Home, NodeHome, check_name};
 pub use listing::{ListedNode, ListedPod, Listing};
 pub use manifests::Manifest;
 pub use probe::{Probe, ProbedPod, Reach, Throughput};
