@@ -81,7 +81,9 @@ fn die_with(parent: u32) -> Result<()> {
 fn log_to_stderr() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let colour = io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(io::stderr).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(io::stderr);
+    // A line that cannot be written is lost: telling of it on standard error too would end the agent.
+    log.log_internal_errors(false).init();
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@ use std::process::ExitCode;
 
 use anyhow::Error;
 
+use crate::output::Unwritable;
+
 /// Prints the error to standard error. The exit status it asks for is the result: 1, or 0 when the only
 /// failure is that the reader of our output has gone, which `fairlead ... | head` is entitled to.
 pub(crate) fn report(error: &Error) -> ExitCode {
@@ -54,9 +56,12 @@ fn split_hints(text: &str) -> (String, Vec<String>) {
     (first.trim_end_matches(separators).to_owned(), hints)
 }
 
+/// Only our own output counts: an agent or a lab that hangs up in the middle of a question is a failure.
 fn is_broken_pipe(error: &Error) -> bool {
-    let io_errors = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
-    io_errors.into_iter().any(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    error.chain().any(|cause| {
+        let output = cause.downcast_ref::<Unwritable>();
+        output.is_some_and(|Unwritable(error)| error.kind() == io::ErrorKind::BrokenPipe)
+    })
 }
 
 #[cfg(test)]
@@ -89,7 +94,8 @@ mod tests {
 
     #[test]
     fn a_reader_that_has_gone_is_no_failure() {
-        let error = Error::from(io::Error::from(io::ErrorKind::BrokenPipe)).context("cannot write");
-        assert!(is_broken_pipe(&error));
+        let broken = || io::Error::from(io::ErrorKind::BrokenPipe);
+        assert!(is_broken_pipe(&Error::from(Unwritable(broken())).context("cannot show the nodes")));
+        assert!(!is_broken_pipe(&Error::from(broken()).context("ask the agent")));
     }
 }

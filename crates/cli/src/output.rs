@@ -59,5 +59,22 @@ pub(crate) fn print_tables(tables: &[Table]) -> Result<()> {
 /// Writes text to standard output, whole.
 pub(crate) fn print(text: &str) -> Result<()> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot write to standard output")
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(Unwritable)?;
+    Ok(())
+}
+
+/// Standard output took no more.
+#[derive(Debug)]
+pub(crate) struct Unwritable(pub(crate) io::Error);
+
+impl std::fmt::Display for Unwritable {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("cannot write to standard output")
+    }
+}
+
+impl std::error::Error for Unwritable {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0)
+    }
 }
