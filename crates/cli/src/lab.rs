@@ -13,10 +13,13 @@ mod up;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ::lab::{Options, UpOptions};
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand, ValueEnum};
+use kernel::signals::Termination;
 
 /// The lab meant when none is named.
 const DEFAULT_NAME: &str = "default";
@@ -63,8 +66,13 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
 #[derive(Debug, Args)]
 struct NameOption {
     /// The lab's name
-    #[arg(long, value_name = "NAME", default_value = DEFAULT_NAME)]
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_NAME, value_parser = parse_name)]
     name: String,
+}
+
+/// A lab's name, if it can be one.
+pub(crate) fn parse_name(text: &str) -> Result<String, ::lab::Error> {
+    ::lab::check_name(text).map(|()| text.to_owned())
 }
 
 /// What a new lab is to be like.
@@ -87,6 +95,46 @@ enum Backend {
     /// VXLAN tunnels
     #[default]
     Vxlan,
+}
+
+/// What Ctrl-C and its like do while a lab comes up or shows itself: from [`Interruption::expect`] on they wait,
+/// and from [`Interruption::answer`] on each ends the lab first and then this process.
+struct Interruption {
+    termination: Termination,
+}
+
+impl Interruption {
+    /// Before any other thread is started.
+    fn expect() -> Result<Self> {
+        Ok(Self { termination: Termination::take_over().context("cannot take signals over")? })
+    }
+
+    /// `end` takes the lab down; the process ends as the shell expects of one that was interrupted.
+    fn answer(self, end: impl FnOnce() + Send + 'static) -> Result<Interrupted> {
+        let interrupted = Interrupted(Arc::default());
+        let heard = interrupted.clone();
+        let wait = move || {
+            let Ok(signal) = self.termination.wait() else { return };
+            heard.0.store(true, Ordering::SeqCst);
+            end();
+            std::process::exit(128 + signal);
+        };
+        std::thread::Builder::new().name("signals".into()).spawn(wait).context("cannot wait for signals")?;
+        Ok(interrupted)
+    }
+}
+
+/// Whether the lab is being ended by a signal.
+#[derive(Clone)]
+struct Interrupted(Arc<AtomicBool>);
+
+impl Interrupted {
+    /// Stays here if so: whatever failed, failed because of it, and the thread that heard the signal ends the process.
+    fn give_way(&self) {
+        while self.0.load(Ordering::SeqCst) {
+            std::thread::park();
+        }
+    }
 }
 
 impl ShapeOptions {

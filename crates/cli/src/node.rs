@@ -6,6 +6,8 @@ use ::lab::Lab;
 use anyhow::Result;
 use clap::Args;
 
+use crate::lab::parse_name;
+
 /// The options that name a node.
 #[derive(Debug, Args)]
 pub(crate) struct NodeOption {
@@ -13,7 +15,7 @@ pub(crate) struct NodeOption {
     #[arg(long, value_name = "DIR", default_value = ::agent::Options::STATE_DIR)]
     state_dir: PathBuf,
     /// Ask a lab's node instead
-    #[arg(long, value_name = "NAME", conflicts_with = "state_dir", requires = "node")]
+    #[arg(long, value_name = "NAME", conflicts_with = "state_dir", requires = "node", value_parser = parse_name)]
     lab: Option<String>,
     /// Which of the lab's nodes
     #[arg(long, value_name = "NODE", requires = "lab")]

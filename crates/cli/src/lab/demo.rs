@@ -1,16 +1,13 @@
 //! `fairlead lab demo`: a whole cluster comes up, proves itself and goes, in a few seconds.
 
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ::lab::{Ender, Lab, Manifest, Part};
-use anyhow::{Context, Result};
+use ::lab::{Lab, Manifest, Part};
+use anyhow::Result;
 use clap::Args;
-use kernel::signals::Termination;
 
-use super::{ShapeOptions, report};
+use super::{Interruption, ShapeOptions, parse_name, report};
 use crate::output::{print, print_tables};
 use crate::progress::Show;
 use crate::table::Table;
@@ -23,7 +20,7 @@ const THROUGHPUT_MILLIS: u64 = 900;
 #[command(after_help = "Example:\n  fairlead lab demo")]
 pub(crate) struct Arguments {
     /// The lab's name
-    #[arg(long, value_name = "NAME", default_value = "demo")]
+    #[arg(long, value_name = "NAME", default_value = "demo", value_parser = parse_name)]
     name: String,
     #[command(flatten)]
     shape: ShapeOptions,
@@ -39,7 +36,7 @@ const GUESTBOOK: [(&str, &str); 3] = [
 /// Runs the verb.
 pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     // Signals before anything else: from here on, being interrupted means cleaning up first.
-    let termination = Termination::take_over().context("cannot take signals over")?;
+    let interruption = Interruption::expect()?;
     let mut up = arguments.shape.up_options(&arguments.name, Vec::new(), true)?;
     up.manifests = GUESTBOOK
         .iter()
@@ -47,16 +44,15 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
         .collect();
     let mut show = Show::new();
     let lab = Lab::up(&up, &mut |progress| show.step(&progress))?;
-    let interrupted = Arc::new(AtomicBool::new(false));
-    end_on_signal(termination, lab.ender(), Arc::clone(&interrupted))?;
+    let ender = lab.ender();
+    let interrupted = interruption.answer(move || {
+        if let Some(ender) = ender {
+            ender.end();
+        }
+    })?;
     let shown = demonstrate(&lab, &mut show);
     let cleaned = lab.down(&mut |progress| show.step(&progress));
-    if interrupted.load(Ordering::SeqCst) {
-        // Whatever failed, failed because of it; the thread that heard the signal ends the process.
-        loop {
-            std::thread::park();
-        }
-    }
+    interrupted.give_way();
     let (took, total) = show.finish();
     let reached = shown?;
     cleaned?;
@@ -85,18 +81,4 @@ fn timings(took: &[(Part, Duration)], total: Duration) -> Table {
     }
     table.row(["all".to_owned(), seconds(&total)]);
     table
-}
-
-/// On Ctrl-C and its like: ends the lab, and with it this process, as the shell expects of one that was interrupted.
-fn end_on_signal(termination: Termination, ender: Option<Ender>, interrupted: Arc<AtomicBool>) -> Result<()> {
-    let wait = move || {
-        let Ok(signal) = termination.wait() else { return };
-        interrupted.store(true, Ordering::SeqCst);
-        if let Some(ender) = ender {
-            ender.end();
-        }
-        std::process::exit(128 + signal);
-    };
-    std::thread::Builder::new().name("signals".into()).spawn(wait).context("cannot wait for signals")?;
-    Ok(())
 }
