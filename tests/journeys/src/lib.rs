@@ -10,8 +10,9 @@
 )]
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use harness::{binary, run, run_ok};
@@ -144,17 +145,19 @@ pub fn leftovers(directory: &Path) -> Vec<String> {
     left
 }
 
-/// The links of the machine's own namespace, by name, for a comparison of before and after.
-pub fn links_of_the_machine() -> Vec<String> {
-    let links = decode(&run_ok(Command::new("ip").args(["-j", "link"])));
-    let mut names: Vec<String> = links
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|link| link["ifname"].as_str().unwrap_or_default().to_owned())
-        .collect();
-    names.sort();
-    names
+/// Waits until a child says a line on its standard error that begins like this, and reads on from there, so that the
+/// child never waits for us.
+///
+/// # Panics
+/// When the child ends before.
+pub fn wait_for_line(child: &mut Child, start: &str) {
+    let mut lines = BufReader::new(child.stderr.take().expect("standard error is a pipe"));
+    let mut line = String::new();
+    while !line.starts_with(start) {
+        line.clear();
+        assert_ne!(lines.read_line(&mut line).unwrap(), 0, "it ended before it said {start:?}");
+    }
+    std::thread::spawn(move || lines.read_to_end(&mut Vec::new()));
 }
 
 /// A pod's manifest.

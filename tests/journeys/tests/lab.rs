@@ -7,8 +7,8 @@
 
 use std::process::{Command, Stdio};
 
-use harness::{eventually, run, run_ok};
-use journeys::{TestLab, decode, pod_manifest, service_manifest};
+use harness::{Namespace, binary, eventually, run, run_ok};
+use journeys::{TestLab, decode, pod_manifest, service_manifest, wait_for_line};
 
 /// Two pods on two nodes.
 fn pair() -> TestLab {
@@ -132,7 +132,7 @@ fn clean_takes_away_everything_an_agent_made_and_the_pods_keep_their_links() {
         command.arg(format!("--net={}", node["netns"].as_str().unwrap())).arg("--").arg(program);
         run_ok(command.args(arguments))
     };
-    let program = harness::binary("fairlead");
+    let program = binary("fairlead");
     let (state, conf) = (home.join("state"), home.join("conf"));
     let clean = ["clean", "--state-dir", state.to_str().unwrap(), "--conf-dir", conf.to_str().unwrap()];
     assert!(inside(program.to_str().unwrap(), &clean).contains("fairlead0"), "it says what it does");
@@ -297,6 +297,7 @@ fn wrong_usage_exits_with_2_and_a_missing_lab_with_1() {
         &["agent", "--node", "n", "--store", "ftp:x"],
         &["status", "--lab", "x"],
         &["lab", "list", "-o", "xml"],
+        &["lab", "list", "--name", "../x"],
         &[],
     ] {
         let output = run(&mut lab.fairlead(arguments));
@@ -329,4 +330,68 @@ fn a_pod_in_the_nodes_own_network_has_the_nodes_address() {
     lab.put("host.yaml", &manifest);
     let address = eventually("it runs", || lab.address("host", false));
     assert_eq!(lab.node("node1")["addresses"][0].as_str(), Some(address.as_str()));
+}
+
+#[test]
+fn an_interrupted_up_takes_its_lab_down() {
+    let lab = TestLab::prepared();
+    let mut up =
+        lab.lab("up", &["--nodes", "1"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for_line(&mut up, "nodes:");
+    run_ok(Command::new("kill").args(["-INT", &up.id().to_string()]));
+    assert_eq!(up.wait().unwrap().code(), Some(130));
+    assert_eq!(lab.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+fn with_one_wrong_manifest_none_is_applied() {
+    let lab = TestLab::up(&["--nodes", "1"]);
+    let given = lab.runtime().join("given");
+    std::fs::create_dir(&given).unwrap();
+    std::fs::write(given.join("a.yaml"), pod_manifest("a", "node1", 80)).unwrap();
+    std::fs::write(given.join("b.yaml"), pod_manifest("Bad_Name", "node1", 80)).unwrap();
+    let output = run(&mut lab.lab("apply", &["-f", given.to_str().unwrap()]));
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("given/b.yaml:4:"), "{said}");
+    assert!(!lab.store().join("a.yaml").exists());
+}
+
+#[test]
+fn a_runtime_directory_too_long_for_a_socket_is_passed_over() {
+    let lab = TestLab::prepared();
+    let long = lab.runtime().join("x".repeat(100));
+    std::fs::create_dir(&long).unwrap();
+    let start = |verb: &str| {
+        let mut command = lab.lab(verb, &[]);
+        run_ok(command.env("XDG_RUNTIME_DIR", &long))
+    };
+    start("up");
+    start("down");
+    assert_eq!(std::fs::read_dir(&long).unwrap().count(), 0);
+}
+
+#[test]
+fn an_agent_whose_log_nobody_reads_any_more_goes_on() {
+    let (node, directory) = (Namespace::with_loopback(), tempfile::tempdir().unwrap());
+    let (state, conf) = (directory.path().join("state"), directory.path().join("conf"));
+    let store = directory.path().join("store");
+    std::fs::create_dir(&store).unwrap();
+    let mut agent = node.command(binary("fairlead"));
+    agent.args(["agent", "--node", "n1", "--store"]).arg(format!("dir:{}", store.display()));
+    agent.arg("--state-dir").arg(&state).arg("--conf-dir").arg(&conf);
+    let mut agent = agent.stderr(Stdio::piped()).spawn().unwrap();
+    // `fairlead agent | head -0`: whatever it has to say, nobody takes it.
+    drop(agent.stderr.take());
+    let status = || {
+        let mut command = Command::new(binary("fairlead"));
+        run(command.args(["status", "-o", "json", "--state-dir"]).arg(&state)).stdout
+    };
+    eventually("the agent answers", || serde_json::from_slice::<serde_json::Value>(&status()).ok());
+    std::fs::write(store.join("bad.yaml"), "kind: [").unwrap();
+    eventually("it has told of the file", || {
+        status().windows(8).any(|text| text == b"bad.yaml").then_some(())
+    });
+    run_ok(Command::new("kill").args(["-TERM", &agent.id().to_string()]));
+    assert_eq!(agent.wait().unwrap().code(), Some(0));
 }
