@@ -18,11 +18,15 @@ const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module \
 
 /// Builds and runs every target in fuzz/ for `seconds` each.
 pub(crate) fn run(seconds: u32) -> anyhow::Result<()> {
+    if !["g++", "c++", "clang++"].iter().any(|compiler| process::found(compiler)) {
+        workspace::not_run("fuzz", "libFuzzer needs a C++ compiler (g++)");
+        return Ok(());
+    }
     let folder = workspace::root().join("fuzz");
     process::run(
         workspace::cargo()
             .current_dir(&folder)
-            .args(["build", "--release", "--quiet", "--bins"])
+            .args(["build", "--locked", "--release", "--quiet", "--bins"])
             .env("RUSTFLAGS", FLAGS),
     )?;
     for target in targets()? {

@@ -11,20 +11,24 @@ use crate::process;
 type Need = (&'static str, &'static str);
 
 /// For `cargo xtask test` and `bench`.
-pub(crate) const TESTS: [Need; 9] = [
+pub(crate) const TESTS: [Need; 10] = [
     ("ip", "iproute2"),
     ("nft", "nftables"),
     ("ping", "iputils-ping"),
     ("iptables", "iptables"),
     ("strace", "strace"),
-    ("conntrack", "conntrack"),
-    ("iperf3", "iperf3"),
     ("g++", "g++"),
+    ("unshare", "util-linux"),
     ("setpriv", "util-linux"),
+    ("kill", "procps"),
+    ("sysctl", "procps"),
 ];
 
 /// For the virtual machine.
-pub(crate) const MACHINE: [Need; 4] = [
+pub(crate) const MACHINE: [Need; 7] = [
+    ("ip", "iproute2"),
+    ("nft", "nftables"),
+    ("ping", "iputils-ping"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("cpio", "cpio"),
@@ -51,7 +55,8 @@ pub(crate) fn install(needs: &[Need], reference_plugins: bool) -> Vec<&'static s
     needs.iter().map(|(program, _)| *program).filter(|program| !process::found(program)).collect()
 }
 
-fn apt(words: &[&str]) -> anyhow::Result<()> {
+/// Runs apt-get as root.
+pub(crate) fn apt(words: &[&str]) -> anyhow::Result<()> {
     let root = process::output(Command::new("id").arg("-u"))?.trim() == "0";
     let mut command = if root { Command::new("apt-get") } else { Command::new("sudo") };
     if !root {

@@ -16,7 +16,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     for program in packages::install(&packages::TESTS, true) {
         eprintln!("warning: {program} is missing: tests that need it will say \"not run\"");
     }
-    let not_run = workspace::root().join("target/not-run.txt");
+    let not_run = workspace::not_run_list();
     let _ = std::fs::remove_file(&not_run);
     // Fetched here, because a user namespace of our own has no way out.
     process::run(workspace::cargo().args(["fetch", "--locked"]))?;

@@ -35,11 +35,15 @@ const LIMIT: Duration = Duration::from_secs(600);
 pub(crate) fn run() -> anyhow::Result<()> {
     let missing = packages::install(&packages::MACHINE, false);
     if !missing.is_empty() {
-        println!("vm-test: not run, because {missing:?} are missing");
+        workspace::not_run("vm-test", &format!("{missing:?} are missing"));
         return Ok(());
     }
     let folder = workspace::root().join("target/vm");
     fs::create_dir_all(&folder)?;
+    if let Err(error) = fetch_kernel(&folder) {
+        workspace::not_run("vm-test", &format!("Debian's cloud kernel cannot be had: {error:#}"));
+        return Ok(());
+    }
     let kernel = kernel(&folder)?;
     let image = folder.join("initramfs.cpio");
     let suites = suites()?;
@@ -55,25 +59,45 @@ struct Kernel {
 }
 
 /// Debian's cloud kernel, unpacked from its package once.
+fn fetch_kernel(folder: &Path) -> anyhow::Result<()> {
+    let unpacked = folder.join("kernel");
+    if unpacked.exists() {
+        return Ok(());
+    }
+    let package = kernel_package().or_else(|_| {
+        // A fresh machine may have every program and no list of packages.
+        packages::apt(&["update", "-qq"])?;
+        kernel_package()
+    })?;
+    // Into a folder of its own, so that what an interrupted run left is not taken for the kernel.
+    let fresh = folder.join("fresh");
+    let _ = fs::remove_dir_all(&fresh);
+    fs::create_dir_all(&fresh)?;
+    process::run(Command::new("apt-get").args(["download", "-qq", &package]).current_dir(&fresh))?;
+    let file = fs::read_dir(&fresh)?
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .context("finding the downloaded package")?;
+    process::run(Command::new("dpkg").arg("-x").arg(&file).arg(fresh.join("kernel")))?;
+    fs::rename(fresh.join("kernel"), unpacked)?;
+    fs::remove_dir_all(fresh)?;
+    Ok(())
+}
+
+/// The package that Debian's name for its newest cloud kernel stands for.
+fn kernel_package() -> anyhow::Result<String> {
+    let depends = process::output(Command::new("apt-cache").args(["depends", "linux-image-cloud-amd64"]))?;
+    let package = depends
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Depends: "))
+        .find(|name| name.starts_with("linux-image-"));
+    Ok(package.context("finding the package of Debian's cloud kernel")?.to_owned())
+}
+
+/// What was unpacked, found.
 fn kernel(folder: &Path) -> anyhow::Result<Kernel> {
     let unpacked = folder.join("kernel");
-    if !unpacked.join("boot").exists() {
-        let depends =
-            process::output(Command::new("apt-cache").args(["depends", "linux-image-cloud-amd64"]))?;
-        let package = depends
-            .lines()
-            .filter_map(|line| line.trim().strip_prefix("Depends: "))
-            .find(|name| name.starts_with("linux-image-"))
-            .context("finding the package of Debian's cloud kernel; hint: apt-get update")?;
-        process::run(Command::new("apt-get").args(["download", "-qq", package]).current_dir(folder))?;
-        let file = fs::read_dir(folder)?
-            .filter_map(Result::ok)
-            .map(|entry| entry.path())
-            .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-            .context("finding the downloaded package")?;
-        process::run(Command::new("dpkg").arg("-x").arg(&file).arg(&unpacked))?;
-        fs::remove_file(file)?;
-    }
     let image = fs::read_dir(unpacked.join("boot"))?
         .filter_map(Result::ok)
         .map(|entry| entry.path())

@@ -1,6 +1,7 @@
 //! Where the workspace is and what `cargo metadata` says of it.
 
 use std::{
+    io::Write,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -11,6 +12,19 @@ use serde_json::Value;
 /// The workspace's root folder.
 pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
+}
+
+/// Where the tests that could not run are listed, a line each.
+pub(crate) fn not_run_list() -> PathBuf {
+    root().join("target/not-run.txt")
+}
+
+/// Says that something could not run, and why: now, and in the list at the end of `cargo xtask test`.
+pub(crate) fn not_run(what: &str, reason: &str) {
+    let line = format!("{what}: not run, because {reason}\n");
+    print!("{line}");
+    let list = std::fs::OpenOptions::new().create(true).append(true).open(not_run_list());
+    let _ = list.and_then(|mut list| list.write_all(line.as_bytes()));
 }
 
 /// The cargo that runs us.
