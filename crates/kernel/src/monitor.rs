@@ -93,7 +93,7 @@ pub enum Event {
     Forwarding(bool),
     /// Something in nf_tables changed; the table's name, if the message is about one.
     Nft(Option<String>),
-    /// Notifications were lost: list everything again.
+    /// Notifications were lost, or one made no sense: list everything again.
     Overrun,
 }
 
@@ -152,10 +152,11 @@ impl Monitor {
         if self.socket.readable_within(patience)? { self.receive().map(Some) } else { Ok(None) }
     }
 
-    /// Waits for the next changes. An overrun is an event among others, not an error.
+    /// Waits for the next changes. An overrun is an event among others, not an error; so is a notification that
+    /// cannot be decoded, for what it was about can still be listed.
     ///
     /// # Errors
-    /// When the socket broke, or a notification could not be decoded.
+    /// When the socket broke.
     pub fn receive(&mut self) -> Result<Vec<Notification>, Error> {
         let mut found = Vec::new();
         let protocol = self.protocol;
@@ -169,7 +170,9 @@ impl Monitor {
         });
         match received {
             Ok(()) => Ok(found),
-            Err(Error::Overrun) => Ok(vec![Notification { origin: 0, event: Event::Overrun }]),
+            Err(Error::Overrun | Error::Answer { .. }) => {
+                Ok(vec![Notification { origin: 0, event: Event::Overrun }])
+            }
             Err(error) => Err(error),
         }
     }
@@ -240,5 +243,5 @@ fn nft_table(reply: Reply<'_>) -> Result<Option<String>, Malformed> {
     if reply.kind & 0xff == NEW_GENERATION {
         return Ok(None);
     }
-    attributes.find(TABLE_NAME)?.map(|name| name.text().map(str::to_owned)).transpose()
+    Ok(attributes.find(TABLE_NAME)?.map(|name| name.foreign_text()))
 }

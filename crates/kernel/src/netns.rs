@@ -53,7 +53,7 @@ impl Netns {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let descriptor = match rustix::fs::openat(CWD, path, flags, Mode::empty()) {
             Ok(descriptor) => descriptor,
-            // ESRCH and EINVAL: the process of /proc/PID/ns/net is gone or a zombie.
+            // ESRCH: the process of /proc/PID/ns/net went while its path was followed.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::SRCH) => {
                 return Err(Error::NamespaceMissing { path: path.to_owned() });
             }

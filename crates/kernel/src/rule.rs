@@ -121,8 +121,8 @@ impl Found<'_> {
             abi::FRA_FWMASK => {
                 rule.mark.get_or_insert(Mark { value: 0, mask: 0 }).mask = attribute.u32()?;
             }
-            abi::FRA_IIFNAME => rule.incoming = Some(attribute.text()?.to_owned()),
-            abi::FRA_OIFNAME => rule.outgoing = Some(attribute.text()?.to_owned()),
+            abi::FRA_IIFNAME => rule.incoming = Some(attribute.foreign_text()),
+            abi::FRA_OIFNAME => rule.outgoing = Some(attribute.foreign_text()),
             abi::FRA_PROTOCOL => rule.protocol = attribute.u8()?,
             // The kernel says -1 for "suppresses nothing".
             abi::FRA_SUPPRESS_PREFIXLEN => {

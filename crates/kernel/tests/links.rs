@@ -288,3 +288,17 @@ fn forwarding_is_what_the_sysctls_say() {
         }
     }
 }
+
+#[test]
+fn a_foreign_text_that_is_not_utf8_does_not_spoil_a_listing() {
+    use std::os::unix::ffi::OsStrExt;
+    let (node, mut socket, _) = node();
+    let latin1 = std::ffi::OsStr::from_bytes(b"caf\xe9");
+    run_ok(node.command("ip").args(["link", "set", "br0", "alias"]).arg(latin1));
+    run_ok(node.command("ip").args(["rule", "add", "iif"]).arg(latin1).args(["lookup", "main"]));
+    let links = link::list(&mut socket, Filter::default()).unwrap();
+    let found = links.iter().find(|link| link.name == "br0").unwrap();
+    assert_eq!(found.alias.as_deref(), Some("caf\u{fffd}"));
+    let rules = kernel::rule::list(&mut socket).unwrap();
+    assert!(rules.iter().any(|rule| rule.incoming.as_deref() == Some("caf\u{fffd}")));
+}

@@ -100,7 +100,8 @@ pub fn plan(observed: &Observed, want: &State) -> Plan {
 
 impl RouteKey {
     /// The metric that the kernel compares: IPv6 takes 1024 for none given.
-    fn effective_metric(&self) -> u32 {
+    #[must_use]
+    pub fn effective_metric(&self) -> u32 {
         if self.metric == 0 && self.destination.addr().is_ipv6() { 1024 } else { self.metric }
     }
 }

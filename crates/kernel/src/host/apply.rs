@@ -215,14 +215,19 @@ impl Work<'_> {
                 neighbour::set_fdb(index(&entry.link)?, entry.mac, entry.destination)
             }
             Step::DeleteFdb(old) => neighbour::delete_fdb(index(&old.link)?, old.mac, Some(old.destination)),
-            Step::SetRoute { route: wanted, .. } => {
+            Step::SetRoute { route: wanted, was } => {
                 let gateway = wanted.target.link.zip(wanted.target.via);
                 if gateway.is_some_and(|gateway| self.dark.contains(&gateway)) {
                     return None;
                 }
-                route::replace(&self.route(wanted)?)
+                let wanted = self.route(wanted)?;
+                // Where we have none, one that somebody put there since we looked must not be replaced.
+                if was.is_some() { route::replace(&wanted) } else { route::add(&wanted) }
             }
-            Step::DeleteRoute(old) => route::delete(&self.route(old)?),
+            // Without a metric IPv6 deletes the first route to the destination, whatever its metric.
+            Step::DeleteRoute(old) => {
+                route::delete(&route::Route { metric: old.key.effective_metric(), ..self.route(old)? })
+            }
             Step::AddRule(wanted) => rule::add(&kernel_rule(wanted)),
             // The priority makes it ours, whoever put it there: no protocol means any.
             Step::DeleteRule(old) => rule::delete(&rule::Rule { protocol: 0, ..kernel_rule(old) }),

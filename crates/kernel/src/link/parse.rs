@@ -45,14 +45,14 @@ impl Link {
 
     fn apply(&mut self, attribute: Attribute<'_>) -> Result<(), Malformed> {
         match attribute.kind {
-            abi::IFLA_IFNAME => self.name = attribute.text()?.to_owned(),
+            abi::IFLA_IFNAME => self.name = attribute.foreign_text(),
             abi::IFLA_ADDRESS => self.mac = attribute.array("a hardware address").ok().map(Mac),
             abi::IFLA_MTU => self.mtu = attribute.u32()?,
             abi::IFLA_OPERSTATE => self.operational_state = operational_state(attribute.u8()?),
             abi::IFLA_MASTER => self.master = Some(attribute.u32()?).filter(|index| *index != 0),
             abi::IFLA_LINK => self.parent = Some(attribute.u32()?).filter(|index| *index != 0),
             abi::IFLA_LINK_NETNSID => self.peer_namespace = Some(attribute.i32()?),
-            abi::IFLA_IFALIAS => self.alias = Some(attribute.text()?.to_owned()),
+            abi::IFLA_IFALIAS => self.alias = Some(attribute.foreign_text()),
             abi::IFLA_TXQLEN => self.transmit_queue_length = attribute.u32()?,
             abi::IFLA_PROMISCUITY => self.promiscuity = attribute.u32()?,
             abi::IFLA_GROUP => self.group = attribute.u32()?,

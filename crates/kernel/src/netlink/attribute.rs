@@ -185,8 +185,19 @@ impl<'a> Attribute<'a> {
     /// # Errors
     /// When it is not UTF-8.
     pub fn text(&self) -> Result<&'a str, Malformed> {
+        std::str::from_utf8(self.string()).map_err(|_| self.malformed("text"))
+    }
+
+    /// A name or text that anybody may have given. The kernel takes nearly any byte there, and one odd name must
+    /// not make a whole listing unreadable: what is not UTF-8 becomes U+FFFD, which nothing of ours holds.
+    pub fn foreign_text(&self) -> String {
+        String::from_utf8_lossy(self.string()).into_owned()
+    }
+
+    /// The bytes before the first NUL.
+    fn string(&self) -> &'a [u8] {
         let end = self.value.iter().position(|byte| *byte == 0).unwrap_or(self.value.len());
-        std::str::from_utf8(&self.value[..end]).map_err(|_| self.malformed("text"))
+        &self.value[..end]
     }
 
     /// An IPv4 or IPv6 address, told apart by size.

@@ -262,5 +262,5 @@ fn split<'a>(reply: &Reply<'a>) -> Result<(Option<Family>, Attributes<'a>), Malf
 
 fn text(attributes: Attributes<'_>, kind: u16) -> Result<String, Malformed> {
     let attribute = attributes.find(kind)?.ok_or(Malformed::Missing { what: "name" })?;
-    attribute.text().map(str::to_owned)
+    Ok(attribute.foreign_text())
 }

@@ -206,6 +206,36 @@ fn a_foreign_route_in_the_way_is_reported_and_left_alone() {
 }
 
 #[test]
+fn a_foreign_route_that_comes_between_looking_and_acting_is_left_alone() {
+    let namespace = node();
+    let want = cluster(2);
+    let found = inside(&namespace, |host| plan(&host.observe(&want).unwrap(), &want));
+    let foreign = "10.128.0.64/26 via 192.0.2.9 dev eth0 proto 199";
+    namespace.ip(&format!("route add {foreign}"));
+    let report = inside(&namespace, |host| host.apply(&found.steps).unwrap());
+    assert_eq!(namespace.ip("route show 10.128.0.64/26").trim(), foreign);
+    let [failed] = report.failed.as_slice() else { panic!("{report:?}") };
+    assert!(failed.error.exists(), "{failed:?}");
+}
+
+#[test]
+fn of_two_routes_of_ours_the_one_of_the_wrong_metric_goes() {
+    let namespace = node();
+    let [near, far] = [0, 512].map(|metric| {
+        let blackhole = Route::blackhole(net("fd00:9::/64"));
+        Route { key: RouteKey { metric, ..blackhole.key }, ..blackhole }
+    });
+    let (mut both, mut one) = (State::default(), State::default());
+    both.insert_route(near);
+    both.insert_route(far);
+    one.insert_route(far);
+    reconcile(&namespace, &both);
+    assert_settled(&namespace, &both);
+    reconcile(&namespace, &one);
+    assert_settled(&namespace, &one);
+}
+
+#[test]
 fn a_link_left_half_made_is_ours_and_made_anew() {
     let namespace = node();
     let half = "type vxlan id 1 dstport 8472 local 192.0.2.1 dev eth0";
