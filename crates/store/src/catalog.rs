@@ -77,6 +77,8 @@ struct File {
     objects: Box<[Placed]>,
     /// Why the file as it stands is not in force.
     faults: Box<[Fault]>,
+    /// It may be a folder, or is one, and what stands in it could not be found out.
+    unread: bool,
     orphan: bool,
 }
 
@@ -102,6 +104,7 @@ impl Catalog {
             None => (Arc::from(path), File::default()),
         };
         file.orphan = false;
+        file.unread = false;
         match reading {
             Ok(mut objects) => {
                 self.let_go(&key, &file);
@@ -121,6 +124,19 @@ impl Catalog {
         // Once an orphan, it gives way to other holders; now it may not.
         self.touched.extend(file.objects.iter().map(|placed| placed.object.key()));
         self.files.insert(key, file);
+    }
+
+    /// What stands at `path`, or in the folder there, could not be found out.
+    pub(crate) fn put_unread(&mut self, path: &Path, fault: Fault) {
+        self.put(path, Err(vec![fault]));
+        if let Some(file) = self.files.get_mut(path) {
+            file.unread = true;
+        }
+    }
+
+    /// True if every folder could be read, so that what is in no file is nowhere.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.troubled.iter().all(|path| self.files.get(path).is_none_or(|file| !file.unread))
     }
 
     /// The file at `path` is gone.

@@ -215,6 +215,8 @@ impl Directory {
     fn catalog(&self) -> Result<Catalog, Error> {
         self.check()?;
         let mut catalog = Catalog::new(&self.path);
+        // One that is there and cannot be read would look empty.
+        fs::read_dir(&self.path).map_err(|source| Error::Unavailable { path: self.path.clone(), source })?;
         scan(&self.path, Path::new(""), &mut catalog, &mut Alone);
         // Had it gone away meanwhile, we would have seen less than there is.
         self.check()?;

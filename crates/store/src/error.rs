@@ -14,7 +14,7 @@ use crate::{Problem, Version};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The directory is not there, or is no directory.
+    /// The directory is not there, is no directory, or cannot be read.
     #[error("store directory {path} is not available (hint: create it, or correct --store dir:PATH)")]
     Unavailable {
         /// The directory.
@@ -46,7 +46,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The object is not as the writer expected.
-    #[error("{key} is not as expected: {}", found.map_or_else(|| "it is not there".to_owned(), |version| format!("its version is {version}")))]
+    #[error("{key} is not as expected: {}", found.map_or_else(|| "it is not there, or cannot be read".to_owned(), |version| format!("its version is {version}")))]
     Conflict {
         /// The object.
         key: Key,

@@ -3,7 +3,7 @@
 //! One object, one file, named after the object, so that a writer need not look at any other. Writers of all
 //! processes take turns by a lock on `fairlead/.lock`; readers need none, because a file is replaced by
 //! renaming a complete one over it. The lock's holder owns `fairlead/.new`, where the next file grows: one
-//! left by a writer that was killed is simply overwritten.
+//! left by a writer that was killed is removed.
 //!
 //! While a file of others is broken, `fairlead/.last-good/` holds what it said before, so that a restart does
 //! not forget it.
@@ -83,7 +83,8 @@ impl<'r> Lock<'r> {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(Error::Io { action: "create", path: folder, source: error });
             }
-            _ => {}
+            Ok(()) => sync_folder_of(&folder)?,
+            Err(_) => {}
         }
         let path = folder.join(".lock");
         let file = lock(&path).map_err(|source| Error::Io { action: "lock", path, source })?;
@@ -102,35 +103,31 @@ impl<'r> Lock<'r> {
         };
         if let Some(folder) = to.parent() {
             // One level only: a store directory that just went away is not to be made anew.
-            let created = fs::create_dir(folder).or_else(|error| match error.kind() {
-                io::ErrorKind::AlreadyExists => Ok(()),
-                _ => Err(error),
-            });
-            created.map_err(io("create", folder))?;
+            match fs::create_dir(folder) {
+                // A new folder's own name has to outlive a power cut too.
+                Ok(()) if durable => sync_folder_of(folder)?,
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(io("create", folder)(error)),
+            }
         }
-        let mut file = File::create(&growing).map_err(io("create", &growing))?;
+        let mut file = create_anew(&growing).map_err(io("create", &growing))?;
         file.write_all(contents).map_err(io("write", &growing))?;
         if durable {
             file.sync_all().map_err(io("write", &growing))?;
         }
         fs::rename(&growing, &to).map_err(io("replace", &to))?;
-        if durable { self.sync_folder_of(&to) } else { Ok(()) }
+        if durable { sync_folder_of(&to) } else { Ok(()) }
     }
 
     /// Removes the file `relative`. True if it was there.
     pub(crate) fn remove(&self, relative: &Path) -> Result<bool, Error> {
         let path = self.root.join(relative);
         match fs::remove_file(&path) {
-            Ok(()) => self.sync_folder_of(&path).map(|()| true),
+            Ok(()) => sync_folder_of(&path).map(|()| true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(source) => Err(Error::Io { action: "remove", path, source }),
         }
-    }
-
-    fn sync_folder_of(&self, path: &Path) -> Result<(), Error> {
-        let folder = path.parent().unwrap_or(self.root);
-        let synced = File::open(folder).and_then(|folder| folder.sync_all());
-        synced.map_err(|source| Error::Io { action: "write", path: folder.to_owned(), source })
     }
 
     fn identify(&self) -> Result<(), Error> {
@@ -145,6 +142,25 @@ impl<'r> Lock<'r> {
         let text: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
         self.replace(&relative, (text + "\n").as_bytes(), true)
     }
+}
+
+/// Makes a file where nothing is, or what a killed writer left. Follows no link to somebody else's file.
+fn create_anew(path: &Path) -> io::Result<File> {
+    match File::create_new(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fs::remove_file(path)?;
+            File::create_new(path)
+        }
+        other => other,
+    }
+}
+
+/// Makes the names in the folder that holds `path` outlive a power cut.
+fn sync_folder_of(path: &Path) -> Result<(), Error> {
+    // A relative store directory of one part stands in the current one.
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let synced = File::open(folder).and_then(|folder| folder.sync_all());
+    synced.map_err(|source| Error::Io { action: "write", path: folder.to_owned(), source })
 }
 
 fn lock(path: &Path) -> io::Result<File> {

@@ -117,7 +117,8 @@ impl<C: Companion> Walk<'_, C> {
 
     fn unreadable(&mut self, relative: &Path, error: &io::Error) {
         if error.kind() != io::ErrorKind::NotFound {
-            self.complain(relative, files::unreadable(error));
+            self.catalog.put_unread(relative, files::unreadable(error));
+            self.seen.insert(relative.to_owned());
             self.unread.push(relative.to_owned());
         }
     }

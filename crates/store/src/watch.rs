@@ -27,11 +27,11 @@ use folders::{Folders, News};
 mod folders;
 
 /// What a watcher is told, in this order: `Snapshot`, `Problems` if there are any, `InSync`; from then on
-/// `Changes` and `Problems` as they come. `Unavailable` and `Available` may come at any time, also first; after
+/// `Changes` and `Problems` as they come. While a folder cannot be read, `InSync` waits, and `Changes` come first. `Unavailable` and `Available` may come at any time, also first; after
 /// `Available` follows what changed meanwhile.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// The whole cluster as it is. Comes once.
+    /// The whole cluster as it is, as far as it could be read. Comes once.
     Snapshot(Snapshot),
     /// Everything known has been told: from now on what is not in the snapshot is not in the cluster, and
     /// may be removed from the node. Comes once.
@@ -77,6 +77,7 @@ pub struct Watch {
     remembered: Option<Presence>,
     /// Whether the snapshot has been told.
     told: bool,
+    told_in_sync: bool,
     told_problems: Vec<Problem>,
     told_away: bool,
     /// The broken files whose last good version is kept on disk.
@@ -120,6 +121,7 @@ impl Watch {
             present: None,
             remembered: None,
             told: false,
+            told_in_sync: false,
             told_problems: Vec::new(),
             told_away: false,
             kept: BTreeSet::new(),
@@ -261,7 +263,7 @@ impl Watch {
     fn arrive(&mut self) {
         loop {
             self.folders.clear();
-            match inode(&self.root) {
+            match arrival(&self.root) {
                 Ok(inode) => {
                     if self.settle_in(inode) {
                         return;
@@ -271,7 +273,7 @@ impl Watch {
                     self.say_away(reason);
                     self.folders.await_root();
                     // It may have come after we looked and before we began to wait.
-                    if inode(&self.root).is_err() {
+                    if arrival(&self.root).is_err() {
                         return;
                     }
                 }
@@ -325,7 +327,9 @@ impl Watch {
             self.queue.push_back(Event::Problems(problems));
             self.keep_last_good();
         }
-        if first {
+        // What stands in a folder that cannot be read is not gone.
+        if !self.told_in_sync && self.catalog.is_whole() {
+            self.told_in_sync = true;
             self.queue.push_back(Event::InSync);
         }
     }
@@ -371,6 +375,15 @@ impl Iterator for Watch {
 
     fn next(&mut self) -> Option<Event> {
         self.next_until(None)
+    }
+}
+
+/// Device and inode of a directory that can be read, or why it is away.
+fn arrival(root: &Path) -> Result<(u64, u64), String> {
+    let inode = inode(root)?;
+    match fs::read_dir(root) {
+        Ok(_) => Ok(inode),
+        Err(error) => Err(format!("{}: {error}", root.display())),
     }
 }
 

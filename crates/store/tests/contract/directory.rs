@@ -104,7 +104,7 @@ fn after_a_restart_everything_is_there() {
 
 /// A store directory below a temporary one, so that it can be moved away.
 struct Fixture {
-    _above: tempfile::TempDir,
+    above: tempfile::TempDir,
     store: Directory,
 }
 
@@ -114,7 +114,7 @@ impl Fixture {
         let path = above.path().join("store");
         fs::create_dir(&path).unwrap();
         let store = Directory::open(&path).unwrap();
-        Self { _above: above, store }
+        Self { above, store }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -369,6 +369,33 @@ fn a_directory_that_is_removed_takes_nothing_with_it() {
     assert_eq!(witness.removals, 1);
     // A watcher that starts now takes the directory as it is.
     assert_eq!(names(&fixture.witness().snapshot), ["b"]);
+}
+
+#[test]
+fn while_a_folder_cannot_be_read_nothing_counts_as_gone() {
+    let fixture = Fixture::new();
+    fixture.put("a.yaml", pods(&["a"]));
+    // What a failing disk or missing rights would do to a folder, in a way that stops even root.
+    symlink("leases", fixture.path("leases")).unwrap();
+    let mut witness = Witness::new(sent(fixture.store.watch().unwrap()));
+    witness.until(|witness| names(&witness.snapshot) == ["a"] && witness.problems.len() == 1);
+    fixture.put("b.yaml", pods(&["b"]));
+    witness.until(|witness| names(&witness.snapshot) == ["a", "b"]);
+    assert!(!witness.in_sync, "a folder cannot be read, and yet all is said to be known");
+    fs::remove_file(fixture.path("leases")).unwrap();
+    witness.until(|witness| witness.in_sync && witness.problems.is_empty());
+}
+
+#[test]
+fn a_write_never_goes_through_a_link() {
+    let fixture = Fixture::new();
+    let elsewhere = fixture.above.path().join("elsewhere");
+    fs::write(&elsewhere, "precious").unwrap();
+    fs::create_dir(fixture.path("fairlead")).unwrap();
+    symlink(&elsewhere, fixture.path("fairlead/.new")).unwrap();
+    fixture.store.write(&lease("node1", 1450), Expect::Absent).unwrap();
+    assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "precious");
+    assert_eq!(fixture.store.list().unwrap().snapshot.leases.len(), 1);
 }
 
 #[test]

@@ -42,12 +42,13 @@ pub(crate) struct Witness {
     pub(crate) problems: Vec<store::Problem>,
     /// How many objects were removed so far.
     pub(crate) removals: usize,
+    told: bool,
 }
 
 impl Witness {
     pub(crate) fn new(events: Receiver<Event>) -> Self {
         let (snapshot, problems) = (Snapshot::default(), Vec::new());
-        Self { events, snapshot, in_sync: false, available: true, problems, removals: 0 }
+        Self { events, snapshot, in_sync: false, available: true, problems, removals: 0, told: false }
     }
 
     /// A witness that has seen everything there was.
@@ -72,12 +73,15 @@ impl Witness {
     fn take_in(&mut self, event: Event) {
         match event {
             Event::Snapshot(snapshot) => {
-                assert!(!self.in_sync, "the snapshot came twice");
+                assert!(!std::mem::replace(&mut self.told, true), "the snapshot came twice");
                 self.snapshot = snapshot;
             }
-            Event::InSync => self.in_sync = true,
+            Event::InSync => {
+                assert!(self.told && !self.in_sync, "in sync before the snapshot, or twice");
+                self.in_sync = true;
+            }
             Event::Changes(changes) => {
-                assert!(self.in_sync, "a change came before the snapshot");
+                assert!(self.told, "a change came before the snapshot");
                 for change in changes {
                     self.removals += usize::from(matches!(change, cluster::Change::Removed(_)));
                     assert!(self.snapshot.apply(change.clone()), "nothing changed by {change:?}");
