@@ -1,6 +1,8 @@
 //! Fairlead's own kinds (`fairlead/v1`): leases, claims, and what became of pods.
 
-use cluster::{Backend, Claim, Lease, PodStatus, check_subdomain};
+use std::net::IpAddr;
+
+use cluster::{Backend, Claim, Lease, MacAddress, PodStatus, check_subdomain};
 
 use super::core;
 use super::field::{Fault, Field};
@@ -12,10 +14,29 @@ pub(super) fn lease(document: &Field<'_, '_>) -> Result<Lease, Fault> {
     Ok(Lease {
         node: document.cluster_name(check_subdomain)?,
         pod_cidrs: core::pod_cidrs(&pod_cidrs)?,
-        underlay: spec.get("underlay")?.each(Field::address)?,
+        underlay: spec.get("underlay")?.each(underlay)?,
         backend: backend(&spec.get("backend")?)?,
         mtu: mtu.number(68, 65_535)?.ok_or_else(|| mtu.fault("is missing".into()))?,
     })
+}
+
+/// An address that one machine in the network can have: tunnels to any other would lead astray on every peer.
+fn underlay(field: &Field<'_, '_>) -> Result<IpAddr, Fault> {
+    let address = field.address()?;
+    if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
+        return Err(field.fault(format!("is {address}, not the address of a machine in the network")));
+    }
+    Ok(address)
+}
+
+/// A link address of one machine. To the kernel the one of all zeros means every unknown one.
+fn unicast(field: &Field<'_, '_>) -> Result<MacAddress, Fault> {
+    let mac: MacAddress =
+        field.required_text()?.parse().map_err(|error| field.because(format!("is wrong: {error}")))?;
+    if mac.0 == [0; 6] || mac.0[0] & 1 != 0 {
+        return Err(field.fault(format!("is {mac}, not the link-layer address of one machine")));
+    }
+    Ok(mac)
 }
 
 fn backend(field: &Field<'_, '_>) -> Result<Backend, Fault> {
@@ -25,11 +46,10 @@ fn backend(field: &Field<'_, '_>) -> Result<Backend, Fault> {
     }
     let vni = field.get("vni")?;
     let port = field.get("port")?;
-    let mac = field.get("mac")?;
     Ok(Backend::Vxlan {
         vni: vni.number(1, (1 << 24) - 1)?.ok_or_else(|| vni.fault("is missing".into()))?,
         port: port.port()?.ok_or_else(|| port.fault("is missing".into()))?,
-        mac: mac.required_text()?.parse().map_err(|error| mac.because(format!("is wrong: {error}")))?,
+        mac: unicast(&field.get("mac")?)?,
     })
 }
 

@@ -144,6 +144,28 @@ fn what_is_written_reads_back_the_same() {
 }
 
 #[test]
+fn a_lease_that_would_lead_tunnels_astray_is_refused() {
+    let lease = |underlay: &str, mac: &str| {
+        let text = format!(
+            "apiVersion: fairlead/v1\nkind: NodeLease\nmetadata: {{name: node1}}\n\
+             spec: {{mtu: 1450, underlay: [{underlay:?}], backend: {{type: vxlan, vni: 1, port: 8472, mac: {mac:?}}}}}\n"
+        );
+        parse(text.as_bytes())
+            .map_err(|faults| format!("{} {}", faults[0].field.as_deref().unwrap(), faults[0].reason))
+    };
+    let good = ("198.18.0.1", "02:00:00:00:00:01");
+    assert!(lease(good.0, good.1).is_ok());
+    for bad in ["0.0.0.0", "::", "127.0.0.1", "::1", "224.0.0.1", "ff02::1"] {
+        let complaint = format!("spec.underlay[0] is {bad}, not the address of a machine in the network");
+        assert_eq!(lease(bad, good.1).unwrap_err(), complaint);
+    }
+    for bad in ["00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01"] {
+        let complaint = format!("spec.backend.mac is {bad}, not the link-layer address of one machine");
+        assert_eq!(lease(good.0, bad).unwrap_err(), complaint);
+    }
+}
+
+#[test]
 fn complaints_about_a_pod_name_line_object_and_field() {
     let cases = [
         (
