@@ -9,11 +9,11 @@
 //!    machine beyond it) gets the tunnel's address, so that the answer returns through the tunnel as well and
 //!    no node's reverse-path filter sees half a conversation.
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use netstate::LinkName;
 use netstate::nft::{
-    BaseChain, Chain, ChainKind, Family as TableFamily, Field, Hook, IpVersion, KeyType, Policy, Rule, Set,
-    Statement, Table, Value, Verdict, priority,
+    BaseChain, Chain, ChainKind, Family as TableFamily, Field, Hook, IpVersion, Policy, Rule, Set, Statement,
+    Table, Value, Verdict, priority,
 };
 
 use crate::family::Family;
@@ -39,7 +39,7 @@ pub fn table(cluster: &[IpNet], tunnel: LinkName) -> Table {
             continue;
         }
         let words = Words::of(family);
-        let mut set = Set::interval(words.set, [words.key]);
+        let mut set = Set::interval(words.set, [words.version.key_type()]);
         for net in IpNet::aggregate(&networks) {
             set = set.with_element([Value::Network(net)], None);
         }
@@ -54,29 +54,14 @@ pub fn table(cluster: &[IpNet], tunnel: LinkName) -> Table {
 /// What differs between the families.
 struct Words {
     set: &'static str,
-    key: KeyType,
     version: IpVersion,
-    multicast: IpNet,
 }
 
 impl Words {
     fn of(family: Family) -> Self {
         match family {
-            Family::V4 => Self {
-                set: "cluster4",
-                key: KeyType::Ipv4,
-                version: IpVersion::V4,
-                multicast: IpNet::V4(Ipv4Net::new_assert(std::net::Ipv4Addr::new(224, 0, 0, 0), 4)),
-            },
-            Family::V6 => Self {
-                set: "cluster6",
-                key: KeyType::Ipv6,
-                version: IpVersion::V6,
-                multicast: IpNet::V6(Ipv6Net::new_assert(
-                    std::net::Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0),
-                    8,
-                )),
-            },
+            Family::V4 => Self { set: "cluster4", version: IpVersion::V4 },
+            Family::V6 => Self { set: "cluster6", version: IpVersion::V6 },
         }
     }
 }
@@ -90,7 +75,11 @@ fn rules(words: &Words, tunnel: LinkName) -> [Rule; 3] {
             Statement::in_set([Field::Destination(words.version)], words.set),
             Statement::Verdict(Verdict::Return),
         ]),
-        Rule::new([from_cluster, Statement::destination_not_in(words.multicast), masquerade.clone()]),
+        Rule::new([
+            from_cluster,
+            Statement::destination_not_in(words.version.multicast()),
+            masquerade.clone(),
+        ]),
         Rule::new([
             Statement::equal(Field::OutputLink, Value::Ifname(tunnel)),
             Statement::not_in_set([Field::Source(words.version)], words.set),
