@@ -14,7 +14,7 @@ use crate::netlink::{Malformed, Protocol, Reply, Socket};
 use crate::netns::Netns;
 use crate::route::Route;
 use crate::rule::Rule;
-use crate::{Error, abi};
+use crate::{Error, abi, forwarding};
 
 /// What to be told about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -199,7 +199,7 @@ fn decode(reply: Reply<'_>) -> Result<Option<Event>, Malformed> {
         abi::RTM_NEWNEIGH | abi::RTM_DELNEIGH => neighbour_event(reply)?,
         abi::RTM_NEWRULE => Rule::from_reply(reply)?.map(Event::Rule),
         abi::RTM_DELRULE => Rule::from_reply(reply)?.map(Event::RuleGone),
-        abi::RTM_NEWNETCONF => forwarding_event(reply)?,
+        abi::RTM_NEWNETCONF => forwarding::of_namespace(reply)?.map(Event::Forwarding),
         _ => None,
     })
 }
@@ -221,18 +221,6 @@ fn neighbour_event(reply: Reply<'_>) -> Result<Option<Event>, Malformed> {
         Entry::Fdb(entry) if gone => Event::FdbGone(entry),
         Entry::Fdb(entry) => Event::Fdb(entry),
     }))
-}
-
-/// The kernel tells the configuration of each link and of the namespace as a whole; only the latter is an event.
-fn forwarding_event(reply: Reply<'_>) -> Result<Option<Event>, Malformed> {
-    const LINK: u16 = 1;
-    const FORWARDING: u16 = 2;
-    /// `NETCONFA_IFINDEX_ALL`: the namespace.
-    const ALL_LINKS: i32 = -1;
-    let (_, attributes) = reply.split::<4>()?;
-    let link = attributes.find(LINK)?.map(|link| link.i32()).transpose()?;
-    let forwarding = attributes.find(FORWARDING)?.map(|value| value.i32()).transpose()?;
-    Ok(forwarding.filter(|_| link == Some(ALL_LINKS)).map(|value| Event::Forwarding(value != 0)))
 }
 
 /// Every nf_tables message but the closing one, which gives the new generation, has the table's name first.

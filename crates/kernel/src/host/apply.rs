@@ -2,7 +2,8 @@
 //!
 //! Steps of one kind that follow each other travel as one batch; those of one nf_tables table are one
 //! transaction. A link that could not be made takes what would stand on it with it, and a neighbour that could
-//! not be made takes the routes through it: better no route than one into the dark. What is there already when it should be made, or gone when it should go, counts as done.
+//! not be made takes the routes through it: better no route than one into the dark. An address or policy rule that
+//! is there already when it should be made counts as done, and so does what is gone when it should go.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
