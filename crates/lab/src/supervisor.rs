@@ -241,7 +241,8 @@ impl Supervisor {
             Event::AgentEnded { node, how } => {
                 self.nodes[node].agent_pid = None;
                 log(&format!("the agent of {} ended: {how}", self.nodes[node].name));
-                self.nodes[node].ends += 1;
+                // One that could carry pods has started well, whatever ended it.
+                self.nodes[node].ends = if self.nodes[node].ready { 0 } else { self.nodes[node].ends + 1 };
                 self.nodes[node].last_end = Some(how);
             }
             Event::Wired(outcome) => self.pods.handle(outcome, Instant::now()),

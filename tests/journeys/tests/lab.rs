@@ -395,3 +395,25 @@ fn an_agent_whose_log_nobody_reads_any_more_goes_on() {
     run_ok(Command::new("kill").args(["-TERM", &agent.id().to_string()]));
     assert_eq!(agent.wait().unwrap().code(), Some(0));
 }
+
+#[test]
+fn a_node_whose_agent_was_killed_often_is_waited_for_like_any_other() {
+    let lab = TestLab::up(&["--nodes", "1"]);
+    for _ in 0..3 {
+        let before = lab.node("node1")["agentPid"].as_u64().expect("an agent runs");
+        run_ok(Command::new("kill").args(["-9", &before.to_string()]));
+        eventually("the agent is back", || {
+            lab.node("node1")["agentPid"].as_u64().filter(|pid| *pid != before)
+        });
+    }
+    let (manifest, conf) = (lab.store().join("node1.yaml"), lab.store().with_file_name("node1").join("conf"));
+    let text = std::fs::read_to_string(&manifest).unwrap();
+    std::fs::remove_file(&manifest).unwrap();
+    eventually("the node takes no pods", || (std::fs::read_dir(&conf).unwrap().count() == 0).then_some(()));
+    lab.put("node1.yaml", &text);
+    lab.put("a.yaml", &pod_manifest("a", "node1", 80));
+    let file = lab.runtime().join("b.yaml");
+    std::fs::write(&file, pod_manifest("b", "node1", 80)).unwrap();
+    run_ok(&mut lab.lab("apply", &["-f", file.to_str().unwrap()]));
+    assert!(lab.pings("b", &lab.address("a", false).unwrap()));
+}

@@ -171,7 +171,7 @@ impl Supervisor {
 
     /// Why waiting makes no sense any more.
     fn hopeless(&self) -> Option<String> {
-        let limit = if self.restart { 3 } else { 1 };
+        let limit = if self.restart { 3 } else { 0 };
         for node in self.nodes.iter().filter(|node| !node.ready && node.ends >= limit) {
             if let Some(how) = &node.last_end {
                 let log = node.home.agent_log();

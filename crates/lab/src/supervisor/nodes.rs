@@ -21,7 +21,7 @@ pub(super) struct Node {
     pub(super) addresses: Vec<IpAddr>,
     pub(super) home: NodeHome,
     pub(super) agent_pid: Option<u32>,
-    /// How often an agent of this node has ended.
+    /// How often in a row an agent of this node has ended before the node could carry pods.
     pub(super) ends: u32,
     /// How the agent ended last, for the person who waits for it.
     pub(super) last_end: Option<String>,
@@ -48,6 +48,10 @@ impl Node {
         let entries = fs::read_dir(self.home.conf()).into_iter().flatten().flatten();
         self.ready =
             entries.into_iter().any(|entry| entry.path().extension().is_some_and(|kind| kind == "conflist"));
+        if self.ready {
+            // What has worked once is not hopeless.
+            self.ends = 0;
+        }
     }
 
     pub(super) fn listed(&self, snapshot: &Snapshot) -> ListedNode {
