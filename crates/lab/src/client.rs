@@ -257,18 +257,6 @@ impl Lab {
     }
 }
 
-/// Removes what killed labs of this name left. True if there was something.
-///
-/// # Errors
-/// Files that cannot be removed.
-pub fn clear_leftovers(name: &str) -> Result<bool> {
-    let leftovers = Home::leftovers(name)?;
-    for home in &leftovers {
-        home.remove()?;
-    }
-    Ok(!leftovers.is_empty())
-}
-
 /// A process's descriptor becomes readable when the process has ended.
 fn wait_for_end(process: &OwnedFd) {
     while let Err(rustix::io::Errno::INTR) = poll(&mut [PollFd::new(process, PollFlags::IN)], None) {}

@@ -70,14 +70,25 @@ impl Home {
         up.ok_or_else(|| Error::NotUp { name: name.to_owned(), others: Self::all_up() })
     }
 
-    /// What is left of a lab of this name that was killed: directories without a supervisor.
+    /// Removes what is left of labs of this name that were killed: directories without a supervisor. True if there
+    /// was something.
     ///
     /// # Errors
-    /// [`Error::Name`].
-    pub fn leftovers(name: &str) -> Result<Vec<Self>> {
+    /// [`Error::Name`]; [`Error::File`].
+    pub fn clear_leftovers(name: &str) -> Result<bool> {
         check_name(name)?;
-        let homes = Self::candidates(name).into_iter();
-        Ok(homes.filter(|home| home.path.exists() && !home.is_up()).collect())
+        let mut found = false;
+        for home in Self::candidates(name).into_iter().filter(|home| home.path.exists()) {
+            let root = home.path.parent().unwrap_or(Path::new("/"));
+            // A lab that somebody is starting this moment has no supervisor yet either.
+            let turn = File::open(root).and_then(|root| root.lock().map(|()| root));
+            let _turn = turn.map_err(Error::file("lock", root))?;
+            if home.path.exists() && !home.is_up() {
+                home.remove()?;
+                found = true;
+            }
+        }
+        Ok(found)
     }
 
     /// The home the supervisor was told to live in.
@@ -323,6 +334,22 @@ mod tests {
         let most = 107 - "/node250/state/agent.sock".len();
         assert!(home(most).has_room_for_sockets());
         assert!(!home(most + 1).has_room_for_sockets());
+    }
+
+    #[test]
+    fn the_directory_of_a_lab_that_is_being_started_is_no_leftover() {
+        let name = format!("starting-{}", std::process::id());
+        let (home, turn) = Home::create(&name).unwrap();
+        let clearing = std::thread::spawn({
+            let name = name.clone();
+            move || Home::clear_leftovers(&name).unwrap()
+        });
+        let lock = home.lock().unwrap();
+        drop(turn);
+        assert!(!clearing.join().unwrap());
+        drop(lock);
+        assert!(Home::clear_leftovers(&name).unwrap());
+        assert!(!home.path().exists());
     }
 
     #[test]

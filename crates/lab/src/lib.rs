@@ -29,7 +29,7 @@ mod placement;
 mod probe;
 mod supervisor;
 
-pub use client::{Ender, Lab, UpOptions, clear_leftovers};
+pub use client::{Ender, Lab, UpOptions};
 pub use control::{Part, Progress};
 pub use error::{Error, Result};
 pub use home::{Home, NodeHome, check_name};

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use ::lab::{Error, Lab};
+use ::lab::{Error, Home, Lab};
 use anyhow::Result;
 use clap::Args;
 
@@ -24,7 +24,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         Ok(lab) => lab,
         // One that was killed has left files; removing them is what was asked for.
         Err(error @ Error::NotUp { .. }) => {
-            return if ::lab::clear_leftovers(name)? { Ok(ExitCode::SUCCESS) } else { Err(error.into()) };
+            return if Home::clear_leftovers(name)? { Ok(ExitCode::SUCCESS) } else { Err(error.into()) };
         }
         Err(error) => return Err(error.into()),
     };

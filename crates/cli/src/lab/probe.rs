@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use ::lab::Lab;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 
 use super::{NameOption, report};
@@ -29,6 +29,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut show = Show::new();
     let probe = lab.probe(arguments.throughput, &mut |progress| show.step(&progress))?;
     drop(show);
+    if probe.pods.is_empty() {
+        bail!(
+            "lab {0} has no pod that runs; hint: `fairlead lab pods --name {0}` lists all",
+            arguments.name.name
+        );
+    }
     arguments.output.output.print(&probe, report::probe)?;
     Ok(if probe.all_reached() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
