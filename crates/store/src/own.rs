@@ -1,9 +1,9 @@
 //! The files that Fairlead itself writes, all below `fairlead/` in the store directory.
 //!
-//! One object, one file, named after the object, so that a writer need not look at any other. Writers of all
-//! processes take turns by a lock on `fairlead/.lock`; readers need none, because a file is replaced by
-//! renaming a complete one over it. The lock's holder owns `fairlead/.new`, where the next file grows: one
-//! left by a writer that was killed is removed.
+//! One object, one file, named after the object (shortened where it must be), so that a writer need not look at
+//! any other. Writers of all processes take turns by a lock on `fairlead/.lock`; readers need none, because a
+//! file is replaced by renaming a complete one over it. The lock's holder owns `fairlead/.new`, where the next
+//! file grows: one left by a writer that was killed is removed.
 //!
 //! While a file of others is broken, `fairlead/.last-good/` holds what it said before, so that a restart does
 //! not forget it.
@@ -46,7 +46,17 @@ pub(crate) fn path(key: &Key) -> PathBuf {
         Key::Lease(node) => ("leases", node.to_string()),
         Key::Claim(cidr) => ("claims", claim_name(*cidr)),
     };
-    Path::new(FOLDER).join(folder).join(format!("{name}.json"))
+    Path::new(FOLDER).join(folder).join(format!("{}.json", fitting(name)))
+}
+
+/// A name of at most 250 bytes: file systems take 255, Kubernetes' names with a namespace have up to 317. The
+/// plus sign stands in no object's name, so no two objects share a file.
+fn fitting(name: String) -> String {
+    if name.len() <= 250 {
+        return name;
+    }
+    let head = name.get(..name.floor_char_boundary(200)).unwrap_or_default();
+    format!("{head}+{}", Version::of(name.as_bytes()))
 }
 
 fn claim_name(cidr: IpNet) -> String {

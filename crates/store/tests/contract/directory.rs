@@ -387,6 +387,19 @@ fn while_a_folder_cannot_be_read_nothing_counts_as_gone() {
 }
 
 #[test]
+fn an_object_of_the_longest_name_has_a_file_too() {
+    let fixture = Fixture::new();
+    let long = |last| format!("{}.{last}", vec!["a".repeat(62); 4].join(".").get(..251).unwrap());
+    for node in [long("a"), long("b")] {
+        fixture.store.write(&lease(&node, 1450), Expect::Absent).unwrap();
+    }
+    let listing = fixture.store.list().unwrap();
+    assert_eq!((listing.snapshot.leases.len(), listing.problems), (2, vec![]));
+    assert!(fixture.store.delete(&Key::Lease(long("a").into()), Expect::Any).unwrap());
+    assert!(fixture.store.read(&Key::Lease(long("b").into())).unwrap().is_some());
+}
+
+#[test]
 fn a_write_never_goes_through_a_link() {
     let fixture = Fixture::new();
     let elsewhere = fixture.above.path().join("elsewhere");
