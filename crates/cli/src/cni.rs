@@ -108,7 +108,10 @@ struct Call {
 impl Call {
     fn of(attachment: &Attachment) -> Result<Self> {
         let directory = env::var_os("NETCONFPATH").map_or_else(|| "/etc/cni/net.d".into(), PathBuf::from);
-        let list = ConfList::find(&directory, &attachment.network)?;
+        let list = ConfList::find(&directory, &attachment.network).with_context(|| {
+            let network = &attachment.network;
+            format!("cannot use network {network}; hint: NETCONFPATH names the directory to look for it in")
+        })?;
         let path = env::var_os("CNI_PATH").unwrap_or_default();
         let runner = Runner {
             path: env::split_paths(&path).filter(|path| !path.as_os_str().is_empty()).collect(),

@@ -83,3 +83,14 @@ fn the_one_binary_is_every_plugin_when_called_by_its_name() {
         run_ok(Command::new(directory.path().join("fairlead")).arg("--help").env_remove("CNI_COMMAND"));
     assert!(help.contains("fairlead lab demo"), "without a runtime's call it is the command line");
 }
+
+#[test]
+fn a_network_that_is_not_there_is_named_with_the_place_it_was_looked_for_in() {
+    let (node, pod) = (Namespace::new(), Namespace::new());
+    let directory = tempfile::tempdir().unwrap();
+    let output = run(&mut cni(&node, directory.path(), "add", &pod));
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.starts_with("error: cannot use network mynet: ") && said.contains("/net.d\n"), "{said}");
+    assert!(said.contains("hint: NETCONFPATH"), "{said}");
+}
