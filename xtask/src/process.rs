@@ -1,6 +1,6 @@
 //! Starting programs: print what is run, fail with the command line when it fails.
 
-use std::process::Command;
+use std::{ffi::OsString, process::Command};
 
 use anyhow::{Context, bail};
 
@@ -23,12 +23,16 @@ pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
     String::from_utf8(output.stdout).with_context(|| format!("reading what {} prints", words(command)))
 }
 
+/// PATH with the directories of the system's own tools, which an ordinary user's lacks on Debian.
+pub(crate) fn path_with_system_directories() -> OsString {
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    path.push(":/usr/sbin:/sbin");
+    path
+}
+
 /// Whether a program can be found in PATH or in the system directories.
 pub(crate) fn found(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/sbin", "/sbin"].map(Into::into))
-        .any(|directory| directory.join(program).exists())
+    std::env::split_paths(&path_with_system_directories()).any(|directory| directory.join(program).exists())
 }
 
 fn words(command: &Command) -> String {

@@ -22,7 +22,9 @@ pub(crate) fn run() -> anyhow::Result<()> {
     process::run(workspace::cargo().args(["fetch", "--locked"]))?;
     process::run(workspace::cargo().args(["build", "--locked", "--workspace"]))?;
     process::run(
-        as_root(&["test", "--locked", "--workspace", "--no-fail-fast"])?.env("FAIRLEAD_NOT_RUN", &not_run),
+        as_root(&["test", "--locked", "--workspace", "--no-fail-fast"])?
+            .env("PATH", process::path_with_system_directories())
+            .env("FAIRLEAD_NOT_RUN", &not_run),
     )?;
     fuzz::run(FUZZ_SECONDS)?;
     vm_test::run()?;
@@ -39,7 +41,9 @@ fn as_root(words: &[&str]) -> anyhow::Result<Command> {
     }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new("unshare");
-    command.args(["--user", "--map-root-user", "--net", "--"]).arg(cargo).arg("--offline").args(words);
+    command.args(["--user", "--map-root-user", "--net", "--", "sh", "-c"]);
+    // Some tests talk to themselves over the loopback, which is down in a new namespace.
+    command.args(["ip link set lo up; exec \"$@\"", "sh"]).arg(cargo).arg("--offline").args(words);
     command.current_dir(workspace::root());
     Ok(command)
 }
