@@ -90,7 +90,11 @@ pub fn run(options: &Options) -> Result<(), Error> {
     // First of all, for threads inherit which signals are blocked.
     let termination = Termination::take_over().map_err(Error::Signals)?;
     check(options)?;
-    let pools = options.config.pools()?;
+    let mut pools = options.config.pools()?;
+    if !kernel::sysctl::has_ipv6() {
+        tracing::warn!("this kernel has no IPv6: the node takes part with IPv4 alone");
+        pools.retain(|pool| pool.cluster().addr().is_ipv4());
+    }
     make_directory(&options.state_dir)?;
     // Before anything is touched: a second agent on this node ends here.
     let server = Server::open(&options.state_dir)?;

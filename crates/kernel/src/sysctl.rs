@@ -27,6 +27,12 @@ pub fn read(path: &str) -> Result<String, Error> {
     }
 }
 
+/// Whether this kernel has the IPv6 protocol at all: booted with `ipv6.disable=1`, or built without it, it has not.
+#[must_use]
+pub fn has_ipv6() -> bool {
+    Path::new(ROOT).join("net/ipv6").exists()
+}
+
 /// Makes a sysctl have this value; returns whether it had another one before.
 ///
 /// # Errors

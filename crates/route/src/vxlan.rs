@@ -157,7 +157,7 @@ pub fn design(inputs: &Inputs<'_>) -> Design {
     for lease in peers(inputs) {
         match check(inputs, lease, &overlaps, &mut seen) {
             Ok(tunnel) => {
-                peer_part(&mut design.state, lease, &tunnel, device);
+                peer_part(&mut design.state, (inputs.lease, lease), &tunnel, device);
                 design.peers.insert(lease.node.clone());
             }
             Err(problem) => {
@@ -206,11 +206,10 @@ fn own_part(state: &mut State, inputs: &Inputs<'_>, device: LinkName) {
 }
 
 fn sysctls(state: &mut State, inputs: &Inputs<'_>) {
-    let carries = |family| inputs.lease.pod_cidrs.iter().any(|cidr| Family::of_net(cidr) == family);
-    if carries(Family::V4) {
+    if carries(inputs.lease, Family::V4) {
         state.insert_sysctl("net/ipv4/ip_forward", "1");
     }
-    if !carries(Family::V6) {
+    if !carries(inputs.lease, Family::V6) {
         return;
     }
     // A host that forwards ignores router advertisements unless told to go on: without this, a machine that has its
@@ -223,14 +222,19 @@ fn sysctls(state: &mut State, inputs: &Inputs<'_>) {
     state.insert_sysctl(format!("net/ipv6/conf/{DEVICE}/disable_ipv6"), "0");
 }
 
+fn carries(lease: &Lease, family: Family) -> bool {
+    lease.pod_cidrs.iter().any(|cidr| Family::of_net(cidr) == family)
+}
+
 /// Where a peer's tunnel ends.
 struct Tunnel {
     mac: Mac,
     underlay: IpAddr,
 }
 
-fn peer_part(state: &mut State, lease: &Lease, tunnel: &Tunnel, device: LinkName) {
-    for cidr in &lease.pod_cidrs {
+/// A family that this node does not carry itself is left out: its kernel may have none of it.
+fn peer_part(state: &mut State, (own, lease): (&Lease, &Lease), tunnel: &Tunnel, device: LinkName) {
+    for cidr in lease.pod_cidrs.iter().filter(|cidr| carries(own, Family::of_net(cidr))) {
         let gateway = base_address(*cidr);
         state.insert_neighbour(Neighbour { link: device, address: gateway, mac: tunnel.mac });
         state.insert_route(Route::via_onlink(*cidr, gateway, device));

@@ -111,6 +111,18 @@ impl Case {
     }
 }
 
+#[test]
+fn a_node_without_ipv6_joins_its_peers_over_ipv4_alone() {
+    let mut case = Case::node1();
+    case.own.pod_cidrs = Box::new([case.own.pod_cidrs[0]]);
+    let design = case.design(&cluster_of([1, 2, 3]));
+    assert_eq!(design.problems.len(), 0);
+    assert_eq!(design.peers.len(), 2);
+    let text = design.state.to_string();
+    assert!(text.contains("route 10.244.2.0/24"), "{text}");
+    assert!(!text.contains("fd00:10:244:2"), "{text}");
+}
+
 fn problem(design: &Design, node: &str) -> Problem {
     design
         .problems
