@@ -8,7 +8,8 @@
 //! - `floor add BRIDGE NETNS N`: a veth pair whose peer is born in the pod's namespace, enslaved and up, in one
 //!   message; hairpin; then in the pod: `eth0` up, address 10.88.0.N/16 and a default route, in one send; and one
 //!   element into nft set `floor` of table `inet floor`, as ipMasq does.
-//! - `floor check BRIDGE NETNS N`: the look-ups of CHECK: bridge, host end, pod's end, addresses, routes.
+//! - `floor check BRIDGE NETNS N`: the look-ups of CHECK: bridge, host end, pod's end, addresses of both sides, routes,
+//!   the nft element and its rule.
 //! - `floor del BRIDGE NETNS N`: deletes the pair and the element.
 //!
 //! The bridge (up, 10.88.0.1/16) and the nft table are there before.
@@ -81,14 +82,19 @@ fn check(bridge: &str, netns: &str, number: u8) {
         message
     };
     exchange(host, &[get(bridge), get(&host_name(number))]);
+    let filter = socket(libc::NETLINK_NETFILTER);
     enter(open(netns));
     let inside = socket(libc::NETLINK_ROUTE);
     exchange(inside, &[get("eth0")]);
-    for kind in [libc::RTM_GETADDR, libc::RTM_GETROUTE] {
+    for (socket, kind) in
+        [(inside, libc::RTM_GETADDR), (inside, libc::RTM_GETROUTE), (host, libc::RTM_GETADDR)]
+    {
         let mut dump = Message::new(kind, 0x300);
         dump.family();
-        exchange(inside, &[dump]);
+        exchange(socket, &[dump]);
     }
+    exchange(filter, &[Message::element(message::GETSETELEM, number)]);
+    exchange(filter, &[Message::rules()]);
 }
 
 fn del(number: u8) {

@@ -7,9 +7,12 @@ const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NESTED: u16 = 0x8000;
 const NFTABLES: u16 = 10 << 8;
+const GETRULE: u16 = 7;
 
 /// `NFT_MSG_NEWSETELEM`.
 pub(crate) const NEWSETELEM: u16 = 12;
+/// `NFT_MSG_GETSETELEM`.
+pub(crate) const GETSETELEM: u16 = 13;
 /// `NFT_MSG_DELSETELEM`.
 pub(crate) const DELSETELEM: u16 = 14;
 
@@ -37,7 +40,7 @@ impl Message {
         message
     }
 
-    /// 10.88.0.N into or out of set `floor` of table `inet floor`.
+    /// 10.88.0.N into, in or out of set `floor` of table `inet floor`.
     pub(crate) fn element(kind: u16, number: u8) -> Self {
         let create = if kind == NEWSETELEM { 0x400 } else { 0 };
         let mut message = Self::new(NFTABLES | kind, create);
@@ -49,6 +52,15 @@ impl Message {
                 element.nest(1, |key| key.attribute(1, &[10, 88, 0, number]));
             });
         });
+        message
+    }
+
+    /// All rules of chain `postrouting` of table `inet floor`.
+    pub(crate) fn rules() -> Self {
+        let mut message = Self::new(NFTABLES | GETRULE, NLM_F_DUMP);
+        message.bytes.extend([1, 0, 0, 0]);
+        message.text(1, "floor");
+        message.text(2, "postrouting");
         message
     }
 
