@@ -36,9 +36,10 @@ impl Subject {
         Ok(Self::new("fairlead", bin, scratch, 1))
     }
 
-    /// The reference's, where they are installed.
+    /// The reference's, where they are installed; `FAIRLEAD_REFERENCE=DIR` names another build of them.
     pub(crate) fn reference() -> anyhow::Result<Option<Self>> {
-        let Some(bin) = harness::reference_plugins() else { return Ok(None) };
+        let named = std::env::var_os("FAIRLEAD_REFERENCE").map(PathBuf::from);
+        let Some(bin) = named.or_else(harness::reference_plugins) else { return Ok(None) };
         Ok(Some(Self::new("reference", bin, scratch()?, 2)))
     }
 
