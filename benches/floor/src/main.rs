@@ -10,7 +10,7 @@
 //!   element into nft set `floor` of table `inet floor`, as ipMasq does.
 //! - `floor check BRIDGE NETNS N`: the look-ups of CHECK: bridge, host end, pod's end, addresses of both sides, routes,
 //!   the nft element and its rule.
-//! - `floor del BRIDGE NETNS N`: deletes the pair and the element.
+//! - `floor del BRIDGE NETNS N`: deletes the element and the pair.
 //!
 //! The bridge (up, 10.88.0.1/16) and the nft table are there before.
 #![allow(unsafe_code, reason = "raw system calls are the point of this program")]
@@ -98,13 +98,16 @@ fn check(bridge: &str, netns: &str, number: u8) {
 }
 
 fn del(number: u8) {
+    // The element first: the kernel waits for readers of both, and so the two waits overlap.
+    let filter = socket(libc::NETLINK_NETFILTER);
+    exchange(
+        filter,
+        &[Message::batch(16), Message::element(message::DELSETELEM, number), Message::batch(17)],
+    );
     let mut gone = Message::new(libc::RTM_DELLINK, 0);
     gone.link(0, 0, false);
     gone.text(libc::IFLA_IFNAME, &host_name(number));
     exchange(socket(libc::NETLINK_ROUTE), &[gone]);
-    let element = Message::element(message::DELSETELEM, number);
-    let filter = socket(libc::NETLINK_NETFILTER);
-    exchange(filter, &[Message::batch(16), element, Message::batch(17)]);
 }
 
 fn host_name(number: u8) -> String {
