@@ -21,6 +21,8 @@ mod macspoof;
 mod masquerade;
 mod owner;
 mod run;
+#[cfg(test)]
+mod testing;
 mod undo;
 
 use cni::Plugin;

@@ -157,7 +157,7 @@ pub fn design(inputs: &Inputs<'_>) -> Design {
     for lease in peers(inputs) {
         match check(inputs, lease, &overlaps, &mut seen) {
             Ok(tunnel) => {
-                peer_part(&mut design.state, (inputs.lease, lease), &tunnel, device);
+                peer_part(&mut design.state, inputs.lease, lease, &tunnel, device);
                 design.peers.insert(lease.node.clone());
             }
             Err(problem) => {
@@ -233,7 +233,7 @@ struct Tunnel {
 }
 
 /// A family that this node does not carry itself is left out: its kernel may have none of it.
-fn peer_part(state: &mut State, (own, lease): (&Lease, &Lease), tunnel: &Tunnel, device: LinkName) {
+fn peer_part(state: &mut State, own: &Lease, lease: &Lease, tunnel: &Tunnel, device: LinkName) {
     for cidr in lease.pod_cidrs.iter().filter(|cidr| carries(own, Family::of_net(cidr))) {
         let gateway = base_address(*cidr);
         state.insert_neighbour(Neighbour { link: device, address: gateway, mac: tunnel.mac });

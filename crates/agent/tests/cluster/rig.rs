@@ -340,29 +340,25 @@ impl Node {
 
     /// Forwarding entries of the tunnel: the underlay addresses.
     pub(crate) fn fdb(&self) -> Vec<String> {
-        let entries = self.netns.bridge_json("fdb show dev fairlead0");
-        let mut found: Vec<String> = entries
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| entry["dst"].as_str().map(str::to_owned))
-            .collect();
-        found.sort();
-        found
+        destinations(&self.netns.bridge_json("fdb show dev fairlead0"))
     }
 
     /// Neighbours on the tunnel.
     pub(crate) fn neighbours(&self) -> Vec<String> {
-        let entries = self.netns.ip_json("neigh show dev fairlead0 nud permanent");
-        let mut found: Vec<String> = entries
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| entry["dst"].as_str().map(str::to_owned))
-            .collect();
-        found.sort();
-        found
+        destinations(&self.netns.ip_json("neigh show dev fairlead0 nud permanent"))
     }
+}
+
+/// The `dst` of each entry that a tool listed, sorted.
+fn destinations(entries: &Value) -> Vec<String> {
+    let mut found: Vec<String> = entries
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry["dst"].as_str().map(str::to_owned))
+        .collect();
+    found.sort();
+    found
 }
 
 impl Drop for Node {

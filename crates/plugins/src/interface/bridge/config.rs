@@ -182,22 +182,13 @@ fn vlans(fields: &Fields<'_>) -> Result<Vlans, Error> {
 
 #[cfg(test)]
 mod tests {
-    use cni::{Code, Command};
+    use cni::Code;
 
     use super::*;
 
     fn request(config: &str) -> Request {
         let config = format!(r#"{{"cniVersion": "1.1.0", "name": "net", "type": "bridge", {config}}}"#);
-        Request {
-            command: Command::Add,
-            container_id: "container".into(),
-            netns: None,
-            ifname: "eth0".into(),
-            args: String::new(),
-            path: Vec::new(),
-            config: Config::parse(config.as_bytes()).unwrap(),
-            resolver: None,
-        }
+        crate::testing::request(&config)
     }
 
     fn parsed(config: &str) -> BridgeConfig {

@@ -198,22 +198,11 @@ fn not_ready(message: String) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use cni::Command;
-
     use super::*;
 
     fn request(more: &str) -> Request {
         let config = format!(r#"{{"cniVersion": "1.0.0", "name": "fairlead", "type": "fairlead"{more}}}"#);
-        Request {
-            command: Command::Add,
-            container_id: "container".into(),
-            netns: None,
-            ifname: "eth0".into(),
-            args: String::new(),
-            path: Vec::new(),
-            config: Config::parse(config.as_bytes()).unwrap(),
-            resolver: None,
-        }
+        crate::testing::request(&config)
     }
 
     fn network() -> NodeNetwork {
