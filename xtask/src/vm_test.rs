@@ -20,7 +20,7 @@ use serde_json::Value;
 use crate::{packages, process, workspace};
 
 /// Package and integration test that run in the machine.
-const SUITES: [(&str, &str); 1] = [("plugins", "vlan")];
+const SUITES: [(&str, &str); 2] = [("kernel", "kinds"), ("plugins", "vlan")];
 
 /// Tools of the host that go along, with the libraries they need.
 const TOOLS: [&str; 8] = ["ip", "bridge", "nft", "unshare", "nsenter", "ping", "sh", "cat"];
@@ -182,7 +182,7 @@ fn init(suites: &[(String, PathBuf)]) -> String {
          export PATH=/usr/sbin:/usr/bin:/sbin:/bin\n\
          mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp\n\
          for module in bridge 8021q veth vxlan nf_tables nft_chain_nat nft_masq nft_ct nft_fib_inet nft_meta_bridge \
-         nf_conntrack dummy; do modprobe $module 2>/dev/null; done\n\
+         nf_conntrack dummy macvlan ipvlan ifb vrf; do modprobe $module 2>/dev/null; done\n\
          ip link set lo up\n",
     );
     for (name, _) in suites {

@@ -67,7 +67,7 @@ pub(crate) const RTEXT_FILTER_BRVLAN: u32 = 2;
 pub(crate) const RTEXT_FILTER_BRVLAN_COMPRESSED: u32 = 4;
 pub(crate) const RTEXT_FILTER_SKIP_STATS: u32 = 8;
 
-// Kind data of bridges, their ports, VXLAN and veth.
+// Kind data of bridges, their ports, and the other kinds.
 pub(crate) const IFLA_BR_AGEING_TIME: u16 = 4;
 pub(crate) const IFLA_BR_VLAN_FILTERING: u16 = 7;
 pub(crate) const IFLA_BR_MCAST_SNOOPING: u16 = 23;
@@ -86,6 +86,13 @@ pub(crate) const IFLA_VXLAN_LEARNING: u16 = 7;
 pub(crate) const IFLA_VXLAN_PORT: u16 = 15;
 pub(crate) const IFLA_VXLAN_TTL: u16 = 5;
 pub(crate) const VETH_INFO_PEER: u16 = 1;
+pub(crate) const IFLA_MACVLAN_MODE: u16 = 1;
+pub(crate) const IFLA_MACVLAN_BC_QUEUE_LEN: u16 = 7;
+pub(crate) const IFLA_IPVLAN_MODE: u16 = 1;
+pub(crate) const IFLA_IPVLAN_FLAGS: u16 = 2;
+pub(crate) const IFLA_VLAN_ID: u16 = 1;
+pub(crate) const IFLA_VLAN_PROTOCOL: u16 = 5;
+pub(crate) const IFLA_VRF_TABLE: u16 = 1;
 pub(crate) const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 pub(crate) const IFLA_INET_CONF: u16 = 1;
 /// A sysctl of `net/ipv4/conf/LINK` by number (linux/ip.h).
@@ -106,6 +113,7 @@ pub(crate) const IFF_UP: u32 = 1;
 pub(crate) const IFF_LOOPBACK: u32 = 8;
 pub(crate) const IFF_RUNNING: u32 = 64;
 pub(crate) const IFF_PROMISC: u32 = 0x100;
+pub(crate) const IFF_ALLMULTI: u32 = 0x200;
 pub(crate) const IFF_LOWER_UP: u32 = 0x10000;
 
 // Address attributes (linux/if_addr.h).

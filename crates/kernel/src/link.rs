@@ -5,13 +5,15 @@
 //! read ask at once.
 //!
 //! A veth pair is made with its far end *inside* the pod's namespace by one message ([`NewPeer`]): about 1 ms.
-//! Moving a link afterwards costs a kernel grace period (20 ms), so nothing here moves links. Deleting costs
+//! Moving a link afterwards costs a kernel grace period (20 ms), so only what cannot be made anew is moved
+//! ([`relocate`]). Deleting costs
 //! such a period too, for any number of links in one request: [`delete_group`].
 
 mod change;
 mod create;
 mod parse;
 mod port;
+mod upper;
 mod vlan;
 
 use std::net::IpAddr;
@@ -23,9 +25,10 @@ use crate::Error;
 use crate::abi;
 use crate::netlink::{Message, Purpose, Request, Socket};
 
-pub use change::{AddressGeneration, Change, change, delete, delete_group, rename};
-pub use create::{NewBridge, NewKind, NewLink, NewPeer, NewVxlan, create, create_and_report};
+pub use change::{AddressGeneration, Change, change, delete, delete_group, relocate, rename};
+pub use create::{NewBridge, NewKind, NewLink, NewPeer, NewVxlan, create, create_and_report, is_supported};
 pub use port::{PortChange, change_port};
+pub use upper::{IpvlanIsolation, IpvlanMode, MacvlanMode, NewIpvlan, NewMacvlan, NewVlan, VlanProtocol};
 pub use vlan::{PortVlans, Vlan, VlanSide, add_vlans, delete_vlans, list_vlans};
 
 /// A link as the kernel describes it.
@@ -86,6 +89,32 @@ pub enum Kind {
         /// Whether it learns addresses from traffic.
         learning: bool,
     },
+    /// Another hardware address on its parent.
+    Macvlan {
+        /// Who can talk to whom; `None` for a mode that is not known here.
+        mode: Option<MacvlanMode>,
+        /// Broadcast frames that may wait, as it was asked for.
+        broadcast_queue_length: u32,
+    },
+    /// Other IP addresses on its parent's hardware address.
+    Ipvlan {
+        /// Whether it switches or routes; `None` for a mode that is not known here.
+        mode: Option<IpvlanMode>,
+        /// Who can talk to whom.
+        isolation: IpvlanIsolation,
+    },
+    /// What its parent carries with one tag.
+    Vlan {
+        /// Identifier.
+        id: u16,
+        /// Which kind of tag.
+        protocol: VlanProtocol,
+    },
+    /// A routing domain of its own for its ports.
+    Vrf {
+        /// Its routing table.
+        table: u32,
+    },
     /// Any other kind, by the kernel's name for it.
     Other(String),
 }
@@ -98,6 +127,10 @@ impl Kind {
             Self::Bridge { .. } => Some("bridge"),
             Self::Veth => Some("veth"),
             Self::Vxlan { .. } => Some("vxlan"),
+            Self::Macvlan { .. } => Some("macvlan"),
+            Self::Ipvlan { .. } => Some("ipvlan"),
+            Self::Vlan { .. } => Some("vlan"),
+            Self::Vrf { .. } => Some("vrf"),
             Self::Other(name) => Some(name),
         }
     }
@@ -150,6 +183,11 @@ impl Link {
     /// Receives frames for others too (what `ip link set promisc on` sets).
     pub fn is_promiscuous(&self) -> bool {
         self.flags & abi::IFF_PROMISC != 0
+    }
+
+    /// Receives all multicast frames (what `ip link set allmulticast on` sets).
+    pub fn is_all_multicast(&self) -> bool {
+        self.flags & abi::IFF_ALLMULTI != 0
     }
 }
 

@@ -9,7 +9,8 @@ use ipnet::IpNet;
 use kernel::Family;
 use kernel::address::{self, NewAddress};
 use kernel::link::{
-    self, Change, NewBridge, NewKind, NewLink, NewPeer, NewVxlan, PortChange, Vlan, VlanSide,
+    self, Change, IpvlanIsolation, IpvlanMode, MacvlanMode, NewBridge, NewIpvlan, NewKind, NewLink,
+    NewMacvlan, NewPeer, NewVlan, NewVxlan, PortChange, Vlan, VlanProtocol, VlanSide,
 };
 use kernel::neighbour::{self, Entry};
 use kernel::netlink::{Attributes, Message, Reply, Request};
@@ -18,8 +19,9 @@ use kernel::route::{self, Hop, Kind, Route};
 use kernel::rule::{self, Action, Mark, Rule};
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::link::{
-    AfSpecBridge, BridgeVlanInfoFlags, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData,
-    InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecBridge, BridgeVlanInfoFlags, InfoBridge, InfoBridgePort, InfoData, InfoIpVlan, InfoKind,
+    InfoMacVlan, InfoPortData, InfoVeth, InfoVlan, InfoVrf, InfoVxlan, IpVlanFlags, IpVlanMode,
+    LinkAttribute, LinkFlags, LinkInfo, LinkMessage, MacVlanMode,
 };
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourState};
 use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteType};
@@ -202,6 +204,82 @@ fn tunnels_and_bridges_are_understood() {
     let LinkAttribute::LinkInfo(info) = &message.attributes[1] else { panic!("{message:?}") };
     let LinkInfo::Data(InfoData::Bridge(data)) = &info[1] else { panic!("{info:?}") };
     assert!(matches!(data[0], InfoBridge::VlanFiltering(true)), "{data:?}");
+}
+
+#[test]
+fn links_on_others_are_understood() {
+    let namespace = std::fs::File::open("/dev/null").unwrap();
+    let cases = [
+        (
+            NewKind::Macvlan(NewMacvlan {
+                parent: 7,
+                mode: MacvlanMode::Passthru,
+                broadcast_queue_length: Some(2000),
+            }),
+            InfoKind::MacVlan,
+            InfoData::MacVlan(vec![
+                InfoMacVlan::Mode(MacVlanMode::Passthrough),
+                InfoMacVlan::BcQueueLen(2000),
+            ]),
+        ),
+        (
+            NewKind::Ipvlan(NewIpvlan {
+                parent: 7,
+                mode: IpvlanMode::L3s,
+                isolation: IpvlanIsolation::Private,
+            }),
+            InfoKind::IpVlan,
+            InfoData::IpVlan(vec![
+                InfoIpVlan::Mode(IpVlanMode::L3S),
+                InfoIpVlan::Flags(IpVlanFlags::Private),
+            ]),
+        ),
+        (
+            NewKind::Vlan(NewVlan { parent: 7, id: 33, protocol: VlanProtocol::Ieee8021Ad }),
+            InfoKind::Vlan,
+            InfoData::Vlan(vec![
+                InfoVlan::Id(33),
+                InfoVlan::Protocol(netlink_packet_route::link::VlanProtocol::Ieee8021Ad),
+            ]),
+        ),
+    ];
+    for (kind, name, data) in cases {
+        let wanted = NewLink { namespace: Some(namespace.as_fd()), ..NewLink::new("eth0", kind) };
+        let message = new_link(&link::create(&wanted));
+        let expected = [
+            LinkAttribute::IfName("eth0".into()),
+            LinkAttribute::Link(7),
+            LinkAttribute::NetNsFd(namespace.as_raw_fd()),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(name), LinkInfo::Data(data)]),
+        ];
+        assert_eq!(message.attributes, expected);
+    }
+    let message = new_link(&link::create(&NewLink::new("blue", NewKind::Vrf(1001))));
+    let info =
+        vec![LinkInfo::Kind(InfoKind::Vrf), LinkInfo::Data(InfoData::Vrf(vec![InfoVrf::TableId(1001)]))];
+    assert_eq!(message.attributes[1], LinkAttribute::LinkInfo(info));
+    let message = new_link(&link::create(&NewLink::new("d", NewKind::Plain("dummy"))));
+    assert_eq!(message.attributes[1], LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Dummy)]));
+}
+
+#[test]
+fn moves_and_flags_are_understood() {
+    let namespace = std::fs::File::open("/dev/null").unwrap();
+    let RouteNetlinkMessage::SetLink(message) =
+        understood(&link::relocate(7, namespace.as_fd(), Some("eth0")))
+    else {
+        panic!("not a change")
+    };
+    assert_eq!(message.header.index, 7);
+    let expected = [LinkAttribute::NetNsFd(namespace.as_raw_fd()), LinkAttribute::IfName("eth0".into())];
+    assert_eq!(message.attributes, expected);
+
+    let settings = Change { promiscuous: Some(false), all_multicast: Some(true), ..Change::default() };
+    let RouteNetlinkMessage::SetLink(message) = understood(&link::change(7, &settings)) else {
+        panic!("not a change")
+    };
+    assert_eq!(message.header.flags, LinkFlags::Allmulti);
+    assert_eq!(message.header.change_mask, LinkFlags::Allmulti | LinkFlags::Promisc);
 }
 
 #[test]

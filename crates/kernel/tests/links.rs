@@ -138,6 +138,7 @@ fn every_change_arrives() {
         alias: Some("fairlead:net/id/eth0"),
         master: Some(bridge),
         promiscuous: Some(true),
+        all_multicast: None,
         group: Some(7),
         transmit_queue_length: Some(99),
         address_generation: Some(AddressGeneration::None),

@@ -1,5 +1,7 @@
 //! Changing and deleting links.
 
+use std::os::fd::{AsRawFd, BorrowedFd};
+
 use netstate::Mac;
 
 use super::{Header, Target};
@@ -17,10 +19,12 @@ pub struct Change<'a> {
     pub mac: Option<Mac>,
     /// Free text; empty removes it.
     pub alias: Option<&'a str>,
-    /// Bridge to become a port of, by index; 0 for none.
+    /// Bridge or VRF to become a port of, by index; 0 for none.
     pub master: Option<u32>,
     /// Receive frames for others too.
     pub promiscuous: Option<bool>,
+    /// Receive all multicast frames.
+    pub all_multicast: Option<bool>,
     /// Group number, for [`delete_group`].
     pub group: Option<u32>,
     /// Packets that may wait for transmission.
@@ -51,7 +55,12 @@ pub enum AddressGeneration {
 pub fn change<'a>(target: impl Into<Target<'a>>, change: &Change<'_>) -> Request {
     let target = target.into();
     let mut header = Header::default();
-    for (wanted, flag) in [(change.up, abi::IFF_UP), (change.promiscuous, abi::IFF_PROMISC)] {
+    let flags = [
+        (change.up, abi::IFF_UP),
+        (change.promiscuous, abi::IFF_PROMISC),
+        (change.all_multicast, abi::IFF_ALLMULTI),
+    ];
+    for (wanted, flag) in flags {
         if let Some(on) = wanted {
             header.changed |= flag;
             header.flags |= if on { flag } else { 0 };
@@ -120,6 +129,24 @@ pub fn rename(index: u32, name: &str) -> Request {
     let mut message = Message::new(abi::RTM_SETLINK, 0, &Header { index, ..Header::default() }.bytes());
     message.text(abi::IFLA_IFNAME, name);
     Request::new(message, Purpose::new("rename link", format!("number {index} to {name}")))
+}
+
+/// Moves a link to another namespace, which sets it down, and renames it there if a name is given. Costs a grace
+/// period of the kernel (20 ms). The namespace must stay open until the request has been sent.
+///
+/// The kernel moves first and renames then: when the new name is taken there and the old one is not, the link *has*
+/// moved, under its old name, although this is refused.
+pub fn relocate(index: u32, namespace: BorrowedFd<'_>, name: Option<&str>) -> Request {
+    let mut message = Message::new(abi::RTM_SETLINK, 0, &Header { index, ..Header::default() }.bytes());
+    message.put(abi::IFLA_NET_NS_FD, &namespace.as_raw_fd().to_ne_bytes());
+    if let Some(name) = name {
+        message.text(abi::IFLA_IFNAME, name);
+    }
+    let object = match name {
+        Some(name) => format!("number {index} to another namespace as {name}"),
+        None => format!("number {index} to another namespace"),
+    };
+    Request::new(message, Purpose::new("move link", object))
 }
 
 /// Deletes a link; with one end of a veth pair goes the other.

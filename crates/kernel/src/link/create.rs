@@ -4,10 +4,12 @@ use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netstate::Mac;
+use rustix::io::Errno;
 
-use super::Header;
+use super::{Header, NewIpvlan, NewMacvlan, NewVlan};
+use crate::Error;
 use crate::abi;
-use crate::netlink::{Message, Purpose, Request};
+use crate::netlink::{Message, Purpose, Request, Socket};
 
 /// A link to be made. Start with [`NewLink::new`] and set what matters:
 /// `NewLink { mtu: Some(1450), up: true, ..NewLink::new("fairlead0", kind) }`.
@@ -23,7 +25,7 @@ pub struct NewLink<'a> {
     pub mac: Option<Mac>,
     /// Set up at once.
     pub up: bool,
-    /// Bridge to become a port of, by index.
+    /// Bridge or VRF to become a port of, by index.
     pub master: Option<u32>,
     /// Group number, there from the first moment (an alias can only be given later). A veth's far end does not
     /// get it.
@@ -48,6 +50,14 @@ pub enum NewKind<'a> {
     Veth(NewPeer<'a>),
     /// A VXLAN tunnel end.
     Vxlan(NewVxlan),
+    /// Another hardware address on a parent.
+    Macvlan(NewMacvlan),
+    /// Other IP addresses on a parent's hardware address.
+    Ipvlan(NewIpvlan),
+    /// What a parent carries with one tag.
+    Vlan(NewVlan),
+    /// A routing domain of its own for its ports; the value is its routing table.
+    Vrf(u32),
     /// A kind that needs no settings, by the kernel's name for it ("ifb", "dummy").
     Plain(&'a str),
 }
@@ -107,6 +117,28 @@ pub fn create_and_report(link: &NewLink<'_>) -> Request {
     encode(link, abi::NLM_F_ECHO)
 }
 
+/// Whether the kernel can make links of this kind ("macvlan"), without making one: it is asked for a link whose
+/// hardware address is a group's and that sits on nothing. The first it refuses for every kind that checks
+/// addresses, the second for those that do not; before either it says so when it does not know the kind. A module
+/// that has the kind is loaded, as by a real request.
+///
+/// # Errors
+/// When the kernel refuses for another reason, such as missing rights.
+pub fn is_supported(socket: &mut Socket, kind: &str) -> Result<bool, Error> {
+    let flags = abi::NLM_F_CREATE | abi::NLM_F_EXCL;
+    let mut message = Message::new(abi::RTM_NEWLINK, flags, &Header::default().bytes());
+    message.put(abi::IFLA_ADDRESS, &[1, 0, 0, 0, 0, 0]);
+    message.nest(abi::IFLA_LINKINFO, |info| {
+        info.text(abi::IFLA_INFO_KIND, kind);
+    });
+    match socket.execute(Request::new(message, Purpose::new("look for link kind", kind))) {
+        Err(error) if error.is_unsupported() => Ok(false),
+        Err(error) if matches!(error.errno(), Some(Errno::ADDRNOTAVAIL | Errno::INVAL)) => Ok(true),
+        Err(error) => Err(error),
+        Ok(()) => Ok(true),
+    }
+}
+
 fn encode(link: &NewLink<'_>, flags: u16) -> Request {
     let up = if link.up { abi::IFF_UP } else { 0 };
     let header = Header { flags: up, changed: up, ..Header::default() };
@@ -119,7 +151,7 @@ fn encode(link: &NewLink<'_>, flags: u16) -> Request {
     if let Some(group) = link.group {
         message.u32(abi::IFLA_GROUP, group);
     }
-    if let NewKind::Vxlan(NewVxlan { parent: Some(parent), .. }) = link.kind {
+    if let Some(parent) = link.kind.parent() {
         message.u32(abi::IFLA_LINK, parent);
     }
     place(&mut message, link.namespace);
@@ -153,6 +185,10 @@ impl NewKind<'_> {
             Self::Bridge(_) => "bridge",
             Self::Veth(_) => "veth",
             Self::Vxlan(_) => "vxlan",
+            Self::Macvlan(_) => "macvlan",
+            Self::Ipvlan(_) => "ipvlan",
+            Self::Vlan(_) => "vlan",
+            Self::Vrf(_) => "vrf",
             Self::Plain(name) => name,
         }
     }
@@ -162,6 +198,10 @@ impl NewKind<'_> {
             Self::Bridge(_) => "create bridge",
             Self::Veth(_) => "create veth pair",
             Self::Vxlan(_) => "create vxlan device",
+            Self::Macvlan(_) => "create macvlan link",
+            Self::Ipvlan(_) => "create ipvlan link",
+            Self::Vlan(_) => "create vlan link",
+            Self::Vrf(_) => "create vrf device",
             Self::Plain(_) => "create link",
         }
     }
@@ -174,60 +214,78 @@ impl NewKind<'_> {
             Self::Bridge(_) => Some("the kernel needs CONFIG_BRIDGE"),
             Self::Veth(_) => Some("the kernel needs CONFIG_VETH"),
             Self::Vxlan(_) => Some("the kernel needs CONFIG_VXLAN"),
+            Self::Macvlan(_) => Some("the kernel needs CONFIG_MACVLAN"),
+            Self::Ipvlan(_) => Some("the kernel needs CONFIG_IPVLAN"),
+            Self::Vlan(_) => Some("the kernel needs CONFIG_VLAN_8021Q"),
+            Self::Vrf(_) => Some("the kernel needs CONFIG_NET_VRF"),
+            Self::Plain("dummy") => Some("the kernel needs CONFIG_DUMMY"),
+            Self::Plain("ifb") => Some("the kernel needs CONFIG_IFB"),
             Self::Plain(_) => None,
+        }
+    }
+
+    /// The link it sits on.
+    fn parent(&self) -> Option<u32> {
+        match self {
+            Self::Vxlan(vxlan) => vxlan.parent,
+            Self::Macvlan(macvlan) => Some(macvlan.parent),
+            Self::Ipvlan(ipvlan) => Some(ipvlan.parent),
+            Self::Vlan(vlan) => Some(vlan.parent),
+            Self::Bridge(_) | Self::Veth(_) | Self::Vrf(_) | Self::Plain(_) => None,
         }
     }
 
     /// Writes `IFLA_INFO_DATA`, where the kind has any.
     fn data(&self, info: &mut Message) {
-        match self {
-            Self::Bridge(bridge) => bridge.write(info),
-            Self::Veth(peer) => peer.write(info),
-            Self::Vxlan(vxlan) => vxlan.write(info),
-            Self::Plain(_) => {}
+        if matches!(self, Self::Plain(_)) {
+            return;
         }
-    }
-}
-
-impl NewBridge {
-    fn write(&self, info: &mut Message) {
-        info.nest(abi::IFLA_INFO_DATA, |data| {
-            if let Some(filtering) = self.vlan_filtering {
-                data.u8(abi::IFLA_BR_VLAN_FILTERING, filtering.into());
-            }
-            if let Some(snooping) = self.multicast_snooping {
-                data.u8(abi::IFLA_BR_MCAST_SNOOPING, snooping.into());
-            }
+        info.nest(abi::IFLA_INFO_DATA, |data| match self {
+            Self::Bridge(bridge) => bridge.write(data),
+            Self::Veth(peer) => peer.write(data),
+            Self::Vxlan(vxlan) => vxlan.write(data),
+            Self::Macvlan(macvlan) => macvlan.write(data),
+            Self::Ipvlan(ipvlan) => ipvlan.write(data),
+            Self::Vlan(vlan) => vlan.write(data),
+            Self::Vrf(table) => drop(data.u32(abi::IFLA_VRF_TABLE, *table)),
+            Self::Plain(_) => {}
         });
     }
 }
 
+impl NewBridge {
+    fn write(&self, data: &mut Message) {
+        if let Some(filtering) = self.vlan_filtering {
+            data.u8(abi::IFLA_BR_VLAN_FILTERING, filtering.into());
+        }
+        if let Some(snooping) = self.multicast_snooping {
+            data.u8(abi::IFLA_BR_MCAST_SNOOPING, snooping.into());
+        }
+    }
+}
+
 impl NewPeer<'_> {
-    fn write(&self, info: &mut Message) {
-        info.nest(abi::IFLA_INFO_DATA, |data| {
-            data.nest(abi::VETH_INFO_PEER, |peer| {
-                peer.raw(&Header::default().bytes());
-                common(peer, self.name, self.mac, self.mtu);
-                place(peer, self.namespace);
-            });
+    fn write(&self, data: &mut Message) {
+        data.nest(abi::VETH_INFO_PEER, |peer| {
+            peer.raw(&Header::default().bytes());
+            common(peer, self.name, self.mac, self.mtu);
+            place(peer, self.namespace);
         });
     }
 }
 
 impl NewVxlan {
-    fn write(&self, info: &mut Message) {
-        info.nest(abi::IFLA_INFO_DATA, |data| {
-            data.u32(abi::IFLA_VXLAN_ID, self.id);
-            data.be16(abi::IFLA_VXLAN_PORT, self.port);
-            data.u8(abi::IFLA_VXLAN_LEARNING, self.learning.into());
-            if let Some(parent) = self.parent {
-                data.u32(abi::IFLA_VXLAN_LINK, parent);
-            }
-            match self.local {
-                Some(local @ IpAddr::V4(_)) => data.ip(abi::IFLA_VXLAN_LOCAL, local),
-                Some(local @ IpAddr::V6(_)) => data.ip(abi::IFLA_VXLAN_LOCAL6, local),
-                None => data,
-            };
-        });
+    fn write(&self, data: &mut Message) {
+        data.u32(abi::IFLA_VXLAN_ID, self.id);
+        data.be16(abi::IFLA_VXLAN_PORT, self.port);
+        data.u8(abi::IFLA_VXLAN_LEARNING, self.learning.into());
+        if let Some(parent) = self.parent {
+            data.u32(abi::IFLA_VXLAN_LINK, parent);
+        }
+        match self.local {
+            Some(local @ IpAddr::V4(_)) => data.ip(abi::IFLA_VXLAN_LOCAL, local),
+            Some(local @ IpAddr::V6(_)) => data.ip(abi::IFLA_VXLAN_LOCAL6, local),
+            None => data,
+        };
     }
 }

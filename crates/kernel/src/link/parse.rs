@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netstate::Mac;
 
-use super::{Header, Kind, Link, OperationalState, Port};
+use super::{Header, Kind, Link, OperationalState, Port, upper};
 use crate::abi;
 use crate::netlink::{Attribute, Attributes, Malformed, Reply};
 
@@ -89,6 +89,22 @@ fn kind(info: Attributes<'_>) -> Result<Kind, Malformed> {
         }
         "veth" => Ok(Kind::Veth),
         "vxlan" => vxlan(data),
+        "macvlan" => {
+            let (mode, broadcast_queue_length) = upper::macvlan(data)?;
+            Ok(Kind::Macvlan { mode, broadcast_queue_length })
+        }
+        "ipvlan" => {
+            let (mode, isolation) = upper::ipvlan(data)?;
+            Ok(Kind::Ipvlan { mode, isolation })
+        }
+        "vlan" => {
+            let (id, protocol) = upper::vlan(data)?;
+            Ok(Kind::Vlan { id, protocol })
+        }
+        "vrf" => {
+            let table = data.find(abi::IFLA_VRF_TABLE)?;
+            Ok(Kind::Vrf { table: table.map_or(Ok(0), |table| table.u32())? })
+        }
         other => Ok(Kind::Other(other.to_owned())),
     }
 }
