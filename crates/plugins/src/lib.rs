@@ -12,6 +12,7 @@
 //! assert!(plugins::find("no-such-plugin").is_none());
 //! ```
 
+mod attachment;
 mod fault;
 mod forwarding;
 pub mod install;

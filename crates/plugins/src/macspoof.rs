@@ -17,6 +17,7 @@ use netstate::nft::{
 };
 use netstate::{LinkName, Mac};
 
+use crate::attachment::Leaving;
 use crate::owner::Owner;
 
 const TABLE: &str = "fairlead_macspoof";
@@ -63,6 +64,16 @@ pub(crate) fn add(nft: &mut Nft, owner: &Owner, port: LinkName, mac: Mac) -> Res
 pub(crate) fn remove(nft: &mut Nft, owner: &Owner) -> Result<(), Error> {
     let alias = owner.alias();
     remove_where(nft, |_, comment| comment == alias)
+}
+
+/// Adds the deletion of all that an attachment has here.
+pub(crate) fn leave(
+    nft: &mut Nft,
+    leaving: &Leaving<'_>,
+    transaction: &mut Transaction,
+) -> Result<(), Error> {
+    let alias = leaving.owner.alias();
+    removal(nft, |_, comment| comment == alias, transaction)
 }
 
 /// Ends the filter for everybody in `network` who is not among `valid`.
@@ -146,7 +157,8 @@ fn admit(transaction: &mut Transaction, table: &Table, owner: &Owner, (port, mac
 fn remove_where(nft: &mut Nft, stale: impl Fn(&Key, &str) -> bool) -> Result<(), Error> {
     let mut attempts = 0..ATTEMPTS;
     loop {
-        let transaction = removal(nft, &stale)?;
+        let mut transaction = Transaction::new();
+        removal(nft, &stale, &mut transaction)?;
         match nft.commit(transaction) {
             // Somebody else removed one of them in between; the others are still there.
             Err(error) if error.is_missing() && attempts.next().is_some() => {}
@@ -155,9 +167,12 @@ fn remove_where(nft: &mut Nft, stale: impl Fn(&Key, &str) -> bool) -> Result<(),
     }
 }
 
-fn removal(nft: &mut Nft, stale: impl Fn(&Key, &str) -> bool) -> Result<Transaction, Error> {
+fn removal(
+    nft: &mut Nft,
+    stale: impl Fn(&Key, &str) -> bool,
+    transaction: &mut Transaction,
+) -> Result<(), Error> {
     let key = TableKey::new(Family::Bridge, TABLE);
-    let mut transaction = Transaction::new();
     for set in sets() {
         let elements = match nft.elements(&key, &set) {
             Err(error) if error.is_missing() => break,
@@ -170,7 +185,7 @@ fn removal(nft: &mut Nft, stale: impl Fn(&Key, &str) -> bool) -> Result<Transact
             transaction.delete_elements(&key, &set.name, keys);
         }
     }
-    Ok(transaction)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use netstate::nft::{
     Value, priority,
 };
 
+use crate::attachment::Leaving;
 use crate::owner::{Owner, shortened};
 
 const TABLE: &str = "fairlead_cni";
@@ -57,18 +58,37 @@ pub(crate) fn add(nft: &mut Nft, owner: &Owner, address: IpNet) -> Result<(), Er
     }
 }
 
-/// Ends masquerading for `owner`. With its `addresses` known this looks at those alone, otherwise at all of
-/// the network.
-pub(crate) fn remove(nft: &mut Nft, owner: &Owner, addresses: Option<&[IpNet]>) -> Result<(), Error> {
-    let comment = owner.comment();
-    let Some(addresses) = addresses else {
-        return remove_all(nft, owner.network(), |found| found == comment);
+/// Ends masquerading of one address, if it is `owner`'s.
+pub(crate) fn remove(nft: &mut Nft, owner: &Owner, address: IpNet) -> Result<(), Error> {
+    let leaving = Leaving { owner, addresses: Some(vec![address]) };
+    let mut transaction = Transaction::new();
+    leave(nft, &leaving, &mut transaction)?;
+    match nft.commit(transaction) {
+        Err(error) if error.is_missing() => Ok(()),
+        other => other,
+    }
+}
+
+/// Adds the deletion of all that an attachment has here. With its addresses known this looks at those alone,
+/// otherwise at all of the network.
+pub(crate) fn leave(
+    nft: &mut Nft,
+    leaving: &Leaving<'_>,
+    transaction: &mut Transaction,
+) -> Result<(), Error> {
+    let comment = leaving.owner.comment();
+    let network = leaving.owner.network();
+    let Some(addresses) = &leaving.addresses else {
+        for (table, set, keys) in of_network(nft, network, |found| found == comment)? {
+            transaction.delete_elements(&table, &set, &keys);
+        }
+        return Ok(());
     };
     for address in addresses {
-        let pool = Pool::of(owner.network(), *address);
+        let pool = Pool::of(network, *address);
         let key = vec![Value::Address(address.addr())];
         if nft.comment_of(&pool.table, &pool.set.name, &key)?.is_some_and(|found| found == comment) {
-            delete(nft, &pool.table, &pool.set.name, &[key])?;
+            transaction.delete_elements(&pool.table, &pool.set.name, [&key]);
         }
     }
     Ok(())
@@ -77,7 +97,9 @@ pub(crate) fn remove(nft: &mut Nft, owner: &Owner, addresses: Option<&[IpNet]>) 
 /// Ends masquerading for everybody in `network` who is not among `valid`.
 pub(crate) fn collect(nft: &mut Nft, network: &str, valid: &[Owner]) -> Result<(), Error> {
     let valid: Vec<String> = valid.iter().map(Owner::comment).collect();
-    remove_all(nft, network, |comment| !valid.iter().any(|owner| owner == comment))
+    let stale = of_network(nft, network, |comment| !valid.iter().any(|owner| owner == comment))?;
+    let deleted = stale.iter().map(|(table, set, keys)| delete(nft, table, set, keys));
+    deleted.fold(Ok(()), Result::and)
 }
 
 /// What is missing of `owner`'s masquerading of `address`, in words; `None` when all is there.
@@ -148,26 +170,26 @@ fn set_prefix(network: &str) -> String {
     format!("pods/{}/", shortened(network, 64))
 }
 
-/// Goes through every set of the network, past those that cannot be cleaned; the first refusal is told.
-fn remove_all(nft: &mut Nft, network: &str, stale: impl Fn(&str) -> bool) -> Result<(), Error> {
+/// The elements in every set of the network whose comment is wanted, set by set.
+fn of_network(
+    nft: &mut Nft,
+    network: &str,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<Vec<(TableKey, String, Vec<Key>)>, Error> {
     let key = TableKey::new(Family::Inet, TABLE);
     let prefix = set_prefix(network);
-    let Some(table) = nft.table(&key, None)? else { return Ok(()) };
-    let mut result = Ok(());
-    for (name, set) in table.sets.iter().filter(|(name, _)| name.starts_with(&prefix)) {
-        let elements = set.elements.iter();
-        let stale = elements.filter(|(_, comment)| stale(comment.as_deref().unwrap_or_default()));
-        let keys: Vec<Key> = stale.map(|(key, _)| key.clone()).collect();
-        result = result.and(delete(nft, &key, name, &keys));
-    }
-    result
+    let Some(table) = nft.table(&key, None)? else { return Ok(Vec::new()) };
+    let sets = table.sets.into_iter().filter(|(name, _)| name.starts_with(&prefix));
+    let found = sets.map(|(name, set)| {
+        let elements = set.elements.into_iter();
+        let wanted = elements.filter(|(_, comment)| wanted(comment.as_deref().unwrap_or_default()));
+        (key.clone(), name, wanted.map(|(key, _)| key).collect::<Vec<Key>>())
+    });
+    Ok(found.filter(|(_, _, keys)| !keys.is_empty()).collect())
 }
 
 /// Deletes elements; that one has gone meanwhile is a success, and does not save the others.
 fn delete(nft: &mut Nft, table: &TableKey, set: &str, keys: &[Key]) -> Result<(), Error> {
-    if keys.is_empty() {
-        return Ok(());
-    }
     let mut together = Transaction::new();
     together.delete_elements(table, set, keys);
     let result = nft.commit(together);

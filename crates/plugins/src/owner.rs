@@ -10,13 +10,17 @@
 use std::fmt::Write as _;
 
 use cni::{Attachment, Request};
-use sha2::{Digest, Sha256};
+use kernel::link::{Kind, Link};
+use sha2::{Digest, Sha256, Sha512};
 
 /// The kernel keeps at most 255 bytes of a link's alias and 253 of an element's comment; stay below both.
 const LONGEST: usize = 240;
 
 /// What opens the alias of every host link made for a pod.
 const MARK: &str = "fairlead:";
+
+/// How many names are tried for a cable when foreign links have the first ones.
+pub(crate) const CABLE_NAMES: u8 = 4;
 
 /// The alias of a bridge that these plugins made. The agent's own links carry the bare word `fairlead`.
 pub(crate) const BRIDGE_ALIAS: &str = "fairlead-bridge";
@@ -67,6 +71,50 @@ impl Owner {
     /// Whether `alias` says that the link is some pod's.
     pub(crate) fn marks(alias: &str) -> bool {
         alias.starts_with(MARK)
+    }
+
+    /// The alias of a link of `network` whose owner was not known when it was to be deleted.
+    pub(crate) fn stale_alias(network: &str) -> String {
+        format!("{}~", Self::alias_prefix(network))
+    }
+
+    /// The group number of a network's links: they are in it from their first moment on, when they cannot have
+    /// an alias yet. Its first byte is odd, so it is never 0, where all other links are.
+    pub(crate) fn group(network: &str) -> u32 {
+        let digest = Sha256::digest(network.as_bytes());
+        let [first, second, third, fourth, ..] = *digest else { return 1 };
+        u32::from_be_bytes([first | 1, second, third, fourth])
+    }
+
+    /// Whether a link with one of [`Self::link_names`] is this attachment's: by its mark, or, if it has none
+    /// yet, by its network's group. An IFB that the reference's bandwidth plugin made has neither, but its name
+    /// is made of network and container.
+    pub(crate) fn owns(&self, link: &Link) -> bool {
+        match &link.alias {
+            Some(alias) => *alias == self.alias() || *alias == Self::stale_alias(&self.network),
+            None => match &link.kind {
+                Kind::Veth => link.group == Self::group(&self.network),
+                Kind::Other(kind) if kind == "ifb" => {
+                    link.group == Self::group(&self.network) || link.name == self.shaping_link_names()[0]
+                }
+                _ => false,
+            },
+        }
+    }
+
+    /// The names that the host's links of this attachment can have.
+    pub(crate) fn link_names(&self) -> Vec<String> {
+        let cables = (0..CABLE_NAMES).map(|attempt| self.host_link_name(attempt));
+        cables.chain(self.shaping_link_names()).collect()
+    }
+
+    /// The names of the IFB through which the attachment's traffic is shaped. The first is the reference's,
+    /// which leaves out the interface; the second is for when another attachment of the container has that.
+    pub(crate) fn shaping_link_names(&self) -> [String; 2] {
+        let Attachment { container_id, ifname } = &self.attachment;
+        let texts =
+            [format!("{}{container_id}", self.network), format!("{}/{container_id}/{ifname}", self.network)];
+        texts.map(|text| format!("bwp{}", hexadecimal(&Sha512::digest(text.as_bytes())[..6])))
     }
 
     /// The text that marks this attachment's nf_tables elements, within one network: `<containerID>/<ifname>`.
@@ -132,6 +180,17 @@ mod tests {
         for (index, name) in names.iter().enumerate() {
             assert!(!names[..index].contains(name), "{name} twice");
         }
+    }
+
+    #[test]
+    fn the_shaping_link_has_the_references_name_first() {
+        let pod = owner("cni-plugin-bandwidth-test", "dummy", "eth0");
+        let [first, second] = pod.shaping_link_names();
+        assert_eq!(first, "bwpa8eda89404b7");
+        assert_ne!(first, second);
+        let beside = owner("cni-plugin-bandwidth-test", "dummy", "net1").shaping_link_names();
+        assert_eq!(beside[0], first);
+        assert_ne!(beside[1], second);
     }
 
     #[test]

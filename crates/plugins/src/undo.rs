@@ -53,9 +53,7 @@ impl<'a> Undo<'a> {
             let undone = match made {
                 Made::Link(index) => veth::delete(host, index),
                 Made::Addresses => delegate::del(&self.request.config.ipam_kind, self.request),
-                Made::Masqueraded(address) => {
-                    nft(|nft| masquerade::remove(nft, self.owner, Some(&[address])))
-                }
+                Made::Masqueraded(address) => nft(|nft| masquerade::remove(nft, self.owner, address)),
                 Made::SpoofCheck => nft(|nft| macspoof::remove(nft, self.owner)),
             };
             if let Err(failure) = undone {

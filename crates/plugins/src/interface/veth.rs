@@ -12,17 +12,14 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use cni::Error;
-use kernel::link::{self, Change, Filter, Kind, Link, NewKind, NewLink, NewPeer, PortChange};
+use kernel::link::{self, Change, Kind, Link, NewKind, NewLink, NewPeer, PortChange};
 use kernel::netlink::{Batch, Protocol, Socket};
 use netstate::Mac;
-use sha2::{Digest, Sha256};
 
 use super::pod::Pod;
-use crate::fault::{Failures, fault};
-use crate::owner::Owner;
-
-/// How many names are tried when foreign links have the first ones.
-const NAMES: u8 = 4;
+use crate::attachment;
+use crate::fault::fault;
+use crate::owner::{CABLE_NAMES, Owner};
 
 /// A cable to be laid.
 #[derive(Debug)]
@@ -48,7 +45,7 @@ impl Cable<'_> {
     /// When the pod has an interface of that name already, or the kernel refuses. Nothing is left then.
     pub(crate) fn lay(&self, host: &mut Socket, pod: &mut Pod) -> Result<Link, Error> {
         let mut refused = None;
-        for attempt in 0..NAMES {
+        for attempt in 0..CABLE_NAMES {
             let name = self.owner.host_link_name(attempt);
             match self.make(host, pod, &name)? {
                 Made::Link(link) => return Ok(link),
@@ -76,7 +73,7 @@ impl Cable<'_> {
             mac: self.host_mac,
             up: true,
             master: self.bridge,
-            group: Some(group(self.owner.network())),
+            group: Some(Owner::group(self.owner.network())),
             ..NewLink::new(name, NewKind::Veth(peer))
         };
         let mut made = None;
@@ -137,19 +134,8 @@ pub(crate) fn mark(
 /// # Errors
 /// When the kernel refuses to tell.
 pub(crate) fn find(host: &mut Socket, owner: &Owner) -> Result<Vec<Link>, Error> {
-    let names: Vec<String> = (0..NAMES).map(|attempt| owner.host_link_name(attempt)).collect();
-    let batch: Batch = names.iter().map(link::look_up).collect();
-    let mut found = Vec::new();
-    let failures = host
-        .run(&batch, |_, reply| {
-            found.push(Link::from_reply(reply)?);
-            Ok(())
-        })
-        .map_err(fault)?;
-    match failures.into_iter().find(|failure| !failure.error.is_missing()) {
-        Some(failure) => Err(fault(failure.error)),
-        None => Ok(found.into_iter().filter(|link| is_of(owner, link)).collect()),
-    }
+    let names: Vec<String> = (0..CABLE_NAMES).map(|attempt| owner.host_link_name(attempt)).collect();
+    attachment::links(host, &names, |link| owner.owns(link))
 }
 
 /// Deletes a link, and with it the other end. That it is gone is a success.
@@ -163,83 +149,23 @@ pub(crate) fn delete(host: &mut Socket, index: u32) -> Result<(), Error> {
     }
 }
 
-/// Takes away the owner's cable, wherever an end of it can be found: on the host by name and mark, or else in
-/// the pod. There only a cable that belongs to nobody else is taken: the path may lead to the namespace of
-/// another pod by now.
+/// Takes away the cable whose end on the host could not be found, by its end in the pod. Only one that belongs to
+/// nobody else is taken: the path may lead to the namespace of another pod by now.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub(crate) fn remove(
+pub(crate) fn remove_from_pod(
     host: &mut Socket,
     owner: &Owner,
     netns: Option<&Path>,
     interface: &str,
 ) -> Result<(), Error> {
-    let found = find(host, owner)?;
-    if !found.is_empty() {
-        let mut failures = Failures::default();
-        for link in found {
-            failures.note(delete(host, link.index));
-        }
-        return failures.into_result();
-    }
     let Some(mut pod) = Pod::open_if_there(netns)? else { return Ok(()) };
     let Some(end) = pod.find(interface)? else { return Ok(()) };
     if end.kind != Kind::Veth || belongs_to_another(host, owner, &end)? {
         return Ok(());
     }
     pod.delete(end.index)
-}
-
-/// Takes away the cables of this network's pods that are not among `valid`, all in one request.
-///
-/// # Errors
-/// When the kernel refuses; the others are gone all the same.
-pub(crate) fn collect(host: &mut Socket, network: &str, valid: &[Owner]) -> Result<(), Error> {
-    let prefix = Owner::alias_prefix(network);
-    let keep: Vec<String> = valid.iter().map(Owner::alias).collect();
-    let names: Vec<String> =
-        valid.iter().flat_map(|owner| (0..NAMES).map(|attempt| owner.host_link_name(attempt))).collect();
-    let is_stale = |link: &Link| match &link.alias {
-        Some(alias) => alias.starts_with(&prefix) && !keep.contains(alias),
-        None => link.group == group(network) && !names.contains(&link.name),
-    };
-    let links = link::list(host, Filter { kind: Some("veth"), ..Filter::default() }).map_err(fault)?;
-    let stale: Vec<u32> = links.iter().filter(|link| is_stale(link)).map(|link| link.index).collect();
-    let mut failures = Failures::default();
-    match stale.as_slice() {
-        [] => {}
-        [one] => drop(failures.note(delete(host, *one))),
-        several => drop(failures.note(delete_together(host, network, several))),
-    }
-    failures.into_result()
-}
-
-/// Deletes several links for the price of one, by way of a group that holds nothing else.
-fn delete_together(host: &mut Socket, network: &str, links: &[u32]) -> Result<(), Error> {
-    let doomed = group(&format!("{network}/stale"));
-    let regroup = Change { group: Some(doomed), ..Change::default() };
-    let mut batch: Batch = links.iter().map(|index| link::change(*index, &regroup)).collect();
-    batch.push(link::delete_group(doomed));
-    let failures = host.run(&batch, |_, _| Ok(())).map_err(fault)?;
-    match failures.into_iter().find(|failure| !failure.error.is_missing()) {
-        Some(failure) => Err(fault(failure.error)),
-        None => Ok(()),
-    }
-}
-
-/// The group number of a network's links: never 0, where all other links are.
-fn group(network: &str) -> u32 {
-    let digest = Sha256::digest(network.as_bytes());
-    let [first, second, third, fourth, ..] = *digest else { return 1 };
-    u32::from_be_bytes([first | 1, second, third, fourth])
-}
-
-fn is_of(owner: &Owner, link: &Link) -> bool {
-    match &link.alias {
-        Some(alias) => *alias == owner.alias(),
-        None => link.kind == Kind::Veth && link.group == group(owner.network()),
-    }
 }
 
 /// Whether the far end of a pod's cable is on this host and marked as somebody else's.
