@@ -1,6 +1,6 @@
 //! fairlead-cni: every CNI plugin in one static binary.
 //!
-//! Read [`find`] first: it is the list of the plugins. Each is one file below [`interface`] or [`ipam`],
+//! Read [`find`] first: it is the list of the plugins. Each is one file below [`interface`], [`ipam`] or [`meta`],
 //! with a folder of the same name for its parts; [`run()`] is the process around the one that is asked for.
 //!
 //! They take the names and configuration keys of the reference plugins, so existing conflists work
@@ -20,6 +20,7 @@ pub mod interface;
 pub mod ipam;
 mod macspoof;
 mod masquerade;
+pub mod meta;
 mod owner;
 mod run;
 #[cfg(test)]
