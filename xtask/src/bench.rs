@@ -24,7 +24,7 @@ use crate::{packages, process, workspace};
 
 /// Builds what is measured, then runs [`inside`] in a fresh network namespace.
 pub(crate) fn run() -> anyhow::Result<()> {
-    packages::install(&packages::TESTS, true);
+    packages::install(packages::TESTS, true);
     for package in ["cli", "plugins", "floor"] {
         process::run(workspace::cargo().args([
             "build",

@@ -11,7 +11,7 @@ use crate::process;
 type Need = (&'static str, &'static str);
 
 /// For `cargo xtask test` and `bench`.
-pub(crate) const TESTS: [Need; 10] = [
+pub(crate) const TESTS: &[Need] = &[
     ("ip", "iproute2"),
     ("nft", "nftables"),
     ("ping", "iputils-ping"),
@@ -22,10 +22,16 @@ pub(crate) const TESTS: [Need; 10] = [
     ("setpriv", "util-linux"),
     ("kill", "procps"),
     ("sysctl", "procps"),
+    ("busybox", "busybox-static"),
+    ("iperf3", "iperf3"),
+    ("containerd", "containerd"),
+    ("runc", "runc"),
+    ("podman", "podman"),
+    ("conmon", "conmon"),
 ];
 
 /// For the virtual machine.
-pub(crate) const MACHINE: [Need; 7] = [
+pub(crate) const MACHINE: &[Need] = &[
     ("ip", "iproute2"),
     ("nft", "nftables"),
     ("ping", "iputils-ping"),
@@ -62,5 +68,6 @@ pub(crate) fn apt(words: &[&str]) -> anyhow::Result<()> {
     if !root {
         command.arg("apt-get");
     }
-    process::run(command.args(words).env("DEBIAN_FRONTEND", "noninteractive"))
+    // In single-user mode Debian's packages start no service: a DHCP server must not serve this machine's networks.
+    process::run(command.args(words).envs([("DEBIAN_FRONTEND", "noninteractive"), ("RUNLEVEL", "1")]))
 }

@@ -13,7 +13,7 @@ const FUZZ_SECONDS: u32 = 10;
 
 /// Runs them all; fails at the first suite that fails.
 pub(crate) fn run() -> anyhow::Result<()> {
-    for program in packages::install(&packages::TESTS, true) {
+    for program in packages::install(packages::TESTS, true) {
         eprintln!("warning: {program} is missing: tests that need it will say \"not run\"");
     }
     let not_run = workspace::not_run_list();

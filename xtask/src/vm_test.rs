@@ -33,7 +33,7 @@ const LIMIT: Duration = Duration::from_secs(600);
 
 /// Builds the machine, boots it, and fails when a suite in it fails or does not end.
 pub(crate) fn run() -> anyhow::Result<()> {
-    let missing = packages::install(&packages::MACHINE, false);
+    let missing = packages::install(packages::MACHINE, false);
     if !missing.is_empty() {
         workspace::not_run("vm-test", &format!("{missing:?} are missing"));
         return Ok(());
