@@ -46,6 +46,7 @@ mod abi;
 pub mod address;
 mod error;
 mod family;
+pub mod foreign;
 pub mod forwarding;
 mod host;
 pub mod link;
@@ -60,6 +61,7 @@ pub mod rule;
 pub mod signals;
 pub mod sysctl;
 pub mod user_namespace;
+pub mod xtables;
 
 pub use error::Error;
 pub use family::Family;

@@ -13,6 +13,7 @@
 
 mod constant;
 mod expression;
+mod foreign;
 mod read;
 mod userdata;
 mod value;

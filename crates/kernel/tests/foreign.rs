@@ -1,0 +1,155 @@
+//! Rules of other programs, read and removed: the same questions asked of what `iptables-legacy` and `iptables-nft`
+//! made. The tools' own listings say what is left.
+
+#![allow(clippy::unwrap_used, reason = "a failure here is a failure of the test")]
+
+use harness::{Namespace, not_run, run, run_ok};
+use kernel::foreign::ForeignRule;
+use kernel::nft::{Nft, Transaction};
+use kernel::xtables::{self, Table};
+use netstate::nft::{Family, IpVersion, TableKey};
+
+fn inside<T: Send>(namespace: &Namespace, work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            let path = std::fs::File::open(namespace.path()).unwrap();
+            #[allow(clippy::disallowed_methods, reason = "the thread ends with the test")]
+            rustix::thread::move_into_link_name_space(
+                std::os::fd::AsFd::as_fd(&path),
+                Some(rustix::thread::LinkNameSpaceType::Network),
+            )
+            .unwrap();
+            work()
+        });
+        inside.join().unwrap()
+    })
+}
+
+/// Both versions, with a source that an entry can have.
+const VERSIONS: [(IpVersion, &str, &str); 2] =
+    [(IpVersion::V4, "iptables", "10.1.2.3"), (IpVersion::V6, "ip6tables", "2001:db8::3")];
+
+fn octets(address: &str) -> Vec<u8> {
+    match address.parse().unwrap() {
+        std::net::IpAddr::V4(address) => address.octets().to_vec(),
+        std::net::IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+/// A chain of its own that `POSTROUTING` jumps to from `source`, among rules of others.
+fn fill(host: &Namespace, program: &str, source: &str) {
+    for line in [
+        "-N OTHERS",
+        "-N DOOMED",
+        "-A POSTROUTING -j OTHERS",
+        &format!("-A POSTROUTING -s {source} -m comment --comment whose -j DOOMED"),
+        "-A POSTROUTING -o lo -j OTHERS",
+        "-A DOOMED -p tcp --dport 80 -j ACCEPT",
+        "-A DOOMED -j MASQUERADE",
+        "-N LAST",
+        "-A OTHERS -j LAST",
+        "-A LAST -m comment --comment counted -j RETURN",
+    ] {
+        run_ok(host.command(program).args(["-w", "-t", "nat"]).args(line.split_whitespace()));
+    }
+}
+
+fn listed(host: &Namespace, program: &str) -> String {
+    run_ok(host.command(program).args(["-w", "-t", "nat", "-S"]))
+}
+
+fn expect_recognised(rules: &[ForeignRule], source: &str) {
+    let jump = rules.iter().find(|rule| rule.jump.as_deref() == Some("DOOMED")).unwrap();
+    assert_eq!((jump.chain.as_str(), jump.comment.as_deref()), ("POSTROUTING", Some("whose")));
+    assert!(jump.mentions(&octets(source)), "{jump:?}");
+    let inside: Vec<&ForeignRule> = rules.iter().filter(|rule| rule.chain == "DOOMED").collect();
+    assert_eq!(inside.len(), 2, "{rules:?}");
+    assert!(inside[0].has("accept") && inside[1].has("MASQUERADE"), "{inside:?}");
+    let port = 80_u16;
+    assert!(inside[0].mentions(&port.to_be_bytes()) || inside[0].mentions(&port.to_ne_bytes()), "{inside:?}");
+    assert_eq!(rules.iter().filter(|rule| rule.jump.as_deref() == Some("OTHERS")).count(), 2);
+}
+
+#[test]
+fn rules_and_chains_of_the_older_interface_go_and_all_else_stays_with_its_counters() {
+    let host = Namespace::with_loopback();
+    for (version, program, source) in VERSIONS {
+        let program = program.replace("tables", "tables-legacy");
+        if !run(host.command(&program).args(["-w", "-t", "nat", "-S"])).status.success() {
+            return not_run("the kernel has no older iptables interface (CONFIG_IP_NF_IPTABLES_LEGACY)");
+        }
+        let before = {
+            run_ok(host.command(&program).args(["-w", "-t", "nat", "-P", "POSTROUTING", "ACCEPT"]));
+            fill(&host, &program, source);
+            listed(&host, &program)
+        };
+        // So that something has been counted.
+        host.pings(if version == IpVersion::V4 { "127.0.0.1" } else { "::1" });
+        let counters =
+            |host: &Namespace| run_ok(host.command(&program).args(["-w", "-t", "nat", "-nvxL", "LAST"]));
+        let counted = counters(&host);
+        inside(&host, || {
+            let mut table = Table::read(version, "nat").unwrap().unwrap();
+            expect_recognised(&table.rules(), source);
+            assert!(table.chains().iter().any(|chain| chain == "DOOMED"));
+            // Somebody else's rule leads there: the chain stays, with its rules.
+            table.remove(|_| false, |chain| chain == "DOOMED").unwrap();
+            assert_eq!(listed(&host, &program), before);
+            let stale = |rule: &ForeignRule| rule.jump.as_deref() == Some("DOOMED");
+            table.remove(stale, |chain| chain == "DOOMED").unwrap();
+            assert!(!table.chains().iter().any(|chain| chain == "DOOMED"));
+            // There is nothing left to remove.
+            table.remove(stale, |chain| chain == "DOOMED").unwrap();
+        });
+        let expected: Vec<&str> = before.lines().filter(|line| !line.contains("DOOMED")).collect();
+        assert_eq!(listed(&host, &program).lines().collect::<Vec<_>>(), expected);
+        assert_eq!(counters(&host), counted);
+        // The kernel itself takes what was written as sound: a rule can be added and removed as ever.
+        run_ok(host.command(&program).args(["-w", "-t", "nat", "-I", "LAST", "-j", "RETURN"]));
+        run_ok(host.command(&program).args(["-w", "-t", "nat", "-F"]));
+    }
+}
+
+#[test]
+fn a_table_that_is_not_there_is_not_made_by_asking() {
+    let host = Namespace::new();
+    inside(&host, || {
+        for (version, ..) in VERSIONS {
+            assert!(Table::read(version, "nat").unwrap().is_none());
+            assert_eq!(xtables::names(version), [""; 0]);
+        }
+    });
+}
+
+#[test]
+fn rules_written_by_iptables_over_nf_tables_are_recognised_and_removed_by_handle() {
+    let host = Namespace::with_loopback();
+    for (version, program, source) in VERSIONS {
+        let program = program.replace("tables", "tables-nft");
+        fill(&host, &program, source);
+        let before = listed(&host, &program);
+        let family = if version == IpVersion::V4 { Family::Ip } else { Family::Ip6 };
+        let table = TableKey::new(family, "nat");
+        inside(&host, || {
+            let mut nft = Nft::open().unwrap();
+            let nothing = TableKey::new(family, "nothing");
+            let asked =
+                [(&table, Some("DOOMED")), (&table, Some("ABSENT")), (&nothing, None), (&table, None)];
+            assert_eq!(nft.holds_chains(&asked).unwrap(), [true, false, false, true]);
+            assert_eq!(nft.foreign_rules(&nothing, None).unwrap(), []);
+            assert_eq!(nft.foreign_rules(&table, Some("ABSENT")).unwrap(), []);
+            let rules = nft.foreign_rules(&table, None).unwrap();
+            expect_recognised(&rules, source);
+            let only = nft.foreign_rules(&table, Some("DOOMED")).unwrap();
+            assert_eq!(only, rules.iter().filter(|rule| rule.chain == "DOOMED").cloned().collect::<Vec<_>>());
+            assert!(nft.chain_names(&table).unwrap().iter().any(|chain| chain == "DOOMED"));
+            let jump = rules.iter().find(|rule| rule.jump.as_deref() == Some("DOOMED")).unwrap();
+            let mut transaction = Transaction::new();
+            transaction.delete_rule(&table, &jump.chain, jump.place);
+            transaction.flush_chain(&table, "DOOMED").delete_chain(&table, "DOOMED");
+            nft.commit(transaction).unwrap();
+        });
+        let expected: Vec<&str> = before.lines().filter(|line| !line.contains("DOOMED")).collect();
+        assert_eq!(listed(&host, &program).lines().collect::<Vec<_>>(), expected);
+    }
+}
