@@ -21,7 +21,7 @@ mod value;
 use std::collections::BTreeMap;
 
 use netstate::nft::{
-    Chain, ChainKind, Family, Field, Hook, Key, Policy, Rule, Set, Statement, Step, TableKey, Value,
+    Chain, ChainKind, Element, Family, Field, Hook, Key, Policy, Rule, Set, Statement, Step, TableKey, Value,
 };
 
 use crate::Error;
@@ -102,7 +102,16 @@ impl Transaction {
 
     /// Makes a chain, without its rules, if it is not there.
     pub fn add_chain(&mut self, table: &TableKey, chain: &Chain) -> &mut Self {
-        let mut message = message(c::NEW_CHAIN, c::CREATE, table.family);
+        self.new_chain(table, chain, c::CREATE)
+    }
+
+    /// Makes a chain, without its rules; that it is there already is an error, as with [`Self::create_set`].
+    pub fn create_chain(&mut self, table: &TableKey, chain: &Chain) -> &mut Self {
+        self.new_chain(table, chain, c::CREATE | c::EXCLUSIVE)
+    }
+
+    fn new_chain(&mut self, table: &TableKey, chain: &Chain, flags: u16) -> &mut Self {
+        let mut message = message(c::NEW_CHAIN, flags, table.family);
         message.text(c::CHAIN_TABLE, &table.name).text(c::CHAIN_NAME, &chain.name);
         let mut purpose = Purpose::new("add chain", format!("{table} {}", chain.name));
         if let Some(base) = &chain.base {
@@ -169,7 +178,7 @@ impl Transaction {
         set: &str,
         elements: impl IntoIterator<Item = (&'a Key, Option<&'a str>)>,
     ) -> &mut Self {
-        self.elements((c::NEW_ELEMENT, c::CREATE, "add element"), table, set, elements)
+        self.elements((c::NEW_ELEMENT, c::CREATE, "add element"), table, set, plain(elements))
     }
 
     /// Puts elements into a set; that one is there already is an error ([`Error::exists`]), so that nobody
@@ -180,7 +189,19 @@ impl Transaction {
         set: &str,
         elements: impl IntoIterator<Item = (&'a Key, Option<&'a str>)>,
     ) -> &mut Self {
-        self.elements((c::NEW_ELEMENT, c::CREATE | c::EXCLUSIVE, "create element"), table, set, elements)
+        let creation = (c::NEW_ELEMENT, c::CREATE | c::EXCLUSIVE, "create element");
+        self.elements(creation, table, set, plain(elements))
+    }
+
+    /// Puts elements with their data into a map; that one is there already is an error ([`Error::exists`]).
+    pub fn create_mappings<'a>(
+        &mut self,
+        table: &TableKey,
+        map: &str,
+        elements: impl IntoIterator<Item = (&'a Key, &'a Element)>,
+    ) -> &mut Self {
+        let creation = (c::NEW_ELEMENT, c::CREATE | c::EXCLUSIVE, "create element");
+        self.elements(creation, table, map, whole(elements))
     }
 
     /// Takes elements out of a set; that one is not there is an error ([`Error::is_missing`]).
@@ -190,7 +211,7 @@ impl Transaction {
         set: &str,
         keys: impl IntoIterator<Item = &'a Key>,
     ) -> &mut Self {
-        let elements = keys.into_iter().map(|key| (key, None));
+        let elements = keys.into_iter().map(|key| (key, NOTHING, None));
         self.elements((c::DELETE_ELEMENT, 0, "delete element"), table, set, elements)
     }
 
@@ -202,8 +223,7 @@ impl Transaction {
             Step::AddSet(table, set) => self.add_set(table, set),
             Step::DeleteSet(table, set) => self.delete_set(table, set),
             Step::AddElements(table, set, elements) => {
-                let elements = elements.iter().map(|(key, comment)| (key, comment.as_deref()));
-                self.add_elements(table, set, elements)
+                self.elements((c::NEW_ELEMENT, c::CREATE, "add element"), table, set, whole(elements))
             }
             Step::DeleteElements(table, set, keys) => self.delete_elements(table, set, keys),
             Step::AddChain(table, chain) => self.add_chain(table, chain),
@@ -229,17 +249,17 @@ impl Transaction {
         (kind, flags, operation): (u16, u16, &'static str),
         table: &TableKey,
         set: &str,
-        elements: impl IntoIterator<Item = (&'a Key, Option<&'a str>)>,
+        elements: impl Iterator<Item = Listed<'a>>,
     ) -> &mut Self {
-        let mut elements = elements.into_iter().peekable();
-        while let Some(first) = elements.peek().map(|(key, _)| key_text(key)) {
+        let mut elements = elements.peekable();
+        while let Some(first) = elements.peek().map(|(key, ..)| key_text(key)) {
             let mut message = message(kind, flags, table.family);
             message.text(c::ELEMENTS_TABLE, &table.name).text(c::ELEMENTS_SET, set);
             let mut count = 0;
             let oversized = &mut self.oversized;
             message.nest(c::ELEMENTS_LIST, |list| {
                 while list.length() < MESSAGE_ROOM {
-                    let Some((key, comment)) = elements.next() else { break };
+                    let Some((key, data, comment)) = elements.next() else { break };
                     if comment.is_some_and(|comment| comment.len() > COMMENT_ROOM) {
                         let object = format!(
                             "{table} {set} {} with a comment over {COMMENT_ROOM} bytes",
@@ -251,7 +271,7 @@ impl Transaction {
                             bytes,
                         });
                     }
-                    value::put_element(list, key, comment);
+                    value::put_element(list, key, data, comment);
                     count += 1;
                 }
             });
@@ -267,8 +287,23 @@ impl Transaction {
     }
 }
 
-/// A set's elements, each with its comment.
-pub type Elements = BTreeMap<Key, Option<String>>;
+/// A set's elements by key.
+pub type Elements = BTreeMap<Key, Element>;
+
+/// An element as it is written: key, data, comment.
+type Listed<'a> = (&'a Key, &'a [Value], Option<&'a str>);
+
+const NOTHING: &[Value] = &[];
+
+fn plain<'a>(
+    elements: impl IntoIterator<Item = (&'a Key, Option<&'a str>)>,
+) -> impl Iterator<Item = Listed<'a>> {
+    elements.into_iter().map(|(key, comment)| (key, NOTHING, comment))
+}
+
+fn whole<'a>(elements: impl IntoIterator<Item = (&'a Key, &'a Element)>) -> impl Iterator<Item = Listed<'a>> {
+    elements.into_iter().map(|(key, element)| (key, element.data.as_slice(), element.comment.as_deref()))
+}
 
 /// Starts a message of nf_tables for a family.
 fn message(kind: u16, flags: u16, family: Family) -> Message {
@@ -303,6 +338,12 @@ fn rule_option(rule: &Rule) -> Option<&'static str> {
     rule.statements.iter().find_map(|statement| match statement {
         Statement::Masquerade { .. } => {
             Some("masquerading needs CONFIG_NFT_MASQ and CONFIG_NF_NAT in the kernel")
+        }
+        Statement::Dnat { .. } => {
+            Some("translating destinations needs CONFIG_NFT_NAT and CONFIG_NF_NAT in the kernel")
+        }
+        Statement::DestinationIsLocal => {
+            Some("telling local destinations needs CONFIG_NFT_FIB_INET in the kernel")
         }
         Statement::Match { field, .. } | Statement::MaskedMatch { field, .. } => match field {
             Field::CtState | Field::CtStatus | Field::CtMark => {

@@ -59,6 +59,18 @@ fn postrouting() -> BaseChain {
     }
 }
 
+fn host_ports(name: &str, kind: KeyType, pods: [(&str, u16, Option<&str>); 2]) -> Set {
+    let map = Set::map(name, [KeyType::Protocol, KeyType::Port], [kind, KeyType::Port]);
+    pods.into_iter().fold(map, |map, (pod, port, comment)| {
+        let data = [Value::Address(pod.parse().unwrap()), Value::Port(port)];
+        map.with_mapping([Value::Protocol(6), Value::Port(8000 + port)], data, comment)
+    })
+}
+
+fn host_port(version: IpVersion, map: &str) -> Statement {
+    Statement::Dnat { version, fields: vec![Field::Protocol, Field::DestinationPort], map: map.to_owned() }
+}
+
 /// One of everything that the model can say.
 #[allow(clippy::too_many_lines, reason = "a table")]
 fn everything() -> Table {
@@ -85,6 +97,46 @@ fn everything() -> Table {
         .with_set(
             Set::new("services", [KeyType::Ipv4, KeyType::Protocol, KeyType::Port])
                 .with_element(service, None),
+        )
+        .with_set(host_ports(
+            "hostports4",
+            KeyType::Ipv4,
+            [("10.244.1.2", 80, Some("a pod")), ("10.244.1.3", 53, None)],
+        ))
+        .with_set(host_ports(
+            "hostports6",
+            KeyType::Ipv6,
+            [("fd00::2", 80, Some("a pod")), ("fd00::3", 53, None)],
+        ))
+        .with_chain(
+            Chain::base(
+                "prerouting",
+                BaseChain { hook: Hook::Prerouting, priority: priority::DSTNAT, ..postrouting() },
+            )
+            .with_rule(Rule::new([
+                Statement::DestinationIsLocal,
+                Statement::Verdict(Verdict::Jump("hostports".into())),
+            ])),
+        )
+        .with_chain(
+            Chain::regular("hostports")
+                .with_rule(Rule::new([
+                    Statement::equal(Field::Protocol, Value::Protocol(17)),
+                    Statement::Between {
+                        field: Field::SourcePort,
+                        operator: nft::Operator::NotEqual,
+                        first: Value::Port(100),
+                        last: Value::Port(200),
+                    },
+                    Statement::Between {
+                        field,
+                        operator: nft::Operator::Equal,
+                        first: Value::Address("10.0.0.3".parse().unwrap()),
+                        last: Value::Address("10.0.0.9".parse().unwrap()),
+                    },
+                    host_port(IpVersion::V4, "hostports4"),
+                ]))
+                .with_rule(Rule::new([host_port(IpVersion::V6, "hostports6")])),
         )
         .with_chain(
             Chain::base("postrouting", postrouting())
@@ -185,6 +237,14 @@ fn nft_lists_our_rules_in_its_own_words() {
         "meta mark set meta mark | 0x00008000 return",
         "meta mark set 0x00000007",
         "10.244.1.2 comment \"default/web-1\"",
+        "type inet_proto . inet_service : ipv4_addr . inet_service",
+        "tcp . 8080 comment \"a pod\" : 10.244.1.2 . 80",
+        "tcp . 8080 comment \"a pod\" : fd00::2 . 80",
+        "tcp . 8053 : fd00::3 . 53",
+        "type nat hook prerouting priority dstnat; policy accept;",
+        "fib daddr type local jump hostports",
+        "udp sport != 100-200 ip saddr 10.0.0.3-10.0.0.9 dnat ip to meta l4proto . udp dport map @hostports4 comment",
+        "dnat ip6 to meta l4proto . th dport map @hostports6 comment",
         "elements = { 10.244.0.0/16 comment \"pods\", 10.245.0.0/16,",
         "255.255.0.0/16 }",
         "elements = { 10.1.0.0/16 . 10.2.3.4 comment \"a pair\" }",
@@ -261,6 +321,30 @@ fn creating_a_set_twice_is_refused_and_adding_it_twice_is_not() {
 }
 
 #[test]
+fn an_element_of_a_map_is_found_with_its_data_and_made_only_once() {
+    let namespace = Namespace::new();
+    let want = everything();
+    let map = want.sets["hostports4"].clone();
+    let (key, element) = map.elements.first_key_value().unwrap();
+    inside(&namespace, |nft| {
+        assert_eq!(nft.element(&want.key, &map, key).unwrap(), None);
+        assert_eq!(nft.sets(&want.key).unwrap(), Vec::new());
+        commit(nft, &nft::diff(None, Some(&want)));
+        assert_eq!(nft.element(&want.key, &map, key).unwrap().as_ref(), Some(element));
+        assert_eq!(nft.elements(&want.key, &map).unwrap(), map.elements);
+        let bare = nft.sets(&want.key).unwrap();
+        assert_eq!(bare.len(), want.sets.len());
+        assert!(bare.contains(&Set { elements: BTreeMap::new(), ..map.clone() }));
+        let mut again = Transaction::new();
+        again.create_mappings(&want.key, &map.name, [(key, element)]);
+        assert!(nft.commit(again).unwrap_err().exists());
+        let mut chain = Transaction::new();
+        chain.create_chain(&want.key, &Chain::regular("hostports"));
+        assert!(nft.commit(chain).unwrap_err().exists());
+    });
+}
+
+#[test]
 fn a_hardware_address_check_works_in_the_bridge_family() {
     let namespace = Namespace::new();
     let base = BaseChain {
@@ -296,12 +380,15 @@ fn what_others_edit_is_seen_and_healed() {
     let namespace = Namespace::new();
     let want = everything();
     inside(&namespace, |nft| commit(nft, &nft::diff(None, Some(&want))));
-    let edits: [&[&str]; 9] = [
+    let edits: [&[&str]; 12] = [
         &["flush", "chain", "inet", "fairlead", "forward"],
         &["insert", "rule", "inet", "fairlead", "inner", "drop"],
         &["delete", "element", "inet", "fairlead", "pods", "{ 10.244.1.2 }"],
         &["add", "element", "inet", "fairlead", "pods", "{ 10.9.9.9 }"],
         &["add", "element", "inet", "fairlead", "cluster", "{ 10.7.0.1-10.7.0.6 }"],
+        &["delete", "element", "inet", "fairlead", "hostports4", "{ tcp . 8080 }"],
+        &["add", "element", "inet", "fairlead", "hostports6", "{ udp . 1 : ::2 . 3 }"],
+        &["add", "map", "inet", "fairlead", "extra", "{ type mark : verdict; }"],
         &["add", "chain", "inet", "fairlead", "extra"],
         &["add", "set", "inet", "fairlead", "extra", "{ type mark; timeout 1h; }"],
         &["add", "chain", "inet", "fairlead", "forward", "{ policy accept; }"],

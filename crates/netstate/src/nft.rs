@@ -53,17 +53,28 @@ pub struct Table {
     pub chains: BTreeMap<String, Chain>,
 }
 
-/// A named set.
+/// A named set, or a map: a set whose elements lead to data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Set {
     /// Its name.
     pub name: String,
     /// What its elements are: one type, or several for a concatenation such as `ifname . ether_addr`.
     pub key: Vec<KeyType>,
+    /// What they lead to, written as [`Self::key`] is; empty for a plain set.
+    pub data: Vec<KeyType>,
     /// Elements may be networks (slow to change; use only for networks, never for single addresses).
     pub interval: bool,
-    /// The elements, each with its comment.
-    pub elements: BTreeMap<Key, Option<String>>,
+    /// The elements by key.
+    pub elements: BTreeMap<Key, Element>,
+}
+
+/// What a set knows of one key.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Element {
+    /// Whose it is, or whatever else is to be remembered.
+    pub comment: Option<String>,
+    /// What it leads to: one value for each type of [`Set::data`].
+    pub data: Key,
 }
 
 /// An element's key: one value for each type of the set.
@@ -207,6 +218,29 @@ pub enum Statement {
         /// True when they must not be.
         inverted: bool,
     },
+    /// The field lies within these two values, both included.
+    Between {
+        /// What is looked at.
+        field: Field,
+        /// Inside, or outside.
+        operator: Operator,
+        /// The lowest.
+        first: Value,
+        /// The highest.
+        last: Value,
+    },
+    /// The destination is an address of this host.
+    DestinationIsLocal,
+    /// Translates the destination to the address and port that the map has for the fields; a packet without an
+    /// entry goes on to the next rule. Ends the rule.
+    Dnat {
+        /// Packets of this version only; the data is an address of this version and a port.
+        version: IpVersion,
+        /// What is looked up; several for a concatenation.
+        fields: Vec<Field>,
+        /// The map's name, in the same table.
+        map: String,
+    },
     /// Sets the packet's mark: the bits under `mask` become those of `value`.
     SetMark {
         /// The bits to change.
@@ -291,6 +325,12 @@ pub enum Verdict {
     Goto(String),
 }
 
+/// Bits of [`Field::CtStatus`].
+pub mod ct_status {
+    /// The connection's destination is translated.
+    pub const DESTINATION_TRANSLATED: u32 = 1 << 5;
+}
+
 /// Bits of [`Field::CtState`].
 pub mod ct_state {
     /// The packet belongs to no connection and cannot start one.
@@ -351,7 +391,14 @@ impl Set {
     /// An empty set whose elements are single values (or concatenations of them).
     #[must_use]
     pub fn new(name: impl Into<String>, key: impl Into<Vec<KeyType>>) -> Self {
-        Self { name: name.into(), key: key.into(), interval: false, elements: BTreeMap::new() }
+        let (data, elements) = (Vec::new(), BTreeMap::new());
+        Self { name: name.into(), key: key.into(), data, interval: false, elements }
+    }
+
+    /// An empty map from single values (or concatenations of them) to others.
+    #[must_use]
+    pub fn map(name: impl Into<String>, key: impl Into<Vec<KeyType>>, data: impl Into<Vec<KeyType>>) -> Self {
+        Self { data: data.into(), ..Self::new(name, key) }
     }
 
     /// An empty set whose elements may be networks.
@@ -363,8 +410,29 @@ impl Set {
     /// The set with this element.
     #[must_use]
     pub fn with_element(mut self, key: impl Into<Key>, comment: Option<&str>) -> Self {
-        self.elements.insert(key.into(), comment.map(str::to_owned));
+        self.elements.insert(key.into(), Element::new(comment));
         self
+    }
+
+    /// The map with this element.
+    #[must_use]
+    pub fn with_mapping(mut self, key: impl Into<Key>, data: impl Into<Key>, comment: Option<&str>) -> Self {
+        self.elements.insert(key.into(), Element { data: data.into(), ..Element::new(comment) });
+        self
+    }
+}
+
+impl Element {
+    /// An element of a plain set.
+    #[must_use]
+    pub fn new(comment: Option<&str>) -> Self {
+        Self { comment: comment.map(str::to_owned), data: Key::new() }
+    }
+
+    /// The comment; empty when there is none.
+    #[must_use]
+    pub fn comment(&self) -> &str {
+        self.comment.as_deref().unwrap_or_default()
     }
 }
 

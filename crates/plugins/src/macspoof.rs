@@ -178,8 +178,7 @@ fn removal(
             Err(error) if error.is_missing() => break,
             other => other?,
         };
-        let stale =
-            elements.iter().filter(|(key, comment)| stale(key, comment.as_deref().unwrap_or_default()));
+        let stale = elements.iter().filter(|(key, element)| stale(key, element.comment()));
         let keys: Vec<&Key> = stale.map(|(key, _)| key).collect();
         if !keys.is_empty() {
             transaction.delete_elements(&key, &set.name, keys);

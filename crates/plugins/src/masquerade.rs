@@ -182,7 +182,7 @@ fn of_network(
     let sets = table.sets.into_iter().filter(|(name, _)| name.starts_with(&prefix));
     let found = sets.map(|(name, set)| {
         let elements = set.elements.into_iter();
-        let wanted = elements.filter(|(_, comment)| wanted(comment.as_deref().unwrap_or_default()));
+        let wanted = elements.filter(|(_, element)| wanted(element.comment()));
         (key.clone(), name, wanted.map(|(key, _)| key).collect::<Vec<Key>>())
     });
     Ok(found.filter(|(_, _, keys)| !keys.is_empty()).collect())

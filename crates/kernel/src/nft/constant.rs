@@ -52,6 +52,8 @@ pub(super) const SET_NAME: u16 = 2;
 pub(super) const SET_FLAGS: u16 = 3;
 pub(super) const SET_KEY_TYPE: u16 = 4;
 pub(super) const SET_KEY_LENGTH: u16 = 5;
+pub(super) const SET_DATA_TYPE: u16 = 6;
+pub(super) const SET_DATA_LENGTH: u16 = 7;
 pub(super) const SET_DESCRIPTION: u16 = 9;
 pub(super) const SET_ID: u16 = 10;
 pub(super) const SET_USERDATA: u16 = 13;
@@ -59,6 +61,7 @@ pub(super) const DESCRIPTION_CONCATENATION: u16 = 2;
 pub(super) const FIELD_LENGTH: u16 = 1;
 pub(super) const FLAG_ANONYMOUS: u32 = 1;
 pub(super) const FLAG_INTERVAL: u32 = 4;
+pub(super) const FLAG_MAP: u32 = 8;
 pub(super) const FLAG_CONCATENATION: u32 = 0x80;
 
 // enum nft_set_elem_list_attributes, nft_set_elem_attributes, nft_set_elem_flags
@@ -66,6 +69,7 @@ pub(super) const ELEMENTS_TABLE: u16 = 1;
 pub(super) const ELEMENTS_SET: u16 = 2;
 pub(super) const ELEMENTS_LIST: u16 = 3;
 pub(super) const ELEMENT_KEY: u16 = 1;
+pub(super) const ELEMENT_DATA: u16 = 2;
 pub(super) const ELEMENT_FLAGS: u16 = 3;
 pub(super) const ELEMENT_USERDATA: u16 = 6;
 pub(super) const ELEMENT_KEY_END: u16 = 10;
@@ -99,8 +103,20 @@ pub(super) const BITWISE_MASK: u16 = 4;
 pub(super) const BITWISE_XOR: u16 = 5;
 pub(super) const LOOKUP_SET: u16 = 1;
 pub(super) const LOOKUP_SOURCE: u16 = 2;
+pub(super) const LOOKUP_DESTINATION: u16 = 3;
 pub(super) const LOOKUP_FLAGS: u16 = 5;
 pub(super) const LOOKUP_INVERTED: u32 = 1;
+pub(super) const RANGE_SOURCE: u16 = 1;
+pub(super) const RANGE_OPERATOR: u16 = 2;
+pub(super) const RANGE_FROM: u16 = 3;
+pub(super) const RANGE_TO: u16 = 4;
+pub(super) const FIB_DESTINATION: u16 = 1;
+pub(super) const FIB_RESULT: u16 = 2;
+pub(super) const FIB_FLAGS: u16 = 3;
+pub(super) const NAT_TYPE: u16 = 1;
+pub(super) const NAT_FAMILY: u16 = 2;
+pub(super) const NAT_ADDRESS: u16 = 3;
+pub(super) const NAT_PORT: u16 = 5;
 pub(super) const MASQUERADE_FLAGS: u16 = 1;
 pub(super) const IMMEDIATE_DESTINATION: u16 = 1;
 pub(super) const IMMEDIATE_DATA: u16 = 2;
@@ -118,6 +134,11 @@ pub(super) const META_TRANSPORT: u32 = 16;
 pub(super) const CT_STATE: u32 = 0;
 pub(super) const CT_STATUS: u32 = 2;
 pub(super) const CT_MARK: u32 = 3;
+
+// enum nft_fib_result, nft_fib_flags, nft_nat_types
+pub(super) const FIB_RESULT_TYPE: u32 = 3;
+pub(super) const FIB_OF_DESTINATION: u32 = 2;
+pub(super) const NAT_OF_DESTINATION: u32 = 1;
 
 // enum nft_payload_bases
 pub(super) const LINK_HEADER: u32 = 0;

@@ -40,7 +40,16 @@ impl Writer<'_> {
                 self.bitwise(&mask.to_ne_bytes(), &[0; 4]);
                 self.cmp(*operator, &value.to_ne_bytes());
             }
-            Statement::Lookup { fields, set, inverted } => self.lookup(fields, set, *inverted),
+            Statement::Lookup { fields, set, inverted } => self.lookup(fields, set, |data| {
+                if *inverted {
+                    data.be32(c::LOOKUP_FLAGS, c::LOOKUP_INVERTED);
+                }
+            }),
+            Statement::Between { field, operator, first, last } => {
+                self.between(*field, *operator, (first, last));
+            }
+            Statement::DestinationIsLocal => self.destination_is_local(),
+            Statement::Dnat { version, fields, map } => self.dnat(*version, fields, map),
             Statement::SetMark { mask, value } => self.set_mark(*mask, *value),
             Statement::Masquerade { fully_random } => self.expression("masq", |data| {
                 if *fully_random {
@@ -66,7 +75,42 @@ impl Writer<'_> {
         self.cmp(operator, &value::bytes(value));
     }
 
-    fn lookup(&mut self, fields: &[Field], set: &str, inverted: bool) {
+    fn between(&mut self, field: Field, operator: Operator, (first, last): (&Value, &Value)) {
+        self.check(field);
+        self.load(field, c::REGISTER_FIRST);
+        self.expression("range", |data| {
+            data.be32(c::RANGE_SOURCE, c::REGISTER_FIRST);
+            data.be32(c::RANGE_OPERATOR, u32::from(operator == Operator::NotEqual));
+            value::put_data(data, c::RANGE_FROM, &value::bytes(first));
+            value::put_data(data, c::RANGE_TO, &value::bytes(last));
+        });
+    }
+
+    fn destination_is_local(&mut self) {
+        self.expression("fib", |data| {
+            data.be32(c::FIB_DESTINATION, c::REGISTER_FIRST);
+            data.be32(c::FIB_RESULT, c::FIB_RESULT_TYPE).be32(c::FIB_FLAGS, c::FIB_OF_DESTINATION);
+        });
+        self.cmp(Operator::Equal, &u32::from(libc::RTN_LOCAL).to_ne_bytes());
+    }
+
+    /// The map leaves address and port where the fields were: the address first, the port in the next word.
+    fn dnat(&mut self, version: IpVersion, fields: &[Field], map: &str) {
+        self.lookup(fields, map, |data| {
+            data.be32(c::LOOKUP_DESTINATION, c::REGISTER_FIRST);
+        });
+        let (family, words) = match version {
+            IpVersion::V4 => (libc::NFPROTO_IPV4, 1),
+            IpVersion::V6 => (libc::NFPROTO_IPV6, 4),
+        };
+        self.expression("nat", |data| {
+            data.be32(c::NAT_TYPE, c::NAT_OF_DESTINATION).be32(c::NAT_FAMILY, family as u32);
+            data.be32(c::NAT_ADDRESS, c::REGISTER_FIRST).be32(c::NAT_PORT, c::REGISTER_WORDS + words);
+        });
+    }
+
+    /// Looks the fields up together; `more` says what becomes of what is found.
+    fn lookup(&mut self, fields: &[Field], set: &str, more: impl FnOnce(&mut Message)) {
         // The checks use the first register too: all of them before the first field is loaded.
         fields.iter().for_each(|field| self.check(*field));
         let mut words = 0;
@@ -77,9 +121,7 @@ impl Writer<'_> {
         }
         self.expression("lookup", |data| {
             data.text(c::LOOKUP_SET, set).be32(c::LOOKUP_SOURCE, c::REGISTER_FIRST);
-            if inverted {
-                data.be32(c::LOOKUP_FLAGS, c::LOOKUP_INVERTED);
-            }
+            more(data);
         });
     }
 

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use netstate::nft::{
-    BaseChain, Chain, ChainKind, Family, Hook, Key, Policy, Rule, Set, Statement, Table, TableKey,
+    BaseChain, Chain, ChainKind, Element, Family, Hook, Key, Policy, Rule, Set, Statement, Table, TableKey,
 };
 
 use super::value::{self, RawElement};
@@ -59,7 +59,7 @@ impl Nft {
         let purpose = Purpose::new("list elements of set", format!("{table} {}", set.name));
         let raw = self.raw_elements(table, &set.name, &purpose)?;
         let malformed = Malformed::Missing { what: "an element of the set's type" };
-        value::elements(&set.key, set.interval, raw).ok_or(Error::Answer { purpose, malformed })
+        value::elements(set, raw).ok_or(Error::Answer { purpose, malformed })
     }
 
     /// Whether a set holds this key.
@@ -76,16 +76,41 @@ impl Nft {
     /// # Errors
     /// When the kernel cannot tell. A missing set or table holds nothing and is no error.
     pub fn comment_of(&mut self, table: &TableKey, set: &str, key: &Key) -> Result<Option<String>, Error> {
+        let raw = self.raw_element(table, set, key)?;
+        Ok(raw.map(|element| element.comment.unwrap_or_default()))
+    }
+
+    /// What a set or map knows of this key; `set` says of which types it is.
+    ///
+    /// # Errors
+    /// When the kernel cannot tell. A missing set or table holds nothing and is no error.
+    pub fn element(&mut self, table: &TableKey, set: &Set, key: &Key) -> Result<Option<Element>, Error> {
+        let Some(raw) = self.raw_element(table, &set.name, key)? else { return Ok(None) };
+        let malformed = Malformed::Missing { what: "data of the map's type" };
+        let purpose = Purpose::new("find element", format!("{table} {} {}", set.name, key_text(key)));
+        value::element(set, raw).map(Some).ok_or(Error::Answer { purpose, malformed })
+    }
+
+    /// The sets and maps of a table with their types, without their elements; none when there is no table.
+    ///
+    /// # Errors
+    /// When the kernel refuses to list.
+    pub fn sets(&mut self, table: &TableKey) -> Result<Vec<Set>, Error> {
+        match self.bare_sets(table) {
+            Err(error) if error.is_missing() => Ok(Vec::new()),
+            other => other,
+        }
+    }
+
+    fn raw_element(&mut self, table: &TableKey, set: &str, key: &Key) -> Result<Option<RawElement>, Error> {
         let mut message = message(c::GET_ELEMENT, 0, table.family);
         message.text(c::ELEMENTS_TABLE, &table.name).text(c::ELEMENTS_SET, set);
-        message.nest(c::ELEMENTS_LIST, |list| value::put_element(list, key, None));
+        message.nest(c::ELEMENTS_LIST, |list| value::put_element(list, key, &[], None));
         let purpose = Purpose::new("find element", format!("{table} {set} {}", key_text(key)));
         let answer = self.socket.ask(&Request::new(message, purpose), |reply| {
             let (_, attributes) = reply.split::<4>()?;
             let Some(list) = attributes.find(c::ELEMENTS_LIST)? else { return Ok(None) };
-            let element =
-                list.nested().next().transpose()?.map(|entry| RawElement::read(&entry)).transpose()?;
-            Ok(element.map(|element| element.comment.unwrap_or_default()))
+            list.nested().next().transpose()?.map(|entry| RawElement::read(&entry)).transpose()
         });
         match answer {
             Err(error) if error.is_missing() => Ok(None),
@@ -123,7 +148,7 @@ impl Nft {
         let mut request = message(c::GET_TABLE, 0, key.family);
         request.text(c::TABLE_NAME, &key.name);
         self.socket.ask(&Request::new(request, Purpose::new("find table", key.to_string())), |_| Ok(()))?;
-        let mut table = Table { key: key.clone(), sets: self.sets(key)?, chains: self.chains(key)? };
+        let mut table = Table { key: key.clone(), sets: self.full_sets(key)?, chains: self.chains(key)? };
         for (chain, rule) in self.rules(key)? {
             let wanted = want.and_then(|want| want.chains.get(&chain));
             if let Some(chain) = table.chains.get_mut(&chain) {
@@ -133,20 +158,25 @@ impl Nft {
         Ok(table)
     }
 
-    fn sets(&mut self, key: &TableKey) -> Result<BTreeMap<String, Set>, Error> {
+    fn bare_sets(&mut self, key: &TableKey) -> Result<Vec<Set>, Error> {
         let purpose = Purpose::new("list sets of", key.to_string());
         let mut request = message(c::GET_SET, 0, key.family);
         request.text(c::SET_TABLE, &key.name);
-        let mut sets = self.socket.dump(&Request::new(request, purpose.clone()), |reply| {
+        self.socket.dump(&Request::new(request, purpose), |reply| {
             let (_, attributes) = reply.split::<4>()?;
             if text(attributes, c::SET_TABLE)? != key.name || flags(attributes)? & c::FLAG_ANONYMOUS != 0 {
                 return Ok(None);
             }
             read_set(attributes).map(Some)
-        })?;
+        })
+    }
+
+    fn full_sets(&mut self, key: &TableKey) -> Result<BTreeMap<String, Set>, Error> {
+        let purpose = Purpose::new("list sets of", key.to_string());
+        let mut sets = self.bare_sets(key)?;
         for set in &mut sets {
             let raw = self.raw_elements(key, &set.name, &purpose)?;
-            match value::elements(&set.key, set.interval, raw) {
+            match value::elements(set, raw) {
                 Some(elements) => set.elements = elements,
                 // Nothing of ours: a set without a type differs from all wanted ones.
                 None => set.key = Vec::new(),
@@ -220,10 +250,15 @@ fn read_set(attributes: Attributes<'_>) -> Result<Set, Malformed> {
     let name = text(attributes, c::SET_NAME)?;
     let flags = flags(attributes)?;
     let number = attributes.find(c::SET_KEY_TYPE)?.map_or(Ok(0), |number| number.be32())?;
-    // Maps, timeouts and the like are never ours: no type, so that it differs from every wanted set.
-    let plain = flags & !(c::FLAG_INTERVAL | c::FLAG_CONCATENATION) == 0;
+    let data = match attributes.find(c::SET_DATA_TYPE)?.filter(|_| flags & c::FLAG_MAP != 0) {
+        Some(number) => value::type_of_number(number.be32()?),
+        None => Some(Vec::new()),
+    };
+    // Timeouts, verdicts and the like are never ours: no type, so that it differs from every wanted set.
+    let plain = flags & !(c::FLAG_INTERVAL | c::FLAG_CONCATENATION | c::FLAG_MAP) == 0 && data.is_some();
     let key = value::type_of_number(number).filter(|_| plain).unwrap_or_default();
-    Ok(Set { name, key, interval: flags & c::FLAG_INTERVAL != 0, elements: BTreeMap::new() })
+    let (data, interval) = (data.unwrap_or_default(), flags & c::FLAG_INTERVAL != 0);
+    Ok(Set { name, key, data, interval, elements: BTreeMap::new() })
 }
 
 fn flags(attributes: Attributes<'_>) -> Result<u32, Malformed> {

@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netstate::nft::{Key, KeyType, Set, Value};
+use netstate::nft::{Element, Key, KeyType, Set, Value};
 use netstate::{LinkName, Mac};
 
 use super::{Elements, constant as c, userdata};
@@ -23,9 +23,16 @@ pub(super) fn put_set_type(message: &mut Message, set: &Set) {
             flags |= c::FLAG_CONCATENATION;
         }
     }
+    if !set.data.is_empty() {
+        flags |= c::FLAG_MAP;
+    }
     message.be32(c::SET_FLAGS, flags);
     message.be32(c::SET_KEY_TYPE, type_number(&set.key));
     message.be32(c::SET_KEY_LENGTH, key_length(&set.key));
+    if !set.data.is_empty() {
+        message.be32(c::SET_DATA_TYPE, type_number(&set.data));
+        message.be32(c::SET_DATA_LENGTH, key_length(&set.data));
+    }
     if let [KeyType::Ifname | KeyType::Mark] = set.key.as_slice() {
         message.put(c::SET_USERDATA, &userdata::HOST_ORDER_KEY);
     }
@@ -123,7 +130,7 @@ fn octets(address: IpAddr) -> Vec<u8> {
 }
 
 /// Adds one element to a list of them; a network to a set of single keys takes two entries.
-pub(super) fn put_element(list: &mut Message, key: &Key, comment: Option<&str>) {
+pub(super) fn put_element(list: &mut Message, key: &Key, data: &[Value], comment: Option<&str>) {
     let last: Vec<Value> = key.iter().map(last_of).collect();
     let ranged = last != *key || key.iter().any(|value| matches!(value, Value::Network(_)));
     let concatenated = key.len() > 1;
@@ -131,6 +138,9 @@ pub(super) fn put_element(list: &mut Message, key: &Key, comment: Option<&str>) 
         put_data(entry, c::ELEMENT_KEY, &key_bytes(key));
         if concatenated && ranged {
             put_data(entry, c::ELEMENT_KEY_END, &key_bytes(&last));
+        }
+        if !data.is_empty() {
+            put_data(entry, c::ELEMENT_DATA, &key_bytes(data));
         }
         if let Some(comment) = comment {
             entry.put(c::ELEMENT_USERDATA, &userdata::comment(comment));
@@ -191,17 +201,20 @@ pub(super) struct RawElement {
     key: Vec<u8>,
     key_end: Option<Vec<u8>>,
     interval_end: bool,
+    data: Vec<u8>,
     pub(super) comment: Option<String>,
 }
 
 impl RawElement {
     pub(super) fn read(entry: &Attribute<'_>) -> Result<Self, Malformed> {
-        let mut element = Self { key: Vec::new(), key_end: None, interval_end: false, comment: None };
+        let mut element =
+            Self { key: Vec::new(), key_end: None, interval_end: false, data: Vec::new(), comment: None };
         for attribute in entry.nested() {
             let attribute = attribute?;
             match attribute.kind {
                 c::ELEMENT_KEY => element.key = data(&attribute)?,
                 c::ELEMENT_KEY_END => element.key_end = Some(data(&attribute)?),
+                c::ELEMENT_DATA => element.data = data(&attribute)?,
                 c::ELEMENT_FLAGS => element.interval_end = attribute.be32()? & c::ELEMENT_INTERVAL_END != 0,
                 c::ELEMENT_USERDATA => {
                     element.comment = userdata::find_comment(attribute.value).map(str::to_owned)
@@ -219,13 +232,19 @@ fn data(attribute: &Attribute<'_>) -> Result<Vec<u8>, Malformed> {
     Ok(value.value.to_vec())
 }
 
-/// The elements of a set. `None` when there is one that we would never have written (a range that is no
-/// network): the set is not ours as it stands.
-pub(super) fn elements(types: &[KeyType], interval: bool, raw: Vec<RawElement>) -> Option<Elements> {
-    match types {
-        [single] if interval => intervals(*single, raw),
-        _ => raw.into_iter().map(|element| Some((key(types, &element)?, element.comment))).collect(),
+/// The elements of a set like this one. `None` when there is one that we would never have written (a range
+/// that is no network): the set is not ours as it stands.
+pub(super) fn elements(set: &Set, raw: Vec<RawElement>) -> Option<Elements> {
+    match set.key.as_slice() {
+        [single] if set.interval => intervals(*single, raw),
+        types => raw.into_iter().map(|raw| Some((key(types, &raw)?, element(set, raw)?))).collect(),
     }
+}
+
+/// What the set knows of a key.
+pub(super) fn element(set: &Set, raw: RawElement) -> Option<Element> {
+    let data = if set.data.is_empty() { Key::new() } else { split(&set.data, &raw.data)? };
+    Some(Element { comment: raw.comment, data })
 }
 
 /// Puts the ends of intervals together: sorted by address, each start is followed by its end, or by nothing.
@@ -243,7 +262,7 @@ fn intervals(kind: KeyType, mut raw: Vec<RawElement>) -> Option<Elements> {
             None => vec![0xff; start.key.len()],
         };
         let net = network(parse(kind, &start.key)?, parse(kind, &last)?)?;
-        found.insert(vec![Value::Network(net)], start.comment);
+        found.insert(vec![Value::Network(net)], Element { comment: start.comment, data: Key::new() });
     }
     Some(found)
 }
@@ -325,16 +344,22 @@ mod tests {
     /// What the kernel would list after these elements were added.
     fn listed(elements: &Elements) -> Vec<RawElement> {
         let mut message = Message::new(0, 0, &[]);
-        elements.iter().for_each(|(key, comment)| put_element(&mut message, key, comment.as_deref()));
+        elements.iter().for_each(|(key, element)| {
+            put_element(&mut message, key, &element.data, element.comment.as_deref());
+        });
         let entries = Attributes::new(message.bytes().get(16..).unwrap());
         entries.map(|entry| RawElement::read(&entry.unwrap()).unwrap()).collect()
     }
 
-    fn round_trip(types: &[KeyType], interval: bool, elements: &Elements) -> Option<Elements> {
+    fn set(types: &[KeyType], interval: bool) -> Set {
+        Set { interval, ..Set::new("set", types) }
+    }
+
+    fn round_trip(set: &Set, elements: &Elements) -> Option<Elements> {
         let mut raw = listed(elements);
         // The kernel lists in an order of its own.
         raw.reverse();
-        super::elements(types, interval, raw)
+        super::elements(set, raw)
     }
 
     fn net(v6: bool, bits: u128, length: u8) -> IpNet {
@@ -361,12 +386,14 @@ mod tests {
             key: key.to_vec(),
             key_end: None,
             interval_end,
+            data: Vec::new(),
             comment: None,
         };
+        let set = set(&[KeyType::Ipv4], true);
         let range = vec![raw([10, 0, 0, 1], false), raw([10, 0, 0, 4], true)];
-        assert_eq!(elements(&[KeyType::Ipv4], true, range), None);
+        assert_eq!(elements(&set, range), None);
         let marker = vec![raw([0, 0, 0, 0], true), raw([10, 0, 0, 0], false), raw([10, 0, 0, 4], true)];
-        let found = elements(&[KeyType::Ipv4], true, marker).unwrap();
+        let found = elements(&set, marker).unwrap();
         assert_eq!(found.into_keys().collect::<Vec<_>>(), [[Value::Network("10.0.0.0/30".parse().unwrap())]]);
     }
 
@@ -381,11 +408,11 @@ mod tests {
                 let net = net(v6, bits, length);
                 let apart = |key: &Key| matches!(key[..], [Value::Network(other)] if !overlaps(other, net));
                 if elements.keys().all(apart) {
-                    elements.insert(vec![Value::Network(net)], comment);
+                    elements.insert(vec![Value::Network(net)], Element::new(comment.as_deref()));
                 }
             }
             let kind = if v6 { KeyType::Ipv6 } else { KeyType::Ipv4 };
-            prop_assert_eq!(round_trip(&[kind], true, &elements), Some(elements));
+            prop_assert_eq!(round_trip(&set(&[kind], true), &elements), Some(elements));
         }
 
         #[test]
@@ -395,9 +422,27 @@ mod tests {
                 Value::Port(port),
                 Value::Network(net(true, bits[1], lengths[1])),
             ];
-            let elements = Elements::from([(key, None)]);
+            let elements = Elements::from([(key, Element::default())]);
             let types = [KeyType::Ipv4, KeyType::Port, KeyType::Ipv6];
-            prop_assert_eq!(round_trip(&types, true, &elements), Some(elements));
+            prop_assert_eq!(round_trip(&set(&types, true), &elements), Some(elements));
+        }
+
+        #[test]
+        fn what_a_map_leads_to_comes_back(
+            ports in prop::collection::btree_map((any::<u8>(), any::<u16>()), any::<(u128, u16)>(), 0..12),
+            v6 in any::<bool>(),
+        ) {
+            let kind = if v6 { KeyType::Ipv6 } else { KeyType::Ipv4 };
+            let map = Set::map("map", [KeyType::Protocol, KeyType::Port], [kind, KeyType::Port]);
+            let address = |bits: u128| {
+                Value::Address(net(v6, bits, if v6 { 128 } else { 32 }).addr())
+            };
+            let elements: Elements = ports.into_iter().map(|((protocol, port), (bits, to))| {
+                let data = vec![address(bits), Value::Port(to)];
+                let element = Element { comment: Some("a pod".into()), data };
+                (vec![Value::Protocol(protocol), Value::Port(port)], element)
+            }).collect();
+            prop_assert_eq!(round_trip(&map, &elements), Some(elements));
         }
     }
 }

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Chain, Key, Rule, Set, Table, TableKey};
+use super::{Chain, Element, Key, Rule, Set, Table, TableKey};
 
 /// One step within a table. The set and chain of an add step carry no elements or rules; those follow.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub enum Step {
     /// Remove a set.
     DeleteSet(TableKey, String),
     /// Put elements into a set.
-    AddElements(TableKey, String, BTreeMap<Key, Option<String>>),
+    AddElements(TableKey, String, BTreeMap<Key, Element>),
     /// Take elements out of a set.
     DeleteElements(TableKey, String, Vec<Key>),
     /// Make a chain.
@@ -78,7 +78,9 @@ fn create(want: &Table) -> Vec<Step> {
 /// True when what both have in common is defined the same, so that the rest can be changed in place.
 fn same_frame(have: &Table, want: &Table) -> bool {
     let same_set = |set: &Set| {
-        want.sets.get(&set.name).is_none_or(|other| other.key == set.key && other.interval == set.interval)
+        want.sets.get(&set.name).is_none_or(|other| {
+            other.key == set.key && other.data == set.data && other.interval == set.interval
+        })
     };
     let same_chain =
         |chain: &Chain| want.chains.get(&chain.name).is_none_or(|other| other.base == chain.base);
@@ -123,20 +125,20 @@ fn change_set(key: &TableKey, have: Option<&Set>, want: &Set) -> Vec<Step> {
     if have.is_none() {
         steps.push(Step::AddSet(key.clone(), Set { elements: BTreeMap::new(), ..want.clone() }));
     }
-    // An element's comment cannot be changed in place: it leaves and comes back.
+    // An element's comment and data cannot be changed in place: it leaves and comes back.
     let gone: Vec<Key> = held
         .iter()
-        .filter(|(key, comment)| want.elements.get(*key) != Some(comment))
+        .filter(|(key, element)| want.elements.get(*key) != Some(element))
         .map(|(key, _)| key.clone())
         .collect();
     if !gone.is_empty() {
         steps.push(Step::DeleteElements(key.clone(), want.name.clone(), gone));
     }
-    let new: BTreeMap<Key, Option<String>> = want
+    let new: BTreeMap<Key, Element> = want
         .elements
         .iter()
-        .filter(|(key, comment)| held.get(*key) != Some(comment))
-        .map(|(key, comment)| (key.clone(), comment.clone()))
+        .filter(|(key, element)| held.get(*key) != Some(element))
+        .map(|(key, element)| (key.clone(), element.clone()))
         .collect();
     if !new.is_empty() {
         steps.push(Step::AddElements(key.clone(), want.name.clone(), new));

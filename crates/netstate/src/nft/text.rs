@@ -5,8 +5,8 @@
 use std::fmt::{self, Display, Formatter};
 
 use super::{
-    BaseChain, Chain, ChainKind, Family, Field, Hook, IpVersion, Key, KeyType, Operator, Policy, Rule, Set,
-    Statement, Step, Table, TableKey, Value, Verdict,
+    BaseChain, Chain, ChainKind, Element, Family, Field, Hook, IpVersion, Key, KeyType, Operator, Policy,
+    Rule, Set, Statement, Step, Table, TableKey, Value, Verdict,
 };
 
 impl Display for TableKey {
@@ -31,9 +31,9 @@ impl Display for Table {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(f, "table {}", self.key)?;
         for set in self.sets.values() {
-            writeln!(f, "  set {set}")?;
-            for (key, comment) in &set.elements {
-                writeln!(f, "    {}", Element(key, comment.as_deref()))?;
+            writeln!(f, "  {} {set}", word(set))?;
+            for (key, element) in &set.elements {
+                writeln!(f, "    {}", Entry(key, Some(element)))?;
             }
         }
         for chain in self.chains.values() {
@@ -50,6 +50,9 @@ impl Display for Table {
 impl Display for Set {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         write!(f, "{} type {}", self.name, Joined(&self.key, " . "))?;
+        if !self.data.is_empty() {
+            write!(f, " : {}", Joined(&self.data, " . "))?;
+        }
         if self.interval { f.write_str(" flags interval") } else { Ok(()) }
     }
 }
@@ -137,6 +140,12 @@ impl Display for Statement {
                 let not = if *inverted { "!= " } else { "" };
                 write!(f, "{} {not}@{set}", Joined(fields, " . "))
             }
+            Self::Between { field, operator, first, last } => write!(f, "{field} {operator}{first}-{last}"),
+            Self::DestinationIsLocal => f.write_str("fib daddr type local"),
+            Self::Dnat { version, fields, map } => {
+                let version = if *version == IpVersion::V4 { "ip" } else { "ip6" };
+                write!(f, "dnat {version} to {} map @{map}", Joined(fields, " . "))
+            }
             Self::SetMark { mask, value } => write!(f, "meta mark set meta mark & {:#x} | {value:#x}", !mask),
             Self::Masquerade { fully_random: true } => f.write_str("masquerade fully-random"),
             Self::Masquerade { fully_random: false } => f.write_str("masquerade"),
@@ -192,15 +201,15 @@ impl Display for Step {
         match self {
             Self::AddTable(table) => write!(f, "+ table {table}"),
             Self::DeleteTable(table) => write!(f, "- table {table}"),
-            Self::AddSet(table, set) => write!(f, "+ set {table} {set}"),
+            Self::AddSet(table, set) => write!(f, "+ {} {table} {set}", word(set)),
             Self::DeleteSet(table, set) => write!(f, "- set {table} {set}"),
             Self::AddElements(table, set, elements) => {
                 let elements: Vec<_> =
-                    elements.iter().map(|(key, comment)| Element(key, comment.as_deref())).collect();
+                    elements.iter().map(|(key, element)| Entry(key, Some(element))).collect();
                 write!(f, "+ element {table} {set} {{ {} }}", Joined(&elements, ", "))
             }
             Self::DeleteElements(table, set, keys) => {
-                let keys: Vec<_> = keys.iter().map(|key| Element(key, None)).collect();
+                let keys: Vec<_> = keys.iter().map(|key| Entry(key, None)).collect();
                 write!(f, "- element {table} {set} {{ {} }}", Joined(&keys, ", "))
             }
             Self::AddChain(table, chain) => write!(f, "+ chain {table} {chain}"),
@@ -211,16 +220,21 @@ impl Display for Step {
     }
 }
 
-/// An element with its comment.
-struct Element<'a>(&'a Key, Option<&'a str>);
+fn word(set: &Set) -> &'static str {
+    if set.data.is_empty() { "set" } else { "map" }
+}
 
-impl Display for Element<'_> {
+/// A key with what the set knows of it.
+struct Entry<'a>(&'a Key, Option<&'a Element>);
+
+impl Display for Entry<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         Joined(self.0, " . ").fmt(f)?;
-        match self.1 {
-            Some(comment) => write!(f, " comment {comment:?}"),
-            None => Ok(()),
+        let Some(element) = self.1 else { return Ok(()) };
+        if let Some(comment) = &element.comment {
+            write!(f, " comment {comment:?}")?;
         }
+        if element.data.is_empty() { Ok(()) } else { write!(f, " : {}", Joined(&element.data, " . ")) }
     }
 }
 

@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 use netstate::nft::{
-    self, BaseChain, Chain, ChainKind, Family, Field, Hook, IpVersion, KeyType, Policy, Rule, Set, Statement,
-    Table, Value, Verdict,
+    self, BaseChain, Chain, ChainKind, Element, Family, Field, Hook, IpVersion, KeyType, Policy, Rule, Set,
+    Statement, Table, Value, Verdict,
 };
 use netstate::{
     Address, FdbEntry, Link, LinkKind, LinkName, Mac, Neighbour, PolicyRule, Route, RouteKey, State, Step,
@@ -88,8 +88,8 @@ impl Model {
             }
             nft::Step::AddElements(_, name, elements) => {
                 let set = table.sets.get_mut(name).unwrap_or_else(|| panic!("{step}"));
-                for (key, comment) in elements {
-                    assert!(set.elements.insert(key.clone(), comment.clone()).is_none(), "{step}");
+                for (key, element) in elements {
+                    assert!(set.elements.insert(key.clone(), element.clone()).is_none(), "{step}");
                 }
             }
             nft::Step::DeleteElements(_, name, keys) => {
@@ -124,6 +124,7 @@ fn names(table: &Table) -> Vec<String> {
 fn rule_names(rule: &Rule) -> Vec<String> {
     let name = |statement: &Statement| match statement {
         Statement::Lookup { set, .. } => Some(set.clone()),
+        Statement::Dnat { map, .. } => Some(map.clone()),
         Statement::Verdict(Verdict::Jump(chain) | Verdict::Goto(chain)) => Some(chain.clone()),
         _ => None,
     };
@@ -215,11 +216,14 @@ fn any_rule() -> impl Strategy<Value = PolicyRule> {
 
 fn any_set() -> impl Strategy<Value = Set> {
     let elements = prop::collection::btree_map(any_net(), prop::option::of("[ab]"), 0..4);
-    (0..3_u8, any::<bool>(), elements).prop_map(|(name, interval, elements)| {
-        let mut set = Set { interval, ..Set::new(format!("s{name}"), [KeyType::Ipv4]) };
+    (0..3_u8, 0..3_u8, elements).prop_map(|(name, kind, elements)| {
+        let interval = kind == 1;
+        let data = if kind == 2 { vec![KeyType::Port] } else { Vec::new() };
+        let mut set = Set { interval, data, ..Set::new(format!("s{name}"), [KeyType::Ipv4]) };
         for (net, comment) in elements {
             let value = if interval { Value::Network(net) } else { Value::Address(net.network()) };
-            set.elements.insert(vec![value], comment);
+            let data = if kind == 2 { vec![Value::Port(net.prefix_len().into())] } else { Vec::new() };
+            set.elements.insert(vec![value], Element { comment, data });
         }
         set
     })
