@@ -2,3 +2,4 @@
 
 pub mod dhcp;
 pub mod host_local;
+pub mod static_addresses;

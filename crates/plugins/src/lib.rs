@@ -37,6 +37,7 @@ pub static PLUGINS: &[&dyn Plugin] = &[
     &interface::fairlead::Fairlead,
     &interface::loopback::Loopback,
     &ipam::host_local::HostLocal,
+    &ipam::static_addresses::Static,
 ];
 
 /// The plugin of this name.

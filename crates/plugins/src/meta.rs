@@ -24,15 +24,3 @@ pub(crate) fn previous(request: &Request) -> Result<AddResult, Error> {
 pub(crate) fn addresses<'a>(result: &'a AddResult, ifname: &'a str) -> impl Iterator<Item = &'a IpConfig> {
     result.ips.iter().filter(move |ip| result.interface_of(ip).is_none_or(|link| link.name == ifname))
 }
-
-/// Checks that a GC has its list.
-///
-/// # Errors
-/// Code 7 when it has none, which is not the same as an empty one.
-#[allow(dead_code, reason = "the first plugin to use it lands next")]
-pub(crate) fn require_list(request: &Request) -> Result<(), Error> {
-    if request.config.valid_attachments.is_some() {
-        return Ok(());
-    }
-    Err(Error::invalid_config("cni.dev/valid-attachments: missing, so nothing is removed"))
-}

@@ -16,6 +16,30 @@ use serde_json::{Value, json};
 /// All protocol versions that these plugins speak.
 pub const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
+/// The names that ours answers to.
+const OURS: [&str; 20] = [
+    "bandwidth",
+    "bridge",
+    "dhcp",
+    "dummy",
+    "fairlead",
+    "firewall",
+    "host-device",
+    "host-local",
+    "ipvlan",
+    "loopback",
+    "macvlan",
+    "portmap",
+    "ptp",
+    "route-override",
+    "sbr",
+    "static",
+    "tap",
+    "tuning",
+    "vlan",
+    "vrf",
+];
+
 /// One implementation of the plugins.
 #[derive(Debug)]
 pub struct Subject {
@@ -40,7 +64,7 @@ impl Subject {
 
 /// Ours alone, for what the reference has not.
 pub fn ours() -> Subject {
-    let directory = harness::plugin_directory(&["bridge", "host-local", "loopback", "fairlead"]);
+    let directory = harness::plugin_directory(&OURS);
     Subject { name: "fairlead", bin: directory.path().to_path_buf(), keep: Some(directory) }
 }
 

@@ -77,6 +77,12 @@ impl Pod {
         }
     }
 
+    /// The socket inside, for what only one plugin asks.
+    #[allow(dead_code, reason = "the chained plugins that use it land next")]
+    pub(crate) fn socket(&mut self) -> &mut Socket {
+        &mut self.socket
+    }
+
     /// The pod's link of this name.
     ///
     /// # Errors
@@ -132,9 +138,7 @@ impl Pod {
         let family = only_family(setup.routes.iter().map(|route| route.destination.addr()));
         let filter = route::Filter { link: Some(link.index), family, ..route::Filter::default() };
         let routes = route::list(&mut self.socket, filter).map_err(fault)?;
-        if let Some(wanted) =
-            setup.routes.iter().find(|wanted| !routes.iter().any(|found| leads(found, wanted)))
-        {
+        if let Some(wanted) = setup.routes.iter().find(|wanted| !leads(&routes, wanted)) {
             return Ok(Some(format!("the route to {} over {name} is gone", wanted.destination)));
         }
         if setup.neighbours.is_empty() {
@@ -196,10 +200,13 @@ impl Pod {
 }
 
 /// The routes of a result on the pod's link: through their own gateway, else through the one of the first
-/// address of their family, else on the link itself. A scope narrower than global asks for the last.
+/// address of their family, else on the link itself. A scope narrower than global asks for the last. What leads
+/// to one destination by several gateways is one route with several ways, or IPv4 would use the first alone.
 pub(crate) fn routes(result: &AddResult, link: u32) -> Vec<Route> {
-    let gateway_of =
-        |v4: bool| result.ips.iter().find(|ip| ip.address.addr().is_ipv4() == v4).and_then(|ip| ip.gateway);
+    let gateway_of = |v4: bool| {
+        let first = result.ips.iter().find(|ip| ip.address.addr().is_ipv4() == v4);
+        first.and_then(|ip| ip.gateway).filter(|gateway| !gateway.is_unspecified())
+    };
     let on_link = |scope: Option<u8>| scope.is_some_and(|scope| scope != 0);
     let route = |wanted: &cni::Route| {
         let destination = wanted.dst.trunc();
@@ -217,7 +224,26 @@ pub(crate) fn routes(result: &AddResult, link: u32) -> Vec<Route> {
             ..route
         }
     };
-    result.routes.iter().map(route).collect()
+    join_ways(result.routes.iter().map(route))
+}
+
+/// Joins routes that differ in their gateway alone. The joined one stands where the last of them stood: by then
+/// every gateway can be reached.
+fn join_ways(routes: impl Iterator<Item = Route>) -> Vec<Route> {
+    let mut joined: Vec<Route> = Vec::new();
+    for mut route in routes {
+        let has_gateway = |route: &Route| route.hops.iter().all(|hop| hop.gateway.is_some());
+        let same = |earlier: &Route| {
+            has_gateway(earlier) && Route { hops: route.hops.clone(), ..earlier.clone() } == route
+        };
+        if let Some(place) = joined.iter().position(same).filter(|_| has_gateway(&route)) {
+            let mut hops = joined.remove(place).hops;
+            hops.extend(route.hops.iter().filter(|hop| !hops.contains(hop)).copied().collect::<Vec<_>>());
+            route.hops = hops;
+        }
+        joined.push(route);
+    }
+    joined
 }
 
 /// The family of all these addresses; `None` when both are among them, or there are none.
@@ -227,13 +253,12 @@ pub(crate) fn only_family(addresses: impl IntoIterator<Item = IpAddr>) -> Option
     families.all(|family| family == first).then_some(first)
 }
 
-/// Whether a route of the kernel does what another one asks for. Its table may differ: source-based routing
-/// moves routes.
-fn leads(found: &Route, wanted: &Route) -> bool {
-    let gateways =
-        |route: &Route| -> Vec<Option<IpAddr>> { route.hops.iter().map(|hop: &Hop| hop.gateway).collect() };
-    found.destination == wanted.destination
-        && gateways(wanted).iter().all(|gateway| gateways(found).contains(gateway))
+/// Whether routes of the kernel do what another one asks for, together. Their table may differ: source-based
+/// routing moves routes.
+fn leads(found: &[Route], wanted: &Route) -> bool {
+    let there = found.iter().filter(|route| route.destination == wanted.destination);
+    let ways: Vec<&Hop> = there.flat_map(|route| &route.hops).collect();
+    !ways.is_empty() && wanted.hops.iter().all(|hop| ways.iter().any(|way| way.gateway == hop.gateway))
 }
 
 /// Writes a sysctl that a new link never has right. Where `/proc/sys` cannot be written, it must be right
@@ -288,9 +313,32 @@ mod tests {
     #[test]
     fn a_route_in_another_table_still_leads_and_one_by_another_way_does_not() {
         let wanted = Route::via("0.0.0.0/0".parse().unwrap(), "10.1.2.1".parse().unwrap(), 7);
-        assert!(leads(&Route { table: 100, ..wanted.clone() }, &wanted));
+        assert!(leads(&[Route { table: 100, ..wanted.clone() }], &wanted));
         let elsewhere = Route::via("0.0.0.0/0".parse().unwrap(), "10.1.2.9".parse().unwrap(), 7);
-        assert!(!leads(&elsewhere, &wanted));
-        assert!(!leads(&Route::on_link("0.0.0.0/0".parse().unwrap(), 7), &wanted));
+        assert!(!leads(std::slice::from_ref(&elsewhere), &wanted));
+        assert!(!leads(&[Route::on_link("0.0.0.0/0".parse().unwrap(), 7)], &wanted));
+        let both = Route { hops: [wanted.hops.clone(), elsewhere.hops.clone()].concat(), ..wanted.clone() };
+        assert!(leads(&[wanted.clone(), elsewhere.clone()], &both), "as the reference leaves them");
+        assert!(!leads(&[wanted], &both));
+        assert!(!leads(&[], &both));
+    }
+
+    #[test]
+    fn routes_that_differ_in_their_gateway_alone_are_one_route_with_several_ways() {
+        let by = |net: &str, gateway: &str| cni::Route::new(net.parse().unwrap(), gateway.parse().ok());
+        let joined = routes(
+            &result(vec![
+                by("192.0.2.0/24", "10.1.2.8"),
+                by("198.51.100.0/24", "10.1.2.8"),
+                by("192.0.2.0/24", "10.1.2.9"),
+                cni::Route { priority: 5, ..by("192.0.2.0/24", "10.1.2.7") },
+                by("192.0.2.0/24", "10.1.2.9"),
+            ]),
+            7,
+        );
+        let ways: Vec<(String, usize)> =
+            joined.iter().map(|route| (route.destination.to_string(), route.hops.len())).collect();
+        let expected = [("198.51.100.0/24", 1), ("192.0.2.0/24", 1), ("192.0.2.0/24", 2)];
+        assert_eq!(ways, expected.map(|(net, hops)| (net.to_owned(), hops)));
     }
 }
