@@ -175,6 +175,11 @@ impl Link {
         self.flags & abi::IFF_RUNNING != 0
     }
 
+    /// Something is plugged in at the other end, whatever the kernel has made of it so far.
+    pub fn has_carrier(&self) -> bool {
+        self.flags & abi::IFF_LOWER_UP != 0
+    }
+
     /// The loopback device.
     pub fn is_loopback(&self) -> bool {
         self.flags & abi::IFF_LOOPBACK != 0

@@ -26,7 +26,7 @@ use crate::owner::Owner;
 use crate::{macspoof, masquerade};
 
 /// An address plugin that says goodbye over the very link has to do so before it goes.
-const NEEDS_THE_LINK: &str = "dhcp";
+pub(crate) const NEEDS_THE_LINK: &str = "dhcp";
 
 /// How often it is looked again for elements when others remove the same ones at the same time.
 const ATTEMPTS: usize = 10;

@@ -1,9 +1,17 @@
-//! Plugins that give a pod an interface, and what they share: the cable ([`veth`]) the pod's side of it
-//! ([`pod`]) and waiting for either ([`patience`]).
+//! Plugins that give a pod an interface, and what they share: the cable ([`veth`]), the life of a single link
+//! ([`child`], [`master`]), the pod's side of either ([`pod`]), the hardware address asked for ([`mac`]) and waiting
+//! for the kernel ([`patience`]).
 
 pub mod bridge;
+pub(crate) mod child;
+pub mod dummy;
 pub mod fairlead;
+pub mod ipvlan;
 pub mod loopback;
+pub(crate) mod mac;
+pub mod macvlan;
+pub(crate) mod master;
 pub(crate) mod patience;
 pub(crate) mod pod;
 pub(crate) mod veth;
+pub mod vlan;

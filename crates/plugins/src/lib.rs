@@ -34,8 +34,12 @@ pub use run::{run, selected};
 /// Every plugin in this binary. There is no other registration.
 pub static PLUGINS: &[&dyn Plugin] = &[
     &interface::bridge::Bridge,
+    &interface::dummy::Dummy,
     &interface::fairlead::Fairlead,
+    &interface::ipvlan::Ipvlan,
     &interface::loopback::Loopback,
+    &interface::macvlan::Macvlan,
+    &interface::vlan::Vlan,
     &ipam::host_local::HostLocal,
     &ipam::static_addresses::Static,
 ];

@@ -34,7 +34,8 @@ const DETECTION: Duration = Duration::from_secs(10);
 pub(crate) struct Pod {
     /// The namespace.
     pub(crate) namespace: Netns,
-    socket: Socket,
+    /// Its links, addresses and routes.
+    pub(super) socket: Socket,
 }
 
 /// What a pod's interface shall have.
@@ -116,7 +117,7 @@ impl Pod {
         batch.extend(setup.routes.iter().map(route::append));
         self.socket.execute(batch).map_err(fault).map_err(|error| error.context(&link.name))?;
         if setup.detect_duplicates && setup.addresses.iter().any(|net| net.addr().is_ipv6()) {
-            self.await_detection(link)?;
+            return self.await_detection(link);
         }
         Ok(())
     }
@@ -166,6 +167,8 @@ impl Pod {
         }
         if setup.detect_duplicates {
             put(&v6("enhanced_dad"), "1")?;
+            // Where others may have known an address's last holder, they are told of the new one.
+            put(&v6("ndisc_notify"), "1")?;
         }
         put(&v6("accept_dad"), if setup.detect_duplicates { "1" } else { "0" })
     }
@@ -179,11 +182,16 @@ impl Pod {
         patience::carrier(&mut self.socket, link, || Monitor::open_in(namespace, &[Topic::Links])).map(drop)
     }
 
-    /// Waits until no address of the link is tentative any more.
+    /// Waits until no address of the link is tentative any more. Without a carrier detection does not even
+    /// begin, which is no error: the master's cable may be plugged in later.
     fn await_detection(&mut self, link: &Link) -> Result<(), Error> {
         let (namespace, socket) = (&self.namespace, &mut self.socket);
         let listen = || Monitor::open_in(namespace, &[Topic::Addresses]);
         let settled = patience::until(DETECTION, listen, || {
+            let found = link::find(socket, link.index).map_err(fault)?;
+            if found.is_some_and(|found| !found.has_carrier()) {
+                return Ok(Some(()));
+            }
             let addresses = address::list(socket, Some(link.index), None).map_err(fault)?;
             if let Some(duplicate) = addresses.iter().find(|found| found.is_duplicate()) {
                 let text = format!("{} on {} is a duplicate: somebody else has it", duplicate.net, link.name);

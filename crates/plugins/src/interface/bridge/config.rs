@@ -8,12 +8,10 @@ use cni::{Config, Error, Fields, Request};
 use netstate::{LinkName, Mac};
 
 use super::vlan::{TrunkItem, Vlans};
+use crate::interface::mac;
 
 /// The bridge of a configuration that names none.
 const DEFAULT_BRIDGE: &str = "cni0";
-
-/// The keys of CNI_ARGS that we and the address plugins understand.
-const ARGUMENTS: [&str; 3] = ["MAC", "IP", "GATEWAY"];
 
 /// The largest packet that an Ethernet device of Linux can be set to, in bytes.
 const LARGEST_MTU: u32 = 65_535;
@@ -75,7 +73,7 @@ impl BridgeConfig {
             detect_duplicates: fields.bool("enabledad")?,
             disabled: fields.bool("disableContainerInterface")?,
             isolated: fields.bool("portIsolation")?,
-            mac: requested_mac(request)?,
+            mac: mac::requested(request, false)?,
         };
         if config.hairpin && config.promiscuous {
             return Err(Error::invalid_config(
@@ -115,31 +113,6 @@ pub(crate) fn bridge_name(config: &Config) -> Result<LinkName, Error> {
 /// The VLAN of the network's gateway device, for those who only want to take it away.
 pub(crate) fn access_vlan(config: &Config) -> Option<u16> {
     vlans(&config.fields()).ok()?.access
-}
-
-/// The hardware address asked for: CNI_ARGS, then `args.cni.mac`, then the capability `mac`; the last that
-/// is there counts.
-pub(crate) fn requested_mac(request: &Request) -> Result<Option<Mac>, Error> {
-    let arguments = request.arguments(&ARGUMENTS)?;
-    let (args, runtime) = (request.config.args()?, request.config.runtime_config()?);
-    let mut asked = ("CNI_ARGS: MAC".to_owned(), arguments.get("MAC").unwrap_or_default());
-    for fields in [args, runtime] {
-        match fields.string("mac")? {
-            "" => {}
-            text => asked = (fields.path_of("mac"), text),
-        }
-    }
-    let (path, text) = asked;
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let wrong =
-        |reason| Error::invalid_config(format!("{path}: invalid hardware address {text:?}: {reason}"));
-    let mac: Mac = text.replace('-', ":").parse().map_err(|_| wrong("expected six pairs of digits"))?;
-    if mac.0[0] & 1 == 1 || mac.0 == [0; 6] {
-        return Err(wrong("a device cannot have a multicast or zero address"));
-    }
-    Ok(Some(mac))
 }
 
 /// `mtu`; 0 is as good as absent.
@@ -284,11 +257,11 @@ mod tests {
     fn the_hardware_address_of_the_runtime_beats_the_others() {
         let mut request = request(r#""args": {"cni": {"mac": "02:00:00:00:00:02"}}"#);
         request.args = "MAC=02-00-00-00-00-01".into();
-        assert_eq!(requested_mac(&request).unwrap().unwrap().to_string(), "02:00:00:00:00:02");
+        assert_eq!(mac::requested(&request, false).unwrap().unwrap().to_string(), "02:00:00:00:00:02");
         request.config = self::request(r#""args": {}"#).config;
-        assert_eq!(requested_mac(&request).unwrap().unwrap().to_string(), "02:00:00:00:00:01");
+        assert_eq!(mac::requested(&request, false).unwrap().unwrap().to_string(), "02:00:00:00:00:01");
         request.args = "COLOUR=red".into();
-        assert_eq!(requested_mac(&request).unwrap_err().code, Code::INVALID_ENVIRONMENT);
+        assert_eq!(mac::requested(&request, false).unwrap_err().code, Code::INVALID_ENVIRONMENT);
     }
 
     const KEYS: &str =

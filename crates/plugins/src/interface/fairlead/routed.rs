@@ -20,7 +20,7 @@ use netstate::{Mac, POD_ROUTE_PROTOCOL};
 
 use crate::fault::fault;
 use crate::forwarding;
-use crate::interface::bridge::config::requested_mac;
+use crate::interface::mac;
 use crate::interface::patience;
 use crate::interface::pod::{Pod, Setup};
 use crate::interface::veth::{self, Cable};
@@ -35,7 +35,7 @@ const POD: usize = 1;
 
 /// Wires a pod.
 pub(super) fn add(request: &Request, mtu: u32) -> Result<AddResult, Error> {
-    let mac = requested_mac(request)?;
+    let mac = mac::requested(request, false)?;
     let owner = Owner::of(request);
     let mut host = Socket::open(Protocol::Route).map_err(fault)?;
     let mut pod = Pod::open(request.netns()?)?;
