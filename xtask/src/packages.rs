@@ -16,6 +16,7 @@ pub(crate) const TESTS: &[Need] = &[
     ("nft", "nftables"),
     ("ping", "iputils-ping"),
     ("iptables", "iptables"),
+    ("conntrack", "conntrack"),
     ("strace", "strace"),
     ("g++", "g++"),
     ("unshare", "util-linux"),

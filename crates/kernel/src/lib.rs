@@ -44,6 +44,7 @@
 
 mod abi;
 pub mod address;
+pub mod conntrack;
 mod error;
 mod family;
 pub mod foreign;
