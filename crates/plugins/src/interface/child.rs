@@ -18,7 +18,7 @@ use kernel::netlink::{Protocol, Socket};
 use netstate::Mac;
 
 use super::pod::{Pod, Setup, routes};
-use crate::attachment::NEEDS_THE_LINK;
+use crate::attachment::{NEEDS_THE_LINK, valid};
 use crate::fault::{Failures, fault};
 use crate::meta;
 use crate::owner::Owner;
@@ -440,7 +440,7 @@ fn kind_name(kind: &Kind) -> &str {
 /// # Errors
 /// Code 7 without a list, else the address plugin's.
 pub(crate) fn gc(request: &Request) -> Result<(), Error> {
-    meta::require_list(request)?;
+    valid(request)?;
     match address_plugin(&request.config) {
         "" => Ok(()),
         kind => delegate::gc(kind, request),
