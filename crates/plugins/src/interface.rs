@@ -1,6 +1,6 @@
 //! Plugins that give a pod an interface, and what they share: the cable ([`veth`]), the life of a single link
-//! ([`child`], [`master`]), the pod's side of either ([`pod`]), the hardware address asked for ([`mac`]) and waiting
-//! for the kernel ([`patience`]).
+//! ([`child`], [`master`]), the pod's side of either ([`pod`]), the hardware address asked for ([`mac`]), waiting
+//! for the kernel ([`patience`]), and telling of an interface in results ([`report`]).
 
 pub mod bridge;
 pub(crate) mod child;
@@ -13,5 +13,6 @@ pub mod macvlan;
 pub(crate) mod master;
 pub(crate) mod patience;
 pub(crate) mod pod;
+pub(crate) mod report;
 pub(crate) mod veth;
 pub mod vlan;

@@ -49,6 +49,8 @@ pub(crate) struct Setup {
     pub(crate) routes: Vec<Route>,
     /// Check IPv6 addresses for duplicates.
     pub(crate) detect_duplicates: bool,
+    /// Make no routes to the subnets of the addresses.
+    pub(crate) no_prefix_routes: bool,
 }
 
 impl Pod {
@@ -111,7 +113,11 @@ impl Pod {
         let mut batch = Batch::from(link::change(index, &up));
         batch.extend(setup.addresses.iter().map(|net| {
             let skip = net.addr().is_ipv6() && !setup.detect_duplicates;
-            address::add(&NewAddress { skip_duplicate_detection: skip, ..NewAddress::new(index, *net) })
+            address::add(&NewAddress {
+                skip_duplicate_detection: skip,
+                skip_prefix_route: setup.no_prefix_routes,
+                ..NewAddress::new(index, *net)
+            })
         }));
         batch.extend(setup.neighbours.iter().map(|(address, mac)| neighbour::set(index, *address, *mac)));
         batch.extend(setup.routes.iter().map(route::append));

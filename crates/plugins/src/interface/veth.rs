@@ -14,6 +14,7 @@ use std::path::Path;
 use cni::Error;
 use kernel::link::{self, Change, Kind, Link, NewKind, NewLink, NewPeer, PortChange};
 use kernel::netlink::{Batch, Protocol, Socket};
+use kernel::sysctl;
 use netstate::Mac;
 
 use super::pod::Pod;
@@ -127,6 +128,18 @@ pub(crate) fn mark(
     let mut batch = Batch::from(link::change(link.index, &Change { alias: Some(&alias), ..change }));
     batch.extend(port.map(|port| link::change_port(link.index, &port)));
     host.execute(batch).map_err(fault)
+}
+
+/// Keeps a router advertisement from a pod from giving the host an address or a route. Without IPv6 there is
+/// nothing to keep away.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn refuse_advertisements(host_link: &str) -> Result<(), Error> {
+    match sysctl::set(&format!("net/ipv6/conf/{host_link}/accept_ra"), "0") {
+        Err(error) if !error.is_missing() => Err(fault(error)),
+        _ => Ok(()),
+    }
 }
 
 /// The owner's host links: one, unless something went wrong in the past.

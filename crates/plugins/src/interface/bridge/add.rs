@@ -7,7 +7,7 @@
 
 use std::net::IpAddr;
 
-use cni::{AddResult, Error, Interface, IpConfig, Request, delegate};
+use cni::{AddResult, Error, IpConfig, Request, delegate};
 use ipnet::IpNet;
 use kernel::link::{self, Change, Link, PortChange, Vlan, VlanSide};
 use kernel::monitor::{Monitor, Topic};
@@ -23,6 +23,7 @@ use crate::fault::fault;
 use crate::forwarding;
 use crate::interface::patience;
 use crate::interface::pod::{Pod, Setup, routes};
+use crate::interface::report;
 use crate::interface::veth::{self, Cable};
 use crate::owner::Owner;
 use crate::undo::{Made, Undo};
@@ -89,10 +90,10 @@ impl Wiring<'_> {
             true => port,
             false => patience::carrier(&mut self.host, &port, || Monitor::open(&[Topic::Links]))?,
         };
-        let links = [&bridge.link, &port].into_iter().map(host_interface);
+        let links = [&bridge.link, &port].into_iter().map(report::of_host);
         result.interfaces = links.collect();
-        result.interfaces.push(self.pod_interface(&pod_link)?);
-        result.interfaces.extend(gateway_device.as_ref().map(host_interface));
+        result.interfaces.push(report::in_pod(&pod_link, self.request)?);
+        result.interfaces.extend(gateway_device.as_ref().map(report::of_host));
         Ok(result)
     }
 
@@ -147,7 +148,7 @@ impl Wiring<'_> {
             return Err(Error::internal("IPAM plugin returned missing IP config"));
         }
         complete(&mut result, self.config);
-        if says_dns(self.request)? {
+        if report::says_dns(self.request)? {
             result.dns = self.request.config.dns.clone();
         }
         Ok(result)
@@ -178,11 +179,6 @@ impl Wiring<'_> {
         }
         Ok(())
     }
-
-    fn pod_interface(&self, link: &Link) -> Result<Interface, Error> {
-        let sandbox = self.request.netns()?.to_string_lossy().into_owned();
-        Ok(Interface { sandbox, ..host_interface(link) })
-    }
 }
 
 /// Takes the VLAN's gateway away again if nobody uses it; the ADD's own error matters more than this one's.
@@ -199,6 +195,7 @@ pub(super) fn setup(config: &BridgeConfig, result: &AddResult, link: u32) -> Set
         neighbours: Vec::new(),
         routes: routes(result, link),
         detect_duplicates: config.detect_duplicates,
+        ..Setup::default()
     }
 }
 
@@ -240,13 +237,6 @@ fn first_address(net: IpNet) -> Option<IpAddr> {
     }
 }
 
-/// Whether the configuration has a `dns` of its own; an empty list counts.
-fn says_dns(request: &Request) -> Result<bool, Error> {
-    let dns = request.config.fields().object("dns")?;
-    let lists = ["nameservers", "search", "options"];
-    Ok(lists.iter().any(|key| dns.has(key)) || !dns.string("domain")?.is_empty())
-}
-
 /// The requests that give a port its VLANs.
 fn join_vlans(port: u32, vlans: &Vlans) -> Batch {
     let mut batch = Batch::new();
@@ -260,15 +250,6 @@ fn join_vlans(port: u32, vlans: &Vlans) -> Batch {
         .collect();
     batch.push(link::add_vlans(port, VlanSide::Port, &wanted));
     batch
-}
-
-fn host_interface(link: &Link) -> Interface {
-    Interface {
-        name: link.name.clone(),
-        mac: link.mac.map(|mac| mac.to_string()).unwrap_or_default(),
-        mtu: link.mtu,
-        ..Interface::default()
-    }
 }
 
 pub(super) fn link_name(link: &Link) -> Result<LinkName, Error> {

@@ -3,7 +3,7 @@
 //! Read [`check`]. What is missing comes back in words that name it. What other plugins of the chain, or
 //! people, have added since is not looked at.
 
-use cni::{AddResult, Error, Interface, Request, delegate};
+use cni::{Error, Request, delegate};
 use ipnet::IpNet;
 use kernel::address;
 use kernel::link::{self, Kind, Link};
@@ -16,15 +16,14 @@ use super::device::Device;
 use super::gateway;
 use crate::fault::fault;
 use crate::interface::pod::{Pod, only_family};
+use crate::interface::report::{Previous, complain, complain_of, same_mac};
 use crate::owner::Owner;
 use crate::{macspoof, masquerade};
 
 /// Checks an attachment.
 pub(super) fn check(request: &Request) -> Result<(), Error> {
     let config = BridgeConfig::of(request)?;
-    let Some(result) = request.config.prev_result()? else {
-        return Err(Error::invalid_config("prevResult: missing, but CHECK compares with it"));
-    };
+    let previous = Previous::of(request)?;
     let kind = request.config.ipam_kind.as_str();
     if !kind.is_empty() {
         delegate::check(kind, request)?;
@@ -33,7 +32,7 @@ pub(super) fn check(request: &Request) -> Result<(), Error> {
         request,
         config: &config,
         owner: Owner::of(request),
-        result: &result,
+        previous: &previous,
         host: Socket::open(Protocol::Route).map_err(fault)?,
     };
     inspection.run()
@@ -43,7 +42,7 @@ struct Inspection<'a> {
     request: &'a Request,
     config: &'a BridgeConfig,
     owner: Owner,
-    result: &'a AddResult,
+    previous: &'a Previous,
     host: Socket,
 }
 
@@ -55,7 +54,7 @@ impl Inspection<'_> {
         let port = self.port(&bridge, &pod_link)?;
         self.vlans(&port)?;
         if !self.config.disabled {
-            let addresses = self.pod_result();
+            let addresses = self.previous.about(&self.request.ifname);
             let lacking = pod.missing(&pod_link, &setup(self.config, &addresses, pod_link.index))?;
             complain(lacking)?;
         }
@@ -66,7 +65,7 @@ impl Inspection<'_> {
     fn bridge(&mut self) -> Result<Device, Error> {
         let name = self.config.bridge.as_str();
         let bridge = Device::find(&mut self.host, name)?;
-        let listed = self.host_interface(name)?;
+        let listed = self.previous.of_host(name)?;
         same_mac(listed, &bridge.link)?;
         if self.config.promiscuous != bridge.link.is_promiscuous() {
             let state = if self.config.promiscuous { "not promiscuous" } else { "promiscuous" };
@@ -80,24 +79,10 @@ impl Inspection<'_> {
 
     fn pod_link(&mut self, pod: &mut Pod) -> Result<Link, Error> {
         let name = &self.request.ifname;
-        let mut inside = self.result.interfaces.iter().filter(|interface| !interface.sandbox.is_empty());
-        let Some(listed) = inside.find(|interface| interface.name == *name) else {
-            return Err(Error::invalid_config(format!("prevResult: {name} is not among the interfaces")));
-        };
-        if std::path::Path::new(&listed.sandbox) != self.request.netns()? {
-            return Err(Error::invalid_config(format!(
-                "prevResult: {name} is in sandbox {}, but CNI_NETNS is {}",
-                listed.sandbox,
-                self.request.netns()?.display()
-            )));
-        }
-        let Some(link) = pod.find(name)? else {
-            return Err(Error::kernel(format!("{name} is gone from the pod")));
-        };
+        let link = self.previous.link(self.request, pod)?;
         if link.kind != Kind::Veth {
             return Err(Error::kernel(format!("{name} in the pod is no longer a veth")));
         }
-        same_mac(listed, &link)?;
         if link.is_up() == self.config.disabled {
             let state = if link.is_up() { "up" } else { "down" };
             return Err(Error::kernel(format!("{name} in the pod is {state}, unlike configured")));
@@ -112,7 +97,7 @@ impl Inspection<'_> {
         let Some(port) = end.flatten().filter(|port| port.kind == Kind::Veth) else {
             return Err(Error::kernel(format!("the host's end of {} is gone", pod_link.name)));
         };
-        same_mac(self.host_interface(&port.name)?, &port)?;
+        same_mac(self.previous.of_host(&port.name)?, &port)?;
         let name = &port.name;
         if port.parent != Some(pod_link.index) || port.master != Some(bridge.link.index) {
             return Err(Error::kernel(format!("{name} is not plugged into bridge {}", bridge.link.name)));
@@ -156,7 +141,7 @@ impl Inspection<'_> {
     }
 
     fn gateways(&mut self, bridge: &Device) -> Result<(), Error> {
-        let wanted = gateways(&self.pod_result());
+        let wanted = gateways(&self.previous.about(&self.request.ifname));
         if !self.config.gateway || wanted.is_empty() {
             return Ok(());
         }
@@ -181,41 +166,13 @@ impl Inspection<'_> {
         let mut nft = Nft::open().map_err(fault)?;
         if self.config.spoof_check {
             let (name, mac) = (link_name(port)?, hardware_address(pod_link)?);
-            complain(macspoof::missing(&mut nft, &self.owner, name, mac).map_err(fault)?)?;
+            complain_of(macspoof::missing(&mut nft, &self.owner, name, mac))?;
         }
         if self.config.masquerade {
-            for ip in &self.pod_result().ips {
-                complain(masquerade::missing(&mut nft, &self.owner, ip.address).map_err(fault)?)?;
+            for ip in &self.previous.about(&self.request.ifname).ips {
+                complain_of(masquerade::missing(&mut nft, &self.owner, ip.address))?;
             }
         }
         Ok(())
     }
-
-    /// The part of the result that is about the pod's interface: later plugins may have added others.
-    fn pod_result(&self) -> AddResult {
-        let ours = |ip: &&cni::IpConfig| {
-            self.result.interface_of(ip).is_none_or(|interface| interface.name == self.request.ifname)
-        };
-        let ips = self.result.ips.iter().filter(ours).cloned().collect();
-        AddResult { ips, ..self.result.clone() }
-    }
-
-    fn host_interface(&self, name: &str) -> Result<&Interface, Error> {
-        let mut outside = self.result.interfaces.iter().filter(|interface| interface.sandbox.is_empty());
-        let listed = outside.find(|interface| interface.name == name);
-        listed.ok_or_else(|| Error::invalid_config(format!("prevResult: {name} is not among the interfaces")))
-    }
-}
-
-/// An interface whose hardware address the result does not tell is not compared.
-fn same_mac(listed: &Interface, link: &Link) -> Result<(), Error> {
-    let found = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
-    if listed.mac.is_empty() || listed.mac.eq_ignore_ascii_case(&found) {
-        return Ok(());
-    }
-    Err(Error::kernel(format!("{} has hardware address {found}, not {}", link.name, listed.mac)))
-}
-
-fn complain(lacking: Option<String>) -> Result<(), Error> {
-    lacking.map_or(Ok(()), |text| Err(Error::kernel(text)))
 }

@@ -127,7 +127,7 @@ pub(crate) fn mtu(fields: &Fields<'_>) -> Result<Option<u32>, Error> {
 }
 
 /// `ipMasq`. Both of the reference's backends are accepted and served by our own nf_tables table.
-fn masquerade(fields: &Fields<'_>) -> Result<bool, Error> {
+pub(crate) fn masquerade(fields: &Fields<'_>) -> Result<bool, Error> {
     let wanted = fields.bool("ipMasq")?;
     match fields.string("ipMasqBackend")? {
         "" | "iptables" | "nftables" => Ok(wanted),

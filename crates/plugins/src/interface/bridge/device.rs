@@ -12,12 +12,12 @@ use ipnet::IpNet;
 use kernel::address::{self, NewAddress};
 use kernel::link::{self, Change, Kind, Link, NewBridge, NewKind, NewLink};
 use kernel::netlink::{Batch, Socket};
-use kernel::sysctl;
 use netstate::Mac;
 
 use super::config::BridgeConfig;
 use crate::fault::fault;
 use crate::interface::pod::only_family;
+use crate::interface::veth;
 use crate::owner::BRIDGE_ALIAS;
 
 /// A bridge, ready for pods.
@@ -52,7 +52,7 @@ impl Device {
         }
         // One of ours was made deaf before it came up.
         if !ours || !link.is_up() {
-            refuse_advertisements(name)?;
+            veth::refuse_advertisements(name)?;
         }
         if !link.is_up() {
             change.up = Some(true);
@@ -134,15 +134,6 @@ pub(super) fn hold(host: &mut Socket, device: &Link, gateways: &[IpNet], force: 
     match failures.into_iter().find(|failure| !failure.error.exists() && !failure.error.is_missing()) {
         Some(failure) => Err(fault(failure.error)),
         None => Ok(()),
-    }
-}
-
-/// Keeps a router advertisement from a pod from giving the host an address or a route. Without IPv6 there is
-/// nothing to keep away.
-pub(super) fn refuse_advertisements(name: &str) -> Result<(), Error> {
-    match sysctl::set(&format!("net/ipv6/conf/{name}/accept_ra"), "0") {
-        Err(error) if !error.is_missing() => Err(fault(error)),
-        _ => Ok(()),
     }
 }
 

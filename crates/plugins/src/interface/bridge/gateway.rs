@@ -15,8 +15,9 @@ use netstate::LinkName;
 use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest, Sha256};
 
-use super::device::{Device, random_mac, refuse_advertisements};
+use super::device::{Device, random_mac};
 use crate::fault::fault;
+use crate::interface::veth;
 use crate::owner::{VLAN_GATEWAY_ALIAS, hexadecimal};
 
 /// The calling thread's network namespace.
@@ -59,7 +60,7 @@ pub(super) fn ensure(host: &mut Socket, bridge: &Device, vlan: u16, mtu: Option<
     }
     let device = end(host, name.as_str())?;
     let port = end(host, &port)?;
-    refuse_advertisements(name.as_str())?;
+    veth::refuse_advertisements(name.as_str())?;
     let up = Change { up: Some(true), ..Change::default() };
     let mut batch = Batch::new();
     if port.master != Some(bridge.link.index) {
@@ -87,7 +88,7 @@ pub(super) fn release(host: &mut Socket, bridge: LinkName, vlan: u16) -> Result<
     if in_use(host, bridge, vlan, &port_name(bridge, vlan))? {
         return Ok(());
     }
-    crate::interface::veth::delete(host, device.index)
+    veth::delete(host, device.index)
 }
 
 /// Whether a pod's port, and not only the gateway's own, carries the VLAN.

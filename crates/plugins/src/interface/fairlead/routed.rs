@@ -8,14 +8,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use cni::{AddResult, Error, Interface, Request, delegate};
+use cni::{AddResult, Error, Request, delegate};
 use ipnet::IpNet;
 use kernel::link::{AddressGeneration, Change, Kind, Link};
 use kernel::monitor::{Monitor, Topic};
 use kernel::neighbour;
 use kernel::netlink::{Batch, Protocol, Socket};
 use kernel::route::{self, Route};
-use kernel::sysctl;
 use netstate::{Mac, POD_ROUTE_PROTOCOL};
 
 use crate::fault::fault;
@@ -23,6 +22,7 @@ use crate::forwarding;
 use crate::interface::mac;
 use crate::interface::patience;
 use crate::interface::pod::{Pod, Setup};
+use crate::interface::report::{self, Previous, complain};
 use crate::interface::veth::{self, Cable};
 use crate::owner::Owner;
 use crate::undo::{Made, Undo};
@@ -72,7 +72,7 @@ fn wire(
     undo.note(Made::Addresses);
     let mut result = delegate::add(&request.config.ipam_kind, request)?;
     let addresses: Vec<IpAddr> = result.ips.iter().map(|ip| ip.address.addr()).collect();
-    trust_nothing(&host_link.name)?;
+    veth::refuse_advertisements(&host_link.name)?;
     forwarding::enable(host, addresses.iter().copied())?;
     pod.configure(&pod_link, &setup(&addresses, pod_link.index))?;
     let Some(pod_mac) = pod_link.mac else {
@@ -99,33 +99,26 @@ pub(super) fn status(request: &Request) -> Result<(), Error> {
 
 /// Whether all that [`add`] made is still there.
 pub(super) fn check(request: &Request) -> Result<(), Error> {
-    let Some(result) = request.config.prev_result()? else {
-        return Err(Error::invalid_config("prevResult: missing, but CHECK compares with it"));
-    };
+    let previous = Previous::of(request)?;
     delegate::check(&request.config.ipam_kind, request)?;
     let owner = Owner::of(request);
     let mut host = Socket::open(Protocol::Route).map_err(fault)?;
     let mut pod = Pod::open(request.netns()?)?;
-    let (listed, addresses) = listed(&result, request)?;
-    let Some(pod_link) = pod.find(&request.ifname)?.filter(|link| link.kind == Kind::Veth) else {
-        return Err(Error::kernel(format!("{} is gone from the pod", request.ifname)));
-    };
-    let found_mac = pod_link.mac.map(|mac| mac.to_string()).unwrap_or_default();
-    if !listed.mac.is_empty() && !listed.mac.eq_ignore_ascii_case(&found_mac) {
-        let text = format!("{} has hardware address {found_mac}, not {}", request.ifname, listed.mac);
-        return Err(Error::kernel(text));
+    let pod_link = previous.link(request, &mut pod)?;
+    if pod_link.kind != Kind::Veth {
+        return Err(Error::kernel(format!("{} in the pod is no longer a veth", request.ifname)));
     }
+    let result = previous.about(&request.ifname);
+    let addresses: Vec<IpAddr> = result.ips.iter().map(|ip| ip.address.addr()).collect();
     if !pod_link.is_up() {
         return Err(Error::kernel(format!("{} in the pod is down", request.ifname)));
     }
-    if let Some(lacking) = pod.missing(&pod_link, &setup(&addresses, pod_link.index))? {
-        return Err(Error::kernel(lacking));
-    }
+    complain(pod.missing(&pod_link, &setup(&addresses, pod_link.index))?)?;
     let lacking = match veth::find(&mut host, &owner)?.into_iter().next() {
         Some(link) => lacking_on_host(&mut host, &link, &pod_link, &addresses)?,
         None => Some(format!("the host's end {} is gone", owner.host_link_name(0))),
     };
-    lacking.map_or(Ok(()), |text| Err(Error::kernel(text)))
+    complain(lacking)
 }
 
 fn lacking_on_host(
@@ -158,23 +151,6 @@ fn lacking_on_host(
     Ok(None)
 }
 
-/// The pod's interface and its addresses as the result tells them.
-fn listed<'a>(result: &'a AddResult, request: &Request) -> Result<(&'a Interface, Vec<IpAddr>), Error> {
-    let name = &request.ifname;
-    let inside = |interface: &&Interface| !interface.sandbox.is_empty() && interface.name == *name;
-    let Some(listed) = result.interfaces.iter().find(inside) else {
-        return Err(Error::invalid_config(format!("prevResult: {name} is not among the interfaces")));
-    };
-    if std::path::Path::new(&listed.sandbox) != request.netns()? {
-        return Err(Error::invalid_config(format!(
-            "prevResult: {name} is in another sandbox: {}",
-            listed.sandbox
-        )));
-    }
-    let ours = result.ips.iter().filter(|ip| result.interface_of(ip).is_none_or(|found| found.name == *name));
-    Ok((listed, ours.map(|ip| ip.address.addr()).collect()))
-}
-
 /// What the pod's interface gets. Neighbours come before routes, gateways before the routes through them.
 fn setup(addresses: &[IpAddr], link: u32) -> Setup {
     let gateways = gateways(addresses);
@@ -185,7 +161,7 @@ fn setup(addresses: &[IpAddr], link: u32) -> Setup {
         addresses: addresses.iter().map(|address| IpNet::from(*address)).collect(),
         neighbours: gateways.iter().map(|gateway| (*gateway, HOST_MAC)).collect(),
         routes: routes.collect(),
-        detect_duplicates: false,
+        ..Setup::default()
     }
 }
 
@@ -215,14 +191,6 @@ fn host_route(address: IpAddr, link: u32) -> Route {
     Route { protocol: POD_ROUTE_PROTOCOL, ..Route::on_link(IpNet::from(address), link) }
 }
 
-/// The host takes no router advertisements from a pod. Without IPv6 there are none.
-fn trust_nothing(host_link: &str) -> Result<(), Error> {
-    match sysctl::write(&format!("net/ipv6/conf/{host_link}/accept_ra"), "0") {
-        Err(error) if !error.is_missing() => Err(fault(error)),
-        _ => Ok(()),
-    }
-}
-
 /// Turns the address plugin's result into this plugin's.
 fn complete(
     result: &mut AddResult,
@@ -230,14 +198,7 @@ fn complete(
     pod_link: &Link,
     request: &Request,
 ) -> Result<(), Error> {
-    let interface = |link: &Link| Interface {
-        name: link.name.clone(),
-        mac: link.mac.map(|mac| mac.to_string()).unwrap_or_default(),
-        mtu: link.mtu,
-        ..Interface::default()
-    };
-    let sandbox = request.netns()?.to_string_lossy().into_owned();
-    result.interfaces = vec![interface(host_link), Interface { sandbox, ..interface(pod_link) }];
+    result.interfaces = vec![report::of_host(host_link), report::in_pod(pod_link, request)?];
     for ip in &mut result.ips {
         let address = ip.address.addr();
         ip.address = IpNet::from(address);
