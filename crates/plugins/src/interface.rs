@@ -13,6 +13,7 @@ pub mod macvlan;
 pub(crate) mod master;
 pub(crate) mod patience;
 pub(crate) mod pod;
+pub mod ptp;
 pub(crate) mod report;
 pub(crate) mod veth;
 pub mod vlan;

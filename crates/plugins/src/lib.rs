@@ -39,6 +39,7 @@ pub static PLUGINS: &[&dyn Plugin] = &[
     &interface::ipvlan::Ipvlan,
     &interface::loopback::Loopback,
     &interface::macvlan::Macvlan,
+    &interface::ptp::Ptp,
     &interface::vlan::Vlan,
     &ipam::host_local::HostLocal,
     &ipam::static_addresses::Static,
