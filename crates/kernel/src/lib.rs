@@ -43,6 +43,7 @@
 //! ```
 
 mod abi;
+pub mod activation;
 pub mod address;
 pub mod conntrack;
 mod error;
@@ -56,6 +57,7 @@ pub mod neighbour;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod packet;
 pub mod qdisc;
 pub mod route;
 pub mod rule;

@@ -110,6 +110,28 @@ impl Netns {
         Ok(Identity { device: status.st_dev, inode: status.st_ino })
     }
 
+    /// A number that no other namespace has or will have until the machine starts anew, while inodes are used
+    /// again; `None` from kernels before 5.14, which do not tell.
+    ///
+    /// # Errors
+    /// When the namespace may not be entered or a socket cannot be made.
+    pub fn cookie(&self) -> Result<Option<u64>, Error> {
+        let socket = self.socket(Protocol::Route)?;
+        let mut cookie: u64 = 0;
+        let mut length = size_of::<u64>() as libc::socklen_t;
+        // SAFETY: the kernel writes at most `length` bytes, which is the size of the value.
+        let refused = unsafe {
+            libc::getsockopt(
+                socket.as_fd().as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_NETNS_COOKIE,
+                (&raw mut cookie).cast(),
+                &raw mut length,
+            )
+        };
+        Ok((refused == 0).then_some(cookie))
+    }
+
     /// Opens a netlink socket that belongs to this namespace; the calling thread is back home when it returns.
     ///
     /// # Errors

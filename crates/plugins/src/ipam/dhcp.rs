@@ -9,5 +9,9 @@
 
 #![allow(dead_code, reason = "the daemon and the plugin are not built yet")]
 
+pub(crate) mod client;
 pub(crate) mod config;
 pub(crate) mod machine;
+pub(crate) mod place;
+pub(crate) mod v4;
+pub(crate) mod wire;

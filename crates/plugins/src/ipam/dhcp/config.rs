@@ -111,8 +111,8 @@ fn requested(items: &[Item<'_>]) -> Result<Vec<u8>, FieldError> {
 
 /// The value of a key of CNI_ARGS, read as loosely as the reference does: what is no pair is passed over.
 fn argument<'a>(args: &'a str, key: &str) -> Option<&'a str> {
-    let pairs = args.split(';').filter_map(|pair| pair.split_once('='));
-    pairs.filter(|(name, _)| !key.is_empty() && *name == key).last().map(|(_, value)| value)
+    let mut pairs = args.split(';').filter_map(|pair| pair.split_once('='));
+    pairs.rfind(|(name, _)| !key.is_empty() && *name == key).map(|(_, value)| value)
 }
 
 /// An option by its number or by the name that the reference has for it.

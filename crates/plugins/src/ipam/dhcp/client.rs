@@ -1,0 +1,102 @@
+//! The two clients as one: what the daemon drives.
+//!
+//! Read [`Client`]: it hands every call on to the client of its family. What the calls mean is told in
+//! [`super::machine`].
+
+use cni::{Fields, Json};
+
+use super::config::Settings;
+use super::machine::{Action, Event, Given, Identity, Moment, Timing};
+use super::v4;
+
+/// Which protocol a client speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Protocol {
+    /// DHCPv4.
+    V4,
+}
+
+impl Protocol {
+    /// The protocols that a configuration asks for.
+    pub(crate) fn wanted(settings: &Settings) -> Vec<Self> {
+        settings.ipv4.then_some(Self::V4).into_iter().collect()
+    }
+
+    /// The key of the client in a lease's file, and its name in what the daemon says.
+    pub(crate) fn key(self) -> &'static str {
+        match self {
+            Self::V4 => "dhcpv4",
+        }
+    }
+}
+
+/// A client of either protocol.
+#[derive(Debug)]
+pub(crate) enum Client {
+    /// DHCPv4.
+    V4(v4::Client),
+}
+
+impl Client {
+    /// One that holds nothing.
+    pub(crate) fn new(
+        protocol: Protocol,
+        identity: Identity,
+        settings: &Settings,
+        timing: Timing,
+        seed: u64,
+    ) -> Self {
+        match protocol {
+            Protocol::V4 => Self::V4(v4::Client::new(identity, settings, timing, seed)),
+        }
+    }
+
+    /// Its protocol.
+    pub(crate) fn protocol(&self) -> Protocol {
+        match self {
+            Self::V4(_) => Protocol::V4,
+        }
+    }
+
+    /// Something happened: what is to be done.
+    pub(crate) fn step(&mut self, now: Moment, event: Event<'_>) -> Vec<Action> {
+        match self {
+            Self::V4(client) => client.step(now, event),
+        }
+    }
+
+    /// When it wants to be called if nothing happens before.
+    pub(crate) fn wake(&self) -> Option<Moment> {
+        match self {
+            Self::V4(client) => client.wake(),
+        }
+    }
+
+    /// Whether it waits for packets.
+    pub(crate) fn listens(&self) -> bool {
+        match self {
+            Self::V4(client) => client.listens(),
+        }
+    }
+
+    /// What it holds.
+    pub(crate) fn given(&self) -> Option<&Given> {
+        match self {
+            Self::V4(client) => client.given(),
+        }
+    }
+
+    /// What it holds, for the lease's file; null when it holds nothing.
+    pub(crate) fn save(&self) -> Json {
+        match self {
+            Self::V4(client) => client.save(),
+        }
+    }
+
+    /// Takes up what [`Self::save`] wrote; false when there is nothing in it.
+    pub(crate) fn restore(&mut self, saved: &Fields<'_>) -> bool {
+        match self {
+            Self::V4(client) => client.restore(saved),
+        }
+    }
+}

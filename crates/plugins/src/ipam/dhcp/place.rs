@@ -1,0 +1,148 @@
+//! Where an attachment is: a link in a namespace, found again later without being held on to.
+//!
+//! Read [`Place`]. The daemon keeps no descriptor in a pod's namespace while it has nothing to say there, for
+//! that would keep the namespace alive when the pod has gone. It remembers the path and the namespace's
+//! identity, and whoever has the path later is somebody else if the identity differs: paths, process ids and
+//! inodes are used again, the kernel's cookie is not.
+
+use std::path::{Path, PathBuf};
+
+use cni::{AddResult, Error, Fields, Json};
+use ipnet::IpNet;
+use kernel::address::{self, NewAddress};
+use kernel::link::{self, Change, Link};
+use kernel::netlink::{Batch, Protocol};
+use kernel::netns::Netns;
+use kernel::route;
+
+use super::machine::Given;
+use crate::fault::fault;
+use crate::interface::pod;
+
+/// A link in a namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The namespace's path, as this process sees it.
+    pub(crate) path: PathBuf,
+    /// The link's index.
+    pub(crate) link: u32,
+    /// The namespace's file, and the number that is never used again where the kernel tells it.
+    device: u64,
+    inode: u64,
+    cookie: Option<u64>,
+}
+
+impl Place {
+    /// The link called `ifname` in the namespace at `path`.
+    ///
+    /// # Errors
+    /// Code 8 when there is no such namespace, 101 when it has no such link.
+    pub(crate) fn find(path: &Path, ifname: &str) -> Result<(Self, Link), Error> {
+        let namespace = Netns::open(path).map_err(fault)?;
+        let mut socket = namespace.socket(Protocol::Route).map_err(fault)?;
+        let link = link::find(&mut socket, ifname).map_err(fault)?;
+        let link = link.ok_or_else(|| Error::kernel(format!("{ifname} is not in the namespace {path:?}")))?;
+        let (device, inode, cookie) = identify(&namespace)?;
+        Ok((Self { path: path.to_owned(), link: link.index, device, inode, cookie }, link))
+    }
+
+    /// The namespace, if it still is the one, and the link still there.
+    ///
+    /// # Errors
+    /// When the kernel refuses to tell.
+    pub(crate) fn open(&self) -> Result<Option<(Netns, Link)>, Error> {
+        let namespace = match Netns::open(&self.path) {
+            Ok(namespace) => namespace,
+            Err(kernel::Error::NamespaceMissing { .. } | kernel::Error::NotANamespace { .. }) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(fault(error)),
+        };
+        if identify(&namespace)? != (self.device, self.inode, self.cookie) {
+            return Ok(None);
+        }
+        let mut socket = namespace.socket(Protocol::Route).map_err(fault)?;
+        let link = link::find(&mut socket, self.link).map_err(fault)?;
+        Ok(link.map(|link| (namespace, link)))
+    }
+
+    /// Sets the link up.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn set_up(&self, namespace: &Netns) -> Result<(), Error> {
+        let up = Change { up: Some(true), ..Change::default() };
+        let mut socket = namespace.socket(Protocol::Route).map_err(fault)?;
+        socket.execute(link::change(self.link, &up)).map_err(fault)
+    }
+
+    /// Gives the link what `after` has, and takes away what only `before` had. What the kernel refuses does not
+    /// keep the rest from being done.
+    ///
+    /// # Errors
+    /// All refusals.
+    pub(crate) fn change(&self, before: &Given, after: &Given) -> Result<(), Error> {
+        let Some((namespace, _)) = self.open()? else { return Ok(()) };
+        let mut socket = namespace.socket(Protocol::Route).map_err(fault)?;
+        let (old, new) = (Wanted::of(before, self.link), Wanted::of(after, self.link));
+        let mut batch = Batch::new();
+        let fresh = |address: &&IpNet| !old.addresses.contains(address);
+        batch.extend(
+            new.addresses.iter().filter(fresh).map(|net| address::add(&NewAddress::new(self.link, *net))),
+        );
+        let stale = old.routes.iter().filter(|route| !new.routes.contains(route));
+        batch.extend(stale.map(route::delete));
+        let stale = old.addresses.iter().filter(|address| !new.addresses.contains(address));
+        batch.extend(stale.map(|net| address::delete(self.link, *net)));
+        // All of them: with its last address a link loses every route.
+        batch.extend(new.routes.iter().map(route::replace));
+        let refused = socket.run(&batch, |_, _| Ok(())).map_err(fault)?;
+        let mattering = refused.into_iter().map(|failure| failure.error);
+        let errors = mattering.filter(|error| !error.is_missing() && !error.exists()).map(fault);
+        Error::join(errors.collect()).map_or(Ok(()), Err)
+    }
+
+    /// For the lease's file.
+    pub(crate) fn save(&self) -> Json {
+        Json::object([
+            ("path", Json::from(&*self.path.to_string_lossy())),
+            ("link", Json::from(self.link)),
+            ("device", Json::from(self.device)),
+            ("inode", Json::from(self.inode)),
+            ("cookie", self.cookie.map_or(Json::Null, Json::from)),
+        ])
+    }
+
+    /// What [`Self::save`] wrote.
+    pub(crate) fn restore(saved: &Fields<'_>) -> Option<Self> {
+        Some(Self {
+            path: PathBuf::from(saved.string("path").ok()?),
+            link: saved.integer("link").ok()?,
+            device: saved.integer("device").ok()?,
+            inode: saved.integer("inode").ok()?,
+            cookie: saved.optional_integer("cookie").ok()?,
+        })
+    }
+}
+
+/// Addresses and routes as the kernel has them.
+struct Wanted {
+    addresses: Vec<IpNet>,
+    routes: Vec<route::Route>,
+}
+
+impl Wanted {
+    fn of(given: &Given, link: u32) -> Self {
+        let result =
+            AddResult { ips: given.ips.clone(), routes: given.routes.clone(), ..AddResult::default() };
+        Self {
+            addresses: given.ips.iter().map(|ip| ip.address).collect(),
+            routes: pod::routes(&result, link),
+        }
+    }
+}
+
+fn identify(namespace: &Netns) -> Result<(u64, u64, Option<u64>), Error> {
+    let identity = namespace.identity().map_err(fault)?;
+    Ok((identity.device, identity.inode, namespace.cookie().map_err(fault)?))
+}
