@@ -25,6 +25,10 @@ pub(crate) const RTM_GETRULE: u16 = 34;
 pub(crate) const RTM_NEWQDISC: u16 = 36;
 pub(crate) const RTM_DELQDISC: u16 = 37;
 pub(crate) const RTM_GETQDISC: u16 = 38;
+pub(crate) const RTM_NEWTCLASS: u16 = 40;
+pub(crate) const RTM_GETTCLASS: u16 = 42;
+pub(crate) const RTM_NEWTFILTER: u16 = 44;
+pub(crate) const RTM_GETTFILTER: u16 = 46;
 /// How a namespace or link is configured (linux/netconf.h).
 pub(crate) const RTM_NEWNETCONF: u16 = 80;
 pub(crate) const RTM_GETNETCONF: u16 = 82;
@@ -232,6 +236,22 @@ pub(crate) const TCA_TBF_RTAB: u16 = 2;
 pub(crate) const TCA_TBF_RATE64: u16 = 4;
 pub(crate) const TCA_TBF_BURST: u16 = 6;
 pub(crate) const TCA_TBF_PBURST: u16 = 7;
+pub(crate) const TCA_HTB_PARMS: u16 = 1;
+pub(crate) const TCA_HTB_INIT: u16 = 2;
+pub(crate) const TCA_HTB_DIRECT_QLEN: u16 = 5;
+pub(crate) const TCA_HTB_RATE64: u16 = 6;
+pub(crate) const TCA_HTB_CEIL64: u16 = 7;
+
+// Filters and their actions (linux/pkt_cls.h, linux/tc_act/tc_mirred.h).
+pub(crate) const TCA_U32_CLASSID: u16 = 1;
+pub(crate) const TCA_U32_SEL: u16 = 5;
+pub(crate) const TCA_U32_ACT: u16 = 7;
+pub(crate) const TC_U32_TERMINAL: u8 = 1;
+pub(crate) const TCA_ACT_KIND: u16 = 1;
+pub(crate) const TCA_ACT_OPTIONS: u16 = 2;
+pub(crate) const TCA_MIRRED_PARMS: u16 = 2;
+pub(crate) const TCA_EGRESS_REDIR: u32 = 1;
+pub(crate) const TC_ACT_STOLEN: u32 = 4;
 
 // Handles and parents of queueing disciplines.
 pub(crate) const TC_H_ROOT: u32 = 0xffff_ffff;

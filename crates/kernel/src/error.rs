@@ -148,6 +148,10 @@ fn hint(purpose: &Purpose, errno: Errno) -> Option<&'static str> {
         ),
         // nf_tables finds its expressions and chain types by name: one it does not have is "not found".
         Errno::NOENT if matches!(purpose.operation(), "add rule" | "add chain") => purpose.kernel_option(),
+        // So does the packet scheduler.
+        Errno::NOENT if purpose.kernel_option().is_some_and(|option| option.contains("CONFIG_NET_")) => {
+            purpose.kernel_option()
+        }
         Errno::PERM | Errno::ACCESS => {
             Some("needs CAP_NET_ADMIN in the user namespace that owns this network namespace")
         }

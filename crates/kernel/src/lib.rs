@@ -48,6 +48,7 @@ pub mod address;
 pub mod conntrack;
 mod error;
 mod family;
+pub mod filter;
 pub mod foreign;
 pub mod forwarding;
 mod host;

@@ -273,6 +273,18 @@ pub fn look_up<'a>(target: impl Into<Target<'a>>) -> Request {
     Request::new(message, Purpose::new("find link", target.object()))
 }
 
+/// Whether the kernel has links of this kind that needs no settings, by the kernel's name for it (and loads its
+/// module, if it is one). Asks for one with a name that cannot be.
+///
+/// # Errors
+/// When it has not, or the question was refused for another reason.
+pub fn probe(socket: &mut Socket, kind: &str) -> Result<(), Error> {
+    match socket.execute(create(&NewLink::new(".", NewKind::Plain(kind)))) {
+        Err(error) if error.errno() == Some(Errno::INVAL) => Ok(()),
+        other => other,
+    }
+}
+
 /// All links that pass the filter.
 ///
 /// # Errors
