@@ -14,4 +14,5 @@ pub(crate) mod config;
 pub(crate) mod machine;
 pub(crate) mod place;
 pub(crate) mod v4;
+pub mod v6;
 pub(crate) mod wire;

@@ -5,11 +5,13 @@
 //! there after a restart.
 //!
 //! Keys of the reference: `daemonSocketPath`, `provide`, `request`, `priority`. Ours: `families`
-//! (`["ipv4"]`, `["ipv6"]` or both), `daemonStatePath`.
+//! (`["ipv4"]`, `["ipv6"]` or both), `daemonStatePath`, `ipv6PrefixLength`, `ipv6Gateway` (in place of what
+//! routers advertise).
 
+use std::net::Ipv6Addr;
 use std::path::PathBuf;
 
-use cni::{Config, Error, FieldError, Item};
+use cni::{Config, Error, FieldError, Fields, Item};
 
 /// Where the daemon listens unless the configuration says otherwise.
 pub(crate) const SOCKET: &str = "/run/cni/dhcp.sock";
@@ -40,6 +42,10 @@ pub(crate) struct Settings {
     pub(crate) request: Vec<u8>,
     /// The metric of all routes; 0 for none.
     pub(crate) priority: u32,
+    /// The length of the IPv6 prefix, whatever routers say.
+    pub(crate) ipv6_prefix_length: Option<u8>,
+    /// The IPv6 default gateway, whatever routers say.
+    pub(crate) ipv6_gateway: Option<Ipv6Addr>,
 }
 
 impl Settings {
@@ -69,7 +75,27 @@ impl Settings {
             provide: provided(&ipam.array("provide")?, args)?,
             request: requested(&ipam.array("request")?)?,
             priority: ipam.integer("priority")?,
+            ipv6_prefix_length: prefix_length(&ipam)?,
+            ipv6_gateway: gateway(&ipam)?,
         })
+    }
+}
+
+fn prefix_length(ipam: &Fields<'_>) -> Result<Option<u8>, FieldError> {
+    const KEY: &str = "ipv6PrefixLength";
+    match ipam.optional_integer(KEY)? {
+        Some(0 | 129..) => Err(ipam.bad(KEY, "an IPv6 prefix has 1 to 128 bits")),
+        length => Ok(length),
+    }
+}
+
+fn gateway(ipam: &Fields<'_>) -> Result<Option<Ipv6Addr>, FieldError> {
+    const KEY: &str = "ipv6Gateway";
+    match ipam.parse::<Ipv6Addr>(KEY)? {
+        Some(address) if address.is_unspecified() || address.is_multicast() || address.is_loopback() => {
+            Err(ipam.bad(KEY, format!("{address} is no router's address")))
+        }
+        address => Ok(address),
     }
 }
 

@@ -37,6 +37,8 @@ pub(crate) enum Event<'a> {
     Received(Packet<'a>),
     /// The moment that `wake` named is there.
     Due,
+    /// Duplicate detection found that somebody else on the link has this address.
+    Duplicate(IpAddr),
     /// Give back what is held. Nothing is expected after the actions of this step.
     Release,
 }

@@ -134,7 +134,7 @@ impl Client {
             Event::Adopt(IpAddr::V6(_)) => self.start(now),
             Event::Received(packet) => self.received(now, packet),
             Event::Due if self.wake.is_some_and(|wake| wake <= now) => self.due(now),
-            Event::Due => Vec::new(),
+            Event::Due | Event::Duplicate(_) => Vec::new(),
             Event::Release => self.release(),
         }
     }
