@@ -6,9 +6,9 @@
 //! ours alone.
 //!
 //! Tests are named and grouped by what they ask: `protocol`, `loopback`, `host_local`, `bridge`.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "test support")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "test support")]
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::Command};
 
 use harness::{Call, Namespace};
 use serde_json::{Value, json};
@@ -58,7 +58,14 @@ impl Subject {
 
     /// The versions it speaks: Debian's reference is older than 1.1.0.
     pub fn versions(&self) -> &'static [&'static str] {
-        if self.is_reference() { &VERSIONS[..6] } else { &VERSIONS }
+        if self.is_recent() { &VERSIONS } else { &VERSIONS[..6] }
+    }
+
+    /// Whether it is a plugin suite of 2024 or later, which speaks 1.1.0: Debian's reference is not.
+    pub fn is_recent(&self) -> bool {
+        let mut asked = Command::new(self.bin.join("host-local"));
+        let said = harness::run(asked.env_clear().env("CNI_COMMAND", "VERSION")).stdout;
+        String::from_utf8_lossy(&said).contains("1.1.0")
     }
 }
 
@@ -76,6 +83,11 @@ pub fn subjects() -> Vec<Subject> {
         None => harness::not_run("containernetworking-plugins is not installed: asked of ours alone"),
     }
     all
+}
+
+/// Those of them that have what came into the reference after Debian's: dummy and tap, `linkInContainer` and the like.
+pub fn recent_subjects() -> Vec<Subject> {
+    subjects().into_iter().filter(Subject::is_recent).collect()
 }
 
 /// A host, a pod and a place for files, all fresh.

@@ -44,9 +44,12 @@ pub fn binary(name: &str) -> PathBuf {
     path
 }
 
-/// The directory of the reference CNI plugins (Debian: `containernetworking-plugins`), if they are installed.
+/// The directory of the reference CNI plugins (Debian: `containernetworking-plugins`), if they are installed;
+/// `FAIRLEAD_REFERENCE=DIR` names another build of them.
 pub fn reference_plugins() -> Option<PathBuf> {
-    ["/usr/lib/cni", "/opt/cni/bin"].iter().map(PathBuf::from).find(|path| path.join("bridge").exists())
+    let named = std::env::var_os("FAIRLEAD_REFERENCE").map(PathBuf::from);
+    let installed = ["/usr/lib/cni", "/opt/cni/bin"].iter().map(PathBuf::from);
+    named.into_iter().chain(installed).find(|path| path.join("bridge").exists())
 }
 
 /// A directory with `fairlead-cni` in it under the name of each plugin given, as `fairlead cni install` lays it.

@@ -10,17 +10,16 @@
 //! Sources: the reference plugins' documented keys and observed behaviour; CNI specification 1.1.0, section 2.
 
 use std::os::fd::AsFd;
-use std::path::Path;
 
-use cni::{AddResult, Code, Config, Error, Interface, Request, delegate};
-use kernel::link::{self, Change, Kind, Link, NewKind, NewLink};
+use cni::{AddResult, Code, Config, Error, Request, delegate};
+use kernel::link::{self, Change, Link, NewKind, NewLink};
 use kernel::netlink::{Protocol, Socket};
 use netstate::Mac;
 
 use super::pod::{Pod, Setup, routes};
+use super::report::{self, Previous};
 use crate::attachment::{NEEDS_THE_LINK, valid};
 use crate::fault::{Failures, fault};
-use crate::meta;
 use crate::owner::Owner;
 
 /// What one plugin adds to the common life.
@@ -273,7 +272,7 @@ fn furnish(site: &mut Site<'_>, link: &Link, terms: &Terms) -> Result<AddResult,
     let Some(link) = site.pod.find(&link.name)? else {
         return Err(Error::kernel(format!("{} vanished from the pod while it was set up", link.name)));
     };
-    result.interfaces = vec![interface(site.request, &link)?];
+    result.interfaces = vec![report::in_pod(&link, site.request)?];
     Ok(result)
 }
 
@@ -294,17 +293,10 @@ pub(crate) fn addresses(request: &Request, source: &Addresses) -> Result<AddResu
     for ip in &mut result.ips {
         ip.interface = Some(0);
     }
-    if says_dns(request)? {
+    if report::says_dns(request)? {
         result.dns = request.config.dns.clone();
     }
     Ok(result)
-}
-
-/// Whether the configuration has a `dns` of its own; an empty list counts.
-fn says_dns(request: &Request) -> Result<bool, Error> {
-    let dns = request.config.fields().object("dns")?;
-    let lists = ["nameservers", "search", "options"];
-    Ok(lists.iter().any(|key| dns.has(key)) || !dns.string("domain")?.is_empty())
 }
 
 fn setup(result: &AddResult, link: u32, detect_duplicates: bool) -> Setup {
@@ -316,68 +308,23 @@ fn setup(result: &AddResult, link: u32, detect_duplicates: bool) -> Setup {
     }
 }
 
-/// The pod's link as the result reports it.
-///
-/// # Errors
-/// When the call names no namespace.
-pub(crate) fn interface(request: &Request, link: &Link) -> Result<Interface, Error> {
-    Ok(Interface {
-        name: link.name.clone(),
-        mac: link.mac.map(|mac| mac.to_string()).unwrap_or_default(),
-        mtu: link.mtu,
-        sandbox: request.netns()?.to_string_lossy().into_owned(),
-        ..Interface::default()
-    })
-}
-
 /// Checks an interface: the address plugin's part, the link, its addresses and routes.
 ///
 /// # Errors
 /// What is missing or differs, in words.
 pub(crate) fn check(request: &Request, child: &dyn Child, terms: &Terms) -> Result<(), Error> {
-    let Some(result) = request.config.prev_result()? else {
-        return Err(Error::invalid_config("prevResult: missing, but CHECK compares with it"));
-    };
+    let previous = Previous::of(request)?;
     if let Addresses::Plugin = terms.addresses {
         delegate::check(&request.config.ipam_kind, request)?;
     }
     let mut site = Site::open(request)?;
-    let link = listed(&mut site, &result)?;
-    let lacking = match child.difference(&mut site, &link)? {
-        None if !link.is_up() => Some(format!("{} in the pod is down", link.name)),
-        None => {
-            let ips = meta::addresses(&result, &request.ifname).cloned().collect();
-            let own = AddResult { ips, ..result };
-            site.pod.missing(&link, &setup(&own, link.index, terms.detect_duplicates))?
-        }
-        found => found,
-    };
-    lacking.map_or(Ok(()), |text| Err(Error::kernel(text)))
-}
-
-/// The pod's link, provided that it is what the result says.
-pub(crate) fn listed(site: &mut Site<'_>, result: &AddResult) -> Result<Link, Error> {
-    let (name, sandbox) = (&site.request.ifname, site.request.netns()?);
-    let mut inside = result.interfaces.iter().filter(|interface| !interface.sandbox.is_empty());
-    let Some(listed) = inside.find(|interface| interface.name == *name) else {
-        return Err(Error::invalid_config(format!("prevResult: {name} is not among the interfaces")));
-    };
-    if Path::new(&listed.sandbox) != sandbox {
-        return Err(Error::invalid_config(format!(
-            "prevResult: {name} is in sandbox {}, but CNI_NETNS is {}",
-            listed.sandbox,
-            sandbox.display()
-        )));
+    let link = previous.link(request, &mut site.pod)?;
+    report::complain(child.difference(&mut site, &link)?)?;
+    if !link.is_up() {
+        return Err(Error::kernel(format!("{} in the pod is down", link.name)));
     }
-    let Some(link) = site.pod.find(name)? else {
-        return Err(Error::kernel(format!("{name} is gone from the pod")));
-    };
-    // A hardware address that the result does not tell is not compared.
-    let mac = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
-    if !listed.mac.is_empty() && !listed.mac.eq_ignore_ascii_case(&mac) {
-        return Err(Error::kernel(format!("{name} has hardware address {mac}, not {}", listed.mac)));
-    }
-    Ok(link)
+    let own = previous.about(&request.ifname);
+    report::complain(site.pod.missing(&link, &setup(&own, link.index, terms.detect_duplicates))?)
 }
 
 /// DEL of an interface that is a link of this kind, by the kernel's name for it.
@@ -420,7 +367,7 @@ fn remove(request: &Request, kind: &str) -> Result<(), Error> {
     let alias = owner.alias();
     let is_foreign = |link: &Link| {
         link.alias.as_ref().is_some_and(|found| Owner::marks(found) && *found != alias)
-            || kind_name(&link.kind) != kind
+            || link.kind.name() != Some(kind)
     };
     let mut failures = Failures::default();
     for name in [&request.ifname, &owner.host_link_name(0)] {
@@ -429,10 +376,6 @@ fn remove(request: &Request, kind: &str) -> Result<(), Error> {
         }
     }
     failures.into_result()
-}
-
-fn kind_name(kind: &Kind) -> &str {
-    kind.name().unwrap_or("")
 }
 
 /// GC: links are where only their namespaces are, so what can be left behind are addresses.
