@@ -5,10 +5,11 @@
 //! timed from starting its process to having waited for it, as a runtime feels it.
 //!
 //! [`run`] builds and moves into a network namespace of its own; [`inside`] measures there: [`plugins`] one
-//! pod at a time, [`burst`] fifty pods ten at a time, [`cluster`] the demo and an idle agent.
+//! pod at a time, [`burst`] fifty pods ten at a time, [`crowd`] a hundred at once, [`cluster`] the demo and an idle agent.
 
 mod burst;
 mod cluster;
+mod crowd;
 mod plugins;
 mod subject;
 
@@ -48,6 +49,7 @@ pub(crate) fn inside() -> anyhow::Result<()> {
     process::run(Command::new("ip").args(["link", "set", "lo", "up"]))?;
     plugins::run()?;
     burst::run()?;
+    crowd::run()?;
     cluster::run()
 }
 

@@ -11,12 +11,20 @@
 //! - `floor check BRIDGE NETNS N`: the look-ups of CHECK: bridge, host end, pod's end, addresses of both sides, routes,
 //!   the nft element and its rule.
 //! - `floor del BRIDGE NETNS N`: deletes the element and the pair.
+//! - `floor map-add|map-check BRIDGE NETNS N`: portmap's share of a chain: one element into map `hostports` of the same
+//!   table, or looked up with the rules of one chain.
+//! - `floor shape-add|shape-check BRIDGE NETNS N`: bandwidth's share: an IFB, up; token buckets on it and on the pair's
+//!   host end; a filter that leads from one to the other. Or the look-ups of all that.
+//! - `floor held BRIDGE NETNS N`: one look-up: what a plugin does whose share is removed together with the pair.
+//! - `floor chain-del BRIDGE NETNS N`: deletes both elements in one transaction, and pair and IFB in one request.
+//! - `floor peak PROGRAM`: runs a program to its end and prints the most memory it held, in KiB.
 //!
 //! The bridge (up, 10.88.0.1/16) and the nft table are there before.
 #![allow(unsafe_code, reason = "raw system calls are the point of this program")]
 #![allow(clippy::expect_used, reason = "a floor that fails must stop the benchmark")]
 
 mod message;
+mod shape;
 
 use std::{ffi::CString, os::fd::RawFd};
 
@@ -32,6 +40,8 @@ fn main() {
         ["add", bridge, netns, number] => add(bridge, netns, number.parse().expect("a number")),
         ["check", bridge, netns, number] => check(bridge, netns, number.parse().expect("a number")),
         ["del", _, _, number] => del(number.parse().expect("a number")),
+        [verb, _, _, number] => share(verb, number.parse().expect("a number")),
+        ["peak", program] => peak(program),
         _ => std::process::exit(2),
     }
 }
@@ -108,6 +118,55 @@ fn del(number: u8) {
     gone.link(0, 0, false);
     gone.text(libc::IFLA_IFNAME, &host_name(number));
     exchange(socket(libc::NETLINK_ROUTE), &[gone]);
+}
+
+/// One plugin's share of a chain.
+fn share(verb: &str, number: u8) {
+    let host = || socket(libc::NETLINK_ROUTE);
+    let filter = || socket(libc::NETLINK_NETFILTER);
+    match verb {
+        "map-add" => exchange(
+            filter(),
+            &[Message::batch(16), Message::mapping(message::NEWSETELEM, number), Message::batch(17)],
+        ),
+        "map-check" => {
+            let filter = filter();
+            exchange(filter, &[Message::mapping(message::GETSETELEM, number)]);
+            exchange(filter, &[Message::rules()]);
+        }
+        "shape-add" => shape::add(host(), number),
+        "shape-check" => shape::check(host(), number),
+        "held" => exchange(host(), &[shape::look_up(&host_name(number))]),
+        "chain-del" => {
+            let elements = [
+                Message::element(message::DELSETELEM, number),
+                Message::mapping(message::DELSETELEM, number),
+            ];
+            let [element, mapping] = elements;
+            exchange(filter(), &[Message::batch(16), element, mapping, Message::batch(17)]);
+            shape::delete(host(), number);
+        }
+        _ => std::process::exit(2),
+    }
+}
+
+/// Runs a program with this one's streams and prints its `ru_maxrss`.
+#[allow(
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    clippy::zombie_processes,
+    reason = "it measures a program, for the benchmark to read"
+)]
+fn peak(program: &str) {
+    let child = std::process::Command::new(program).spawn().expect("the program starts");
+    let mut status = 0;
+    // SAFETY: an all-zero rusage is a value of that type.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    let id = libc::pid_t::try_from(child.id()).expect("a process id");
+    // SAFETY: both places live through the call.
+    let waited = unsafe { libc::wait4(id, &raw mut status, 0, &raw mut usage) };
+    assert!(waited == id && status == 0, "{program} ended with {status}");
+    eprintln!("{}", usage.ru_maxrss);
 }
 
 fn host_name(number: u8) -> String {

@@ -55,6 +55,25 @@ impl Message {
         message
     }
 
+    /// TCP port 20000 + N to 10.88.0.N port 80, into, in or out of map `hostports` of table `inet floor`.
+    pub(crate) fn mapping(kind: u16, number: u8) -> Self {
+        let create = if kind == NEWSETELEM { 0x400 } else { 0 };
+        let mut message = Self::new(NFTABLES | kind, create);
+        message.bytes.extend([1, 0, 0, 0]);
+        message.text(1, "floor");
+        message.text(2, "hostports");
+        let port = (20_000 + u16::from(number)).to_be_bytes();
+        message.nest(3, |list| {
+            list.nest(1, |element| {
+                element.nest(1, |key| key.attribute(1, &[6, 0, 0, 0, port[0], port[1], 0, 0]));
+                if kind == NEWSETELEM {
+                    element.nest(2, |data| data.attribute(1, &[10, 88, 0, number, 0, 80, 0, 0]));
+                }
+            });
+        });
+        message
+    }
+
     /// All rules of chain `postrouting` of table `inet floor`.
     pub(crate) fn rules() -> Self {
         let mut message = Self::new(NFTABLES | GETRULE, NLM_F_DUMP);
@@ -84,6 +103,13 @@ impl Message {
         self.bytes.extend(index.to_ne_bytes());
         self.bytes.extend(u32::from(up).to_ne_bytes());
         self.bytes.extend(u32::from(up).to_ne_bytes());
+    }
+
+    /// `struct tcmsg`: family, index, handle, parent, priority and protocol.
+    pub(crate) fn traffic(&mut self, index: u32, handle: u32, parent: u32, information: u32) {
+        for number in [0, index, handle, parent, information] {
+            self.bytes.extend(number.to_ne_bytes());
+        }
     }
 
     /// Hairpin on for a bridge port: AF_BRIDGE, IFLA_PROTINFO { IFLA_BRPORT_MODE }.

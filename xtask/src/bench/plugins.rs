@@ -1,4 +1,4 @@
-//! One pod at a time: size, VERSION, and ADD, CHECK and DEL of bridge + host-local.
+//! One pod at a time: size, memory and VERSION; then ADD, CHECK and DEL of each network.
 
 use std::{
     process::{Command, Stdio},
@@ -9,19 +9,23 @@ use harness::Namespace;
 
 use super::{
     median, release,
-    subject::{Subject, size},
+    subject::{Network, Subject, VERBS, size},
     time,
 };
 use crate::process;
 
 const ROUNDS: u8 = 40;
 const VERSIONS: usize = 300;
-const VERBS: [&str; 3] = ["ADD", "CHECK", "DEL"];
 
-/// Prints both tables.
+/// Prints the tables.
 pub(crate) fn run() -> anyhow::Result<()> {
     version()?;
-    verbs()
+    memory()?;
+    let floor = Floor::new()?;
+    verbs("bridge + host-local (ipMasq, hairpin, default route)", Network::Bridge, Some(&floor))?;
+    verbs("chain of bridge + host-local, portmap (one TCP port), bandwidth", Network::Chain, Some(&floor))?;
+    verbs("ptp + host-local (ipMasq)", Network::Ptp, None)?;
+    verbs("loopback", Network::Loopback, None)
 }
 
 fn version() -> anyhow::Result<()> {
@@ -43,57 +47,63 @@ fn version() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn verbs() -> anyhow::Result<()> {
-    let mut subjects = vec![Subject::fairlead()?];
-    match Subject::reference()? {
-        Some(reference) => subjects.push(reference),
-        None => println!("reference plugins: not run, because containernetworking-plugins is not installed"),
+/// The most memory that ADD of each plugin of the chain holds at once.
+fn memory() -> anyhow::Result<()> {
+    let subject = Subject::fairlead(Network::Chain)?;
+    let pod = Namespace::new();
+    for (index, plugin) in ["bridge", "portmap", "bandwidth"].into_iter().enumerate() {
+        let peak = subject.peak(0, &pod, index)?;
+        println!("most memory of ADD, {plugin:<14} {:>8.2} MB", peak as f64 * 1024.0 / 1e6);
     }
-    let floor = Floor::new()?;
+    subject.run("DEL", 0, &pod).map(drop)
+}
+
+fn verbs(title: &str, network: Network, floor: Option<&Floor>) -> anyhow::Result<()> {
+    let subjects = Subject::all(network)?;
     // [subject][verb], the floor last.
-    let mut times = vec![vec![Vec::<Duration>::new(); VERBS.len()]; subjects.len() + 1];
+    let count = subjects.len() + usize::from(floor.is_some());
+    let mut times = vec![vec![Vec::<Duration>::new(); VERBS.len()]; count];
     // All made before and dropped after: the kernel takes a namespace down in the background, and whoever is
     // measured meanwhile would pay for it.
     let pods: Vec<Vec<Namespace>> =
         (0..ROUNDS).map(|_| times.iter().map(|_| Namespace::new()).collect()).collect();
     for (round, pods) in (0..ROUNDS).zip(&pods) {
-        for (index, subject) in subjects.iter().enumerate() {
-            let pod = &pods[index];
-            let container = format!("pod{round}");
+        for (index, pod) in pods.iter().enumerate() {
             for (verb, name) in VERBS.iter().enumerate() {
-                let took = time(&mut subject.call(name, &container, pod)?)?;
+                let took = match (subjects.get(index), floor) {
+                    (Some(subject), _) => subject.run(name, round.into(), pod)?,
+                    (None, Some(floor)) => floor.run(network, name, round + 2, pod)?,
+                    (None, None) => continue,
+                };
                 // The first round makes the bridge and the tables: it is not counted.
                 if round > 0 {
                     times[index][verb].push(took);
                 }
             }
         }
-        let pod = &pods[subjects.len()];
-        for (verb, name) in VERBS.iter().enumerate() {
-            let took = floor.call(name, round + 2, pod)?;
-            if round > 0 {
-                times[subjects.len()][verb].push(took);
-            }
-        }
     }
-    report(&subjects, times);
+    println!("\n{title}, medians of {} pods, ms", ROUNDS - 1);
+    report(&subjects, floor.is_some(), times);
     Ok(())
 }
 
-fn report(subjects: &[Subject], times: Vec<Vec<Vec<Duration>>>) {
-    println!("\nbridge + host-local (ipMasq, hairpin, default route), medians of {} pods, ms", ROUNDS - 1);
-    let names: Vec<&str> = subjects.iter().map(|subject| subject.name).chain(["floor"]).collect();
+fn report(subjects: &[Subject], floor: bool, times: Vec<Vec<Vec<Duration>>>) {
+    let names: Vec<&str> =
+        subjects.iter().map(|subject| subject.name).chain(floor.then_some("floor")).collect();
     let medians: Vec<Vec<f64>> =
         times.into_iter().map(|verbs| verbs.into_iter().map(median).collect()).collect();
     println!("{:<8}{}", "", names.iter().map(|name| format!("{name:>12}")).collect::<String>());
     for (verb, name) in VERBS.iter().enumerate() {
         let row: String = medians.iter().map(|subject| format!("{:>12.2}", subject[verb])).collect();
         let ours = medians[0][verb];
-        let to_floor = ours / medians[medians.len() - 1][verb];
-        let to_reference = if medians.len() > 2 { medians[1][verb] / ours } else { f64::NAN };
-        println!(
-            "{name:<8}{row}   {to_reference:.1}x the reference's speed, {to_floor:.2}x the floor's time"
-        );
+        let mut ratios = Vec::new();
+        if subjects.len() > 1 {
+            ratios.push(format!("{:.1}x the reference's speed", medians[1][verb] / ours));
+        }
+        if floor {
+            ratios.push(format!("{:.2}x the floor's time", ours / medians[medians.len() - 1][verb]));
+        }
+        println!("{name:<8}{row}   {}", ratios.join(", "));
     }
 }
 
@@ -107,15 +117,30 @@ impl Floor {
         process::run(Command::new("ip").args(["link", "add", "floor", "up", "type", "bridge"]))?;
         process::run(Command::new("ip").args(["address", "add", "10.88.0.1/16", "dev", "floor"]))?;
         process::run(Command::new("nft").arg(
-            "table inet floor { set floor { type ipv4_addr; }; chain postrouting { \
-             type nat hook postrouting priority 100; ip saddr @floor ip daddr != 10.88.0.0/16 masquerade; }; }",
+            "table inet floor { set floor { type ipv4_addr; }; \
+             map hostports { type inet_proto . inet_service : ipv4_addr . inet_service; }; chain postrouting { \
+             type nat hook postrouting priority 100; ip saddr @floor ip daddr != 10.88.0.0/16 masquerade; }; \
+             chain prerouting { type nat hook prerouting priority -100; \
+             fib daddr type local dnat ip to meta l4proto . th dport map @hostports; }; }",
         ))?;
         Ok(Self { program: release("floor")? })
     }
 
-    fn call(&self, verb: &str, number: u8, pod: &Namespace) -> anyhow::Result<Duration> {
-        let mut command = Command::new(&self.program);
-        command.arg(verb.to_lowercase()).arg("floor").arg(pod.path()).arg(number.to_string());
-        time(command.stdin(Stdio::null()))
+    fn run(&self, network: Network, verb: &str, number: u8, pod: &Namespace) -> anyhow::Result<Duration> {
+        let words: &[&str] = match (network, verb) {
+            (Network::Chain, "ADD") => &["add", "map-add", "shape-add"],
+            (Network::Chain, "CHECK") => &["check", "map-check", "shape-check"],
+            (Network::Chain, _) => &["held", "held", "chain-del"],
+            (_, "ADD") => &["add"],
+            (_, "CHECK") => &["check"],
+            _ => &["del"],
+        };
+        let mut took = Duration::ZERO;
+        for word in words {
+            let mut command = Command::new(&self.program);
+            command.arg(word).arg("floor").arg(pod.path()).arg(number.to_string());
+            took += time(command.stdin(Stdio::null()))?;
+        }
+        Ok(took)
     }
 }
