@@ -1,7 +1,9 @@
 //! `fairlead cni`: the plugins laid into place, and a network tried by hand.
 //!
-//! `add`, `del`, `check`, `gc` and `status` do what the reference's `cnitool` does and listen to the same
+//! `install` lays them, `doctor` says what a kubelet would trip over. `add`, `del`, `check`, `gc` and `status` do what the reference's `cnitool` does and listen to the same
 //! environment variables, in one process: plugins that this program has inside need no file.
+
+mod doctor;
 
 use std::env;
 use std::path::PathBuf;
@@ -17,7 +19,7 @@ use crate::table::Table;
 /// Install the CNI plugins, or take a network namespace through a network by hand
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  fairlead cni install --bin-dir /opt/cni/bin\n  \
-    fairlead cni add mynet /var/run/netns/pod1\n\n\
+    fairlead cni doctor\n  fairlead cni add mynet /var/run/netns/pod1\n\n\
     add, del, check, gc and status read CNI_PATH (plugins; those inside this program need none), \
     NETCONFPATH (/etc/cni/net.d), CNI_IFNAME (eth0), CNI_ARGS, CAP_ARGS, CNI_CONTAINERID.")]
 pub(crate) struct Arguments {
@@ -28,6 +30,7 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Install(Install),
+    Doctor(doctor::Arguments),
     /// Attach a namespace to a network and print the result
     #[command(after_help = "Example:\n  fairlead cni add mynet /var/run/netns/pod1")]
     Add(Attachment),
@@ -74,6 +77,7 @@ struct Attachment {
 pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     match arguments.verb {
         Verb::Install(install) => lay(&install)?,
+        Verb::Doctor(arguments) => return doctor::run(&arguments),
         Verb::Add(attachment) => {
             let call = Call::of(&attachment)?;
             print(&text(&call.runner.add(&call.list, &call.arguments)?, &call.list)?)?;
