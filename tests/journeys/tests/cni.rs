@@ -94,3 +94,32 @@ fn a_network_that_is_not_there_is_named_with_the_place_it_was_looked_for_in() {
     assert!(said.starts_with("error: cannot use network mynet: ") && said.contains("/net.d\n"), "{said}");
     assert!(said.contains("hint: NETCONFPATH"), "{said}");
 }
+
+#[test]
+fn the_doctor_finds_what_a_kubelet_would_trip_over_and_is_content_when_it_is_mended() {
+    let node = Namespace::with_loopback();
+    let directory = tempfile::tempdir().unwrap();
+    network(directory.path());
+    let bin = directory.path().join("bin");
+    let doctor = || {
+        let mut command = node.command(binary("fairlead"));
+        command.args(["cni", "doctor", "-o", "json", "--bin-dir"]).arg(&bin);
+        run(command.arg("--conf-dir").arg(directory.path().join("net.d")))
+    };
+    let output = doctor();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let findings = decode(&String::from_utf8_lossy(&output.stdout));
+    let problems: Vec<&str> =
+        findings.as_array().unwrap().iter().filter_map(|finding| finding["problem"].as_str()).collect();
+    assert!(problems.iter().any(|problem| problem.contains("plugin bridge is in none")), "{problems:#?}");
+
+    run_ok(Command::new(binary("fairlead")).args(["cni", "install", "--bin-dir"]).arg(&bin));
+    let output = doctor();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+
+    // What only the plugin itself can know: the bridge's name is another link's.
+    node.ip("link add br0 type veth peer name other");
+    let output = doctor();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("could not be started now"), "{output:?}");
+}

@@ -131,7 +131,8 @@ impl List<'_> {
     }
 
     fn version(&self, findings: &mut Vec<Finding>) {
-        let document = ::cni::Json::parse(&self.list.text);
+        // As written: the list of a single plugin's file says a version in any case.
+        let document = ::cni::Json::parse(&fs::read(self.file).unwrap_or_default());
         let says = document.is_ok_and(|document| {
             Fields::of(&document).is_ok_and(|fields| fields.has("cniVersion") || fields.has("cniVersions"))
         });
