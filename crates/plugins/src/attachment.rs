@@ -23,7 +23,7 @@ use kernel::nft::{Nft, Transaction};
 use crate::fault::{Failures, fault};
 use crate::interface::veth;
 use crate::owner::Owner;
-use crate::{macspoof, masquerade};
+use crate::{macspoof, masquerade, reference};
 
 /// An address plugin that says goodbye over the very link has to do so before it goes.
 pub(crate) const NEEDS_THE_LINK: &str = "dhcp";
@@ -45,7 +45,7 @@ pub(crate) struct Leaving<'a> {
 type Finder = fn(&mut Nft, &Leaving<'_>, &mut Transaction) -> Result<(), kernel::Error>;
 
 /// The parts of nf_tables in which an attachment may have elements.
-const FINDERS: &[Finder] = &[masquerade::leave, macspoof::leave];
+const FINDERS: &[Finder] = &[masquerade::leave, macspoof::leave, reference::leave];
 
 /// Whether the attachment's own cable, marked as such by our bridge, ptp or fairlead, stands on the host. Then
 /// that plugin's DEL is still to come and removes all that the attachment owns; DEL of a chained plugin has
@@ -80,6 +80,7 @@ pub(crate) fn remove(
     if let Some(nft) = &mut nft {
         let leaving = Leaving { owner: &owner, addresses: known_addresses(request) };
         remove_elements(nft, &leaving, &mut failures);
+        failures.note_kernel(reference::remove_older(&leaving, reference::EVERYTHING));
     }
     if let Some(mut host) = failures.note_kernel(Socket::open(Protocol::Route)) {
         failures.note(remove_links(&mut host, &owner, request.netns.as_deref(), &request.ifname));
@@ -109,7 +110,9 @@ pub(crate) fn collect(
     if let Some(nft) = &mut nft {
         failures.note_kernel(masquerade::collect(nft, network, &valid));
         failures.note_kernel(macspoof::collect(nft, network, &valid));
+        failures.note_kernel(reference::collect(nft, network, &valid, reference::OF_CABLES));
     }
+    failures.note_kernel(reference::collect_older(network, &valid, reference::OF_CABLES));
     if let Some(mut host) = failures.note_kernel(Socket::open(Protocol::Route)) {
         failures.note(collect_links(&mut host, network, &valid, &["veth", "ifb"]));
         failures.note(afterwards(&mut host));

@@ -22,6 +22,7 @@ mod macspoof;
 mod masquerade;
 pub mod meta;
 mod owner;
+mod reference;
 mod run;
 #[cfg(test)]
 mod testing;

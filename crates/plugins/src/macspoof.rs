@@ -19,6 +19,7 @@ use netstate::{LinkName, Mac};
 
 use crate::attachment::Leaving;
 use crate::owner::Owner;
+use crate::reference;
 
 const TABLE: &str = "fairlead_macspoof";
 const CHAIN: &str = "prerouting";
@@ -85,7 +86,8 @@ pub(crate) fn collect(nft: &mut Nft, network: &str, valid: &[Owner]) -> Result<(
     })
 }
 
-/// What is missing of `owner`'s filter, in words; `None` when all is there.
+/// What is missing of `owner`'s filter, in words; `None` when all is there, or when the reference's plugin made
+/// it and it stands.
 pub(crate) fn missing(
     nft: &mut Nft,
     owner: &Owner,
@@ -97,6 +99,9 @@ pub(crate) fn missing(
     let allowed = vec![Value::Ifname(port), Value::Ether(mac)];
     for (set, key) in [(PORTS, vec![Value::Ifname(port)]), (ALLOWED, allowed)] {
         if nft.comment_of(&table, set, &key)?.is_none_or(|comment| comment != alias) {
+            if reference::spoof_check_stands(nft, owner, port, mac)? {
+                return Ok(None);
+            }
             return Ok(Some(format!("the hardware address filter of {port} is gone from {table}")));
         }
     }

@@ -22,6 +22,7 @@ use netstate::nft::{
 
 use crate::attachment::Leaving;
 use crate::owner::{Owner, shortened};
+use crate::reference;
 
 const TABLE: &str = "fairlead_cni";
 const CHAIN: &str = "postrouting";
@@ -102,12 +103,16 @@ pub(crate) fn collect(nft: &mut Nft, network: &str, valid: &[Owner]) -> Result<(
     deleted.fold(Ok(()), Result::and)
 }
 
-/// What is missing of `owner`'s masquerading of `address`, in words; `None` when all is there.
+/// What is missing of `owner`'s masquerading of `address`, in words; `None` when all is there, or when the
+/// reference's plugin made it and it stands.
 pub(crate) fn missing(nft: &mut Nft, owner: &Owner, address: IpNet) -> Result<Option<String>, Error> {
     let pool = Pool::of(owner.network(), address);
     let key = vec![Value::Address(address.addr())];
     let found = nft.comment_of(&pool.table, &pool.set.name, &key)?;
     if found.is_none_or(|comment| comment != owner.comment()) {
+        if reference::masquerade_stands(nft, owner, address.addr())? {
+            return Ok(None);
+        }
         return Ok(Some(format!("masquerading of {} is gone from {}", address.addr(), pool.table)));
     }
     if !nft.holds_rule(&pool.table, CHAIN, &pool.rule())? {

@@ -57,6 +57,16 @@ impl Owner {
         &self.network
     }
 
+    /// The container's id.
+    pub(crate) fn container_id(&self) -> &str {
+        &self.attachment.container_id
+    }
+
+    /// The interface's name in the container.
+    pub(crate) fn ifname(&self) -> &str {
+        &self.attachment.ifname
+    }
+
     /// The alias of the host's link: `fairlead:<network>/<containerID>/<ifname>`, with a digest standing in
     /// for a part that would not fit.
     pub(crate) fn alias(&self) -> String {

@@ -1,0 +1,363 @@
+//! The plugins of a node are exchanged while its pods run: what the reference wired is recognised by our CHECK and
+//! leaves nothing after our DEL and GC, and what ours wired is freed by the reference's DEL.
+//!
+//! Read [`Node`] first: a host with both sets of plugins, on which the reference's find one kind of packet filter
+//! ([`Filter`]). "Nothing" is what the reference's own DEL leaves: chains that all pods share.
+//! `FAIRLEAD_REFERENCE=DIR` names another build of the reference that is asked too.
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and tools are what it asserts with"
+)]
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use conformance::{Stage, Subject, ours};
+use harness::{Call, Namespace, Reply, not_run, run, run_ok};
+use serde_json::{Value, json};
+
+/// The kind of packet filter that the reference finds, or is told to use.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Filter {
+    /// iptables that speaks nf_tables.
+    Nft,
+    /// iptables with the older interface.
+    Legacy,
+    /// No iptables: the reference's own nf_tables tables.
+    Native,
+}
+
+/// A host with plugins of both kinds.
+struct Node {
+    stage: Stage,
+    ours: Subject,
+    reference: PathBuf,
+    filter: Filter,
+    /// Holds `iptables` and the like by these names.
+    tools: tempfile::TempDir,
+}
+
+impl Node {
+    fn new(reference: &Path, filter: Filter) -> Self {
+        let tools = tempfile::tempdir().unwrap();
+        let suffix = if filter == Filter::Legacy { "legacy" } else { "nft" };
+        for family in ["iptables", "ip6tables"] {
+            for tool in ["", "-save", "-restore"] {
+                let target = format!("/usr/sbin/{family}-{suffix}{tool}");
+                symlink(target, tools.path().join(format!("{family}{tool}"))).unwrap();
+            }
+        }
+        Self { stage: Stage::new(), ours: ours(), reference: reference.to_owned(), filter, tools }
+    }
+
+    fn config(&self, kind: &str, version: &str, more: &Value) -> Value {
+        let mut config = self.stage.config(kind, version, more);
+        config["ipam"] = self.stage.ipam(&["10.1.2.0/24", "2001:db8:42::/64"]);
+        if self.filter == Filter::Native {
+            config["ipMasqBackend"] = json!("nftables");
+        }
+        config
+    }
+
+    /// Runs a plugin of the reference with the tools of this node first in its path.
+    fn reference(&self, pod: &Pod, plugin: &str, command: &str, config: &Value) -> Reply {
+        let call = pod.call(self, &self.reference, plugin);
+        let mut process = call.command(command);
+        let mut path = OsString::from(self.tools.path());
+        path.push(":");
+        path.push(std::env::var_os("PATH").unwrap_or_default());
+        process.env("PATH", path).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = process.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
+        Reply::from(child.wait_with_output().unwrap())
+    }
+
+    fn reference_adds(&self, pod: &Pod, plugin: &str, config: &Value) -> Value {
+        self.reference(pod, plugin, "ADD", config).expect_success("the reference's ADD")
+    }
+
+    fn ours(&self, pod: &Pod, plugin: &str, command: &str, config: &Value) -> Reply {
+        pod.call(self, &self.ours.bin, plugin).run(command, config)
+    }
+
+    /// Every line of every packet filter, every link and every address file: what is left on the host.
+    fn left(&self) -> BTreeSet<String> {
+        let mut lines = BTreeSet::new();
+        for tool in
+            ["iptables-legacy-save", "ip6tables-legacy-save", "iptables-nft-save", "ip6tables-nft-save"]
+        {
+            let printed = run_ok(&mut self.stage.host.command(tool));
+            let rules = printed.lines().filter(|line| line.starts_with([':', '-']));
+            // Without the counters of a chain.
+            lines.extend(rules.map(|line| format!("{tool} {}", line.split(" [").next().unwrap())));
+        }
+        for object in self.stage.host.nft_ruleset() {
+            if let Some(rule) = object.get("rule") {
+                lines.insert(format!("nft {} {}", rule["table"], rule["comment"]));
+            }
+            if let Some(chain) = object.get("chain") {
+                lines.insert(format!("nft chain {} {}", chain["table"], chain["name"]));
+            }
+            let set = object.get("set").or_else(|| object.get("map"));
+            for element in set.and_then(|set| set["elem"].as_array()).into_iter().flatten() {
+                lines.insert(format!("nft element {element}"));
+            }
+        }
+        lines.extend(self.stage.host.link_names().iter().map(|name| format!("link {name}")));
+        lines.extend(self.stage.reserved().iter().map(|address| format!("address {address}")));
+        lines
+    }
+}
+
+/// A container to wire.
+struct Pod {
+    namespace: Namespace,
+    container: String,
+    ifname: &'static str,
+}
+
+impl Pod {
+    fn new(container: &str) -> Self {
+        Self { namespace: Namespace::with_loopback(), container: container.to_owned(), ifname: "eth0" }
+    }
+
+    fn call<'a>(&'a self, node: &'a Node, bin: &'a Path, plugin: &'a str) -> Call<'a> {
+        let call = Call::new(&node.stage.host, bin, plugin, &self.container, &self.namespace);
+        Call { ifname: self.ifname, ..call }
+    }
+}
+
+/// The reference's plugins with each packet filter that they know.
+fn nodes() -> Vec<Node> {
+    let debian = harness::reference_plugins();
+    if debian.is_none() {
+        not_run("containernetworking-plugins is not installed");
+    }
+    let mut nodes = Vec::new();
+    let newer = std::env::var_os("FAIRLEAD_REFERENCE").map(PathBuf::from);
+    let mut filters = vec![Filter::Nft];
+    let host = Namespace::new();
+    match run(host.command("iptables-legacy").args(["-t", "nat", "-S"])).status.success() {
+        true => filters.push(Filter::Legacy),
+        false => not_run("the kernel has no older iptables interface (CONFIG_IP_NF_IPTABLES_LEGACY)"),
+    }
+    for reference in debian.iter().chain(&newer) {
+        nodes.extend(filters.iter().map(|filter| Node::new(reference, *filter)));
+    }
+    nodes.extend(newer.iter().map(|reference| Node::new(reference, Filter::Native)));
+    nodes
+}
+
+/// What each interface plugin that masquerades is given.
+fn cables() -> [(&'static str, Value); 2] {
+    let bridge = json!({ "bridge": "br0", "isGateway": true, "ipMasq": true, "macspoofchk": true });
+    [("bridge", bridge), ("ptp", json!({ "ipMasq": true }))]
+}
+
+fn with_previous(config: &Value, result: &Value) -> Value {
+    let mut config = config.clone();
+    config["prevResult"] = result.clone();
+    config
+}
+
+#[test]
+fn a_pod_that_the_reference_wired_is_checked_and_deleted_by_ours() {
+    for (plugin, more) in cables() {
+        for node in nodes() {
+            let what = format!("{plugin} {:?} {}", node.filter, node.reference.display());
+            let pod = Pod::new("c1");
+            let config = node.config(plugin, "1.0.0", &more);
+            let result = node.reference_adds(&pod, plugin, &config);
+            let made = node.left();
+            let known = with_previous(&config, &result);
+            assert_eq!(node.reference(&pod, plugin, "DEL", &known).exit, Some(0), "{what}");
+            let allowed = node.left();
+            assert!(!made.is_subset(&allowed), "{what}: the reference made something");
+            for previous in [true, false] {
+                let result = node.reference_adds(&pod, plugin, &config);
+                let known = with_previous(&config, &result);
+                let reply = node.ours(&pod, plugin, "CHECK", &known);
+                assert_eq!(reply.exit, Some(0), "{what}: {reply:?}");
+                for _ in 0..2 {
+                    let given = if previous { &known } else { &config };
+                    let reply = node.ours(&pod, plugin, "DEL", given);
+                    assert_eq!(reply.exit, Some(0), "{what}: {reply:?}");
+                    let left: Vec<String> = node.left().difference(&allowed).cloned().collect();
+                    assert_eq!(left, [""; 0], "{what}, prevResult {previous}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn check_names_what_is_gone_of_what_the_reference_made() {
+    let (plugin, more) = cables()[0].clone();
+    for node in nodes() {
+        let what = format!("{:?} {}", node.filter, node.reference.display());
+        let pod = Pod::new("c1");
+        let config = node.config(plugin, "1.0.0", &more);
+        let known = with_previous(&config, &node.reference_adds(&pod, plugin, &config));
+        let host = &node.stage.host;
+        let missing = |what: &str| {
+            let reply = node.ours(&pod, plugin, "CHECK", &known);
+            assert_ne!(reply.exit, Some(0), "{what}");
+            reply.error_text()
+        };
+        match node.filter {
+            Filter::Native => {
+                run_ok(
+                    host.command("nft")
+                        .args("flush chain inet cni_plugins_masquerade masq_checks".split(' ')),
+                );
+            }
+            Filter::Nft => {
+                run_ok(
+                    host.command("iptables-nft")
+                        .args("-t nat -D POSTROUTING -s 10.1.2.2 -m comment".split(' '))
+                        .args([
+                            "--comment",
+                            r#"name: "test" id: "c1""#,
+                            "-j",
+                            "CNI-917f9005c929d67b6ac60e32",
+                        ]),
+                );
+            }
+            Filter::Legacy => {
+                run_ok(
+                    host.command("iptables-legacy").args("-t nat -F CNI-917f9005c929d67b6ac60e32".split(' ')),
+                );
+            }
+        }
+        let text = missing(&what);
+        assert!(text.contains("masquerading of 10.1.2.2 is gone"), "{what}: {text}");
+        run_ok(host.command("nft").args("flush chain bridge nat cni-br-iface-c1-eth0-mac".split(' ')));
+        let text = missing(&what);
+        assert!(text.contains("hardware address filter"), "{what}: {text}");
+    }
+}
+
+#[test]
+fn deleting_one_pod_of_the_reference_leaves_the_others_whole() {
+    let (plugin, more) = cables()[0].clone();
+    for node in nodes() {
+        let what = format!("{:?} {}", node.filter, node.reference.display());
+        let pods = ["c1", "c2", "c3"].map(Pod::new);
+        let config = node.config(plugin, "1.0.0", &more);
+        let known: Vec<Value> = pods
+            .iter()
+            .map(|pod| with_previous(&config, &node.reference_adds(pod, plugin, &config)))
+            .collect();
+        for index in [1, 0] {
+            assert_eq!(node.ours(&pods[index], plugin, "DEL", &known[index]).exit, Some(0), "{what}");
+            for (pod, known) in pods.iter().zip(&known).skip(2).chain(pods.iter().zip(&known).take(index)) {
+                let reply = node.ours(pod, plugin, "CHECK", known);
+                assert_eq!(reply.exit, Some(0), "{what}: {reply:?}");
+            }
+            assert!(
+                !node.left().iter().any(|line| line.contains(&format!("\"{}\"", pods[index].container))),
+                "{what}"
+            );
+        }
+    }
+}
+
+#[test]
+fn two_interfaces_of_one_container_in_one_network_do_not_share_their_end() {
+    let (plugin, mut more) = cables()[0].clone();
+    more["macspoofchk"] = json!(false);
+    for node in nodes() {
+        let what = format!("{:?} {}", node.filter, node.reference.display());
+        let first = Pod::new("c1");
+        let second = Pod { namespace: Namespace::with_loopback(), container: "c1".into(), ifname: "net1" };
+        let config = node.config(plugin, "1.0.0", &more);
+        let known = with_previous(&config, &node.reference_adds(&first, plugin, &config));
+        let other = with_previous(&config, &node.reference_adds(&second, plugin, &config));
+        assert_eq!(node.ours(&first, plugin, "DEL", &known).exit, Some(0), "{what}");
+        let reply = node.ours(&second, plugin, "CHECK", &other);
+        assert_eq!(reply.exit, Some(0), "{what}: {reply:?}");
+        assert_eq!(node.ours(&second, plugin, "DEL", &other).exit, Some(0), "{what}");
+        let left = node.left();
+        assert!(
+            !left.iter().any(|line| line.contains("10.1.2.") || line.contains("c1")),
+            "{what}: {left:#?}"
+        );
+    }
+}
+
+#[test]
+fn gc_takes_what_the_reference_left_behind_and_keeps_the_valid_and_the_other_networks() {
+    let (plugin, more) = cables()[0].clone();
+    for node in nodes() {
+        let what = format!("{:?} {}", node.filter, node.reference.display());
+        let config = node.config(plugin, "1.1.0", &more);
+        let older = json!({ "cniVersion": "1.0.0" });
+        let config_of = |name: &str| {
+            let mut config = config.clone();
+            config["name"] = json!(name);
+            config["cniVersion"] = older["cniVersion"].clone();
+            config
+        };
+        let (valid, elsewhere) = (Pod::new("valid"), Pod::new("elsewhere"));
+        let known =
+            with_previous(&config_of("test"), &node.reference_adds(&valid, plugin, &config_of("test")));
+        let mut other = config_of("other");
+        other["ipam"]["ranges"] = json!([[{ "subnet": "10.9.9.0/24" }]]);
+        other["bridge"] = json!("br9");
+        let other = with_previous(&other, &node.reference_adds(&elsewhere, plugin, &other));
+        // Their namespaces go without a DEL.
+        for number in 0..5 {
+            let lost = Pod::new(&format!("lost{number}"));
+            node.reference_adds(&lost, plugin, &config_of("test"));
+        }
+        harness::eventually("the lost pods' cables are gone", || {
+            let ports = node.stage.host.link_names().iter().filter(|name| name.starts_with("veth")).count();
+            (ports == 2).then_some(())
+        });
+        let mut request = config.clone();
+        request["cni.dev/valid-attachments"] = json!([{ "containerID": "valid", "ifname": "eth0" }]);
+        for _ in 0..2 {
+            let reply = node.ours(&valid, plugin, "GC", &request);
+            assert_eq!(reply.exit, Some(0), "{what}: {reply:?}");
+            let left = node.left();
+            assert!(!left.iter().any(|line| line.contains("lost")), "{what}: {left:#?}");
+            let chains =
+                left.iter().filter(|line| line.contains("tables-") && line.contains(" :CNI-")).count();
+            // Of each of the two pods one chain of each family, and those of the filter that was not chosen: none.
+            assert!(chains <= 4, "{what}: {left:#?}");
+            for (pod, known) in [(&valid, &known), (&elsewhere, &other)] {
+                let reply = node.ours(pod, plugin, "CHECK", known);
+                assert_eq!(reply.exit, Some(0), "{what} {}: {reply:?}", pod.container);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_pod_that_ours_wired_is_freed_by_the_references_del() {
+    for (plugin, more) in cables() {
+        for node in nodes() {
+            let what = format!("{plugin} {:?} {}", node.filter, node.reference.display());
+            let pod = Pod::new("c1");
+            let config = node.config(plugin, "1.0.0", &more);
+            let result = node.ours(&pod, plugin, "ADD", &config).expect_success("ADD");
+            let known = with_previous(&config, &result);
+            let reply = node.reference(&pod, plugin, "DEL", &known);
+            // It misses a chain of its own, and takes that for gone only by words that iptables no longer says.
+            let of_chain = reply.error_text().contains("-j CNI-917f9005c929d67b6ac60e32");
+            assert!(reply.exit == Some(0) || of_chain, "{what}: {reply:?}");
+            assert_eq!(node.stage.reserved(), [""; 0], "{what}");
+            assert!(!node.stage.host.link_names().iter().any(|name| name.starts_with("veth")), "{what}");
+            assert_eq!(pod.namespace.link_names(), [""; 0], "{what}");
+            // What only ours knows of goes with our own DEL or GC, which may come at any time.
+            assert_eq!(node.ours(&pod, plugin, "DEL", &known).exit, Some(0), "{what}");
+            let left = node.left();
+            assert!(!left.iter().any(|line| line.contains("element")), "{what}: {left:#?}");
+        }
+    }
+}
