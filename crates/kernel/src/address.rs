@@ -21,12 +21,14 @@ pub struct NewAddress {
     pub skip_duplicate_detection: bool,
     /// Make no route to the prefix.
     pub skip_prefix_route: bool,
+    /// Seconds for which it is preferred, and valid; without them, for ever. The kernel counts them down.
+    pub lifetimes: Option<(u32, u32)>,
 }
 
 impl NewAddress {
     /// An address with the kernel's usual treatment.
     pub fn new(link: u32, net: IpNet) -> Self {
-        Self { link, net, skip_duplicate_detection: false, skip_prefix_route: false }
+        Self { link, net, skip_duplicate_detection: false, skip_prefix_route: false, lifetimes: None }
     }
 }
 
@@ -140,6 +142,13 @@ fn encode(operation: &'static str, address: &NewAddress, flags: u16) -> Request 
     }
     if bits != 0 {
         message.u32(abi::IFA_FLAGS, bits);
+    }
+    if let Some((preferred, valid)) = address.lifetimes {
+        // struct ifa_cacheinfo: preferred, valid, and two time stamps that the kernel keeps.
+        let mut bytes = [0; 16];
+        bytes[..4].copy_from_slice(&preferred.to_ne_bytes());
+        bytes[4..8].copy_from_slice(&valid.to_ne_bytes());
+        message.put(abi::IFA_CACHEINFO, &bytes);
     }
     Request::new(message, purpose(operation, link, net))
 }

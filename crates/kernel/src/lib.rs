@@ -61,6 +61,7 @@ pub mod nft;
 pub mod packet;
 pub mod qdisc;
 pub mod route;
+pub mod routers;
 pub mod rule;
 pub mod signals;
 pub mod sysctl;
