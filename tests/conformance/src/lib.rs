@@ -90,6 +90,20 @@ pub fn recent_subjects() -> Vec<Subject> {
     subjects().into_iter().filter(Subject::is_recent).collect()
 }
 
+/// Whether this kernel has links of a kind, which the words after `type` in `ip link add` name; says so if not.
+pub fn kernel_has(kind: &str) -> bool {
+    let probe = Namespace::new();
+    probe.ip("link add parent type veth peer name other");
+    let sits = ["vlan", "ipvlan", "macvlan"].iter().any(|upper| kind.starts_with(upper));
+    let parent = if sits { "link parent" } else { "" };
+    let words = format!("link add {parent} name probe type {kind}");
+    let has = harness::run(probe.command("ip").args(words.split_whitespace())).status.success();
+    if !has {
+        harness::not_run(&format!("the kernel has no {kind} links"));
+    }
+    has
+}
+
 /// A host, a pod and a place for files, all fresh.
 #[derive(Debug)]
 pub struct Stage {
@@ -118,6 +132,14 @@ impl Stage {
     pub fn ipam(&self, subnets: &[&str]) -> Value {
         let ranges: Vec<Value> = subnets.iter().map(|subnet| json!([{ "subnet": subnet }])).collect();
         json!({ "type": "host-local", "dataDir": self.data.path(), "ranges": ranges })
+    }
+
+    /// Gives the host an uplink: `uplink`, up and with a carrier, in a default route's subnet. Its far end is `far`.
+    pub fn uplink(&self) {
+        self.host.ip("link add uplink type veth peer name far");
+        self.host.ip("link set far up");
+        self.host.ip("link set uplink up");
+        self.host.ip("address add 192.0.2.1/24 dev uplink");
     }
 
     /// A configuration of network `test` for `plugin`, with `more` keys laid over it.

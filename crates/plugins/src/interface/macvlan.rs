@@ -156,7 +156,7 @@ mod tests {
             (r#""mode": "source""#, Code::INVALID_CONFIG),
             (r#""mac": "01:00:00:00:00:01""#, Code::INVALID_CONFIG),
             (r#""mode": 4"#, Code::UNDECODABLE),
-            (r#""bcqueuelen": -1"#, Code::UNDECODABLE),
+            (r#""bcqueuelen": -1"#, Code::INVALID_CONFIG),
             (r#""master": 7"#, Code::UNDECODABLE),
         ] {
             assert_eq!(Settings::of(&request_of(wrong)).unwrap_err().code, code, "{wrong}");
