@@ -54,7 +54,7 @@ pub const ROOT_HANDLE: u32 = 0x0001_0000;
 /// `TC_LINKLAYER_ETHERNET`: lets the kernel compute transmission times itself, without our table.
 const ETHERNET: u8 = 1;
 /// How many ticks a burst may differ by and still be the same: other programs reckon in microseconds.
-const SLACK: u32 = 32;
+const SLACK: u64 = 32;
 /// Index of the loopback link in every namespace.
 const LOOPBACK: u32 = 1;
 const NEEDS_TBF: &str = "the kernel needs CONFIG_NET_SCH_TBF";
@@ -132,10 +132,13 @@ pub fn look_up(link: u32, parent: u32) -> Request {
 }
 
 impl Tbf {
-    /// Whether `found`, as the kernel tells it, is this: it keeps the burst as a time, in ticks.
+    /// Whether `found`, as the kernel tells it, is this: it keeps the burst as a time and tells the lower half
+    /// of it, in ticks.
     pub fn is(&self, found: &Self) -> bool {
-        let ticks = |tbf: &Self| ticks(tbf.burst, tbf.rate);
-        self.rate == found.rate && self.limit == found.limit && ticks(self).abs_diff(ticks(found)) <= SLACK
+        let [wanted, told] = [self, found].map(|tbf| ticks(tbf.burst, tbf.rate) as u32);
+        let difference = wanted.wrapping_sub(told).min(told.wrapping_sub(wanted));
+        let byte = ticks(1, self.rate);
+        self.rate == found.rate && self.limit == found.limit && u64::from(difference) <= SLACK + byte
     }
 }
 
@@ -163,14 +166,19 @@ fn parameters(tbf: &Tbf) -> [u8; 36] {
     let mut bytes = [0; 36];
     bytes[..12].copy_from_slice(&rate_parameters(tbf.rate));
     bytes[24..28].copy_from_slice(&tbf.limit.to_ne_bytes());
-    bytes[28..32].copy_from_slice(&ticks(tbf.burst, tbf.rate).to_ne_bytes());
+    bytes[28..32].copy_from_slice(&most_ticks(tbf).to_ne_bytes());
     bytes
 }
 
 /// How long the burst takes at this rate, in ticks of the packet scheduler.
-fn ticks(burst: u32, rate: u64) -> u32 {
+fn ticks(burst: u32, rate: u64) -> u64 {
     let nanoseconds = u128::from(burst) * 1_000_000_000 / u128::from(rate.max(1));
-    u32::try_from(nanoseconds / TICK_NANOSECONDS).unwrap_or(u32::MAX)
+    u64::try_from(nanoseconds / TICK_NANOSECONDS).unwrap_or(u64::MAX)
+}
+
+/// The same, as far as a request can say it: up to some 275 seconds.
+fn most_ticks(tbf: &Tbf) -> u32 {
+    u32::try_from(ticks(tbf.burst, tbf.rate)).unwrap_or(u32::MAX)
 }
 
 fn read_tbf(options: Attributes<'_>) -> Result<Option<Tbf>, Malformed> {

@@ -53,7 +53,6 @@ const FINDERS: &[Finder] = &[masquerade::leave, macspoof::leave, reference::leav
 ///
 /// # Errors
 /// When the kernel refuses to tell.
-#[allow(dead_code, reason = "the chained plugins that ask are on their way")]
 pub(crate) fn is_held(host: &mut Socket, owner: &Owner) -> Result<bool, Error> {
     let alias = owner.alias();
     Ok(veth::find(host, owner)?.iter().any(|link| link.alias.as_ref() == Some(&alias)))

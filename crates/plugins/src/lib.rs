@@ -44,6 +44,7 @@ pub static PLUGINS: &[&dyn Plugin] = &[
     &interface::vlan::Vlan,
     &ipam::host_local::HostLocal,
     &ipam::static_addresses::Static,
+    &meta::bandwidth::Bandwidth,
 ];
 
 /// The plugin of this name.

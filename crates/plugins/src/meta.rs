@@ -3,13 +3,14 @@
 //! Read [`previous`] first: each of them takes the result so far and passes it on. None of them makes an
 //! interface or asks for an address.
 
+pub mod bandwidth;
+
 use cni::{AddResult, Error, IpConfig, Request};
 
 /// The result of the plugins before this one.
 ///
 /// # Errors
 /// Code 7 when there is none: a plugin of this folder cannot stand first in a chain.
-#[allow(dead_code, reason = "the first plugin to use it lands next")]
 pub(crate) fn previous(request: &Request) -> Result<AddResult, Error> {
     request.config.prev_result()?.ok_or_else(|| {
         let name = &request.config.kind;

@@ -3,7 +3,7 @@
 //! Read [`set_htb`]. Packets that no filter ([`crate::filter`]) sends elsewhere go to the default class; those
 //! that belong to [`DIRECT`] leave as fast as the link lets them.
 
-use super::{Header, ROOT, ROOT_HANDLE, Tbf, bytes_in, rate_parameters, ticks};
+use super::{Header, ROOT, ROOT_HANDLE, SLACK, Tbf, bytes_in, most_ticks, rate_parameters};
 use crate::netlink::{Attributes, Malformed, Message, Purpose, Request, Socket};
 use crate::{Error, abi};
 
@@ -43,7 +43,9 @@ pub struct Class {
 impl Class {
     /// Whether this class shapes as a token bucket filter of these numbers would.
     pub fn shapes_as(&self, wanted: &Tbf) -> bool {
-        Tbf { rate: self.rate, burst: self.burst, limit: wanted.limit }.is(wanted)
+        let found = Tbf { rate: self.rate, burst: self.burst, limit: wanted.limit };
+        let difference = most_ticks(&found).abs_diff(most_ticks(wanted));
+        self.rate == wanted.rate && u64::from(difference) <= SLACK
     }
 }
 
@@ -113,7 +115,7 @@ fn parameters(tbf: &Tbf) -> [u8; 44] {
     let rate = rate_parameters(tbf.rate);
     bytes[..12].copy_from_slice(&rate);
     bytes[12..24].copy_from_slice(&rate);
-    let buffer = ticks(tbf.burst, tbf.rate);
+    let buffer = most_ticks(tbf);
     for (at, number) in [(24, buffer), (28, buffer), (32, QUANTUM)] {
         bytes[at..at + 4].copy_from_slice(&number.to_ne_bytes());
     }
