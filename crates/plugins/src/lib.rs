@@ -42,6 +42,7 @@ pub static PLUGINS: &[&dyn Plugin] = &[
     &interface::macvlan::Macvlan,
     &interface::ptp::Ptp,
     &interface::vlan::Vlan,
+    &ipam::dhcp::Dhcp,
     &ipam::host_local::HostLocal,
     &ipam::static_addresses::Static,
     &meta::bandwidth::Bandwidth,

@@ -1,7 +1,8 @@
 //! The process around a plugin: which one it is, and what it is connected to.
 //!
 //! A runtime starts a plugin by the name of its file, so the plugin is the one that the program is called
-//! by. A person may also name it as the first argument: `fairlead-cni bridge`.
+//! by. A person may also name it as the first argument: `fairlead-cni bridge`. The word `daemon` after the
+//! plugin `dhcp` starts the daemon that keeps its leases.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
@@ -9,10 +10,14 @@ use std::path::Path;
 
 use cni::{Environment, Plugin, Process};
 
+use crate::ipam::dhcp::run_daemon;
 use crate::{PLUGINS, find};
 
 /// The exit code for a program that was called by no plugin's name.
 const WRONG_USAGE: u8 = 2;
+
+/// The one plugin with a daemon beside it: `fairlead-cni dhcp daemon`, or `dhcp daemon`.
+const DAEMONS_PLUGIN: &str = "dhcp";
 
 /// Runs the plugin that `arguments` (the program's own name first) select, with this process's environment
 /// and standard streams, and gives the exit code: 0 good, 1 the plugin failed, 2 no such plugin.
@@ -20,9 +25,14 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let mut arguments = arguments.into_iter();
     let program = arguments.next().unwrap_or_default();
     let first = arguments.next();
-    let Some(plugin) = selected(&program).or_else(|| selected(first.as_deref()?)) else {
-        return usage(first.as_deref());
+    let (plugin, verb) = match (selected(&program), first.as_deref().and_then(selected)) {
+        (Some(plugin), _) => (plugin, first),
+        (None, Some(plugin)) => (plugin, arguments.next()),
+        (None, None) => return usage(first.as_deref()),
     };
+    if plugin.name() == DAEMONS_PLUGIN && verb.is_some_and(|verb| verb == "daemon") {
+        return run_daemon(arguments);
+    }
     cni::serve(
         plugin,
         Process {

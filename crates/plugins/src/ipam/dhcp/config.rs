@@ -55,10 +55,8 @@ impl Settings {
     /// Code 6 for a value of the wrong type, 7 for one that makes no sense.
     pub(crate) fn of(config: &Config, args: &str) -> Result<Self, Error> {
         let ipam = config.ipam()?;
-        let path = |key, default: &str| -> Result<PathBuf, FieldError> {
-            let said = ipam.string(key)?;
-            Ok(PathBuf::from(if said.is_empty() { default } else { said }))
-        };
+        ipam.string("daemonSocketPath").and(ipam.string("daemonStatePath"))?;
+        let (socket, state) = places(config);
         let (mut ipv4, mut ipv6) = (false, false);
         for item in ipam.array("families")? {
             match item.string()? {
@@ -68,8 +66,8 @@ impl Settings {
             }
         }
         Ok(Self {
-            socket: path("daemonSocketPath", SOCKET)?,
-            state: path("daemonStatePath", STATE)?,
+            socket,
+            state,
             ipv4: ipv4 || !ipv6,
             ipv6,
             provide: provided(&ipam.array("provide")?, args)?,
@@ -97,6 +95,17 @@ fn gateway(ipam: &Fields<'_>) -> Result<Option<Ipv6Addr>, FieldError> {
         }
         address => Ok(address),
     }
+}
+
+/// The daemon's socket and its leases: all that giving back needs to know. What cannot be read is as if it were
+/// not there.
+pub(crate) fn places(config: &Config) -> (PathBuf, PathBuf) {
+    let ipam = config.ipam().unwrap_or_default();
+    let path = |key, default: &str| {
+        let said = ipam.string(key).unwrap_or_default();
+        PathBuf::from(if said.is_empty() { default } else { said })
+    };
+    (path("daemonSocketPath", SOCKET), path("daemonStatePath", STATE))
 }
 
 fn provided(items: &[Item<'_>], args: &str) -> Result<Vec<(u8, Vec<u8>)>, FieldError> {

@@ -17,6 +17,8 @@
 //! A machine that has lost its lease ([`Action::Lost`]) begins anew by itself and goes on until it has another:
 //! giving up is the daemon's decision, which drops it.
 
+#![allow(dead_code, reason = "the words of DHCPv6 wait for its client")]
+
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 

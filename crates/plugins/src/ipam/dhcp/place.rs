@@ -66,6 +66,12 @@ impl Place {
         Ok(link.map(|link| (namespace, link)))
     }
 
+    /// Whether the path still leads to the namespace's file: answered without entering it.
+    pub(crate) fn has_namespace(&self) -> bool {
+        let identity = Netns::open(&self.path).and_then(|namespace| namespace.identity());
+        identity.is_ok_and(|identity| (identity.device, identity.inode) == (self.device, self.inode))
+    }
+
     /// Sets the link up.
     ///
     /// # Errors
