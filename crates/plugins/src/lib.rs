@@ -46,6 +46,7 @@ pub static PLUGINS: &[&dyn Plugin] = &[
     &ipam::host_local::HostLocal,
     &ipam::static_addresses::Static,
     &meta::bandwidth::Bandwidth,
+    &meta::tuning::Tuning,
 ];
 
 /// The plugin of this name.

@@ -4,6 +4,7 @@
 //! interface or asks for an address.
 
 pub mod bandwidth;
+pub mod tuning;
 
 use cni::{AddResult, Error, IpConfig, Request};
 

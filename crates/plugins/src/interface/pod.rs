@@ -81,7 +81,6 @@ impl Pod {
     }
 
     /// The socket inside, for what only one plugin asks.
-    #[allow(dead_code, reason = "the chained plugins that use it land next")]
     pub(crate) fn socket(&mut self) -> &mut Socket {
         &mut self.socket
     }
