@@ -180,11 +180,14 @@ fn a_master_in_the_container_is_looked_for_there_alone() {
     }
 }
 
+/// What the complaint says, and what is done to deserve it.
+type Damage<'a> = (&'a str, &'a dyn Fn(&Stage, &mut Value));
+
 // 29
 #[test]
 fn check_is_content_after_add_and_not_when_something_is_lost() {
     for subject in subjects() {
-        let breaking: [(&str, &dyn Fn(&Stage, &mut Value)); 4] = [
+        let breaking: [Damage<'_>; 4] = [
             ("10.1.2.2", &|stage, _| drop(stage.pod.ip("-4 address flush dev eth0"))),
             ("eth0", &|stage, _| drop(stage.pod.ip("link del eth0"))),
             ("mode l2, not l3", &|_, config| config["mode"] = json!("l3")),

@@ -290,11 +290,14 @@ fn the_configurations_name_servers_beat_the_address_plugins() {
     }
 }
 
+/// What the complaint says, and what is done to deserve it.
+type Damage<'a> = (&'a str, &'a dyn Fn(&Stage, &mut Value));
+
 // 29
 #[test]
 fn check_is_content_after_add_and_not_when_something_is_lost() {
     for subject in subjects() {
-        let breaking: [(&str, &dyn Fn(&Stage, &mut Value)); 6] = [
+        let breaking: [Damage<'_>; 6] = [
             ("10.1.2.2", &|stage, _| drop(stage.pod.ip("address flush dev eth0"))),
             ("eth0", &|stage, _| drop(stage.pod.ip("link del eth0"))),
             ("02:00:00:00:00:99", &|stage, _| drop(stage.pod.ip("link set eth0 address 02:00:00:00:00:99"))),

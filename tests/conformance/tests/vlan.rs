@@ -163,11 +163,14 @@ fn del_needs_neither_master_nor_namespace() {
     }
 }
 
+/// What the complaint says, and what is done to deserve it.
+type Damage<'a> = (&'a str, &'a dyn Fn(&Stage, &mut Value));
+
 // 29
 #[test]
 fn check_is_content_after_add_and_not_when_something_is_lost() {
     for subject in subjects() {
-        let breaking: [(&str, &dyn Fn(&Stage, &mut Value)); 4] = [
+        let breaking: [Damage<'_>; 4] = [
             ("10.1.2.2", &|stage, _| drop(stage.pod.ip("address flush dev eth0"))),
             ("eth0", &|stage, _| drop(stage.pod.ip("link del eth0"))),
             ("VLAN 33", &|_, config| config["vlanId"] = json!(34)),
