@@ -20,7 +20,16 @@ use serde_json::Value;
 use crate::{packages, process, workspace};
 
 /// Package and integration test that run in the machine.
-const SUITES: [(&str, &str); 2] = [("kernel", "kinds"), ("plugins", "vlan")];
+const SUITES: &[(&str, &str)] = &[
+    ("kernel", "kinds"),
+    ("plugins", "vlan"),
+    ("conformance", "dummy"),
+    ("conformance", "ipvlan"),
+    ("conformance", "vlan"),
+];
+
+/// The reference plugins that the suites ask the same questions, where they are installed.
+const REFERENCE: [&str; 5] = ["bridge", "dummy", "host-local", "ipvlan", "vlan"];
 
 /// Tools of the host that go along, with the libraries they need.
 const TOOLS: [&str; 8] = ["ip", "bridge", "nft", "unshare", "nsenter", "ping", "sh", "cat"];
@@ -29,11 +38,11 @@ const TOOLS: [&str; 8] = ["ip", "bridge", "nft", "unshare", "nsenter", "ping", "
 const MODULES: [&str; 5] = ["net", "drivers/net", "lib", "arch/x86/crypto", "crypto"];
 
 /// Emulation is some twenty times slower than the machine; past this something hangs.
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_secs(1200);
 
 /// Builds the machine, boots it, and fails when a suite in it fails or does not end.
 pub(crate) fn run() -> anyhow::Result<()> {
-    let missing = packages::install(packages::MACHINE, false);
+    let missing = packages::install(packages::MACHINE, true);
     if !missing.is_empty() {
         workspace::not_run("vm-test", &format!("{missing:?} are missing"));
         return Ok(());
@@ -126,7 +135,7 @@ fn suites() -> anyhow::Result<Vec<(String, PathBuf)>> {
         let program = printed
             .lines()
             .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-            .filter(|message| message["target"]["name"] == test)
+            .filter(|message| message["target"]["name"] == *test)
             .find_map(|message| message["executable"].as_str().map(PathBuf::from))
             .with_context(|| format!("finding the program of test {package}/{test}"))?;
         programs.push((format!("{package}-{test}"), program));
@@ -147,8 +156,9 @@ fn initramfs(
     }
     copy(&which("busybox")?, &tree.join("bin/busybox"))?;
     for tool in TOOLS.iter().filter(|tool| **tool != "sh") {
-        with_libraries(&which(tool)?, &tree)?;
+        with_libraries(&which(tool)?, "usr/bin", &tree)?;
     }
+    reference(&tree)?;
     for (name, program) in suites {
         copy(program, &tree.join("tests").join(name))?;
         // `harness::binary` looks beside the test program.
@@ -172,6 +182,16 @@ fn initramfs(
     process::run(Command::new("chmod").arg("755").arg(tree.join("init")))?;
     let pack = format!("find . | cpio --quiet -o -H newc > {}", image.display());
     process::run(Command::new("sh").args(["-c", &pack]).current_dir(&tree))
+}
+
+/// The reference plugins: Debian's, or those in the folder that `FAIRLEAD_REFERENCE` names.
+fn reference(tree: &Path) -> anyhow::Result<()> {
+    let named = std::env::var_os("FAIRLEAD_REFERENCE").map(PathBuf::from);
+    let folder = named.unwrap_or_else(|| PathBuf::from("/usr/lib/cni"));
+    for plugin in REFERENCE.map(|plugin| folder.join(plugin)).iter().filter(|plugin| plugin.exists()) {
+        with_libraries(plugin, "usr/lib/cni", tree)?;
+    }
+    Ok(())
 }
 
 /// The machine's first process: mounts, modules, the suites one test at a time, then off.
@@ -234,11 +254,12 @@ fn which(program: &str) -> anyhow::Result<PathBuf> {
         .with_context(|| format!("finding {program}"))
 }
 
-/// Copies a program and the shared libraries that `ldd` names, each to the same path below `tree`.
-fn with_libraries(program: &Path, tree: &Path) -> anyhow::Result<()> {
+/// Copies a program into `folder`, and the shared libraries that `ldd` names, each to the same path below `tree`.
+fn with_libraries(program: &Path, folder: &str, tree: &Path) -> anyhow::Result<()> {
     let name = program.file_name().context("a file name")?;
-    copy(program, &tree.join("usr/bin").join(name))?;
-    let listed = process::output(Command::new("ldd").arg(program))?;
+    copy(program, &tree.join(folder).join(name))?;
+    // It fails for a program that is linked statically.
+    let listed = process::output(Command::new("ldd").arg(program)).unwrap_or_default();
     for word in listed.split_whitespace().filter(|word| word.starts_with('/')) {
         copy(Path::new(word), &tree.join(word.trim_start_matches('/')))?;
     }

@@ -180,7 +180,8 @@ fn place(message: &mut Message, namespace: Option<BorrowedFd<'_>>) {
 }
 
 impl NewKind<'_> {
-    fn name(&self) -> &str {
+    /// The kernel's name for the kind.
+    pub fn name(&self) -> &str {
         match self {
             Self::Bridge(_) => "bridge",
             Self::Veth(_) => "veth",

@@ -13,7 +13,7 @@ use std::os::fd::AsFd;
 
 use cni::{AddResult, Code, Config, Error, Request, delegate};
 use kernel::link::{self, Change, Link, NewKind, NewLink};
-use kernel::netlink::{Protocol, Socket};
+use kernel::netlink::{Batch, Protocol, Socket};
 use netstate::Mac;
 
 use super::pod::{Pod, Setup, routes};
@@ -156,23 +156,42 @@ impl<'a> Site<'a> {
     /// [`MakeError::Taken`] says that something other than the name is taken.
     pub(crate) fn make(&mut self, new: &New, in_container: bool) -> Result<Link, MakeError> {
         let name = &self.request.ifname;
-        let temporary = Owner::of(self.request).host_link_name(0);
-        let mut refusal = self.create(new, name, in_container);
-        if matches!(refusal, Err(MakeError::Taken(_))) {
-            if self.pod.find(name)?.is_some() {
-                let text = format!("{name} already exists in the pod");
-                return Err(MakeError::Other(Error::kernel(text)));
+        if self.pod.find(name)?.is_some() {
+            return Err(Error::kernel(format!("{name} already exists in the pod")).into());
+        }
+        match self.make_and_mark(new, in_container) {
+            // Even where the kernel's answer was lost, what has one of our names now is ours.
+            Err(MakeError::Other(cause)) => match remove(self.request, new.kind.name()) {
+                Ok(()) => Err(cause.into()),
+                Err(failure) => Err(undone_badly(cause, &failure).into()),
+            },
+            made => made,
+        }
+    }
+
+    fn make_and_mark(&mut self, new: &New, in_container: bool) -> Result<Link, MakeError> {
+        let (name, owner) = (&self.request.ifname, Owner::of(self.request));
+        let temporary = owner.host_link_name(0);
+        let final_name = match self.create(new, name, in_container) {
+            Err(MakeError::Taken(_)) => {
+                self.create(new, &temporary, in_container)?;
+                false
             }
-            refusal = self.create(new, &temporary, in_container);
-        }
-        refusal?;
-        let link = self.named(name, &temporary)?;
-        let alias = Owner::of(self.request).alias();
+            made => made.map(|()| true)?,
+        };
+        let made_as = if final_name { name } else { &temporary };
+        let Some(mut link) = self.pod.find(made_as)? else {
+            return Err(Error::kernel(format!("{name} vanished from the pod while it was made")).into());
+        };
+        let alias = owner.alias();
         let mark = Change { alias: Some(&alias), ..Change::default() };
-        match self.pod.socket.execute(link::change(link.index, &mark)) {
-            Ok(()) => Ok(link),
-            Err(error) => Err(self.discard(&link, fault(error)).into()),
+        let mut batch = Batch::from(link::change(link.index, &mark));
+        if !final_name {
+            batch.push(link::rename(link.index, name));
         }
+        self.pod.socket.execute(batch).map_err(fault)?;
+        link.name.clone_from(name);
+        Ok(link)
     }
 
     fn create(&mut self, new: &New, name: &str, in_container: bool) -> Result<(), MakeError> {
@@ -184,28 +203,6 @@ impl<'a> Site<'a> {
             Ok(()) => Ok(()),
             Err(error) if error.exists() => Err(MakeError::Taken(fault(error))),
             Err(error) => Err(MakeError::Other(fault(error))),
-        }
-    }
-
-    /// The link that was just made under one of the two names, under the first.
-    fn named(&mut self, name: &str, temporary: &str) -> Result<Link, Error> {
-        if let Some(link) = self.pod.find(name)? {
-            return Ok(link);
-        }
-        let Some(link) = self.pod.find(temporary)? else {
-            return Err(Error::kernel(format!("{name} vanished from the pod while it was made")));
-        };
-        match self.pod.socket.execute(link::rename(link.index, name)) {
-            Ok(()) => Ok(Link { name: name.to_owned(), ..link }),
-            Err(error) => Err(self.discard(&link, fault(error))),
-        }
-    }
-
-    /// Deletes a link after a failure, and returns the error of both.
-    fn discard(&mut self, link: &Link, cause: Error) -> Error {
-        match self.pod.delete(link.index) {
-            Ok(()) => cause,
-            Err(failure) => undone_badly(cause, &failure),
         }
     }
 }
