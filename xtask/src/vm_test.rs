@@ -22,6 +22,7 @@ use crate::{packages, process, workspace};
 /// Package and integration test that run in the machine.
 const SUITES: &[(&str, &str)] = &[
     ("kernel", "kinds"),
+    ("plugins", "kinds"),
     ("plugins", "vlan"),
     ("conformance", "dummy"),
     ("conformance", "ipvlan"),
