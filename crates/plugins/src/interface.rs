@@ -6,6 +6,7 @@ pub mod bridge;
 pub(crate) mod child;
 pub mod dummy;
 pub mod fairlead;
+pub mod host_device;
 pub mod ipvlan;
 pub mod loopback;
 pub(crate) mod mac;

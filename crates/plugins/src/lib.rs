@@ -37,6 +37,7 @@ pub static PLUGINS: &[&dyn Plugin] = &[
     &interface::bridge::Bridge,
     &interface::dummy::Dummy,
     &interface::fairlead::Fairlead,
+    &interface::host_device::HostDevice,
     &interface::ipvlan::Ipvlan,
     &interface::loopback::Loopback,
     &interface::macvlan::Macvlan,

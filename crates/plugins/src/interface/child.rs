@@ -127,7 +127,7 @@ pub(crate) fn detects_duplicates(request: &Request) -> Result<bool, Error> {
 }
 
 /// The plugin to give addresses back to; empty for none. Never the plugin itself: it would call itself for ever.
-fn address_plugin(config: &Config) -> &str {
+pub(crate) fn address_plugin(config: &Config) -> &str {
     if names_itself(config) { "" } else { &config.ipam_kind }
 }
 
@@ -414,6 +414,7 @@ pub(crate) fn require_kind(host: &mut Socket, kind: &str, option: &str) -> Resul
         .with_details(format!("hint: it needs {option}, built in or as a module that can be loaded")))
 }
 
-fn undone_badly(cause: Error, failure: &Error) -> Error {
+/// An ADD's failure, and that of undoing what it had made.
+pub(crate) fn undone_badly(cause: Error, failure: &Error) -> Error {
     Error { message: format!("{}; undoing it: {}", cause.message, failure.message), ..cause }
 }
