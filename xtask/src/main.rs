@@ -29,7 +29,8 @@ const USAGE: &str = "usage: cargo xtask TASK
   test       every test; installs the Debian packages it needs; then fuzz and vm-test, bounded
   floors     only: which crate may lean on which
   fuzz [S]   each parser for S seconds (15)
-  vm-test    the tests whose kernel features this machine lacks, on Debian's cloud kernel in QEMU
+  vm-test [S] the tests whose kernel features this machine lacks, on Debian's cloud kernel in QEMU;
+             only the suites whose names contain S
   bench      ours, the reference's and the kernel's floor, side by side
 ";
 
@@ -52,7 +53,8 @@ fn run() -> anyhow::Result<()> {
         ["floors"] => floors::run(),
         ["fuzz"] => fuzz::run(15),
         ["fuzz", seconds] => fuzz::run(seconds.parse()?),
-        ["vm-test"] => vm_test::run(),
+        ["vm-test"] => vm_test::run(""),
+        ["vm-test", part] => vm_test::run(part),
         ["bench"] => bench::run(),
         ["bench", "inside"] => bench::inside(),
         _ => {

@@ -27,7 +27,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
             .env("FAIRLEAD_NOT_RUN", &not_run),
     )?;
     fuzz::run(FUZZ_SECONDS)?;
-    vm_test::run()?;
+    vm_test::run("")?;
     report(&not_run);
     Ok(())
 }

@@ -32,7 +32,8 @@ fn shown(stage: &Stage) -> Value {
 fn addresses(namespace: &Namespace) -> Vec<String> {
     let shown = namespace.ip_json("address show dev eth0 scope global");
     let addresses = shown[0]["addr_info"].as_array().cloned().unwrap_or_default();
-    addresses.iter().map(|address| address["local"].as_str().unwrap().to_owned()).collect()
+    // What does not pass the filter is an empty object.
+    addresses.iter().filter_map(|address| address["local"].as_str()).map(str::to_owned).collect()
 }
 
 // 39
