@@ -59,6 +59,7 @@ pub(crate) const IFLA_NET_NS_FD: u16 = 28;
 pub(crate) const IFLA_EXT_MASK: u16 = 29;
 pub(crate) const IFLA_PROMISCUITY: u16 = 30;
 pub(crate) const IFLA_LINK_NETNSID: u16 = 37;
+pub(crate) const IFLA_ALT_IFNAME: u16 = 53;
 
 // Below IFLA_LINKINFO.
 pub(crate) const IFLA_INFO_KIND: u16 = 1;

@@ -196,12 +196,15 @@ impl Link {
     }
 }
 
+/// Bytes of a link's name, without the closing NUL; its alternative names may be longer.
+const LONGEST_NAME: usize = 15;
+
 /// A link, by number or by name. Naming saves the look-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target<'a> {
     /// By index.
     Index(u32),
-    /// By name.
+    /// By name, or by one of its alternative names.
     Name(&'a str),
 }
 
@@ -237,7 +240,8 @@ impl Target<'_> {
             Self::Index(index) => Message::new(kind, flags, &Header { index, ..header }.bytes()),
             Self::Name(name) => {
                 let mut message = Message::new(kind, flags, &header.bytes());
-                message.text(abi::IFLA_IFNAME, name);
+                let kind = if name.len() > LONGEST_NAME { abi::IFLA_ALT_IFNAME } else { abi::IFLA_IFNAME };
+                message.text(kind, name);
                 message
             }
         }

@@ -104,6 +104,17 @@ fn finding_reads_what_ip_shows() {
 }
 
 #[test]
+fn a_link_is_found_by_its_alternative_names() {
+    let (node, mut socket, bridge) = node();
+    for name in ["short", "a-name-of-more-than-fifteen-bytes"] {
+        node.ip(&format!("link property add dev br0 altname {name}"));
+        let found = link::find(&mut socket, name).unwrap().unwrap();
+        assert_eq!((found.index, found.name.as_str()), (bridge, "br0"));
+    }
+    assert_eq!(link::find(&mut socket, "another-name-of-more-than-fifteen-bytes").unwrap(), None);
+}
+
+#[test]
 fn a_far_end_elsewhere_is_told_from_one_beside() {
     let (node, mut socket, _) = node();
     let pod = Namespace::new();

@@ -210,6 +210,18 @@ fn an_ipv6_address_that_another_pod_has_is_refused_unless_nobody_is_asked() {
     scene.call("b", &pods[1]).add(&config);
 }
 
+/// Who has switched detection off for new links of the pod has done so for this one.
+#[test]
+fn detection_is_left_to_what_the_pod_has_set() {
+    let (scene, pod) = (Scene::new(), Namespace::new());
+    harness::run_ok(pod.command("sh").args(["-c", "echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad"]));
+    scene.call("c", &pod).add(&scene.config(&["2001:db8:42::/64"]));
+    assert_eq!(pod.sysctl("net/ipv6/conf/eth0/accept_dad"), "0");
+    let tentative = pod.ip_json("address show dev eth0 tentative");
+    let left = tentative[0]["addr_info"].as_array().cloned().unwrap_or_default();
+    assert!(left.iter().all(|address| address["local"].is_null()), "{left:?}");
+}
+
 #[test]
 fn a_master_without_a_carrier_holds_no_pod_up() {
     let (scene, pod) = (Scene::new(), Namespace::new());

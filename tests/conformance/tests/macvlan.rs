@@ -66,6 +66,21 @@ fn a_master_that_is_not_named_is_the_default_routes_and_del_needs_none() {
     }
 }
 
+#[test]
+fn a_master_may_be_named_by_an_alternative_name() {
+    for subject in recent_subjects() {
+        for name in ["short", "a-name-of-more-than-fifteen-bytes"] {
+            let stage = stage();
+            stage.host.ip(&format!("link property add dev uplink altname {name}"));
+            let mut config = config(&stage, &["10.1.2.0/24"], &json!({ "master": name }));
+            let call = stage.call(&subject, "macvlan", "c1");
+            config["prevResult"] = call.add(&config);
+            assert_eq!(shown(&stage)["link_index"], index(&stage.host, "uplink"), "{}", subject.name);
+            call.run("CHECK", &config).expect_success("CHECK");
+        }
+    }
+}
+
 // 35, 9: Debian's reference looks for the master first.
 #[test]
 fn del_succeeds_whatever_is_missing() {

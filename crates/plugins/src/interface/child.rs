@@ -301,6 +301,7 @@ fn setup(result: &AddResult, link: u32, detect_duplicates: bool) -> Setup {
         addresses: result.ips.iter().map(|ip| ip.address).collect(),
         routes: routes(result, link),
         detect_duplicates,
+        detection_as_set: true,
         ..Setup::default()
     }
 }

@@ -49,6 +49,8 @@ pub(crate) struct Setup {
     pub(crate) routes: Vec<Route>,
     /// Check IPv6 addresses for duplicates.
     pub(crate) detect_duplicates: bool,
+    /// With that: leave it to the sysctls that the pod has for new links whether and how.
+    pub(crate) detection_as_set: bool,
     /// Make no routes to the subnets of the addresses.
     pub(crate) no_prefix_routes: bool,
 }
@@ -171,9 +173,12 @@ impl Pod {
             put(&v6("keep_addr_on_down"), "1")?;
         }
         if setup.detect_duplicates {
-            put(&v6("enhanced_dad"), "1")?;
             // Where others may have known an address's last holder, they are told of the new one.
             put(&v6("ndisc_notify"), "1")?;
+            if setup.detection_as_set {
+                return Ok(());
+            }
+            put(&v6("enhanced_dad"), "1")?;
         }
         put(&v6("accept_dad"), if setup.detect_duplicates { "1" } else { "0" })
     }
