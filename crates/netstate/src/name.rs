@@ -12,6 +12,9 @@ use crate::Error;
 pub struct LinkName([u8; 16]);
 
 impl LinkName {
+    /// The link by which a host talks to itself.
+    pub const LOOPBACK: Self = Self(*b"lo\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+
     /// The name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {

@@ -285,6 +285,8 @@ pub enum Field {
     InputLink,
     /// The link it leaves by.
     OutputLink,
+    /// The family of the network protocol: 2 for IPv4, 10 for IPv6.
+    NetworkFamily,
     /// The transport protocol.
     Protocol,
     /// The transport's source port; match [`Field::Protocol`] before.

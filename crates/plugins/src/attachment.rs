@@ -12,6 +12,7 @@
 //! A plugin that puts something into nf_tables for an attachment adds the function that finds it to [`FINDERS`]
 //! and asks [`is_held`] in its own DEL.
 
+use std::cell::RefCell;
 use std::path::Path;
 
 use cni::{Error, Request, delegate};
@@ -22,6 +23,7 @@ use kernel::nft::{Nft, Transaction};
 
 use crate::fault::{Failures, fault};
 use crate::interface::veth;
+use crate::meta::portmap;
 use crate::owner::Owner;
 use crate::{macspoof, masquerade, reference};
 
@@ -38,6 +40,15 @@ pub(crate) struct Leaving<'a> {
     pub(crate) owner: &'a Owner,
     /// The pod's addresses, if the runtime remembers them. Without them everything of the network is looked at.
     pub(crate) addresses: Option<Vec<IpNet>>,
+    /// Where the host ports led that [`portmap::leave`] found: their connections end with them.
+    pub(crate) host_ports: RefCell<Vec<portmap::HostPort>>,
+}
+
+impl<'a> Leaving<'a> {
+    /// The owner with what is known of his addresses.
+    pub(crate) fn new(owner: &'a Owner, addresses: Option<Vec<IpNet>>) -> Self {
+        Self { owner, addresses, host_ports: RefCell::default() }
+    }
 }
 
 /// Adds the deletion of every element that the attachment has in one part of nf_tables. A part that is not
@@ -45,7 +56,7 @@ pub(crate) struct Leaving<'a> {
 type Finder = fn(&mut Nft, &Leaving<'_>, &mut Transaction) -> Result<(), kernel::Error>;
 
 /// The parts of nf_tables in which an attachment may have elements.
-const FINDERS: &[Finder] = &[masquerade::leave, macspoof::leave, reference::leave];
+const FINDERS: &[Finder] = &[masquerade::leave, macspoof::leave, portmap::leave, reference::leave];
 
 /// Whether the attachment's own cable, marked as such by our bridge, ptp or fairlead, stands on the host. Then
 /// that plugin's DEL is still to come and removes all that the attachment owns; DEL of a chained plugin has
@@ -77,8 +88,9 @@ pub(crate) fn remove(
     // that wait is over by the time the links are gone.
     let mut nft = failures.note_kernel(Nft::open());
     if let Some(nft) = &mut nft {
-        let leaving = Leaving { owner: &owner, addresses: known_addresses(request) };
+        let leaving = Leaving::new(&owner, known_addresses(request));
         remove_elements(nft, &leaving, &mut failures);
+        failures.note(portmap::end_connections(&leaving.host_ports.take()));
         failures.note_kernel(reference::remove_older(&leaving, reference::EVERYTHING));
     }
     if let Some(mut host) = failures.note_kernel(Socket::open(Protocol::Route)) {

@@ -47,6 +47,7 @@ pub static PLUGINS: &[&dyn Plugin] = &[
     &ipam::host_local::HostLocal,
     &ipam::static_addresses::Static,
     &meta::bandwidth::Bandwidth,
+    &meta::portmap::Portmap,
     &meta::tuning::Tuning,
 ];
 

@@ -61,7 +61,7 @@ pub(crate) fn add(nft: &mut Nft, owner: &Owner, address: IpNet) -> Result<(), Er
 
 /// Ends masquerading of one address, if it is `owner`'s.
 pub(crate) fn remove(nft: &mut Nft, owner: &Owner, address: IpNet) -> Result<(), Error> {
-    let leaving = Leaving { owner, addresses: Some(vec![address]) };
+    let leaving = Leaving::new(owner, Some(vec![address]));
     let mut transaction = Transaction::new();
     leave(nft, &leaving, &mut transaction)?;
     match nft.commit(transaction) {

@@ -4,6 +4,7 @@
 //! interface or asks for an address.
 
 pub mod bandwidth;
+pub mod portmap;
 pub mod tuning;
 
 use cni::{AddResult, Error, IpConfig, Request};
@@ -22,7 +23,6 @@ pub(crate) fn previous(request: &Request) -> Result<AddResult, Error> {
 
 /// The addresses of the result that sit on the pod's interface. One that does not say where it sits, or points
 /// outside the list of interfaces, counts.
-#[allow(dead_code, reason = "the first plugin to use it lands next")]
 pub(crate) fn addresses<'a>(result: &'a AddResult, ifname: &'a str) -> impl Iterator<Item = &'a IpConfig> {
     result.ips.iter().filter(move |ip| result.interface_of(ip).is_none_or(|link| link.name == ifname))
 }

@@ -168,6 +168,7 @@ impl Writer<'_> {
             Field::DestinationPort => self.payload(c::TRANSPORT_HEADER, 2, length, register),
             Field::InputLink => self.meta(c::META_INPUT_NAME, register),
             Field::OutputLink => self.meta(c::META_OUTPUT_NAME, register),
+            Field::NetworkFamily => self.meta(c::META_FAMILY, register),
             Field::Protocol => self.meta(c::META_TRANSPORT, register),
             Field::Mark => self.meta(c::META_MARK, register),
             Field::CtState => self.ct(c::CT_STATE, register),
@@ -263,7 +264,7 @@ fn field_length(field: Field) -> u32 {
         Field::Source(IpVersion::V6) | Field::Destination(IpVersion::V6) => 16,
         Field::EtherSource | Field::EtherDestination => 6,
         Field::InputLink | Field::OutputLink => 16,
-        Field::Protocol => 1,
+        Field::NetworkFamily | Field::Protocol => 1,
         Field::SourcePort | Field::DestinationPort => 2,
         Field::Mark | Field::CtState | Field::CtStatus | Field::CtMark => 4,
     }

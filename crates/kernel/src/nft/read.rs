@@ -123,14 +123,31 @@ impl Nft {
     /// # Errors
     /// When the kernel refuses to list.
     pub fn holds_rule(&mut self, table: &TableKey, chain: &str, rule: &Rule) -> Result<bool, Error> {
-        let digest = Some(rule.digest());
-        match self.rules(table) {
-            Ok(rules) => Ok(rules
-                .iter()
-                .any(|(holder, comment)| holder == chain && userdata::find_digest(comment) == digest)),
-            Err(error) if error.is_missing() => Ok(false),
-            Err(error) => Err(error),
-        }
+        Ok(self.missing_rule(table, &[(chain, rule)])?.is_none())
+    }
+
+    /// The place in `wanted` (rules, each with its chain) of the first one that the table does not hold. A missing
+    /// chain or table holds nothing and is no error.
+    ///
+    /// # Errors
+    /// When the kernel refuses to list.
+    pub fn missing_rule(
+        &mut self,
+        table: &TableKey,
+        wanted: &[(&str, &Rule)],
+    ) -> Result<Option<usize>, Error> {
+        let rules = match self.rules(table) {
+            Err(error) if error.is_missing() => Vec::new(),
+            other => other?,
+        };
+        let holds = |chain: &str, rule: &Rule| {
+            let digest = Some(rule.digest());
+            let same = |(holder, comment): &(String, String)| {
+                holder == chain && userdata::find_digest(comment) == digest
+            };
+            rules.iter().any(same)
+        };
+        Ok(wanted.iter().position(|(chain, rule)| !holds(chain, rule)))
     }
 
     fn generation(&mut self) -> Result<u32, Error> {

@@ -173,6 +173,7 @@ impl Display for Field {
             Self::EtherDestination => "ether daddr",
             Self::InputLink => "iifname",
             Self::OutputLink => "oifname",
+            Self::NetworkFamily => "meta nfproto",
             Self::Protocol => "meta l4proto",
             Self::SourcePort => "th sport",
             Self::DestinationPort => "th dport",

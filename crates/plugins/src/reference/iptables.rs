@@ -138,7 +138,7 @@ fn find_stale(rules: &[ForeignRule], (network, valid): (&str, &[Owner]), parts: 
         // Its interface is not told, and not part of the names either.
         let attachment = Attachment { container_id: container_id.to_owned(), ifname: String::new() };
         let owner = Owner::new(network, attachment);
-        let leaving = Leaving { owner: &owner, addresses: None };
+        let leaving = Leaving::new(&owner, None);
         doomed.take(find(rules, &Traces::of(&owner), &leaving, parts));
     }
     doomed
@@ -214,7 +214,7 @@ mod tests {
         let attachment = Attachment { container_id: "c1".into(), ifname: "eth0".into() };
         let owner = Owner::new("test", attachment);
         let addresses = addresses.map(|address| vec![address.parse().unwrap()]);
-        find(rules, &Traces::of(&owner), &Leaving { owner: &owner, addresses }, super::super::EVERYTHING)
+        find(rules, &Traces::of(&owner), &Leaving::new(&owner, addresses), super::super::EVERYTHING)
     }
 
     #[test]
