@@ -25,6 +25,8 @@ pub(crate) const TESTS: &[Need] = &[
     ("sysctl", "procps"),
     ("busybox", "busybox-static"),
     ("iperf3", "iperf3"),
+    ("dnsmasq", "dnsmasq-base"),
+    ("dhcpd", "isc-dhcp-server"),
     ("containerd", "containerd"),
     ("runc", "runc"),
     ("podman", "podman"),

@@ -20,11 +20,13 @@
 mod call;
 mod disturbance;
 mod namespace;
+mod service;
 mod wait;
 
 pub use call::{Call, Reply};
 pub use disturbance::{Disturbance, Outcome, Step, every_step, strace_works};
 pub use namespace::{Namespace, run, run_ok};
+pub use service::Service;
 pub use wait::{eventually, not_run};
 
 use std::path::PathBuf;

@@ -111,7 +111,7 @@ fn routes(options: &[(u8, Vec<u8>)], gateway: Option<Ipv4Addr>) -> Box<dyn Itera
     let classful = classful.filter_map(|pair| {
         let (destination, router) = (address(&pair[..4])?, address(&pair[4..])?);
         let net = Ipv4Net::new(destination, classful_length(destination)?).ok()?;
-        (!destination.is_unspecified()).then(|| via(net, router))
+        (!destination.is_unspecified()).then(|| via(net.trunc(), router))
     });
     Box::new(classful.chain(gateway.map(|router| via(Ipv4Net::default(), router))))
 }
