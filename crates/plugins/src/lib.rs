@@ -48,6 +48,7 @@ pub static PLUGINS: &[&dyn Plugin] = &[
     &ipam::static_addresses::Static,
     &meta::bandwidth::Bandwidth,
     &meta::portmap::Portmap,
+    &meta::sbr::Sbr,
     &meta::tuning::Tuning,
 ];
 

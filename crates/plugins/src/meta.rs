@@ -4,7 +4,10 @@
 //! interface or asks for an address.
 
 pub mod bandwidth;
+mod changes;
+mod lock;
 pub mod portmap;
+pub mod sbr;
 pub mod tuning;
 
 use cni::{AddResult, Error, IpConfig, Request};
