@@ -98,6 +98,15 @@ pub(crate) const IFLA_IPVLAN_FLAGS: u16 = 2;
 pub(crate) const IFLA_VLAN_ID: u16 = 1;
 pub(crate) const IFLA_VLAN_PROTOCOL: u16 = 5;
 pub(crate) const IFLA_VRF_TABLE: u16 = 1;
+// TUN and TAP devices (linux/if_link.h, linux/if_tun.h).
+pub(crate) const IFLA_TUN_OWNER: u16 = 1;
+pub(crate) const IFLA_TUN_GROUP: u16 = 2;
+pub(crate) const IFLA_TUN_TYPE: u16 = 3;
+pub(crate) const IFLA_TUN_MULTI_QUEUE: u16 = 7;
+pub(crate) const IFF_TAP: u16 = 0x0002;
+pub(crate) const IFF_MULTI_QUEUE: u16 = 0x0100;
+pub(crate) const IFF_NO_PI: u16 = 0x1000;
+pub(crate) const IFF_TUN_EXCL: u16 = 0x8000;
 pub(crate) const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 pub(crate) const IFLA_INET_CONF: u16 = 1;
 /// A sysctl of `net/ipv4/conf/LINK` by number (linux/ip.h).

@@ -65,6 +65,7 @@ pub mod routers;
 pub mod rule;
 pub mod signals;
 pub mod sysctl;
+pub mod tap;
 pub mod user_namespace;
 pub mod xtables;
 

@@ -115,6 +115,17 @@ pub enum Kind {
         /// Its routing table.
         table: u32,
     },
+    /// A link whose far end is a program.
+    Tun {
+        /// Whether it carries Ethernet frames (TAP), and not bare packets.
+        tap: bool,
+        /// Whether several programs may hold it at the same time.
+        multi_queue: bool,
+        /// The user who may hold it.
+        owner: Option<u32>,
+        /// The group who may hold it.
+        group: Option<u32>,
+    },
     /// Any other kind, by the kernel's name for it.
     Other(String),
 }
@@ -131,6 +142,7 @@ impl Kind {
             Self::Ipvlan { .. } => Some("ipvlan"),
             Self::Vlan { .. } => Some("vlan"),
             Self::Vrf { .. } => Some("vrf"),
+            Self::Tun { .. } => Some("tun"),
             Self::Other(name) => Some(name),
         }
     }

@@ -16,5 +16,6 @@ pub(crate) mod patience;
 pub(crate) mod pod;
 pub mod ptp;
 pub(crate) mod report;
+pub mod tap;
 pub(crate) mod veth;
 pub mod vlan;

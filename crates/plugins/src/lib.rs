@@ -42,6 +42,7 @@ pub static PLUGINS: &[&dyn Plugin] = &[
     &interface::loopback::Loopback,
     &interface::macvlan::Macvlan,
     &interface::ptp::Ptp,
+    &interface::tap::Tap,
     &interface::vlan::Vlan,
     &ipam::dhcp::Dhcp,
     &ipam::host_local::HostLocal,

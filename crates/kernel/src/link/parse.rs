@@ -105,8 +105,24 @@ fn kind(info: Attributes<'_>) -> Result<Kind, Malformed> {
             let table = data.find(abi::IFLA_VRF_TABLE)?;
             Ok(Kind::Vrf { table: table.map_or(Ok(0), |table| table.u32())? })
         }
+        "tun" => tun(data),
         other => Ok(Kind::Other(other.to_owned())),
     }
+}
+
+fn tun(data: Attributes<'_>) -> Result<Kind, Malformed> {
+    let (mut tap, mut multi_queue, mut owner, mut group) = (false, false, None, None);
+    for attribute in data {
+        let attribute = attribute?;
+        match attribute.kind {
+            abi::IFLA_TUN_TYPE => tap = u16::from(attribute.u8()?) == abi::IFF_TAP,
+            abi::IFLA_TUN_MULTI_QUEUE => multi_queue = attribute.u8()? != 0,
+            abi::IFLA_TUN_OWNER => owner = Some(attribute.u32()?),
+            abi::IFLA_TUN_GROUP => group = Some(attribute.u32()?),
+            _ => {}
+        }
+    }
+    Ok(Kind::Tun { tap, multi_queue, owner, group })
 }
 
 fn vxlan(data: Attributes<'_>) -> Result<Kind, Malformed> {
