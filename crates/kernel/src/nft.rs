@@ -14,6 +14,7 @@
 mod constant;
 mod expression;
 mod foreign;
+mod iptables;
 mod read;
 mod userdata;
 mod value;
@@ -27,6 +28,8 @@ use netstate::nft::{
 use crate::Error;
 use crate::netlink::{Batch, Message, Protocol, Purpose, Request, Socket};
 use constant as c;
+
+pub use iptables::IptablesRule;
 
 /// Elements stop being added to a message of this size and go on in the next: an attribute ends at 64 KB.
 const MESSAGE_ROOM: usize = 60 * 1024;

@@ -5,9 +5,9 @@
 
 use harness::{Namespace, not_run, run, run_ok};
 use kernel::foreign::ForeignRule;
-use kernel::nft::{Nft, Transaction};
+use kernel::nft::{IptablesRule, Nft, Transaction};
 use kernel::xtables::{self, Table};
-use netstate::nft::{Family, IpVersion, TableKey};
+use netstate::nft::{Family, IpVersion, TableKey, Verdict};
 
 fn inside<T: Send>(namespace: &Namespace, work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
@@ -151,5 +151,44 @@ fn rules_written_by_iptables_over_nf_tables_are_recognised_and_removed_by_handle
         });
         let expected: Vec<&str> = before.lines().filter(|line| !line.contains("DOOMED")).collect();
         assert_eq!(listed(&host, &program).lines().collect::<Vec<_>>(), expected);
+    }
+}
+
+#[test]
+fn rules_in_the_form_of_iptables_are_listed_and_deleted_by_it() {
+    let host = Namespace::with_loopback();
+    for (version, program, source) in VERSIONS {
+        let program = program.replace("tables", "tables-nft");
+        let filter = |arguments: &str| run_ok(host.command(&program).args(arguments.split_whitespace()));
+        filter("-N OURS");
+        filter("-A FORWARD -i lo -j DROP");
+        let family = if version == IpVersion::V4 { Family::Ip } else { Family::Ip6 };
+        let table = TableKey::new(family, "filter");
+        inside(&host, || {
+            let address = source.parse().ok();
+            let mut transaction = Transaction::new();
+            let jump = Verdict::Jump("OURS".into());
+            let jump = IptablesRule { comment: Some("why we are here"), ..IptablesRule::new(jump) };
+            transaction.add_iptables_rule(&table, "FORWARD", &jump, true);
+            let accept = IptablesRule::new(Verdict::Accept);
+            let back = IptablesRule { destination: address, tracked: true, ..accept.clone() };
+            transaction.add_iptables_rule(&table, "OURS", &back, false);
+            transaction.add_iptables_rule(&table, "OURS", &IptablesRule { source: address, ..accept }, false);
+            Nft::open().unwrap().commit(transaction).unwrap();
+        });
+        let bits = if version == IpVersion::V4 { 32 } else { 128 };
+        let rules = [
+            "FORWARD -m comment --comment \"why we are here\" -j OURS".to_owned(),
+            "FORWARD -i lo -j DROP".to_owned(),
+            format!("OURS -d {source}/{bits} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"),
+            format!("OURS -s {source}/{bits} -j ACCEPT"),
+        ];
+        let listed = filter("-S");
+        let listed: Vec<&str> = listed.lines().filter_map(|line| line.strip_prefix("-A ")).collect();
+        assert_eq!(listed, rules);
+        for rule in &rules[2..] {
+            filter(&format!("-C {rule}"));
+            filter(&format!("-D {rule}"));
+        }
     }
 }

@@ -23,7 +23,7 @@ use kernel::nft::{Nft, Transaction};
 
 use crate::fault::{Failures, fault};
 use crate::interface::veth;
-use crate::meta::portmap;
+use crate::meta::{firewall, portmap};
 use crate::owner::Owner;
 use crate::{macspoof, masquerade, reference};
 
@@ -56,7 +56,8 @@ impl<'a> Leaving<'a> {
 type Finder = fn(&mut Nft, &Leaving<'_>, &mut Transaction) -> Result<(), kernel::Error>;
 
 /// The parts of nf_tables in which an attachment may have elements.
-const FINDERS: &[Finder] = &[masquerade::leave, macspoof::leave, portmap::leave, reference::leave];
+const FINDERS: &[Finder] =
+    &[masquerade::leave, macspoof::leave, portmap::leave, firewall::leave, reference::leave];
 
 /// Whether the attachment's own cable, marked as such by our bridge, ptp or fairlead, stands on the host. Then
 /// that plugin's DEL is still to come and removes all that the attachment owns; DEL of a chained plugin has

@@ -48,6 +48,7 @@ pub static PLUGINS: &[&dyn Plugin] = &[
     &ipam::host_local::HostLocal,
     &ipam::static_addresses::Static,
     &meta::bandwidth::Bandwidth,
+    &meta::firewall::Firewall,
     &meta::portmap::Portmap,
     &meta::sbr::Sbr,
     &meta::tuning::Tuning,

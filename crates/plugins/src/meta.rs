@@ -5,6 +5,7 @@
 
 pub mod bandwidth;
 mod changes;
+pub mod firewall;
 mod lock;
 pub mod portmap;
 pub mod sbr;

@@ -13,12 +13,13 @@ use crate::netlink::Message;
 /// Adds all of a rule's expressions.
 pub(super) fn put_rule(message: &mut Message, family: Family, rule: &Rule) {
     message.nest(c::RULE_EXPRESSIONS, |list| {
-        let mut writer = Writer { list, family, checked: Vec::new() };
+        let mut writer = Writer::new(list, family);
         rule.statements.iter().for_each(|statement| writer.statement(statement));
     });
 }
 
-struct Writer<'a> {
+/// Writes the expressions of one rule, one after the other.
+pub(super) struct Writer<'a> {
     list: &'a mut Message,
     family: Family,
     /// What the rule has already made sure of.
@@ -31,8 +32,13 @@ enum Check {
     Ethernet,
 }
 
-impl Writer<'_> {
-    fn statement(&mut self, statement: &Statement) {
+impl<'a> Writer<'a> {
+    /// Nothing written yet.
+    pub(super) fn new(list: &'a mut Message, family: Family) -> Self {
+        Self { list, family, checked: Vec::new() }
+    }
+
+    pub(super) fn statement(&mut self, statement: &Statement) {
         match statement {
             Statement::Match { field, operator, value } => self.compare(*field, *operator, value),
             Statement::MaskedMatch { field, mask, operator, value } => {
@@ -250,7 +256,7 @@ impl Writer<'_> {
         });
     }
 
-    fn expression(&mut self, name: &str, fill: impl FnOnce(&mut Message)) {
+    pub(super) fn expression(&mut self, name: &str, fill: impl FnOnce(&mut Message)) {
         self.list.nest(c::LIST_ENTRY, |entry| {
             entry.text(c::EXPRESSION_NAME, name).nest(c::EXPRESSION_DATA, fill);
         });

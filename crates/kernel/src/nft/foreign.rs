@@ -11,8 +11,8 @@ use crate::foreign::{ForeignRule, Part, text_of};
 use crate::netlink::{Attribute, Attributes, Batch, Malformed, Purpose, Request};
 
 // enum nft_match_attributes and nft_target_attributes
-const COMPATIBLE_NAME: u16 = 1;
-const COMPATIBLE_DATA: u16 = 3;
+pub(super) const COMPATIBLE_NAME: u16 = 1;
+pub(super) const COMPATIBLE_DATA: u16 = 3;
 // enum nft_range_attributes
 const RANGE_FROM: u16 = 3;
 
