@@ -61,6 +61,15 @@ impl Address {
         self.flags & abi::IFA_F_PERMANENT != 0
     }
 
+    /// What would add it again as it is, but for its lifetimes.
+    pub fn as_new(&self) -> NewAddress {
+        NewAddress {
+            skip_duplicate_detection: self.flags & abi::IFA_F_NODAD != 0,
+            skip_prefix_route: self.flags & abi::IFA_F_NOPREFIXROUTE != 0,
+            ..NewAddress::new(self.link, self.net)
+        }
+    }
+
     /// Decodes a message about one address.
     ///
     /// # Errors

@@ -23,7 +23,6 @@ mod place;
 mod protocol;
 mod store;
 mod v4;
-#[allow(dead_code, reason = "its client joins the daemon next")]
 pub mod v6;
 mod wire;
 

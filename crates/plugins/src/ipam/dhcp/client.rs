@@ -3,29 +3,35 @@
 //! Read [`Client`]: it hands every call on to the client of its family. What the calls mean is told in
 //! [`super::machine`].
 
+use std::net::Ipv6Addr;
+
 use cni::{Fields, Json};
 
 use super::config::Settings;
 use super::machine::{Action, Event, Given, Identity, Moment, Timing};
-use super::v4;
+use super::{v4, v6};
 
 /// Which protocol a client speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Protocol {
     /// DHCPv4.
     V4,
+    /// DHCPv6, and router advertisements.
+    V6,
 }
 
 impl Protocol {
     /// The protocols that a configuration asks for.
     pub(crate) fn wanted(settings: &Settings) -> Vec<Self> {
-        settings.ipv4.then_some(Self::V4).into_iter().collect()
+        let wanted = [settings.ipv4.then_some(Self::V4), settings.ipv6.then_some(Self::V6)];
+        wanted.into_iter().flatten().collect()
     }
 
     /// The key of the client in a lease's file, and its name in what the daemon says.
     pub(crate) fn key(self) -> &'static str {
         match self {
             Self::V4 => "dhcpv4",
+            Self::V6 => "dhcpv6",
         }
     }
 }
@@ -34,7 +40,9 @@ impl Protocol {
 #[derive(Debug)]
 pub(crate) enum Client {
     /// DHCPv4.
-    V4(v4::Client),
+    V4(Box<v4::Client>),
+    /// DHCPv6.
+    V6(Box<v6::Client>),
 }
 
 impl Client {
@@ -47,7 +55,8 @@ impl Client {
         seed: u64,
     ) -> Self {
         match protocol {
-            Protocol::V4 => Self::V4(v4::Client::new(identity, settings, timing, seed)),
+            Protocol::V4 => Self::V4(Box::new(v4::Client::new(identity, settings, timing, seed))),
+            Protocol::V6 => Self::V6(Box::new(v6::Client::new(identity, settings, timing, seed))),
         }
     }
 
@@ -55,6 +64,7 @@ impl Client {
     pub(crate) fn protocol(&self) -> Protocol {
         match self {
             Self::V4(_) => Protocol::V4,
+            Self::V6(_) => Protocol::V6,
         }
     }
 
@@ -62,6 +72,7 @@ impl Client {
     pub(crate) fn step(&mut self, now: Moment, event: Event<'_>) -> Vec<Action> {
         match self {
             Self::V4(client) => client.step(now, event),
+            Self::V6(client) => client.step(now, event),
         }
     }
 
@@ -69,6 +80,7 @@ impl Client {
     pub(crate) fn wake(&self) -> Option<Moment> {
         match self {
             Self::V4(client) => client.wake(),
+            Self::V6(client) => client.wake(),
         }
     }
 
@@ -76,6 +88,7 @@ impl Client {
     pub(crate) fn listens(&self) -> bool {
         match self {
             Self::V4(client) => client.listens(),
+            Self::V6(client) => client.listens(),
         }
     }
 
@@ -83,6 +96,16 @@ impl Client {
     pub(crate) fn given(&self) -> Option<&Given> {
         match self {
             Self::V4(client) => client.given(),
+            Self::V6(client) => client.given(),
+        }
+    }
+
+    /// The seconds that are left to each address, preferred and valid, for the kernel to count; empty for DHCPv4,
+    /// whose addresses stay until they are taken away.
+    pub(crate) fn lifetimes(&self, now: Moment) -> Vec<(Ipv6Addr, u32, u32)> {
+        match self {
+            Self::V4(_) => Vec::new(),
+            Self::V6(client) => client.lifetimes(now),
         }
     }
 
@@ -90,6 +113,7 @@ impl Client {
     pub(crate) fn save(&self) -> Json {
         match self {
             Self::V4(client) => client.save(),
+            Self::V6(client) => client.save(),
         }
     }
 
@@ -97,6 +121,7 @@ impl Client {
     pub(crate) fn restore(&mut self, saved: &Fields<'_>) -> bool {
         match self {
             Self::V4(client) => client.restore(saved),
+            Self::V6(client) => client.restore(saved),
         }
     }
 }

@@ -7,7 +7,7 @@
 //! What stays true: the first result is applied by the plugin that asked; every change after that by us, in the
 //! pod's namespace, for nobody else would.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
@@ -115,6 +115,11 @@ impl Lease {
             carrier: None,
             adopt,
         };
+        if settings.ipv6 {
+            let detect_duplicates = Fields::of(call.config.document())?.bool("enableDad")?;
+            // Where an address is to be found again the pod is using it.
+            lease.place.prepare_ipv6(adopt.is_none(), detect_duplicates)?;
+        }
         let outcomes = lease.ready_link(&link)?;
         Ok((lease, outcomes))
     }
@@ -289,7 +294,7 @@ impl Lease {
     fn receive(&mut self, index: usize) -> Vec<Outcome> {
         let mut outcomes = Vec::new();
         let mut buffer = [0; 2048];
-        while let Some(wire) = self.parts[index].wire.as_ref() {
+        while let Some(wire) = self.parts[index].wire.as_mut() {
             match wire.receive(&mut buffer) {
                 Ok(Some(packet)) => outcomes.extend(self.step(index, Event::Received(packet))),
                 Ok(None) => break,
@@ -305,7 +310,25 @@ impl Lease {
 
     /// Gives everything back. The packets have left when this returns.
     pub(crate) fn release(&mut self) -> Vec<Outcome> {
-        (0..self.parts.len()).flat_map(|index| self.step(index, Event::Release)).collect()
+        (0..self.parts.len()).flat_map(|index| self.part_with(index)).collect()
+    }
+
+    /// Gives back what one client holds. A server shall not give an address away again that the kernel has found
+    /// to be somebody else's.
+    fn part_with(&mut self, index: usize) -> Vec<Outcome> {
+        let duplicates = self.end_addresses(index).unwrap_or_default();
+        match duplicates.first() {
+            Some(address) => self.step(index, Event::Duplicate(IpAddr::V6(*address))),
+            None => self.step(index, Event::Release),
+        }
+    }
+
+    /// Gives the addresses in the pod the ends that their lease has, and tells which are duplicates.
+    fn end_addresses(&self, index: usize) -> Result<Vec<Ipv6Addr>, Error> {
+        match &self.parts[index].client.lifetimes(now())[..] {
+            [] => Ok(Vec::new()),
+            lifetimes => self.place.end_addresses(lifetimes),
+        }
     }
 
     /// One step of one client, carried out.
@@ -332,6 +355,17 @@ impl Lease {
                     outcomes.extend(self.withdraw(index).err().map(Outcome::Failed));
                     Outcome::Lost(reason)
                 }
+                Action::Lifetimes => {
+                    match self.end_addresses(index) {
+                        Ok(duplicates) => outcomes.extend(
+                            duplicates
+                                .into_iter()
+                                .flat_map(|address| self.step(index, Event::Duplicate(IpAddr::V6(address)))),
+                        ),
+                        Err(error) => outcomes.push(self.failed(error)),
+                    }
+                    continue;
+                }
                 Action::Unusable(reason) => Outcome::Unusable(reason),
             };
             outcomes.push(outcome);
@@ -348,12 +382,12 @@ impl Lease {
     }
 
     /// The sockets of a client; nothing when the link is gone.
-    fn open(&mut self, index: usize) -> Result<Option<&Wire>, Error> {
+    fn open(&mut self, index: usize) -> Result<Option<&mut Wire>, Error> {
         if self.parts[index].wire.is_none() {
             let Some((namespace, _)) = self.place.open()? else { return Ok(None) };
             self.parts[index].wire = Some(self.wire(index, &namespace)?);
         }
-        Ok(self.parts[index].wire.as_ref())
+        Ok(self.parts[index].wire.as_mut())
     }
 
     fn wire(&self, index: usize, namespace: &Netns) -> Result<Wire, Error> {

@@ -77,6 +77,8 @@ pub(crate) enum Action {
     Bound,
     /// The lease is over: expired, or taken back by the server. The addresses must go from the interface.
     Lost(String),
+    /// IPv6: the addresses in the pod are to have the ends that the lease has, by the kernel's own clock.
+    Lifetimes,
     /// A server answered, but with what cannot be used; the client goes on trying. Who waits gets the reason.
     Unusable(String),
 }

@@ -5,6 +5,7 @@
 //! identity, and whoever has the path later is somebody else if the identity differs: paths, process ids and
 //! inodes are used again, the kernel's cookie is not.
 
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use cni::{AddResult, Error, Fields, Json};
@@ -13,7 +14,7 @@ use kernel::address::{self, NewAddress};
 use kernel::link::{self, Change, Link};
 use kernel::netlink::{Batch, Protocol};
 use kernel::netns::Netns;
-use kernel::route;
+use kernel::{Family, route, sysctl};
 
 use super::machine::Given;
 use crate::fault::fault;
@@ -106,6 +107,58 @@ impl Place {
         let mattering = refused.into_iter().map(|failure| failure.error);
         let errors = mattering.filter(|error| !error.is_missing() && !error.exists()).map(fault);
         Error::join(errors.collect()).map_or(Ok(()), Err)
+    }
+
+    /// Makes the link ready for DHCPv6: the kernel speaks IPv6 on it and does not configure it by itself. On a link
+    /// that is `fresh`, what the kernel has made of advertisements by now goes again, and its own address is there
+    /// at once unless duplicates are to be looked for.
+    ///
+    /// # Errors
+    /// When the kernel has no IPv6, or refuses.
+    pub(crate) fn prepare_ipv6(&self, fresh: bool, detect_duplicates: bool) -> Result<(), Error> {
+        let Some((namespace, link)) = self.open()? else { return Ok(()) };
+        let _inside = namespace.enter().map_err(fault)?;
+        if !sysctl::has_ipv6() {
+            let error = Error::kernel("DHCPv6 needs IPv6, which this kernel has not");
+            return Err(error.with_details("hint: CONFIG_IPV6, and no ipv6.disable=1 on its command line"));
+        }
+        let of_link = |key: &str| format!("net/ipv6/conf/{}/{key}", link.name);
+        let set = |path: &str, value: &str| sysctl::set(path, value).map_err(fault);
+        if fresh {
+            set(&of_link("disable_ipv6"), "1")?;
+        }
+        set(&of_link("accept_ra"), "0")?;
+        set(&of_link("autoconf"), "0")?;
+        if fresh && !detect_duplicates {
+            set(&of_link("accept_dad"), "0")?;
+        }
+        set("net/ipv6/conf/lo/disable_ipv6", "0")?;
+        set(&of_link("disable_ipv6"), "0").map(drop)
+    }
+
+    /// Gives the addresses that are there the ends that the lease has, in seconds: preferred, valid. One that is
+    /// not there stays away: whoever took it knew why. Gives those that somebody else on the link has, too.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn end_addresses(&self, ends: &[(Ipv6Addr, u32, u32)]) -> Result<Vec<Ipv6Addr>, Error> {
+        let Some((namespace, _)) = self.open()? else { return Ok(Vec::new()) };
+        let mut socket = namespace.socket(Protocol::Route).map_err(fault)?;
+        let there = address::list(&mut socket, Some(self.link), Some(Family::V6)).map_err(fault)?;
+        let (mut batch, mut duplicates) = (Batch::new(), Vec::new());
+        for (own, preferred, valid) in ends {
+            let Some(found) = there.iter().find(|found| found.net.addr() == IpAddr::V6(*own)) else {
+                continue;
+            };
+            if found.is_duplicate() {
+                duplicates.push(*own);
+            } else if *valid != 0 {
+                let lifetimes = Some((*preferred, *valid));
+                batch.extend([address::replace(&NewAddress { lifetimes, ..found.as_new() })]);
+            }
+        }
+        socket.execute(batch).map_err(fault)?;
+        Ok(duplicates)
     }
 
     /// For the lease's file.

@@ -15,6 +15,7 @@ mod dialogue;
 mod lease;
 pub mod message;
 pub mod router;
+mod sockets;
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
@@ -31,8 +32,12 @@ use lease::Lease;
 use message::Message;
 use router::{Discovery, Surroundings};
 
+pub(crate) use sockets::Sockets;
+
 /// The scope of what is on the link itself (`RT_SCOPE_LINK`).
 const LINK_SCOPE: u8 = 253;
+/// When the pod has its addresses after the plugin got them: the interface plugin adds them, without an end.
+const SETTLED: Duration = Duration::from_secs(5);
 /// The option whose value stands for the attachment's name, as in DHCPv4.
 const CLIENT_IDENTIFIER: u8 = 61;
 
@@ -47,6 +52,8 @@ pub(crate) struct Client {
     /// The lease is there, but the routers have not spoken yet.
     held_back: bool,
     given: Option<Given>,
+    /// When the addresses in the pod get their ends for the first time.
+    settles: Option<Moment>,
 }
 
 /// What the configuration says.
@@ -76,13 +83,42 @@ impl Client {
             discovery: Discovery::new(Chance::new(seed.rotate_left(32))),
             held_back: false,
             given: None,
+            settles: None,
         }
     }
 
     /// Something happened; what shall be done about it.
     pub(crate) fn step(&mut self, now: Moment, event: Event<'_>) -> Vec<Action> {
         let before = self.given.clone();
-        let mut actions = match event {
+        let mut actions = self.happened(now, event);
+        let bound = actions.contains(&Action::Bound);
+        actions.retain(|action| *action != Action::Bound);
+        self.held_back |= bound && before.is_none();
+        self.given = self.dialogue.lease.as_ref().map(|lease| self.words_for(lease));
+        // The first word waits for the routers; later ones are about what is in use, and go out at once.
+        if self.held_back && self.discovery.wake().is_some() {
+            self.given = None;
+        } else if self.given.is_some() && (bound || self.held_back || self.given != before) {
+            self.held_back = false;
+            actions.push(Action::Bound);
+            match before {
+                None => self.settles = Some(now + SETTLED),
+                Some(_) => actions.push(Action::Lifetimes),
+            }
+        }
+        if self.settles.is_some_and(|settles| settles <= now) {
+            self.settles = None;
+            actions.push(Action::Lifetimes);
+        }
+        let lost = actions.iter().any(|action| matches!(action, Action::Lost(_)));
+        if (lost || bound && before.is_some()) && self.asks_routers() {
+            actions.extend(self.discovery.start(now));
+        }
+        actions
+    }
+
+    fn happened(&mut self, now: Moment, event: Event<'_>) -> Vec<Action> {
+        match event {
             Event::Start => self.start(now, None),
             Event::Adopt(IpAddr::V6(address)) => self.start(now, Some(address)),
             Event::Adopt(IpAddr::V4(_)) => self.start(now, None),
@@ -102,26 +138,10 @@ impl Client {
             Event::Duplicate(IpAddr::V4(_)) => Vec::new(),
             Event::Release => {
                 self.discovery.stop();
+                self.settles = None;
                 self.dialogue.release(now)
             }
-        };
-        let bound = actions.contains(&Action::Bound);
-        actions.retain(|action| *action != Action::Bound);
-        self.held_back |= bound && before.is_none();
-        self.given = self.dialogue.lease.as_ref().map(|lease| self.words_for(lease));
-        // The first word waits for the routers; later ones are about what is in use, and go out at once.
-        let waits = self.held_back && self.discovery.wake().is_some();
-        if waits {
-            self.given = None;
-        } else if self.given.is_some() && (bound || self.held_back || self.given != before) {
-            self.held_back = false;
-            actions.push(Action::Bound);
         }
-        let lost = actions.iter().any(|action| matches!(action, Action::Lost(_)));
-        if (lost || bound && before.is_some()) && self.asks_routers() {
-            actions.extend(self.discovery.start(now));
-        }
-        actions
     }
 
     fn start(&mut self, now: Moment, wish: Option<Ipv6Addr>) -> Vec<Action> {
@@ -136,7 +156,7 @@ impl Client {
 
     /// When to call [`Self::step`] with [`Event::Due`].
     pub(crate) fn wake(&self) -> Option<Moment> {
-        self.dialogue.wake().into_iter().chain(self.discovery.wake()).min()
+        [self.dialogue.wake(), self.discovery.wake(), self.settles].into_iter().flatten().min()
     }
 
     /// Whether it waits for packets of either kind.
@@ -162,9 +182,7 @@ impl Client {
 
     /// What it holds, for the lease's file: the REPLY and the advertisements that say so.
     pub(crate) fn save(&self) -> Json {
-        let Some(lease) = self.dialogue.lease.as_ref().filter(|_| self.given.is_some()) else {
-            return Json::Null;
-        };
+        let (Some(lease), Some(given)) = (&self.dialogue.lease, &self.given) else { return Json::Null };
         let router = |router: &router::Router| {
             Json::object([
                 ("address", Json::from(router.address.to_string())),
@@ -173,6 +191,7 @@ impl Client {
         };
         Json::object([
             ("since", Json::from(u64::try_from(lease.since.as_millis()).unwrap_or(u64::MAX))),
+            ("addresses", Json::strings(given.ips.iter().map(|ip| ip.address.to_string()))),
             ("reply", Json::from(hexadecimal(&lease.as_reply(self.association).encode()))),
             ("routers", Json::Array(self.discovery.routers().iter().map(router).collect())),
         ])
@@ -189,6 +208,9 @@ impl Client {
                 self.discovery.remember(address, &payload);
             }
         }
+        let told = saved.array("addresses").unwrap_or_default();
+        let ips = told.iter().filter_map(|item| item.parse().ok()).map(IpConfig::new);
+        self.given = Some(Given { ips: ips.collect(), ..Given::default() });
         self.given = Some(self.words_for(&lease));
         self.dialogue.resume(lease);
         true
@@ -205,13 +227,24 @@ impl Client {
         let around = self.discovery.surroundings();
         let gateway = self.wants.gateway.or(around.gateway).map(IpAddr::V6);
         let nets: Vec<Ipv6Net> =
-            lease.addresses.iter().map(|leased| self.wants.net(leased.address, &around.on_link)).collect();
+            lease.addresses.iter().map(|leased| self.net(leased.address, &around.on_link)).collect();
         let ips = nets.iter().map(|net| IpConfig { gateway, ..IpConfig::new(IpNet::V6(*net)) });
         Given {
             ips: ips.collect(),
             routes: self.routes(gateway, &nets, &around),
             dns: self.dns(lease, &around),
         }
+    }
+
+    /// The address with the length of the prefix it is in: the one that the runtime was told already, the
+    /// configured one, the one a router calls on-link, or its own (RFC 5942 section 4: an address alone says
+    /// nothing about its neighbours).
+    fn net(&self, address: Ipv6Addr, on_link: &[Ipv6Net]) -> Ipv6Net {
+        let told = self.given.iter().flat_map(|given| &given.ips).map(|ip| ip.address);
+        let told = told.filter(|net| net.addr() == IpAddr::V6(address)).map(|net| net.prefix_len()).next();
+        let around = on_link.iter().filter(|net| net.contains(&address)).map(Ipv6Net::prefix_len).max();
+        let length = told.or(self.wants.prefix_length).or(around).unwrap_or(128);
+        Ipv6Net::new(address, length).unwrap_or(Ipv6Net::from(address))
     }
 
     fn routes(&self, gateway: Option<IpAddr>, nets: &[Ipv6Net], around: &Surroundings) -> Vec<Route> {
@@ -247,16 +280,6 @@ impl Client {
             false => server.to_string(),
         };
         Dns { nameservers: servers.iter().map(text).collect(), search: search.clone(), ..Dns::default() }
-    }
-}
-
-impl Wants {
-    /// The address with the length of the prefix it is in: the configured one, the one a router calls on-link,
-    /// or its own (RFC 5942 section 4: an address alone says nothing about its neighbours).
-    fn net(&self, address: Ipv6Addr, on_link: &[Ipv6Net]) -> Ipv6Net {
-        let around = on_link.iter().filter(|net| net.contains(&address)).map(Ipv6Net::prefix_len).max();
-        let length = self.prefix_length.or(around).unwrap_or(128);
-        Ipv6Net::new(address, length).unwrap_or(Ipv6Net::from(address))
     }
 }
 

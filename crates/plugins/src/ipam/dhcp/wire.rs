@@ -13,6 +13,7 @@ use kernel::packet::PacketSocket;
 use super::client::Protocol;
 use super::machine::{Destination, Packet, PacketKind};
 use super::v4::datagram;
+use super::v6::Sockets;
 use crate::fault::fault;
 
 /// The sockets of a client.
@@ -20,6 +21,8 @@ use crate::fault::fault;
 pub(crate) enum Wire {
     /// DHCPv4: whole packets, for there is no address yet.
     V4(PacketSocket),
+    /// DHCPv6 and the routers.
+    V6(Sockets),
 }
 
 impl Wire {
@@ -32,6 +35,7 @@ impl Wire {
             Protocol::V4 => {
                 PacketSocket::open(namespace, link, datagram::CLIENT_PORT).map(Self::V4).map_err(fault)
             }
+            Protocol::V6 => Sockets::open(namespace, link).map(Self::V6),
         }
     }
 
@@ -39,6 +43,7 @@ impl Wire {
     pub(crate) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         match self {
             Self::V4(socket) => vec![socket.as_fd()],
+            Self::V6(sockets) => sockets.descriptors(),
         }
     }
 
@@ -46,7 +51,7 @@ impl Wire {
     ///
     /// # Errors
     /// When the link is down or gone.
-    pub(crate) fn send(&self, destination: Destination, payload: &[u8]) -> Result<(), Error> {
+    pub(crate) fn send(&mut self, destination: Destination, payload: &[u8]) -> Result<(), Error> {
         match (self, destination) {
             (Self::V4(socket), Destination::Broadcast(from)) => {
                 let packet = datagram::encode(from, std::net::Ipv4Addr::BROADCAST, payload);
@@ -56,6 +61,7 @@ impl Wire {
                 socket.send(Some(hardware), &datagram::encode(from, to, payload)).map_err(fault)
             }
             (Self::V4(_), Destination::Servers | Destination::Routers) => Ok(()),
+            (Self::V6(sockets), destination) => sockets.send(destination, payload),
         }
     }
 
@@ -63,7 +69,7 @@ impl Wire {
     ///
     /// # Errors
     /// When the link went down or is gone.
-    pub(crate) fn receive<'b>(&self, buffer: &'b mut [u8]) -> Result<Option<Packet<'b>>, Error> {
+    pub(crate) fn receive<'b>(&mut self, buffer: &'b mut [u8]) -> Result<Option<Packet<'b>>, Error> {
         match self {
             Self::V4(socket) => {
                 let Some((size, hardware)) = socket.receive(buffer).map_err(fault)? else { return Ok(None) };
@@ -72,6 +78,7 @@ impl Wire {
                 let hardware = Some(hardware);
                 Ok(Some(Packet { kind: PacketKind::Dhcp, from: IpAddr::V4(from), hardware, payload }))
             }
+            Self::V6(sockets) => sockets.receive(buffer),
         }
     }
 }

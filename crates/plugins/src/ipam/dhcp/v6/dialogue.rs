@@ -52,6 +52,8 @@ struct Question {
     exchange: Exchange,
     /// SOLICIT: the best so far. REQUEST, RELEASE, DECLINE: whom it is to, and about which addresses.
     offer: Option<Offer>,
+    /// SOLICIT: what the latest server that has nothing for us says.
+    trouble: Option<String>,
 }
 
 /// A server and addresses.
@@ -212,13 +214,13 @@ impl Dialogue {
     /// Asks something new, at once.
     fn begin(&mut self, now: Moment, kind: Kind, offer: Option<Offer>) -> Vec<Action> {
         let exchange = Exchange::new(now, self.patience(kind), &mut self.chance);
-        self.ask(now, Question { kind, exchange, offer })
+        self.ask(now, Question { kind, exchange, offer, trouble: None })
     }
 
     /// Will ask something new at `due`.
     fn plan(&mut self, due: Moment, kind: Kind) {
         let exchange = Exchange::new(due, self.patience(kind), &mut self.chance);
-        self.question = Some(Question { kind, exchange, offer: None });
+        self.question = Some(Question { kind, exchange, offer: None, trouble: None });
     }
 
     fn patience(&self, kind: Kind) -> Patience {
@@ -234,9 +236,11 @@ impl Dialogue {
     /// Sends the question, for the first time or again.
     fn ask(&mut self, now: Moment, mut question: Question) -> Vec<Action> {
         question.exchange.ask(now, &mut self.chance);
+        let trouble = question.trouble.take().map(Action::Unusable);
         let datagram = self.message(now, &question).encode();
         self.question = Some(question);
-        vec![Action::Send(Destination::Servers, datagram)]
+        let send = Action::Send(Destination::Servers, datagram);
+        std::iter::once(send).chain(trouble).collect()
     }
 
     fn message(&self, now: Moment, question: &Question) -> Message {
@@ -303,8 +307,10 @@ impl Dialogue {
         if addresses.is_empty() || refused != [Status::SUCCESS; 2] {
             let reason =
                 said(message, association).unwrap_or_else(|| "a server offers no address".to_owned());
+            // Another server may do better within this pause.
+            question.trouble = Some(reason);
             self.question = Some(question);
-            return vec![Action::Unusable(reason)];
+            return Vec::new();
         }
         let preference = message.preference.unwrap_or(0);
         let server = message.server.clone().unwrap_or_default();

@@ -117,6 +117,10 @@ fn servers_and_routers_are_asked_at_once_and_both_make_the_result() {
     );
     assert_eq!(client.lifetimes(NOW), [("2001:db8:1::5".parse().unwrap(), 100, 200)]);
     assert!(!client.listens());
+    let settled = client.wake().unwrap();
+    assert_eq!(settled, NOW + SETTLED, "by then the interface plugin has set the address");
+    assert_eq!(client.step(settled, Event::Due), [Action::Lifetimes]);
+    assert_eq!(client.wake(), Some(NOW + Duration::from_secs(50)));
 }
 
 #[test]
@@ -174,17 +178,27 @@ fn wrong_keys_are_told() {
 #[test]
 fn routers_are_asked_again_at_each_renewal_and_a_change_is_told() {
     let mut client = bound("");
+    client.step(NOW + SETTLED, Event::Due);
     let renewed_at = client.wake().unwrap();
     let actions = client.step(renewed_at, Event::Due);
     let done = hear(&mut client, renewed_at, PacketKind::Dhcp, &reply(&solicit(&actions)));
-    assert!(done.contains(&Action::Bound) && sent(&done, Destination::Routers).is_some(), "{done:?}");
+    assert_eq!(done[..2], [Action::Bound, Action::Lifetimes]);
+    assert!(sent(&done, Destination::Routers).is_some(), "{done:?}");
     assert!(client.listens());
     let mut same = client.clone();
     assert_eq!(hear(&mut same, renewed_at, PacketKind::RouterAdvertisement, &advertisement()), []);
     let mut gone = advertisement();
     gone[6..8].fill(0);
-    assert_eq!(hear(&mut client, renewed_at, PacketKind::RouterAdvertisement, &gone), [Action::Bound]);
+    let done = hear(&mut client, renewed_at, PacketKind::RouterAdvertisement, &gone);
+    assert_eq!(done, [Action::Bound, Action::Lifetimes]);
     assert_eq!(shown(&client).0, ["2001:db8:1::5/64 gateway None"]);
+    gone.truncate(24);
+    hear(&mut client, renewed_at, PacketKind::RouterAdvertisement, &gone);
+    assert_eq!(
+        shown(&client).0,
+        ["2001:db8:1::5/64 gateway None"],
+        "the length stays what the runtime was told"
+    );
 }
 
 #[test]

@@ -225,19 +225,24 @@ fn nobody_there_is_asked_again_with_longer_pauses_and_the_same_number() {
 }
 
 #[test]
-fn a_server_without_addresses_is_told_about_and_the_search_goes_on() {
+fn servers_without_addresses_are_told_about_after_the_pause_unless_another_has_some() {
     let mut scene = Scene::started();
-    scene.hear(&scene.answer(Kind::Advertise, &refusal(Status::NO_ADDRESSES)));
-    let done = scene.take_done();
-    assert_eq!(unusable(&done), ["the server says: no addresses are left (NoAddrsAvail): \"sorry\""]);
     let whole = Message {
         status: Some(Status { code: Status::NO_ADDRESSES, text: String::new() }),
         ..scene.answer(Kind::Advertise, &one())
     };
     scene.hear(&whole);
-    assert_eq!(unusable(&scene.take_done()), ["the server says: no addresses are left (NoAddrsAvail)"]);
+    scene.hear(&scene.answer(Kind::Advertise, &refusal(Status::NO_ADDRESSES)));
+    assert_eq!(scene.take_done(), []);
+    let mut better =
+        Scene { dialogue: scene.dialogue.clone(), now: scene.now, sent: scene.sent.clone(), done: vec![] };
     scene.wait();
+    let done = scene.take_done();
+    assert_eq!(unusable(&done), ["the server says: no addresses are left (NoAddrsAvail): \"sorry\""]);
     assert_eq!(scene.said(), ["SOLICIT", "SOLICIT"]);
+    better.hear(&better.answer(Kind::Advertise, &one()));
+    better.wait();
+    assert_eq!((better.take_done(), better.said()), (vec![], vec!["SOLICIT", "REQUEST"]));
 }
 
 #[test]
