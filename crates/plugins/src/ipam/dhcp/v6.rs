@@ -46,6 +46,8 @@ const CLIENT_IDENTIFIER: u8 = 61;
 pub(crate) struct Client {
     association: u32,
     ifname: String,
+    /// The link's MTU; routes tell a smaller one that routers advertise.
+    mtu: u32,
     wants: Wants,
     dialogue: Dialogue,
     discovery: Discovery,
@@ -74,6 +76,7 @@ impl Client {
         Self {
             association,
             ifname,
+            mtu: identity.mtu,
             wants: Wants {
                 prefix_length: settings.ipv6_prefix_length,
                 gateway: settings.ipv6_gateway,
@@ -263,7 +266,7 @@ impl Client {
             routes.push(route(Ipv6Net::default(), Some(gateway)));
         }
         for route in routes.iter_mut().filter(|route| route.gw.is_some()) {
-            route.mtu = around.mtu.unwrap_or(0);
+            route.mtu = around.mtu.filter(|mtu| *mtu < self.mtu).unwrap_or(0);
         }
         routes
     }
