@@ -21,6 +21,7 @@ mod call;
 mod disturbance;
 mod namespace;
 mod service;
+pub mod talk;
 mod wait;
 
 pub use call::{Call, Reply};

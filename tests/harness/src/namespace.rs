@@ -56,6 +56,20 @@ impl Namespace {
         command
     }
 
+    /// Runs `work` on a thread of its own inside. A socket that it makes stays inside wherever it is used.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                let path = std::fs::File::open(self.path()).expect("the namespace is there");
+                let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+                rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&path), kind)
+                    .expect("the namespace can be entered");
+                work()
+            });
+            inside.join().expect("the work does not panic")
+        })
+    }
+
     /// Runs `ip ARGUMENTS` inside (words separated by blanks) and returns what it prints.
     ///
     /// # Panics

@@ -4,7 +4,7 @@ use harness::{Namespace, eventually};
 use serde_json::{Value, json};
 
 use crate::scene::{GATEWAY, HOST, OUTSIDE, Pod, Scene, tcp};
-use crate::talk::{Client, ask, inside, is_deaf, serve};
+use harness::talk::{Client, ask, is_deaf, serve};
 
 fn both(host_port: u16, port: u16) -> Value {
     json!([
@@ -161,7 +161,7 @@ fn the_hosts_loopback_opens_for_answers_only() {
     assert_eq!(scene.host.sysctl("net/ipv4/conf/up0/route_localnet"), "0");
     await_gateways(&pod);
     // A service of the host that only the host may reach, and a pod that tries.
-    let listener = inside(&scene.host, || std::net::TcpListener::bind("127.0.0.1:7000").unwrap());
+    let listener = scene.host.inside(|| std::net::TcpListener::bind("127.0.0.1:7000").unwrap());
     std::thread::spawn(move || while listener.accept().is_ok() {});
     pod.namespace.ip("route add 127.0.0.1/32 via 10.1.2.1");
     harness::run_ok(

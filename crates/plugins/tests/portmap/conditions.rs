@@ -4,7 +4,7 @@ use harness::not_run;
 use serde_json::json;
 
 use crate::scene::{HOST, Scene, tcp};
-use crate::talk::{ask, is_deaf, serve};
+use harness::talk::{ask, is_deaf, serve};
 
 #[test]
 fn conditions_in_both_languages_let_in_whom_they_name() {

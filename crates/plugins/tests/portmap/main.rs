@@ -16,4 +16,3 @@ mod crash;
 mod owners;
 mod rules;
 mod scene;
-mod talk;

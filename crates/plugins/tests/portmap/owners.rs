@@ -4,7 +4,7 @@ use harness::{Call, Namespace};
 use serde_json::{Value, json};
 
 use crate::scene::{HOST, Scene, tcp};
-use crate::talk::{ask, is_deaf, serve};
+use harness::talk::{ask, is_deaf, serve};
 
 fn on(address: &str) -> Value {
     json!([{ "hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": address }])

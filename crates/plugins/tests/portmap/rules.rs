@@ -4,7 +4,7 @@ use harness::{Call, not_run, strace_works};
 use serde_json::{Value, json};
 
 use crate::scene::{HOST, Pod, Scene, tcp};
-use crate::talk::{ask, serve};
+use harness::talk::{ask, serve};
 
 /// The mappings by which the reference's tests know its rules.
 fn known() -> Value {
