@@ -209,3 +209,22 @@ fn check_is_content_after_add_and_not_when_something_is_lost() {
         }
     }
 }
+
+/// The live switch: the binaries are replaced while pods run, and back again.
+#[test]
+fn what_one_has_made_the_other_checks_and_removes() {
+    let all = subjects();
+    for maker in &all {
+        for other in all.iter().filter(|other| other.name != maker.name) {
+            let Some(stage) = stage() else { return };
+            let mut config = config(&stage, &json!({}));
+            config["ipam"]["routes"] = json!([{ "dst": "0.0.0.0/0" }]);
+            config["prevResult"] = stage.call(maker, "ipvlan", "c1").add(&config);
+            let call = stage.call(other, "ipvlan", "c1");
+            call.run("CHECK", &config).expect_success("CHECK by the other");
+            call.del(&config);
+            assert_eq!(stage.pod.link_names(), [""; 0], "made by {}", maker.name);
+            assert_eq!(stage.reserved(), [""; 0], "made by {}", maker.name);
+        }
+    }
+}

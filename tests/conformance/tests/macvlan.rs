@@ -355,3 +355,22 @@ fn an_address_plugin_that_cannot_give_leaves_no_link() {
         assert_eq!(other.link_names(), [""; 0], "{}", subject.name);
     }
 }
+
+/// The live switch: the binaries are replaced while pods run, and back again.
+#[test]
+fn what_one_has_made_the_other_checks_and_removes() {
+    let all = subjects();
+    for maker in &all {
+        for other in all.iter().filter(|other| other.name != maker.name) {
+            let stage = stage();
+            let mut config = config(&stage, &["10.1.2.0/24"], &json!({}));
+            config["ipam"]["routes"] = json!([{ "dst": "0.0.0.0/0" }]);
+            config["prevResult"] = stage.call(maker, "macvlan", "c1").add(&config);
+            let call = stage.call(other, "macvlan", "c1");
+            call.run("CHECK", &config).expect_success("CHECK by the other");
+            call.del(&config);
+            assert_eq!(stage.pod.link_names(), [""; 0], "made by {}", maker.name);
+            assert_eq!(stage.reserved(), [""; 0], "made by {}", maker.name);
+        }
+    }
+}
