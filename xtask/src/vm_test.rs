@@ -22,6 +22,7 @@ use crate::{packages, process, workspace};
 /// Package and integration test that run in the machine.
 const SUITES: &[(&str, &str)] = &[
     ("kernel", "kinds"),
+    ("plugins", "hardware"),
     ("plugins", "kinds"),
     ("plugins", "portmap_sctp"),
     ("plugins", "vlan"),
@@ -37,7 +38,7 @@ const REFERENCE: [&str; 5] = ["bridge", "dummy", "host-local", "ipvlan", "vlan"]
 const TOOLS: [&str; 8] = ["ip", "bridge", "nft", "unshare", "nsenter", "ping", "sh", "cat"];
 
 /// Folders of kernel modules that go along, below `kernel/`.
-const MODULES: [&str; 5] = ["net", "drivers/net", "lib", "arch/x86/crypto", "crypto"];
+const MODULES: [&str; 6] = ["net", "drivers/net", "drivers/virtio", "lib", "arch/x86/crypto", "crypto"];
 
 /// Emulation is some twenty times slower than the machine; past this something hangs.
 const LIMIT: Duration = Duration::from_secs(1200);
@@ -207,6 +208,7 @@ fn init(suites: &[(String, PathBuf)]) -> String {
          mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp\n\
          for module in bridge 8021q veth vxlan nf_tables nft_chain_nat nft_masq nft_ct nft_fib_inet nft_meta_bridge \
          nf_conntrack nf_conntrack_netlink nft_nat sctp dummy macvlan ipvlan ifb vrf; do modprobe $module 2>/dev/null; done\n\
+         nf_conntrack dummy macvlan ipvlan ifb vrf virtio_pci virtio_net; do modprobe $module 2>/dev/null; done\n\
          ip link set lo up\n",
     );
     for (name, _) in suites {
@@ -223,11 +225,13 @@ fn boot(kernel: &Path, image: &Path) -> anyhow::Result<String> {
         .arg(LIMIT.as_secs().to_string())
         .args(["qemu-system-x86_64", "-cpu", "max", "-smp", "2", "-m", "1024", "-nographic", "-no-reboot"])
         .args(["-nic", "none", "-accel", "tcg,thread=multi"])
+        // One card, which leads nowhere, for the tests that move one.
+        .args(["-netdev", "hubport,id=nowhere,hubid=0", "-device", "virtio-net-pci,netdev=nowhere,romfile="])
         .arg("-kernel")
         .arg(kernel)
         .arg("-initrd")
         .arg(image)
-        .args(["-append", "console=ttyS0 quiet panic=-1 loglevel=3"])
+        .args(["-append", "console=ttyS0 quiet panic=-1 loglevel=3 fairlead-vm-test"])
         .stdin(std::process::Stdio::null())
         .output()
         .context("starting qemu-system-x86_64")?;

@@ -6,7 +6,7 @@ use conformance::{Stage, Subject, VERSIONS, ours, subjects};
 use harness::{Call, Reply, run};
 use serde_json::{Value, json};
 
-const PLUGINS: [&str; 3] = ["bridge", "host-local", "loopback"];
+const PLUGINS: [&str; 4] = ["bridge", "host-local", "loopback", "ptp"];
 
 /// A call whose environment is cut down by `cut`.
 fn without(call: &Call<'_>, verb: &str, cut: &[&str]) -> Reply {

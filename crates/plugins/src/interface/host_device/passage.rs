@@ -142,7 +142,9 @@ fn give_back_nameless(host: &mut Socket, pod: &mut Pod, device: &Link, name: &st
 /// The name that a device had on the host, as its alias tells; `None` if that is no name.
 pub(super) fn name_at_home(device: &Link) -> Option<&str> {
     let alias = device.alias.as_deref()?;
-    alias.parse::<LinkName>().is_ok().then_some(alias)
+    // The kernel takes a `%` for a place to put a number.
+    let is_name = alias.parse::<LinkName>().is_ok() && !alias.contains('%');
+    is_name.then_some(alias)
 }
 
 /// The device that was lent to this attachment's pod, if it is there. Without the note of its name at home it
@@ -299,6 +301,7 @@ mod tests {
     fn an_alias_that_is_no_name_tells_none() {
         assert_eq!(name_at_home(&link("net1", Some("fairlead:net/c/net1"), Kind::Veth, 1)), None);
         assert_eq!(name_at_home(&link("net1", Some(""), Kind::Veth, 1)), None);
+        assert_eq!(name_at_home(&link("net1", Some("dev%d"), Kind::Veth, 1)), None);
         assert_eq!(name_at_home(&link("net1", Some("ens1"), Kind::Veth, 1)), Some("ens1"));
     }
 }

@@ -125,7 +125,9 @@ pub(super) fn setup(result: &AddResult, link: u32) -> Result<Setup, Error> {
     for ip in &result.ips {
         let (gateway, source) = (gateway(ip)?, Some(ip.address.addr()));
         all.push(Route { source, ..Route::on_link(IpNet::from(gateway), link) });
-        all.push(Route { source, ..Route::via(ip.address.trunc(), gateway, link) });
+        if ip.address.prefix_len() < ip.address.max_prefix_len() {
+            all.push(Route { source, ..Route::via(ip.address.trunc(), gateway, link) });
+        }
     }
     all.extend(routes(result, link).into_iter().map(|route| reachable(route, result)));
     Ok(Setup {
@@ -238,6 +240,15 @@ mod tests {
         let result = result(&[("10.1.2.7/24", Some("10.1.2.1")), ("10.1.2.8/24", Some("10.1.2.1"))], &[]);
         assert_eq!(gateways(&result).unwrap().len(), 1);
         assert_eq!(host_routes(&result, 3).len(), 2);
+    }
+
+    #[test]
+    fn an_address_alone_in_its_subnet_has_a_route_to_the_gateway_only() {
+        let setup =
+            setup(&result(&[("10.1.2.7/32", Some("169.254.1.1"))], &[("0.0.0.0/0", None)]), 7).unwrap();
+        let destinations: Vec<String> =
+            setup.routes.iter().map(|route| route.destination.to_string()).collect();
+        assert_eq!(destinations, ["169.254.1.1/32", "0.0.0.0/0"]);
     }
 
     #[test]
