@@ -50,6 +50,7 @@ pub static PLUGINS: &[&dyn Plugin] = &[
     &meta::bandwidth::Bandwidth,
     &meta::firewall::Firewall,
     &meta::portmap::Portmap,
+    &meta::route_override::RouteOverride,
     &meta::sbr::Sbr,
     &meta::tuning::Tuning,
 ];

@@ -8,6 +8,7 @@ mod changes;
 pub mod firewall;
 mod lock;
 pub mod portmap;
+pub mod route_override;
 pub mod sbr;
 pub mod tuning;
 
