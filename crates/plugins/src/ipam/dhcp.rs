@@ -22,7 +22,8 @@ mod machine;
 mod place;
 mod protocol;
 mod store;
-mod v4;
+pub mod v4;
+pub mod v6;
 pub mod v6;
 mod wire;
 

@@ -13,3 +13,16 @@ mod message;
 mod terms;
 
 pub(crate) use client::Client;
+pub(crate) use message::Message;
+pub(crate) use terms::Terms;
+
+/// Reads foreign bytes in every way that a client reads them: as a packet, as its payload, and for what the
+/// answer in it comes to. `None` when they are no message; otherwise whether the message, written out and read
+/// again, is the same. For the fuzz target.
+#[must_use]
+pub fn examine(bytes: &[u8]) -> Option<bool> {
+    let payload = datagram::decode(bytes).map_or(bytes, |(_, payload)| payload);
+    let message = Message::decode(payload)?;
+    let _ = Terms::of(message.your_address, &message.options, 1500, 0);
+    Some(Message::decode(&message.encode()).as_ref() == Some(&message))
+}
