@@ -91,6 +91,12 @@ fn askable() -> Vec<Subject> {
     subjects().into_iter().filter(|subject| subject.bin.join("dhcp").exists()).collect()
 }
 
+/// The reference's newer daemon gives back through the pod's own stack: in vain while the link has no address, as
+/// in these tests, or after an ADD that failed.
+fn tells_from_a_bare_link(subject: &Subject) -> bool {
+    !subject.is_reference() || !subject.is_recent()
+}
+
 fn routes(result: &Value) -> Vec<String> {
     let text = |route: &Value| {
         format!("{} {}", route["dst"].as_str().unwrap_or("-"), route["gw"].as_str().unwrap_or("-"))
@@ -121,8 +127,10 @@ fn a_lease_is_an_address_a_gateway_and_a_default_route_and_goes_back_with_del() 
             subject.name
         );
         call.del(&config);
-        server.await_said("DHCPRELEASE", 1);
-        eventually("the server holds no lease", || lan.leased().is_empty().then_some(()));
+        if tells_from_a_bare_link(&subject) {
+            server.await_said("DHCPRELEASE", 1);
+            eventually("the server holds no lease", || lan.leased().is_empty().then_some(()));
+        }
     }
 }
 
@@ -175,7 +183,9 @@ fn without_a_mask_there_is_an_error() {
             "{}: {reply:?}",
             subject.name
         );
-        server.await_said("DHCPRELEASE", 1);
+        if tells_from_a_bare_link(&subject) {
+            server.await_said("DHCPRELEASE", 1);
+        }
     }
 }
 

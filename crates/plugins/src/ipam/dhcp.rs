@@ -24,7 +24,6 @@ mod protocol;
 mod store;
 pub mod v4;
 pub mod v6;
-pub mod v6;
 mod wire;
 
 use std::ffi::OsString;
