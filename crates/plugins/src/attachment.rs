@@ -174,7 +174,7 @@ pub(crate) fn collect_links(
 }
 
 /// The pod's addresses as the runtime remembers them; `None` when it does not, or says nonsense.
-fn known_addresses(request: &Request) -> Option<Vec<IpNet>> {
+pub(crate) fn known_addresses(request: &Request) -> Option<Vec<IpNet>> {
     let result = request.config.prev_result().ok().flatten()?;
     let addresses: Vec<IpNet> = result.ips.iter().map(|ip| ip.address).collect();
     Some(addresses).filter(|addresses| !addresses.is_empty())

@@ -49,7 +49,6 @@ pub(crate) const EVERYTHING: &[Part] = &[Part::Masquerade, Part::SpoofCheck, Par
 pub(crate) const OF_CABLES: &[Part] = &[Part::Masquerade, Part::SpoofCheck];
 
 /// A port of the host that leads to a pod.
-#[allow(dead_code, reason = "portmap's CHECK is on its way")]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct HostPort {
     /// The pod's address.
@@ -229,7 +228,6 @@ pub(crate) fn masquerade_stands(nft: &mut Nft, owner: &Owner, address: IpAddr) -
 ///
 /// # Errors
 /// When the kernel refuses to tell.
-#[allow(dead_code, reason = "portmap's CHECK is on its way")]
 pub(crate) fn host_port_stands(nft: &mut Nft, owner: &Owner, port: HostPort) -> Result<bool, Error> {
     let traces = Traces::of(owner);
     Ok(nftables::maps(nft, &traces, port)? || iptables::maps(nft, &traces, port)?)

@@ -196,6 +196,55 @@ fn a_pod_that_the_reference_wired_is_checked_and_deleted_by_ours() {
 }
 
 #[test]
+fn host_ports_that_the_reference_mapped_are_checked_deleted_and_collected_by_ours() {
+    let bridge = json!({ "bridge": "br0", "isGateway": true });
+    let ports = json!({ "portMappings": [
+        { "hostPort": 8080, "containerPort": 80, "protocol": "tcp" },
+        { "hostPort": 8053, "containerPort": 53, "protocol": "udp" },
+    ]});
+    for node in nodes() {
+        let what = format!("{:?} {}", node.filter, node.reference.display());
+        let pod = Pod::new("c1");
+        let cable = node.config("bridge", "1.0.0", &bridge);
+        let result = node.reference_adds(&pod, "bridge", &cable);
+        let mut config = with_previous(&node.config("portmap", "1.0.0", &json!({})), &result);
+        config.as_object_mut().unwrap().remove("ipam");
+        config["runtimeConfig"] = ports.clone();
+        if node.filter == Filter::Native {
+            config["backend"] = json!("nftables");
+        }
+        node.reference_adds(&pod, "portmap", &config);
+        let made = node.left();
+        assert_eq!(node.reference(&pod, "portmap", "DEL", &config).exit, Some(0), "{what}");
+        let allowed = node.left();
+        assert!(!made.is_subset(&allowed), "{what}: the reference made something");
+        for verb in ["DEL", "GC"] {
+            node.reference_adds(&pod, "portmap", &config);
+            let reply = node.ours(&pod, "portmap", "CHECK", &config);
+            assert_eq!(reply.exit, Some(0), "{what}: {reply:?}");
+            let mut other = config.clone();
+            other["runtimeConfig"]["portMappings"][0]["hostPort"] = json!(8081);
+            let reply = node.ours(&pod, "portmap", "CHECK", &other);
+            assert!(reply.error_text().contains("8081/tcp is gone"), "{what}: {reply:?}");
+            let mut asked = config.clone();
+            if verb == "GC" {
+                asked["cniVersion"] = json!("1.1.0");
+                asked["cni.dev/valid-attachments"] = json!([]);
+            } else {
+                asked.as_object_mut().unwrap().remove("runtimeConfig");
+            }
+            let reply = node.ours(&pod, "portmap", verb, &asked);
+            assert_eq!(reply.exit, Some(0), "{what}: {reply:?}");
+            let left: Vec<String> = node.left().difference(&allowed).cloned().collect();
+            // The rules of nftables name the container and no network, so no GC can tell whose they are.
+            if verb == "DEL" || node.filter != Filter::Native {
+                assert_eq!(left, [""; 0], "{what}, {verb}");
+            }
+        }
+    }
+}
+
+#[test]
 fn check_names_what_is_gone_of_what_the_reference_made() {
     let (plugin, more) = cables()[0].clone();
     for node in nodes() {

@@ -33,10 +33,11 @@ use kernel::nft::Nft;
 use kernel::{link, route, sysctl};
 use netstate::nft::IpVersion;
 
-use crate::attachment;
-use crate::fault::fault;
+use crate::attachment::{self, Leaving};
+use crate::fault::{Failures, fault};
 use crate::meta::{addresses, previous};
 use crate::owner::Owner;
+use crate::reference::{self, Part};
 use config::{Config, Marking, Masquerade};
 use layout::Layout;
 
@@ -76,8 +77,14 @@ impl Plugin for Portmap {
         if attachment::is_held(&mut host, &owner)? {
             return Ok(());
         }
-        let mut nft = Nft::open().map_err(fault)?;
-        end_connections(&hostport::remove(&mut nft, &owner).map_err(fault)?)
+        let leaving = Leaving::new(&owner, attachment::known_addresses(request));
+        let mut failures = Failures::default();
+        if let Some(mut nft) = failures.note_kernel(Nft::open()) {
+            failures.note_kernel(hostport::remove(&mut nft, &leaving));
+        }
+        failures.note(end_connections(&leaving.host_ports.take()));
+        failures.note_kernel(reference::remove_older(&leaving, HOST_PORTS));
+        failures.into_result()
     }
 
     fn check(&self, request: &Request) -> Result<(), Error> {
@@ -88,22 +95,47 @@ impl Plugin for Portmap {
             return Ok(());
         }
         let mut nft = Nft::open().map_err(fault)?;
-        let layout = layout(&mut nft, &config, &Owner::of(request), &pods)?;
+        let owner = Owner::of(request);
+        let layout = layout(&mut nft, &config, &owner, &pods)?;
         match hostport::missing(&mut nft, &layout).map_err(fault)? {
-            Some(missing) => Err(Error::kernel(missing)),
-            None => Ok(()),
+            Some(missing) if !by_reference(&mut nft, &layout, &owner).map_err(fault)? => {
+                Err(Error::kernel(missing))
+            }
+            _ => Ok(()),
         }
     }
 
     fn gc(&self, request: &Request) -> Result<(), Error> {
         let valid = attachment::valid(request)?;
-        let mut nft = Nft::open().map_err(fault)?;
-        end_connections(&hostport::collect(&mut nft, &request.config.name, &valid).map_err(fault)?)
+        let network = &request.config.name;
+        let mut failures = Failures::default();
+        if let Some(mut nft) = failures.note_kernel(Nft::open()) {
+            let led = failures.note_kernel(hostport::collect(&mut nft, network, &valid));
+            failures.note(end_connections(&led.unwrap_or_default()));
+            failures.note_kernel(reference::collect(&mut nft, network, &valid, HOST_PORTS));
+        }
+        failures.note_kernel(reference::collect_older(network, &valid, HOST_PORTS));
+        failures.into_result()
     }
 
     fn status(&self, request: &Request) -> Result<(), Error> {
         ready(request).map_err(|error| Error { code: Code::NOT_READY, ..error })
     }
+}
+
+/// What the reference's portmap leaves.
+const HOST_PORTS: &[Part] = &[Part::HostPorts];
+
+/// Whether it was the reference that mapped all these ports, and they still stand.
+fn by_reference(nft: &mut Nft, layout: &Layout, owner: &Owner) -> Result<bool, kernel::Error> {
+    for port in layout.host_ports() {
+        let HostPort { protocol, port: host, pod: address, pod_port: container, .. } = port;
+        let port = reference::HostPort { address, host, container, protocol };
+        if !reference::host_port_stands(nft, owner, port)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Whether an ADD would get what it needs.

@@ -19,6 +19,7 @@ use super::layout::{Layout, PREFIX, Unit, port_text, table};
 use crate::attachment::Leaving;
 use crate::fault::fault;
 use crate::owner::Owner;
+use crate::reference::{self, Part};
 
 /// How often it is tried again when others make or remove the same objects at the same time.
 const ATTEMPTS: usize = 10;
@@ -215,29 +216,36 @@ pub(crate) fn leave(
     Ok(())
 }
 
-/// Takes away all that an attachment has here; returns where its host ports led.
-pub(super) fn remove(nft: &mut Nft, owner: &Owner) -> Result<Vec<HostPort>, kernel::Error> {
-    let alias = owner.alias();
-    remove_where(nft, |comment| comment == alias)
+/// Takes away all that an attachment has here or the reference made for it, and notes where its host ports led.
+pub(super) fn remove(nft: &mut Nft, leaving: &Leaving<'_>) -> Result<(), kernel::Error> {
+    let mut attempts = 0..ATTEMPTS;
+    loop {
+        let mut transaction = Transaction::new();
+        leave(nft, leaving, &mut transaction)?;
+        reference::leave_parts(nft, leaving, &[Part::HostPorts], &mut transaction)?;
+        match nft.commit(transaction) {
+            // Somebody else removed one of them in between; the others are still there.
+            Err(error) if error.is_missing() && attempts.next().is_some() => {}
+            other => return other,
+        }
+    }
 }
 
 /// Takes away everything in `network` that belongs to nobody among `valid`; returns where it led.
 pub(super) fn collect(nft: &mut Nft, network: &str, valid: &[Owner]) -> Result<Vec<HostPort>, kernel::Error> {
     let prefix = Owner::alias_prefix(network);
     let valid: Vec<String> = valid.iter().map(Owner::alias).collect();
-    remove_where(nft, |comment| comment.starts_with(&prefix) && !valid.iter().any(|owner| owner == comment))
-}
-
-fn remove_where(nft: &mut Nft, stale_owner: impl Fn(&str) -> bool) -> Result<Vec<HostPort>, kernel::Error> {
+    let is_stale =
+        |comment: &str| comment.starts_with(&prefix) && !valid.iter().any(|owner| owner == comment);
     let mut attempts = 0..ATTEMPTS;
     loop {
-        let found = stale(nft, &stale_owner)?;
+        let found = stale(nft, is_stale)?;
         let mut transaction = Transaction::new();
         for set in &found {
             transaction.delete_elements(&table(), &set.name, set.elements.keys());
         }
         match nft.commit(transaction) {
-            // Somebody else removed one of them in between; the others are still there.
+            // As in [`remove`].
             Err(error) if error.is_missing() && attempts.next().is_some() => {}
             Err(error) => return Err(error),
             Ok(()) => return Ok(found.iter().flat_map(host_ports).collect()),
