@@ -25,6 +25,41 @@ fn the_ifb_stands_while_our_cable_does_and_goes_with_it() {
 }
 
 #[test]
+fn everything_of_a_chain_goes_with_the_cable() {
+    for forgetful in [false, true] {
+        let scene = Scene::new();
+        let pod = scene.pod_with_port();
+        let result = pod.add();
+        pod.expect_good(&result);
+        let elements = scene.elements();
+        for plugin in [2, 1] {
+            pod.call(plugin).del(&pod.config(plugin, &result));
+        }
+        pod.expect_good(&result);
+        assert_eq!(scene.elements(), elements, "the port leads to the pod until the cable goes");
+        let result = if forgetful { Value::Null } else { result };
+        pod.call(0).del(&pod.config(0, &result));
+        scene.expect_clean("the cable's DEL");
+        pod.del(&result);
+    }
+}
+
+#[test]
+fn everything_of_a_chain_goes_at_once_where_the_cable_is_gone() {
+    let scene = Scene::new();
+    let pod = scene.pod_with_port();
+    let result = pod.add();
+    let elements = scene.elements().len();
+    pod.namespace.ip("link delete eth0");
+    pod.call(2).del(&pod.config(2, &result));
+    assert_eq!(scene.ifbs(), [""; 0]);
+    pod.call(1).del(&pod.config(1, &result));
+    assert!(scene.elements().len() < elements);
+    pod.call(0).del(&pod.config(0, &result));
+    scene.expect_clean("DEL of the chain");
+}
+
+#[test]
 fn the_ifb_goes_at_once_where_no_cable_of_ours_stands() {
     for forgotten in [false, true] {
         let scene = Scene::new();

@@ -3,7 +3,7 @@
 use harness::{Disturbance, Outcome, every_step, not_run, strace_works};
 use serde_json::Value;
 
-use crate::scene::{Pod, Scene, both_ways};
+use crate::scene::{Pod, Scene};
 
 /// Disturbs one call of a fresh pod at each of its steps in turn; `mend` has to leave nothing.
 fn at_every_step(what: &str, disturb: impl Fn(&Pod<'_>, harness::Step) -> Outcome, mend: impl Fn(&Pod<'_>)) {
@@ -12,9 +12,7 @@ fn at_every_step(what: &str, disturb: impl Fn(&Pod<'_>, harness::Step) -> Outcom
     }
     let scene = Scene::new();
     let steps = every_step(|step| {
-        let mut limits = both_ways(8_000_000);
-        limits["unshapedSubnets"] = serde_json::json!(["10.0.0.0/8"]);
-        let pod = scene.pod(scene.interface("bridge"), limits);
+        let pod = scene.pod_with_port();
         let outcome = disturb(&pod, step);
         mend(&pod);
         scene.expect_clean(&format!("{what} at {step:?}"));
@@ -32,25 +30,29 @@ fn killed(pod: &Pod<'_>, plugin: usize, command: &str, previous: &Value, step: h
 fn an_add_killed_at_any_step_is_cleaned_by_del_of_the_chain() {
     at_every_step(
         "ADD killed",
-        |pod, step| killed(pod, 1, "ADD", &pod.plug_in(), step),
+        |pod, step| killed(pod, pod.last(), "ADD", &pod.plug_in(), step),
         |pod| pod.del(&Value::Null),
     );
 }
 
 #[test]
 fn an_add_killed_at_any_step_is_cleaned_by_gc() {
-    at_every_step("ADD killed", |pod, step| killed(pod, 1, "ADD", &pod.plug_in(), step), |pod| pod.gc(false));
+    at_every_step(
+        "ADD killed",
+        |pod, step| killed(pod, pod.last(), "ADD", &pod.plug_in(), step),
+        |pod| pod.gc(false),
+    );
 }
 
 #[test]
 fn a_del_of_the_chain_killed_at_any_step_is_finished_by_the_next() {
-    for plugin in [0, 1] {
+    for plugin in [0, 1, 2] {
         at_every_step(
             "DEL killed",
             |pod, step| {
                 let result = pod.add();
-                if plugin == 0 {
-                    pod.call(1).del(&pod.config(1, &result));
+                for before in (plugin + 1..=pod.last()).rev() {
+                    pod.call(before).del(&pod.config(before, &result));
                 }
                 killed(pod, plugin, "DEL", &result, step)
             },
@@ -69,8 +71,8 @@ fn an_add_that_fails_at_any_step_leaves_the_cable_as_it_was() {
     at_every_step(
         "ADD failed",
         |pod, step| {
-            let config = pod.config(1, &pod.plug_in());
-            let outcome = pod.call(1).disturbed("ADD", &config, Disturbance::Fail, step);
+            let config = pod.config(pod.last(), &pod.plug_in());
+            let outcome = pod.call(pod.last()).disturbed("ADD", &config, Disturbance::Fail, step);
             let (scene, said) = (pod.scene, &outcome.reply.stdout);
             // A result that could not be told is the business of the runtime's DEL; so is all that is done once
             // the way home from the pod's namespace was barred.

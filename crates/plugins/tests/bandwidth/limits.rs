@@ -145,13 +145,12 @@ fn check_notices_what_is_missing_of_limits_by_subnet() {
             limits["unshapedSubnets"] = json!(["10.0.0.0/8", "2001:db8::/32"]);
             let pod = scene.pod(scene.interface("ptp"), limits);
             let result = pod.add();
-            let [_, good] = pod.check(&result);
-            good.expect_success("CHECK");
+            pod.expect_good(&result);
             let names = scene.links();
             let link = names.iter().find(|name| name.starts_with("bwp") == ifb).unwrap();
             let command = command.replace("LINK", link);
             harness::run_ok(scene.host.command("tc").args(command.split_whitespace()));
-            let [_, reply] = pod.check(&result);
+            let reply = &pod.check(&result)[1];
             let text = reply.error_text();
             assert!(text.contains(words) && text.contains(link.as_str()), "{command}: {reply:?}");
         }

@@ -1,4 +1,4 @@
-//! A host with the plugins, and a chain of two: an interface plugin, then `bandwidth`.
+//! A host with the plugins, and a chain: an interface plugin, perhaps `portmap`, then `bandwidth`.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -21,7 +21,14 @@ impl Scene {
     pub(crate) fn new() -> Self {
         let scene = Self {
             host: Namespace::with_loopback(),
-            bin: harness::plugin_directory(&["bridge", "ptp", "fairlead", "host-local", "bandwidth"]),
+            bin: harness::plugin_directory(&[
+                "bridge",
+                "ptp",
+                "fairlead",
+                "host-local",
+                "portmap",
+                "bandwidth",
+            ]),
             data: tempfile::tempdir().expect("a temporary directory"),
         };
         let network = json!({
@@ -45,17 +52,23 @@ impl Scene {
         config
     }
 
-    /// A pod in the chain.
+    /// A pod in a chain of two.
     pub(crate) fn pod(&self, interface: Value, limits: Value) -> Pod<'_> {
-        let mut own = json!({ "cniVersion": "1.1.0", "name": "test", "type": "bandwidth" });
-        own.as_object_mut().unwrap().extend(limits.as_object().unwrap().clone());
-        Pod {
-            scene: self,
-            namespace: Namespace::with_loopback(),
-            netns: None,
-            ifname: "eth0",
-            configs: [interface, own],
-        }
+        self.pod_in(vec![interface, chained("bandwidth", &limits)])
+    }
+
+    /// A pod in the whole chain: `portmap` with one port, and limits that spare a subnet.
+    pub(crate) fn pod_with_port(&self) -> Pod<'_> {
+        let ports = json!({ "runtimeConfig": { "portMappings": [
+            { "hostPort": 8080, "containerPort": 80, "protocol": "tcp" }] } });
+        let mut limits = both_ways(8_000_000);
+        limits["unshapedSubnets"] = json!(["10.0.0.0/8"]);
+        self.pod_in(vec![self.interface("bridge"), chained("portmap", &ports), chained("bandwidth", &limits)])
+    }
+
+    fn pod_in(&self, configs: Vec<Value>) -> Pod<'_> {
+        let namespace = Namespace::with_loopback();
+        Pod { scene: self, namespace, netns: None, ifname: "eth0", configs }
     }
 
     /// The links made for pods.
@@ -75,10 +88,15 @@ impl Scene {
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
         let reserved: Vec<String> = names.filter(|name| name.parse::<IpAddr>().is_ok()).collect();
         assert_eq!(reserved, [""; 0], "{what}: addresses are left");
+        let elements = self.elements();
+        assert!(elements.is_empty(), "{what}: nf_tables elements are left: {elements:?}");
+    }
+
+    /// Every element of every set and map in the host's nf_tables.
+    pub(crate) fn elements(&self) -> Vec<String> {
         let ruleset = self.host.nft_ruleset();
         let sets = ruleset.iter().filter_map(|object| object.get("set").or_else(|| object.get("map")));
-        let elements: Vec<&Value> = sets.filter_map(|set| set["elem"].as_array()).flatten().collect();
-        assert!(elements.is_empty(), "{what}: nf_tables elements are left: {elements:?}");
+        sets.filter_map(|set| set["elem"].as_array()).flatten().map(Value::to_string).collect()
     }
 
     /// `tc -j` on the host.
@@ -95,11 +113,16 @@ pub(crate) struct Pod<'a> {
     /// What the runtime says instead of the namespace's path.
     pub(crate) netns: Option<PathBuf>,
     pub(crate) ifname: &'a str,
-    configs: [Value; 2],
+    configs: Vec<Value>,
 }
 
 impl Pod<'_> {
-    /// A call of the chain's first (0) or second (1) plugin.
+    /// The place of the chain's last plugin, `bandwidth`.
+    pub(crate) fn last(&self) -> usize {
+        self.configs.len() - 1
+    }
+
+    /// A call of one of the chain's plugins.
     pub(crate) fn call(&self, plugin: usize) -> Call<'_> {
         let kind = self.configs[plugin]["type"].as_str().unwrap();
         let mut call = Call::new(&self.scene.host, self.scene.bin.path(), kind, "c", &self.namespace);
@@ -119,18 +142,20 @@ impl Pod<'_> {
         config
     }
 
-    /// ADD of the interface plugin alone.
+    /// ADD of all plugins but the last.
     pub(crate) fn plug_in(&self) -> Value {
-        self.call(0).add(&self.configs[0])
+        let add = |previous, plugin| self.call(plugin).add(&self.config(plugin, &previous));
+        (0..self.last()).fold(Value::Null, add)
     }
 
     /// ADD of the chain: the last result.
     pub(crate) fn add(&self) -> Value {
-        self.call(1).add(&self.config(1, &self.plug_in()))
+        self.call(self.last()).add(&self.config(self.last(), &self.plug_in()))
     }
 
-    pub(crate) fn check(&self, result: &Value) -> [Reply; 2] {
-        [0, 1].map(|plugin| self.call(plugin).run("CHECK", &self.config(plugin, result)))
+    pub(crate) fn check(&self, result: &Value) -> Vec<Reply> {
+        let check = |plugin| self.call(plugin).run("CHECK", &self.config(plugin, result));
+        (0..self.configs.len()).map(check).collect()
     }
 
     pub(crate) fn expect_good(&self, result: &Value) {
@@ -141,14 +166,14 @@ impl Pod<'_> {
 
     /// DEL of the chain, the last plugin first.
     pub(crate) fn del(&self, result: &Value) {
-        for plugin in [1, 0] {
+        for plugin in (0..self.configs.len()).rev() {
             self.call(plugin).del(&self.config(plugin, result));
         }
     }
 
     /// GC of the chain, with nobody left or just this pod.
     pub(crate) fn gc(&self, keep: bool) {
-        for plugin in [0, 1] {
+        for plugin in 0..self.configs.len() {
             let mut config = self.configs[plugin].clone();
             let own = json!([{ "containerID": "c", "ifname": self.ifname }]);
             config["cni.dev/valid-attachments"] = if keep { own } else { json!([]) };
@@ -162,6 +187,13 @@ impl Pod<'_> {
         let addresses = ips.iter().map(|ip| ip["address"].as_str().unwrap().split('/').next().unwrap());
         addresses.map(str::to_owned).find(|address| address.contains(':') == v6).unwrap()
     }
+}
+
+/// The configuration of a chained plugin.
+fn chained(kind: &str, more: &Value) -> Value {
+    let mut config = json!({ "cniVersion": "1.1.0", "name": "test", "type": kind });
+    config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    config
 }
 
 /// Limits of `rate` bits a second each way, with a burst of a tenth of a second.

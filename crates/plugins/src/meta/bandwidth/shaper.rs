@@ -46,7 +46,9 @@ impl<'a> Shaper<'a> {
             let alias = self.owner.alias();
             let mark = Change { alias: Some(&alias), ..Change::default() };
             batch.push(link::change(ifb.index, &mark));
+            // While it is down: a link that is up costs a grace period.
             batch.extend(self.limiting(ifb.index, rate, Side::Destination));
+            batch.push(link::change(ifb.index, &Change { up: Some(true), ..Change::default() }));
             batch.push(qdisc::add_ingress(cable));
             batch.push(filter::redirect(cable, ifb.index));
         }
@@ -60,7 +62,6 @@ impl<'a> Shaper<'a> {
         for name in self.owner.shaping_link_names() {
             let new = NewLink {
                 mtu: Some(self.cable.mtu),
-                up: true,
                 group: Some(Owner::group(self.owner.network())),
                 ..NewLink::new(&name, NewKind::Plain("ifb"))
             };
