@@ -27,6 +27,7 @@ pub(crate) const TESTS: &[Need] = &[
     ("iperf3", "iperf3"),
     ("dnsmasq", "dnsmasq-base"),
     ("dhcpd", "isc-dhcp-server"),
+    ("kea-dhcp6", "kea-dhcp6-server"),
     ("socat", "socat"),
     ("containerd", "containerd"),
     ("runc", "runc"),

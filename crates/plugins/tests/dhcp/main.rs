@@ -14,3 +14,4 @@ mod daemon;
 mod leases;
 mod life;
 mod scene;
+mod v6;

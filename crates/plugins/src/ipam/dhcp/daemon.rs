@@ -247,7 +247,8 @@ impl Daemon {
             let Some(kept) = self.kept.get_mut(&name) else { continue };
             if !kept.waiting.is_empty() && kept.deadline <= now {
                 let patience = self.resend_timeout;
-                let error = format!("no DHCP server gave an address within {patience:?}");
+                let kind = kept.lease.lacks();
+                let error = format!("no {kind} server gave an address within {patience:?}");
                 let hint = "hint: is there a server on this network, and does it know this client?";
                 self.give_up(&name, Error::try_again(error).with_details(hint));
             } else if kept.lease.wake().is_some_and(|wake| wake <= now) {

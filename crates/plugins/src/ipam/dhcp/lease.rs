@@ -235,6 +235,16 @@ impl Lease {
         Some(result)
     }
 
+    /// Which kind of server has not given anything yet.
+    pub(crate) fn lacks(&self) -> &'static str {
+        let lacking = self.parts.iter().filter(|part| part.client.given().is_none());
+        match lacking.map(|part| part.client.protocol()).collect::<Vec<_>>()[..] {
+            [Protocol::V4] if self.parts.len() > 1 => "DHCPv4",
+            [Protocol::V6] => "DHCPv6",
+            _ => "DHCP",
+        }
+    }
+
     /// Who asked has been told: from here on the pod has what the clients hold.
     pub(crate) fn delivered(&mut self) {
         for part in &mut self.parts {
