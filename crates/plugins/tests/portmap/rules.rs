@@ -66,6 +66,21 @@ fn rules(scene: &Scene) -> usize {
     scene.host.nft_ruleset().iter().filter(|object| object.get("rule").is_some()).count()
 }
 
+#[test]
+fn a_ruleset_that_was_saved_comes_back_whole() {
+    let scene = Scene::new();
+    let pod = scene.pod("c1");
+    let more = json!({ "conditionsV4": ["-s", "192.0.2.0/24"], "masqAll": true });
+    scene.map(&pod, "ADD", known(), more.clone()).expect_success("ADD");
+    let nft = |arguments: &[&str]| harness::run_ok(scene.host.command("nft").args(arguments));
+    let saved = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(saved.path(), nft(&["list", "ruleset"])).unwrap();
+    nft(&["flush", "ruleset"]);
+    assert_eq!(scene.map(&pod, "CHECK", known(), more.clone()).error_code(), 101);
+    nft(&["-f", saved.path().to_str().unwrap()]);
+    scene.map(&pod, "CHECK", known(), more).expect_success("CHECK");
+}
+
 // 29
 #[test]
 fn check_names_every_element_and_rule_that_is_missing() {

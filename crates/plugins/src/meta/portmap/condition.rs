@@ -245,6 +245,16 @@ mod tests {
 
     proptest! {
         #[test]
+        fn anything_else_is_an_error_and_no_more(tokens in prop::collection::vec(any::<String>(), 0..6)) {
+            let tokens: Vec<&str> = tokens.iter().map(String::as_str).collect();
+            for version in [IpVersion::V4, IpVersion::V6] {
+                if let Ok(statements) = parse(&tokens, version) {
+                    prop_assert!(statements.len() <= tokens.iter().flat_map(|token| token.split_whitespace()).count());
+                }
+            }
+        }
+
+        #[test]
         fn what_was_understood_reads_back_as_the_same(words in prop::collection::vec(
             prop::sample::select(vec!["ip", "saddr", "daddr", "!=", "10.0.0.0/8", "1.2.3.4", "iifname", "eth0",
                 "tcp", "sport", "1-9", "80", "-s", "!", "-i", "--sport", "1:9", "oifname", "0.0.0.0/0"]), 0..9,

@@ -360,3 +360,79 @@ pub(super) fn port_text(key: &[Value]) -> String {
         _ => String::new(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::request;
+
+    fn layout(more: &str, pods: &[&str]) -> Result<Layout, Error> {
+        let text = format!(r#"{{"cniVersion": "1.1.0", "name": "n", "type": "portmap", {more}}}"#);
+        let request = request(&text);
+        let mark = Mark { mask: 0x2000, value: 0x2000, ours: true };
+        let pods: Vec<(IpNet, Mark)> = pods.iter().map(|pod| (pod.parse().unwrap(), mark)).collect();
+        Layout::of(&Config::of(&request)?, &Owner::of(&request), &pods)
+    }
+
+    const PORT: &str = r#""runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80}]}"#;
+
+    fn names(layout: &Layout) -> Vec<&str> {
+        layout.entries.iter().map(|set| set.name.as_str()).collect()
+    }
+
+    #[test]
+    fn a_port_of_two_families_is_an_element_in_two_sets_and_two_maps() {
+        let layout = layout(PORT, &["10.1.2.3/24", "2001:db8::3/64"]).unwrap();
+        let [four, six] = ["hostport_sources4/0x2000/10.1.2.0/24", "hostport_sources6/0x2000/2001-db8--/64"];
+        assert_eq!(names(&layout), [four, "hostports4", six, "hostports6"]);
+        let text = layout.entries[3].to_string();
+        assert_eq!(text, "hostports6 type inet_proto . inet_service : ipv6_addr . inet_service");
+        assert_eq!(layout.host_ports().len(), 2);
+        // Frame, masquerading once, and four sets with their rules.
+        assert_eq!(layout.units.len(), 6);
+        let rules: Vec<String> =
+            layout.rules().iter().map(|(chain, rule)| format!("{chain}: {rule}")).collect();
+        for expected in [
+            "hostports_any: dnat ip6 to meta l4proto . th dport map @hostports6".to_owned(),
+            format!(
+                "hostports_sources: ip saddr 127.0.0.0/8 meta l4proto . th dport @{four} \
+                 meta mark set meta mark & 0xffffdfff | 0x2000"
+            ),
+        ] {
+            assert!(rules.contains(&expected), "{expected} is not in {rules:#?}");
+        }
+    }
+
+    #[test]
+    fn conditions_have_maps_of_their_own() {
+        let plain = layout(PORT, &["10.1.2.3/24"]).unwrap();
+        let with = |source: &str| {
+            layout(&format!(r#"{PORT}, "conditionsV4": ["-s", "{source}"]"#), &["10.1.2.3/24"]).unwrap()
+        };
+        let [one, other] = [with("192.0.2.0/24"), with("192.0.2.0/25")];
+        assert!(names(&one)[1].starts_with("hostports4/"), "{:?}", names(&one));
+        assert_ne!(names(&one), names(&other));
+        assert_ne!(names(&one), names(&plain));
+        let (_, rule) = *one.rules().last().unwrap();
+        assert!(rule.to_string().starts_with("ip saddr 192.0.2.0/24 dnat ip to"), "{rule}");
+    }
+
+    #[test]
+    fn without_translation_of_sources_there_is_nothing_but_the_map() {
+        let layout = layout(&format!(r#"{PORT}, "snat": false"#), &["10.1.2.3/24"]).unwrap();
+        assert_eq!(names(&layout), ["hostports4"]);
+        assert!(!layout.rules().iter().any(|(_, rule)| rule.to_string().contains("masquerade")));
+    }
+
+    #[test]
+    fn names_fit_the_kernel() {
+        let long =
+            r#"{"hostPort": 1, "containerPort": 1, "hostIP": "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff"}"#;
+        let more = format!(
+            r#""runtimeConfig": {{"portMappings": [{long}]}}, "conditionsV6": ["-s", "2001:db8::/32"]"#
+        );
+        let layout = layout(&more, &["2001:db8:eeee:eeee:eeee:eeee:eeee:eeee/127"]).unwrap();
+        // nft 1.0.6 takes names of up to 127 bytes.
+        assert!(names(&layout).iter().all(|name| name.len() < 128), "{:?}", names(&layout));
+    }
+}

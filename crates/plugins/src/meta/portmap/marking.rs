@@ -48,3 +48,25 @@ fn mark_of(rule: &ForeignRule) -> Option<Mark> {
     // Bits outside the mask would be flipped, not set.
     (value & !mask == 0 && value != 0).then_some(Mark { mask, value, ours: false })
 }
+
+#[cfg(test)]
+mod tests {
+    use kernel::foreign::Part;
+
+    use super::*;
+
+    #[test]
+    fn only_a_rule_that_sets_bits_counts() {
+        let rule = |name: &str, value: u32, mask: u32| {
+            let bytes = [value.to_ne_bytes(), mask.to_ne_bytes()].concat();
+            ForeignRule { parts: vec![Part { name: name.into(), bytes }], ..ForeignRule::default() }
+        };
+        let kubes = mark_of(&rule("MARK", 0x4000, 0x4000)).unwrap();
+        assert_eq!((kubes.mask, kubes.value, kubes.ours), (0x4000, 0x4000, false));
+        assert_eq!(mark_of(&rule("MARK", 7, u32::MAX)).unwrap().mask, u32::MAX);
+        // Clears bits, flips bits, is no mark.
+        assert_eq!(mark_of(&rule("MARK", 0, 0x4000)), None);
+        assert_eq!(mark_of(&rule("MARK", 0x6000, 0x4000)), None);
+        assert_eq!(mark_of(&rule("comment", 0x4000, 0x4000)), None);
+    }
+}
