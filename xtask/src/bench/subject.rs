@@ -58,8 +58,7 @@ impl Subject {
 
     /// The reference's, where they are installed; `FAIRLEAD_REFERENCE=DIR` names another build of them.
     pub(crate) fn reference(network: Network) -> anyhow::Result<Option<Self>> {
-        let named = std::env::var_os("FAIRLEAD_REFERENCE").map(PathBuf::from);
-        let Some(bin) = named.or_else(harness::reference_plugins) else { return Ok(None) };
+        let Some(bin) = harness::reference_plugins() else { return Ok(None) };
         Ok(Some(Self { name: "reference", bin, scratch: scratch()?, number: 2, network }))
     }
 
