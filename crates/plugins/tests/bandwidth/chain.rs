@@ -80,6 +80,28 @@ fn the_ifb_goes_at_once_where_no_cable_of_ours_stands() {
 }
 
 #[test]
+fn an_add_that_finds_its_place_taken_leaves_what_is_there() {
+    let scene = Scene::new();
+    let pod = scene.pod(scene.interface("ptp"), both_ways(RATE));
+    let result = pod.plug_in();
+    let cable = scene.links().remove(0);
+    let shown = |scene: &Scene| (scene.links(), scene.tc(&format!("qdisc show dev {cable}")));
+    let add = || pod.call(1).run("ADD", &pod.config(1, &result));
+    // Somebody else's hook.
+    harness::run_ok(scene.host.command("tc").args(["qdisc", "add", "dev", &cable, "ingress"]));
+    let before = shown(&scene);
+    assert!(add().error_text().contains("add ingress hook"));
+    assert_eq!(shown(&scene), before);
+    harness::run_ok(scene.host.command("tc").args(["qdisc", "del", "dev", &cable, "ingress"]));
+    // Our own ADD of a moment ago.
+    let result = add().expect_success("ADD");
+    let before = shown(&scene);
+    assert!(add().error_text().contains("File exists"));
+    assert_eq!(shown(&scene), before);
+    pod.expect_good(&result);
+}
+
+#[test]
 fn del_of_the_chain_needs_neither_namespace_nor_result() {
     for kind in INTERFACES {
         let scene = Scene::new();

@@ -29,34 +29,52 @@ impl<'a> Shaper<'a> {
     /// Puts the limits in place; returns the IFB if one was needed.
     ///
     /// # Errors
-    /// When the kernel refuses. Nothing is left then.
+    /// When the attachment has an IFB already, or the kernel refuses. Nothing new is left then.
     pub(super) fn install(mut self) -> Result<Option<Link>, Error> {
-        self.try_install().map_err(|error| self.undo(error))
-    }
-
-    fn try_install(&mut self) -> Result<Option<Link>, Error> {
+        let ifb = match &self.limits.egress {
+            Some(_) => Some(self.make_ifb()?),
+            None => None,
+        };
         let cable = self.cable.index;
         let mut batch = Batch::new();
-        if let Some(rate) = &self.limits.ingress {
-            batch.extend(self.limiting(cable, rate, Side::Source));
-        }
-        let mut made = None;
-        if let Some(rate) = &self.limits.egress {
-            let ifb = made.insert(self.make_ifb()?);
-            let alias = self.owner.alias();
-            let mark = Change { alias: Some(&alias), ..Change::default() };
-            batch.push(link::change(ifb.index, &mark));
-            // While it is down: a link that is up costs a grace period.
-            batch.extend(self.limiting(ifb.index, rate, Side::Destination));
-            batch.push(link::change(ifb.index, &Change { up: Some(true), ..Change::default() }));
-            batch.push(qdisc::add_ingress(cable));
-            batch.push(filter::redirect(cable, ifb.index));
-        }
-        self.host.execute(batch).map_err(fault)?;
-        Ok(made)
+        let ingress = self.limits.ingress.as_ref();
+        batch.extend(ingress.into_iter().flat_map(|rate| self.limiting(cable, rate, Side::Source)));
+        let own_limits = batch.len();
+        batch.extend(ifb.iter().flat_map(|ifb| self.redirection(ifb)));
+        // The hook is the last but one.
+        let hook = batch.len().saturating_sub(2);
+        let failures = match self.host.run(&batch, |_, _| Ok(())) {
+            Ok(failures) if failures.is_empty() => return Ok(ifb),
+            Ok(failures) => failures,
+            Err(error) => return Err(self.undo(fault(error), &[qdisc::ROOT, qdisc::INGRESS])),
+        };
+        // What was refused is not ours to take away: somebody else's is in the way.
+        let done = |position: usize| !failures.iter().any(|failure| failure.position == position);
+        let made: Vec<u32> =
+            [(own_limits > 0 && done(0), qdisc::ROOT), (ifb.is_some() && done(hook), qdisc::INGRESS)]
+                .into_iter()
+                .filter_map(|(made, place)| made.then_some(place))
+                .collect();
+        let cause = failures.into_iter().next().map(|failure| fault(failure.error));
+        Err(self.undo(cause.unwrap_or_else(|| Error::internal("nothing was refused")), &made))
     }
 
-    /// Makes the IFB under the first name that is free.
+    /// The requests that mark the IFB, limit what leaves by it, and lead there what comes from the pod.
+    fn redirection(&self, ifb: &Link) -> Vec<Request> {
+        let alias = self.owner.alias();
+        let mark = Change { alias: Some(&alias), ..Change::default() };
+        let mut requests = vec![link::change(ifb.index, &mark)];
+        // While it is down: changing the queue of a link that is up costs a grace period.
+        let egress = self.limits.egress.as_ref();
+        requests
+            .extend(egress.into_iter().flat_map(|rate| self.limiting(ifb.index, rate, Side::Destination)));
+        requests.push(link::change(ifb.index, &Change { up: Some(true), ..Change::default() }));
+        requests.push(qdisc::add_ingress(self.cable.index));
+        requests.push(filter::redirect(self.cable.index, ifb.index));
+        requests
+    }
+
+    /// Makes the IFB under the first name that is free. It is down.
     fn make_ifb(&mut self) -> Result<Link, Error> {
         let mut refused = None;
         for name in self.owner.shaping_link_names() {
@@ -71,8 +89,15 @@ impl<'a> Shaper<'a> {
                 made = Some(Link::from_reply(reply)?);
                 Ok(())
             });
-            match (failures.map_err(fault)?.into_iter().next(), made) {
-                (Some(failure), _) if failure.error.exists() => refused = Some(fault(failure.error)),
+            let failures = failures.map_err(|error| self.undo(fault(error), &[]))?;
+            match (failures.into_iter().next(), made) {
+                (Some(failure), _) if failure.error.exists() => {
+                    let taken = link::find(self.host, &name).map_err(fault)?;
+                    refused = Some(fault(failure.error));
+                    if taken.is_some_and(|link| link.alias == Some(self.owner.alias())) {
+                        break;
+                    }
+                }
                 (Some(failure), _) => return Err(fault(failure.error)),
                 (None, Some(link)) => return Ok(link),
                 // A kernel that does not report what it made.
@@ -85,13 +110,13 @@ impl<'a> Shaper<'a> {
         Err(refused.unwrap_or_else(|| Error::internal("an IFB has no name")))
     }
 
-    /// Takes away whatever there is by now. The conversation may have broken, so a new one is begun.
-    fn undo(&self, cause: Error) -> Error {
+    /// Takes away the attachment's IFB and what hangs on these places of the cable. The conversation may have
+    /// broken, so a new one is begun.
+    fn undo(&self, cause: Error, places: &[u32]) -> Error {
         let undone = Socket::open(Protocol::Route).map_err(fault).and_then(|mut host| {
-            let cable = self.cable.index;
-            let limits = [qdisc::delete(cable, qdisc::ROOT), qdisc::delete(cable, qdisc::INGRESS)];
-            // What has not been set cannot be deleted, and that is all that is refused here.
-            host.run(&Batch::from_iter(limits), |_, _| Ok(())).map_err(fault)?;
+            let limits: Batch = places.iter().map(|place| qdisc::delete(self.cable.index, *place)).collect();
+            // That it is not there is all that is refused here.
+            host.run(&limits, |_, _| Ok(())).map_err(fault)?;
             remove(&mut host, self.owner)
         });
         match undone {
