@@ -150,6 +150,24 @@ fn a_rapid_server_answers_at_once_and_nothing_is_asked_twice() {
 }
 
 #[test]
+fn a_macvlan_asks_from_an_address_that_was_checked_for_duplicates() {
+    let Some(scene) = scene(&["dnsmasq"]) else { return };
+    let (mut server, _daemon) = (dnsmasq(&scene, &[]), scene.daemon(&[]));
+    scene.host.ip("link add up1 type veth peer name port1");
+    scene.host.ip("link set port1 master cni0 up");
+    scene.host.ip("link set up1 up");
+    let pod = Namespace::new();
+    let config = scene.config("macvlan", json!({ "families": ["ipv6"] }));
+    let call = scene.call("macvlan", "c", &pod);
+    let result = call.add(&config);
+    assert_eq!(addresses(&pod), [told(&result)[0].0.clone()]);
+    assert_eq!(pod.sysctl("net/ipv6/conf/eth0/accept_dad"), "1");
+    assert!(pod.pings(SERVER));
+    call.del(&config);
+    server.await_said("DHCPRELEASE(lan0)", 1);
+}
+
+#[test]
 fn both_families_come_in_one_result() {
     let Some(scene) = scene(&["dnsmasq"]) else { return };
     let (_server, _daemon) = (dnsmasq(&scene, &[]), scene.daemon(&[]));

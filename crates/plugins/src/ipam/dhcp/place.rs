@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use cni::{AddResult, Error, Fields, Json};
 use ipnet::IpNet;
 use kernel::address::{self, NewAddress};
-use kernel::link::{self, Change, Link};
+use kernel::link::{self, Change, Kind, Link};
 use kernel::netlink::{Batch, Protocol};
 use kernel::netns::Netns;
 use kernel::{Family, route, sysctl};
@@ -110,8 +110,9 @@ impl Place {
     }
 
     /// Makes the link ready for DHCPv6: the kernel speaks IPv6 on it and does not configure it by itself. On a link
-    /// that is `fresh`, what the kernel has made of advertisements by now goes again, and its own address is there
-    /// at once unless duplicates are to be looked for.
+    /// that is `fresh`, what the kernel has made of advertisements by now goes again; and where it is the end of a
+    /// cable its own address is there at once, unless duplicates are to be looked for. Other kinds stand in a
+    /// network with neighbours whom nobody here knows.
     ///
     /// # Errors
     /// When the kernel has no IPv6, or refuses.
@@ -129,7 +130,7 @@ impl Place {
         }
         set(&of_link("accept_ra"), "0")?;
         set(&of_link("autoconf"), "0")?;
-        if fresh && !detect_duplicates {
+        if fresh && !detect_duplicates && link.kind == Kind::Veth {
             set(&of_link("accept_dad"), "0")?;
         }
         set("net/ipv6/conf/lo/disable_ipv6", "0")?;
