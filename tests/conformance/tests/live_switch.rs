@@ -153,6 +153,47 @@ fn nodes() -> Vec<Node> {
     nodes
 }
 
+/// The chained plugins after an interface plugin, and what each is given.
+fn chained(node: &Node) -> [(&'static str, Value); 3] {
+    let mut ports = json!({ "runtimeConfig": { "portMappings": [
+        { "hostPort": 8080, "containerPort": 80, "protocol": "tcp" },
+        { "hostPort": 8081, "containerPort": 81, "protocol": "udp", "hostIP": "127.0.0.1" },
+    ] } });
+    if node.filter == Filter::Native {
+        ports["backend"] = json!("nftables");
+    }
+    let rate = json!({ "ingressRate": 8_000_000, "ingressBurst": 8_000_000,
+        "egressRate": 8_000_000, "egressBurst": 8_000_000 });
+    [("portmap", ports), ("bandwidth", rate), ("firewall", json!({ "backend": "iptables" }))]
+}
+
+/// A whole list as a runtime calls it: each plugin's configuration with the result of those before it.
+struct Chain {
+    configs: Vec<(&'static str, Value)>,
+    result: Value,
+}
+
+impl Chain {
+    /// ADD of every plugin by the reference's.
+    fn added(node: &Node, pod: &Pod) -> Self {
+        let (plugin, more) = cables()[0].clone();
+        let mut configs = vec![(plugin, node.config(plugin, "1.0.0", &more))];
+        configs
+            .extend(chained(node).map(|(plugin, more)| (plugin, node.stage.config(plugin, "1.0.0", &more))));
+        let mut result = Value::Null;
+        for (plugin, config) in &configs {
+            let config = if result.is_null() { config.clone() } else { with_previous(config, &result) };
+            result = node.reference_adds(pod, plugin, &config);
+        }
+        Self { configs, result }
+    }
+
+    /// The calls after ADD, each with the final result.
+    fn known(&self) -> Vec<(&'static str, Value)> {
+        self.configs.iter().map(|(plugin, config)| (*plugin, with_previous(config, &self.result))).collect()
+    }
+}
+
 /// What each interface plugin that masquerades is given.
 fn cables() -> [(&'static str, Value); 2] {
     let bridge = json!({ "bridge": "br0", "isGateway": true, "ipMasq": true, "macspoofchk": true });
@@ -408,5 +449,123 @@ fn a_pod_that_ours_wired_is_freed_by_the_references_del() {
             let left = node.left();
             assert!(!left.iter().any(|line| line.contains("element")), "{what}: {left:#?}");
         }
+    }
+}
+
+#[test]
+fn a_whole_list_of_the_reference_is_checked_and_deleted_by_ours() {
+    for node in nodes() {
+        let what = format!("{:?} {}", node.filter, node.reference.display());
+        let pod = Pod::new("c1");
+        for (plugin, config) in Chain::added(&node, &pod).known().iter().rev() {
+            assert_eq!(node.reference(&pod, plugin, "DEL", config).exit, Some(0), "{what} {plugin}");
+        }
+        let allowed = node.left();
+        let list = Chain::added(&node, &pod).known();
+        for (plugin, config) in &list {
+            let reply = node.ours(&pod, plugin, "CHECK", config);
+            assert_eq!(reply.exit, Some(0), "{what} {plugin}: {reply:?}");
+        }
+        for (plugin, config) in list.iter().rev().chain(list.iter().rev()) {
+            let reply = node.ours(&pod, plugin, "DEL", config);
+            assert_eq!(reply.exit, Some(0), "{what} {plugin}: {reply:?}");
+            // What is this plugin's own is gone with its own DEL: the pod's cable is not one of ours.
+            let gone = match *plugin {
+                "portmap" => "8080",
+                "bandwidth" => "link bwp",
+                "firewall" => "-A CNI-FORWARD -s",
+                _ => "c1",
+            };
+            let left = node.left();
+            assert!(!left.iter().any(|line| line.contains(gone)), "{what} {plugin}: {left:#?}");
+        }
+        let left: Vec<String> = node.left().difference(&allowed).cloned().collect();
+        assert_eq!(left, [""; 0], "{what}");
+    }
+}
+
+#[test]
+fn check_of_a_host_port_or_an_accepting_rule_of_the_reference_names_what_is_gone() {
+    for node in nodes() {
+        let what = format!("{:?} {}", node.filter, node.reference.display());
+        let pod = Pod::new("c1");
+        let list = Chain::added(&node, &pod).known();
+        let host = &node.stage.host;
+        let iptables = node.tools.path().join("iptables");
+        match node.filter {
+            Filter::Native => {
+                drop(run_ok(host.command("nft").args("flush chain ip cni_hostport hostports".split(' '))))
+            }
+            _ => drop(run_ok(host.command(&iptables).args("-w -t nat -F CNI-HOSTPORT-DNAT".split(' ')))),
+        }
+        run_ok(host.command(&iptables).args("-w -D CNI-FORWARD -s 10.1.2.2 -j ACCEPT".split(' ')));
+        for (plugin, config) in &list {
+            let reply = node.ours(&pod, plugin, "CHECK", config);
+            let text = match *plugin {
+                "portmap" => "host port",
+                "firewall" => "10.1.2.2 is not let through",
+                _ => {
+                    assert_eq!(reply.exit, Some(0), "{what} {plugin}: {reply:?}");
+                    continue;
+                }
+            };
+            assert!(reply.error_text().contains(text), "{what} {plugin}: {reply:?}");
+        }
+    }
+}
+
+#[test]
+fn a_host_port_of_the_containers_other_network_stays() {
+    for node in nodes() {
+        let what = format!("{:?} {}", node.filter, node.reference.display());
+        let pods = [Pod::new("c1"), Pod { ifname: "net1", ..Pod::new("c1") }];
+        let (_, ports) = chained(&node)[0].clone();
+        let mut known = Vec::new();
+        for (number, pod) in pods.iter().enumerate() {
+            let (plugin, more) = cables()[0].clone();
+            let mut config = node.config(plugin, "1.0.0", &more);
+            config["name"] = json!(format!("net{number}"));
+            config["bridge"] = json!(format!("br{number}"));
+            config["ipam"] = node.stage.ipam(&[&format!("10.{number}.0.0/24")]);
+            let result = node.reference_adds(pod, plugin, &config);
+            let mut config = with_previous(&node.stage.config("portmap", "1.0.0", &ports), &result);
+            config["name"] = json!(format!("net{number}"));
+            config["runtimeConfig"]["portMappings"][0]["hostPort"] = json!(8000 + number);
+            config["runtimeConfig"]["portMappings"].as_array_mut().unwrap().truncate(1);
+            node.reference_adds(pod, "portmap", &config);
+            known.push(config);
+        }
+        assert_eq!(node.ours(&pods[0], "portmap", "DEL", &known[0]).exit, Some(0), "{what}");
+        assert_ne!(node.ours(&pods[0], "portmap", "CHECK", &known[0]).exit, Some(0), "{what}");
+        let reply = node.ours(&pods[1], "portmap", "CHECK", &known[1]);
+        assert_eq!(reply.exit, Some(0), "{what}: {reply:?}");
+    }
+}
+
+#[test]
+fn gc_of_host_ports_takes_those_whose_network_and_container_are_told() {
+    for node in nodes() {
+        let what = format!("{:?} {}", node.filter, node.reference.display());
+        let (lost, valid) = (Pod::new("lost"), Pod::new("valid"));
+        let (_, ports) = chained(&node)[0].clone();
+        let mut known = Vec::new();
+        for (number, pod) in [&lost, &valid].into_iter().enumerate() {
+            let (plugin, more) = cables()[0].clone();
+            let result = node.reference_adds(pod, plugin, &node.config(plugin, "1.0.0", &more));
+            let mut config = with_previous(&node.stage.config("portmap", "1.0.0", &ports), &result);
+            config["runtimeConfig"]["portMappings"][0]["hostPort"] = json!(8000 + number);
+            config["runtimeConfig"]["portMappings"].as_array_mut().unwrap().truncate(1);
+            node.reference_adds(pod, "portmap", &config);
+            known.push(config);
+        }
+        let mut request = node.stage.config("portmap", "1.1.0", &json!({}));
+        request["cni.dev/valid-attachments"] = json!([{ "containerID": "valid", "ifname": "eth0" }]);
+        let reply = node.ours(&valid, "portmap", "GC", &request);
+        assert_eq!(reply.exit, Some(0), "{what}: {reply:?}");
+        // In the reference's own tables a host port tells its container only, which may be in another network.
+        let told = node.filter != Filter::Native;
+        assert_eq!(node.ours(&lost, "portmap", "CHECK", &known[0]).exit != Some(0), told, "{what}");
+        let reply = node.ours(&valid, "portmap", "CHECK", &known[1]);
+        assert_eq!(reply.exit, Some(0), "{what}: {reply:?}");
     }
 }
