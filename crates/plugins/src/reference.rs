@@ -23,6 +23,7 @@ use netstate::nft::{Family, IpVersion, TableKey};
 use sha2::{Digest, Sha512};
 
 use crate::attachment::Leaving;
+use crate::meta::portmap::HostPort;
 use crate::owner::{Owner, hexadecimal};
 
 pub(crate) use iptables::{collect_older, remove_older};
@@ -47,19 +48,6 @@ pub(crate) const EVERYTHING: &[Part] = &[Part::Masquerade, Part::SpoofCheck, Par
 
 /// Those of the plugins that make a cable.
 pub(crate) const OF_CABLES: &[Part] = &[Part::Masquerade, Part::SpoofCheck];
-
-/// A port of the host that leads to a pod.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct HostPort {
-    /// The pod's address.
-    pub(crate) address: IpAddr,
-    /// The port on the host.
-    pub(crate) host: u16,
-    /// The port in the pod.
-    pub(crate) container: u16,
-    /// The transport protocol's number.
-    pub(crate) protocol: u8,
-}
 
 /// The names under which the reference keeps the rules of one attachment.
 #[derive(Debug)]
@@ -228,7 +216,7 @@ pub(crate) fn masquerade_stands(nft: &mut Nft, owner: &Owner, address: IpAddr) -
 ///
 /// # Errors
 /// When the kernel refuses to tell.
-pub(crate) fn host_port_stands(nft: &mut Nft, owner: &Owner, port: HostPort) -> Result<bool, Error> {
+pub(crate) fn host_port_stands(nft: &mut Nft, owner: &Owner, port: &HostPort) -> Result<bool, Error> {
     let traces = Traces::of(owner);
     Ok(nftables::maps(nft, &traces, port)? || iptables::maps(nft, &traces, port)?)
 }

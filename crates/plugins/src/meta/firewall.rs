@@ -63,17 +63,16 @@ impl Plugin for Firewall {
             admin_chain: config.admin_chain,
             in_iptables: firewalld.is_none(),
         };
-        let mut nft = Nft::open().map_err(fault)?;
-        admission.admit(&mut nft).map_err(fault)?;
-        let rest = || {
+        let all = || {
+            Nft::open().and_then(|mut nft| admission.admit(&mut nft)).map_err(fault)?;
             if let Some(mut firewalld) = firewalld {
                 firewalld.add(config.zone, &addresses)?;
             }
             ports.isolate(config.ingress)
         };
-        match rest() {
+        match all() {
             Ok(()) => Ok(result),
-            Err(error) => Err(undone(&mut nft, &owner, &addresses, error)),
+            Err(error) => Err(undone(&owner, &addresses, error)),
         }
     }
 
@@ -171,8 +170,9 @@ fn remove(nft: &mut Nft, owner: &Owner, told: Option<&[IpAddr]>) -> Result<(), k
     }
 }
 
-fn undone(nft: &mut Nft, owner: &Owner, addresses: &[IpAddr], cause: Error) -> Error {
-    match remove(nft, owner, Some(addresses)) {
+/// In a new conversation: the old one may have broken off before it was known what had been carried out.
+fn undone(owner: &Owner, addresses: &[IpAddr], cause: Error) -> Error {
+    match Nft::open().and_then(|mut nft| remove(&mut nft, owner, Some(addresses))) {
         Ok(()) => cause,
         Err(failure) => {
             Error { message: format!("{}; undoing it: {}", cause.message, fault(failure).message), ..cause }

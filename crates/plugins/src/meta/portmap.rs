@@ -129,9 +129,7 @@ const HOST_PORTS: &[Part] = &[Part::HostPorts];
 /// Whether it was the reference that mapped all these ports, and they still stand.
 fn by_reference(nft: &mut Nft, layout: &Layout, owner: &Owner) -> Result<bool, kernel::Error> {
     for port in layout.host_ports() {
-        let HostPort { protocol, port: host, pod: address, pod_port: container, .. } = port;
-        let port = reference::HostPort { address, host, container, protocol };
-        if !reference::host_port_stands(nft, owner, port)? {
+        if !reference::host_port_stands(nft, owner, &port)? {
             return Ok(false);
         }
     }

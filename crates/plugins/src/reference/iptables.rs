@@ -15,8 +15,9 @@ use kernel::nft::Nft;
 use kernel::xtables::Table;
 use netstate::nft::{IpVersion, TableKey};
 
-use super::{Doomed, HostPort, Part, Traces, is_about, named_in, nat_table, octets};
+use super::{Doomed, Part, Traces, is_about, named_in, nat_table, octets};
 use crate::attachment::Leaving;
+use crate::meta::portmap::HostPort;
 use crate::owner::Owner;
 
 pub(super) const TABLE: &str = "nat";
@@ -159,7 +160,7 @@ pub(super) fn masquerades(nft: &mut Nft, traces: &Traces, address: IpAddr) -> Re
 }
 
 /// Whether the attachment's chain translates this port, and is reached.
-pub(super) fn maps(nft: &mut Nft, traces: &Traces, port: HostPort) -> Result<bool, Error> {
+pub(super) fn maps(nft: &mut Nft, traces: &Traces, port: &HostPort) -> Result<bool, Error> {
     let chain = &traces.host_ports[0];
     let stands = |rules: &[ForeignRule]| {
         let leads = |rule: &ForeignRule| rule.jump.as_ref() == Some(chain);
@@ -167,13 +168,13 @@ pub(super) fn maps(nft: &mut Nft, traces: &Traces, port: HostPort) -> Result<boo
             |rule: &ForeignRule| rule.chain == *chain && translates(rule) && mentions_port(rule, port);
         rules.iter().any(leads) && rules.iter().any(translates)
     };
-    anywhere(nft, port.address, &[HOST_PORTS, chain], stands)
+    anywhere(nft, port.pod, &[HOST_PORTS, chain], stands)
 }
 
-fn mentions_port(rule: &ForeignRule, port: HostPort) -> bool {
+fn mentions_port(rule: &ForeignRule, port: &HostPort) -> bool {
     // The tcp and udp matches of iptables keep ports in host order.
-    let host = rule.mentions(&port.host.to_be_bytes()) || rule.mentions(&port.host.to_ne_bytes());
-    host && rule.mentions(&octets(port.address)) && rule.mentions(&port.container.to_be_bytes())
+    let host = rule.mentions(&port.port.to_be_bytes()) || rule.mentions(&port.port.to_ne_bytes());
+    host && rule.mentions(&octets(port.pod)) && rule.mentions(&port.pod_port.to_be_bytes())
 }
 
 fn translates(rule: &ForeignRule) -> bool {

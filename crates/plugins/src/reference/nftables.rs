@@ -15,8 +15,9 @@ use kernel::nft::Nft;
 use netstate::nft::{Family, IpVersion, TableKey};
 use netstate::{LinkName, Mac};
 
-use super::{Doomed, HostPort, Traces, is_about, network_comment, octets};
+use super::{Doomed, Traces, is_about, network_comment, octets};
 use crate::attachment::Leaving;
+use crate::meta::portmap::HostPort;
 use crate::owner::Owner;
 
 const SPOOF_CHAIN: &str = "PREROUTING";
@@ -138,10 +139,9 @@ pub(super) fn masquerades(nft: &mut Nft, traces: &Traces, address: IpAddr) -> Re
 }
 
 /// Whether the table for mapped ports has this one of the container.
-pub(super) fn maps(nft: &mut Nft, traces: &Traces, port: HostPort) -> Result<bool, Error> {
-    let rules = nft.foreign_rules(&host_ports_table(IpVersion::of(port.address)), None)?;
-    let wanted =
-        [port.host.to_be_bytes().to_vec(), port.container.to_be_bytes().to_vec(), octets(port.address)];
+pub(super) fn maps(nft: &mut Nft, traces: &Traces, port: &HostPort) -> Result<bool, Error> {
+    let rules = nft.foreign_rules(&host_ports_table(IpVersion::of(port.pod)), None)?;
+    let wanted = [port.port.to_be_bytes().to_vec(), port.pod_port.to_be_bytes().to_vec(), octets(port.pod)];
     Ok(rules.iter().any(|rule| {
         rule.comment.as_ref() == Some(&traces.container_id)
             && rule.has("nat")

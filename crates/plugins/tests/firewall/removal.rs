@@ -1,0 +1,101 @@
+//! DEL and GC: who owns what, and when it goes.
+
+use serde_json::json;
+
+use crate::scene::Scene;
+
+#[test]
+fn while_the_cable_stands_the_interface_plugin_takes_the_rules_along() {
+    let scene = Scene::new();
+    scene.drop_forwarded();
+    let pod = scene.pod("net", 1, "c1");
+    pod.admit(&scene, json!({}));
+    assert_eq!((scene.elements().len(), scene.accepting().len()), (2, 4));
+    pod.call(&scene, "firewall").del(&pod.config(json!({})));
+    assert_eq!((scene.elements().len(), scene.accepting().len()), (2, 4));
+    pod.call(&scene, "bridge").del(&pod.bridge);
+    scene.expect_clean("after the bridge's DEL");
+}
+
+#[test]
+fn without_the_cable_del_removes_its_own_at_once_with_or_without_a_previous_result() {
+    for more in
+        [json!({}), json!({ "prevResult": null }), json!({ "ingressPolicy": "no-such", "prevResult": null })]
+    {
+        let scene = Scene::new();
+        scene.drop_forwarded();
+        let (pod, other) = (scene.pod("net", 1, "c1"), scene.pod("net", 1, "c2"));
+        pod.admit(&scene, json!({}));
+        other.admit(&scene, json!({}));
+        pod.lose_cable(&scene);
+        for _ in 0..2 {
+            pod.call(&scene, "firewall").del(&pod.config(more.clone()));
+            let (elements, rules) = (scene.elements(), scene.accepting());
+            assert!(!elements.iter().chain(&rules).any(|text| text.contains(pod.address())), "{rules:?}");
+            assert_eq!((elements.len(), rules.len()), (2, 4));
+        }
+        let reply = other.call(&scene, "firewall").run("CHECK", &other.config(json!({})));
+        assert_eq!(reply.exit, Some(0), "{reply:?}");
+    }
+}
+
+#[test]
+fn an_address_that_was_given_anew_stays_let_through_when_its_former_owner_is_deleted_late() {
+    let scene = Scene::new();
+    scene.drop_forwarded();
+    let former = scene.pod("net", 1, "c1");
+    former.admit(&scene, json!({}));
+    former.lose_cable(&scene);
+    let mut next = scene.pod("net", 1, "c2");
+    next.result["ips"] = former.result["ips"].clone();
+    next.admit(&scene, json!({}));
+    former.call(&scene, "firewall").del(&former.config(json!({})));
+    assert_eq!((scene.elements().len(), scene.accepting().len()), (2, 4));
+    let reply = next.call(&scene, "firewall").run("CHECK", &next.config(json!({})));
+    assert_eq!(reply.exit, Some(0), "{reply:?}");
+}
+
+#[test]
+fn gc_keeps_the_valid_and_the_other_networks() {
+    let scene = Scene::new();
+    scene.drop_forwarded();
+    let (stale, valid) = (scene.pod("net", 1, "c1"), scene.pod("net", 1, "c2"));
+    let other = scene.pod("other", 2, "c1");
+    for pod in [&stale, &valid, &other] {
+        pod.admit(&scene, json!({ "ingressPolicy": "same-bridge" }));
+    }
+    let call = stale.call(&scene, "firewall");
+    let without_list = stale.config(json!({ "prevResult": null }));
+    assert_eq!(call.run("GC", &without_list).error_code(), 7);
+    // An address for each family and pod, and each bridge in two sets.
+    assert_eq!(scene.elements().len(), 6 + 4);
+    let mut request = without_list;
+    request["cni.dev/valid-attachments"] = json!([{ "containerID": "c2", "ifname": "eth0" }]);
+    for _ in 0..2 {
+        call.run("GC", &request).expect_success("GC");
+        assert_eq!((scene.elements().len(), scene.accepting().len()), (4 + 4, 8));
+    }
+    for pod in [&valid, &other] {
+        let config = pod.config(json!({ "ingressPolicy": "same-bridge" }));
+        let reply = pod.call(&scene, "firewall").run("CHECK", &config);
+        assert_eq!(reply.exit, Some(0), "{reply:?}");
+    }
+    // With nobody left the network's policy goes as well.
+    request["cni.dev/valid-attachments"] = json!([]);
+    call.run("GC", &request).expect_success("GC");
+    assert_eq!((scene.elements().len(), scene.accepting().len()), (2 + 2, 4));
+    assert!(!scene.elements().iter().any(|element| element.contains("\"net\"")), "{:?}", scene.elements());
+}
+
+#[test]
+fn two_interfaces_of_one_container_are_kept_apart() {
+    let scene = Scene::new();
+    let (one, two) = (scene.pod("net", 1, "c1"), scene.pod("other", 2, "c1"));
+    one.admit(&scene, json!({}));
+    two.admit(&scene, json!({}));
+    one.lose_cable(&scene);
+    one.call(&scene, "firewall").del(&one.config(json!({ "prevResult": null })));
+    let elements = scene.elements();
+    assert!(elements.iter().all(|element| !element.contains(one.address())), "{elements:?}");
+    assert_eq!(elements.len(), 2);
+}
