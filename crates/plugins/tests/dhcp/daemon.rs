@@ -27,6 +27,16 @@ fn without_a_daemon_add_says_so_and_status_is_50() {
     scene.call("bridge", "c", &pod).run("STATUS", &scene.bridged()).expect_success("STATUS of the chain");
 }
 
+#[test]
+fn a_daemon_may_ask_servers_to_broadcast_their_answers() {
+    let Some(scene) = Scene::with(&["dnsmasq"]) else { return };
+    let server = scene.dnsmasq(&[]);
+    let _daemon = scene.daemon(&["-broadcast"]);
+    let pod = scene.pod("p0");
+    scene.call("dhcp", "c", &pod).add(&scene.config("dhcp", json!({})));
+    assert!(server.said("broadcast response") > 0, "{}", server.log());
+}
+
 // 55
 #[test]
 fn del_without_a_daemon_tells_the_server_by_itself() {
@@ -160,7 +170,7 @@ fn a_wrong_command_line_ends_with_2_and_help_with_0() {
 #[test]
 fn the_paths_of_the_host_may_stand_behind_a_prefix() {
     let Some(scene) = Scene::with(&["dnsmasq"]) else { return };
-    let _server = scene.dnsmasq(&[]);
+    let mut server = scene.dnsmasq(&[]);
     let pod = scene.pod("p0");
     // The daemon sees the host's files below `host`, as in a container.
     let prefix = scene.file("host");
@@ -172,11 +182,16 @@ fn the_paths_of_the_host_may_stand_behind_a_prefix() {
         .arg(&prefix);
     let mut daemon = Service::start(&mut command, scene.file("daemon.log"));
     daemon.await_said("dhcp: ready", 1);
-    let config = scene.config("dhcp", json!({ "daemonSocketPath": prefix.join("run/dhcp.sock") }));
+    let places =
+        json!({ "daemonSocketPath": prefix.join("run/dhcp.sock"), "daemonStatePath": prefix.join("state") });
+    let config = scene.config("dhcp", places);
     let call = scene.call("dhcp", "c", &pod);
     call.add(&config);
+    // Without the daemon the plugin finds the namespace by the path that it has on the host.
+    daemon.kill();
+    std::fs::remove_file(prefix.join("proc")).unwrap();
     call.del(&config);
-    assert!(prefix.join("state").is_dir());
+    server.await_said("DHCPRELEASE", 1);
 }
 
 #[test]
@@ -248,7 +263,8 @@ fn a_daemon_killed_anywhere_in_an_add_loses_no_lease() {
     for name in ["sendto", "recvfrom", "openat", "write", "rename", "fdatasync", "setns"] {
         for number in 1..40 {
             let mut command = scene.host.command("strace");
-            command.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={name}")]);
+            // With -D it is the daemon that is our child, and not the tracer.
+            command.args(["-D", "-qq", "-o", "/dev/null", "-e", &format!("trace={name}")]);
             command.args(["-e", &format!("inject={name}:signal=SIGKILL:when={number}")]);
             command
                 .arg(scene.bin.path().join("dhcp"))

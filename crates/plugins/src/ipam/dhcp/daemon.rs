@@ -19,6 +19,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 use std::time::Duration;
 
 use cni::{AddResult, Error, Json};
@@ -30,8 +31,9 @@ use rustix::io::Errno;
 use self::callers::{CallerId, Callers};
 use self::flags::{Flags, USAGE};
 use self::socket::Listener;
-use super::lease::{Lease, Outcome, Terms, now, prefixed};
+use super::lease::{Lease, Outcome, Terms, now};
 use super::machine::{Moment, Timing};
+use super::place::behind;
 use super::protocol::{Answer, Call, Verb, name_of};
 use super::store::Store;
 use crate::fault::{Failures, fault};
@@ -102,11 +104,11 @@ impl Daemon {
     fn start(flags: &Flags) -> Result<Self, Error> {
         let listener = Listener::inherited()?;
         let signals = Termination::take_over().map_err(fault)?;
-        let store = open_store(&prefixed(&flags.host_prefix, &flags.state))?;
+        let store = open_store(&behind(&flags.host_prefix, flags.state.as_ref()))?;
         // After the store: whoever has that is the daemon, and a socket that is still there nobody's.
         let listener = match listener {
             Some(listener) => listener,
-            None => Listener::bind(&prefixed(&flags.host_prefix, &flags.socket))?,
+            None => Listener::bind(&behind(&flags.host_prefix, flags.socket.as_ref()))?,
         };
         if !flags.pid_file.is_empty() {
             let written = fs::write(&flags.pid_file, std::process::id().to_string());
@@ -303,8 +305,10 @@ impl Daemon {
                 if let Some(result) = kept.lease.result() {
                     return Ok(Some(result));
                 }
+                if kept.waiting.is_empty() {
+                    kept.deadline = now() + self.resend_timeout;
+                }
                 kept.waiting.push(Waiting { caller, expected: None });
-                kept.deadline = kept.deadline.min(now() + self.resend_timeout);
                 self.plan(&name);
                 return Ok(None);
             }
@@ -497,13 +501,14 @@ fn terms(flags: &Flags) -> Terms {
     }
 }
 
-fn open_store(path: &str) -> Result<Store, Error> {
+fn open_store(path: &Path) -> Result<Store, Error> {
     let until = now() + LOCK;
     loop {
-        if let Some(store) = Store::open(path.as_ref())? {
+        if let Some(store) = Store::open(path)? {
             return Ok(store);
         }
         if now() >= until {
+            let path = path.display();
             return Err(Error::io(format!(
                 "another process keeps the leases in {path}: is a daemon running?"
             )));

@@ -99,8 +99,7 @@ impl Lease {
         adopt: Option<IpAddr>,
     ) -> Result<(Self, Vec<Outcome>), Error> {
         let settings = Settings::of(&call.config, &call.args)?;
-        let path = prefixed(&terms.host_prefix, &call.netns.to_string_lossy());
-        let (place, link) = Place::find(path.as_ref(), &call.attachment.ifname)?;
+        let (place, link) = Place::find(&terms.host_prefix, &call.netns, &call.attachment.ifname)?;
         let identity = identity(call.name(), &link, terms)?;
         let parts = parts(&identity, &settings, terms.timing);
         let mut lease = Self {
@@ -164,7 +163,7 @@ impl Lease {
         if fields.string("boot")? != boot {
             return Err(Error::netns(format!("{name}: the machine has been started anew since")));
         }
-        let place = Place::restore(&fields.object("place")?);
+        let place = Place::restore(&fields.object("place")?, &terms.host_prefix);
         let place = place.ok_or_else(|| fields.bad("place", "cannot be read"))?;
         let identity = Identity {
             name: name.clone(),
@@ -442,9 +441,4 @@ fn identity(name: String, link: &Link, terms: &Terms) -> Result<Identity, Error>
 fn seed() -> u64 {
     use std::hash::{BuildHasher, Hasher, RandomState};
     RandomState::new().build_hasher().finish()
-}
-
-/// A path as this process sees it.
-pub(crate) fn prefixed(prefix: &str, path: &str) -> String {
-    format!("{prefix}{path}")
 }

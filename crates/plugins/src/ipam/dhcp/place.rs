@@ -23,8 +23,10 @@ use crate::interface::pod;
 /// A link in a namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Place {
-    /// The namespace's path, as this process sees it.
-    pub(crate) path: PathBuf,
+    /// The namespace's path on the host; a daemon in a container sees the host's files behind its prefix.
+    host_path: PathBuf,
+    /// The same path, as this process sees it.
+    path: PathBuf,
     /// The link's index.
     pub(crate) link: u32,
     /// The namespace's file, and the number that is never used again where the kernel tells it.
@@ -34,17 +36,19 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// The link called `ifname` in the namespace at `path`.
+    /// The link called `ifname` in the namespace that has this path on the host, whose files are behind `prefix`.
     ///
     /// # Errors
     /// Code 8 when there is no such namespace, 101 when it has no such link.
-    pub(crate) fn find(path: &Path, ifname: &str) -> Result<(Self, Link), Error> {
-        let namespace = Netns::open(path).map_err(fault)?;
+    pub(crate) fn find(prefix: &str, host_path: &Path, ifname: &str) -> Result<(Self, Link), Error> {
+        let path = behind(prefix, host_path);
+        let namespace = Netns::open(&path).map_err(fault)?;
         let mut socket = namespace.socket(Protocol::Route).map_err(fault)?;
         let link = link::find(&mut socket, ifname).map_err(fault)?;
         let link = link.ok_or_else(|| Error::kernel(format!("{ifname} is not in the namespace {path:?}")))?;
         let (device, inode, cookie) = identify(&namespace)?;
-        Ok((Self { path: path.to_owned(), link: link.index, device, inode, cookie }, link))
+        let host_path = host_path.to_owned();
+        Ok((Self { host_path, path, link: link.index, device, inode, cookie }, link))
     }
 
     /// The namespace, if it still is the one, and the link still there.
@@ -165,7 +169,7 @@ impl Place {
     /// For the lease's file.
     pub(crate) fn save(&self) -> Json {
         Json::object([
-            ("path", Json::from(&*self.path.to_string_lossy())),
+            ("path", Json::from(&*self.host_path.to_string_lossy())),
             ("link", Json::from(self.link)),
             ("device", Json::from(self.device)),
             ("inode", Json::from(self.inode)),
@@ -173,10 +177,12 @@ impl Place {
         ])
     }
 
-    /// What [`Self::save`] wrote.
-    pub(crate) fn restore(saved: &Fields<'_>) -> Option<Self> {
+    /// What [`Self::save`] wrote, for a process that sees the host's files behind `prefix`.
+    pub(crate) fn restore(saved: &Fields<'_>, prefix: &str) -> Option<Self> {
+        let host_path = PathBuf::from(saved.string("path").ok()?);
         Some(Self {
-            path: PathBuf::from(saved.string("path").ok()?),
+            path: behind(prefix, &host_path),
+            host_path,
             link: saved.integer("link").ok()?,
             device: saved.integer("device").ok()?,
             inode: saved.integer("inode").ok()?,
@@ -200,6 +206,13 @@ impl Wanted {
             routes: pod::routes(&result, link),
         }
     }
+}
+
+/// A path of the host as a process sees it for which the host's files stand behind `prefix`.
+pub(crate) fn behind(prefix: &str, host_path: &Path) -> PathBuf {
+    let mut path = std::ffi::OsString::from(prefix);
+    path.push(host_path);
+    path.into()
 }
 
 fn identify(namespace: &Netns) -> Result<(u64, u64, Option<u64>), Error> {

@@ -44,9 +44,10 @@ impl Listener {
     ///
     /// # Errors
     /// Code 5 when the path cannot be used.
-    pub(super) fn bind(path: &str) -> Result<Self, Error> {
-        let failed = |tried: &str, cause: io::Error| Error::io(format!("{tried} {path}: {cause}"));
-        if let Some(parent) = Path::new(path).parent() {
+    pub(super) fn bind(path: &Path) -> Result<Self, Error> {
+        let failed =
+            |tried: &str, cause: io::Error| Error::io(format!("{tried} {}: {cause}", path.display()));
+        if let Some(parent) = path.parent() {
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(parent);
             made.map_err(|cause| failed("make the directory of", cause))?;
         }
@@ -59,7 +60,7 @@ impl Listener {
         };
         let socket = socket.map_err(|cause| failed("listen at", cause))?;
         fs::set_permissions(path, Permissions::from_mode(0o660)).map_err(|cause| failed("protect", cause))?;
-        Self::listening(socket, Some(path.into()))
+        Self::listening(socket, Some(path.to_owned()))
     }
 
     fn listening(socket: UnixListener, path: Option<PathBuf>) -> Result<Self, Error> {
