@@ -54,6 +54,8 @@ fn flows_are_found_by_family_protocol_and_port_and_forgotten_one_by_one() {
         ("udp", "2001:db8::9", "2001:db8::1", 8053, "fd00::3"),
     ];
     let Some((namespace, mut socket)) = tracking(&flows) else { return };
+    assert!(!namespace.inside(conntrack::is_empty));
+    assert!(Namespace::new().inside(conntrack::is_empty));
     let filter = |family, protocol, destination_port| Filter { family, protocol, destination_port };
     let mut found = conntrack::list(&mut socket, &filter(Family::V4, UDP, Some(8053))).unwrap();
     found.sort_by_key(|flow| flow.reply.source);

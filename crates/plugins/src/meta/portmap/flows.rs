@@ -3,8 +3,8 @@
 //! Read [`end_stale`] and [`end_former`]. A flow is translated as its first packet was, for as long as it lives; TCP
 //! connections end by themselves, but a UDP sender that goes on from one port keeps its flow alive for ever, and
 //! its packets go to a pod that is gone, or to the host itself. So whoever changes where such a host port leads has
-//! the kernel forget these flows. Nothing is asked of the kernel unless the mappings are UDP or SCTP, and no flow
-//! is ended that leads where it should.
+//! the kernel forget these flows. Nothing is asked of the kernel unless the mappings are UDP or SCTP and there are
+//! any connections, and no flow is ended that leads where it should.
 
 use std::net::IpAddr;
 
@@ -14,9 +14,6 @@ use kernel::{Error, Family, address};
 
 use super::config::{SCTP, UDP};
 use super::hostport::HostPort;
-
-/// Up to so many ports of one protocol are asked for one by one.
-const FEW: usize = 4;
 
 /// Ends the flows to these host ports that lead elsewhere: to a former pod, or into this host.
 pub(super) fn end_stale(host_ports: &[HostPort]) -> Result<(), Error> {
@@ -51,7 +48,7 @@ fn end(
         for protocol in [UDP, SCTP] {
             let of_kind = |port: &&HostPort| port.protocol == protocol && Family::of(port.pod) == family;
             let ports: Vec<&HostPort> = host_ports.iter().filter(of_kind).collect();
-            if ports.is_empty() {
+            if ports.is_empty() || conntrack::is_empty() {
                 continue;
             }
             let socket = match &mut socket {
@@ -73,16 +70,10 @@ fn end(
     Ok(())
 }
 
+/// Each listing makes the kernel go through its whole table, so there is one for all the ports.
 fn flows(socket: &mut Socket, family: Family, protocol: u8, ports: &[&HostPort]) -> Result<Vec<Flow>, Error> {
-    let mut list = |destination_port| conntrack::list(socket, &Filter { family, protocol, destination_port });
-    if ports.len() > FEW {
-        return list(None);
-    }
-    let mut flows = Vec::new();
-    for port in ports {
-        flows.extend(list(Some(port.port))?);
-    }
-    Ok(flows)
+    let destination_port = if let [only] = ports { Some(only.port) } else { None };
+    conntrack::list(socket, &Filter { family, protocol, destination_port })
 }
 
 fn local_addresses() -> Result<Vec<IpAddr>, Error> {
