@@ -569,3 +569,83 @@ fn gc_of_host_ports_takes_those_whose_network_and_container_are_told() {
         assert_eq!(reply.exit, Some(0), "{what}: {reply:?}");
     }
 }
+
+/// Lists of plugins that touch no packet filter, with what each is given; the host has a cable `up0` to spare.
+fn plain_lists(node: &Node) -> Vec<Vec<(&'static str, Value)>> {
+    let data = node.stage.data.path().join("tuning");
+    let ipam = node.stage.ipam(&["10.1.2.0/24"]);
+    let bridge = ("bridge", json!({ "bridge": "br0", "isDefaultGateway": true, "ipam": ipam }));
+    let tuning = json!({ "mac": "02:00:00:00:00:42", "mtu": 1400, "promisc": true, "dataDir": data,
+        "sysctl": { "net.ipv4.conf.IFNAME.arp_filter": "1" } });
+    let fixed = json!({ "type": "static", "addresses": [{ "address": "10.7.0.2/24" }] });
+    vec![
+        vec![("loopback", json!({}))],
+        vec![("macvlan", json!({ "master": "up0", "ipam": ipam }))],
+        vec![("macvlan", json!({ "master": "up0", "mode": "private", "ipam": fixed }))],
+        vec![("host-device", json!({ "device": "up0", "ipam": ipam }))],
+        vec![bridge.clone(), ("tuning", tuning)],
+        vec![bridge, ("sbr", json!({}))],
+    ]
+}
+
+fn spare_cable(node: &Node) {
+    if !node.stage.host.link_names().contains(&"up0".to_owned()) {
+        node.stage.host.ip("link add up0 type veth peer name up1");
+        node.stage.host.ip("link set up1 up");
+    }
+    node.stage.host.ip("link set up0 up");
+}
+
+/// ADD by the one, CHECK and DEL by the other, both ways round: nothing is left of the pod.
+#[test]
+fn either_finishes_what_the_other_began() {
+    for node in nodes().into_iter().filter(|node| node.filter == Filter::Nft) {
+        for list in plain_lists(&node) {
+            for ours_adds in [false, true] {
+                let names: Vec<&str> = list.iter().map(|(plugin, _)| *plugin).collect();
+                let what = format!("{names:?} {}, ours adds: {ours_adds}", node.reference.display());
+                let pod = Pod::new("c1");
+                let pod = if names == ["loopback"] { Pod { ifname: "lo", ..pod } } else { pod };
+                spare_cable(&node);
+                let call = |ours: bool, plugin: &str, command: &str, config: &Value| {
+                    let reply = match ours {
+                        true => node.ours(&pod, plugin, command, config),
+                        false => node.reference(&pod, plugin, command, config),
+                    };
+                    assert_eq!(reply.exit, Some(0), "{what}: {command} {plugin}: {reply:?}");
+                    reply
+                };
+                let mut configs: Vec<(&str, Value)> = Vec::new();
+                let mut result = Value::Null;
+                for (plugin, more) in &list {
+                    let mut config = node.stage.config(plugin, "1.0.0", more);
+                    if !result.is_null() {
+                        config["prevResult"] = result.clone();
+                    }
+                    result = call(ours_adds, plugin, "ADD", &config).json();
+                    configs.push((plugin, config));
+                }
+                for (_, config) in &mut configs {
+                    config["prevResult"] = result.clone();
+                }
+                for (plugin, config) in &configs {
+                    // Behind sbr the reference's bridge does not find the gateway, whoever made it.
+                    if !(ours_adds && *plugin == "bridge" && names.contains(&"sbr")) {
+                        call(!ours_adds, plugin, "CHECK", config);
+                    }
+                }
+                for (plugin, config) in configs.iter().rev() {
+                    call(!ours_adds, plugin, "DEL", config);
+                }
+                let left = node.left();
+                let of_pod =
+                    |line: &&String| ["address", "link veth"].iter().any(|what| line.starts_with(what));
+                assert_eq!(left.iter().find(of_pod), None, "{what}");
+                assert_eq!(pod.namespace.link_names(), [""; 0], "{what}");
+                assert!(left.contains("link up0"), "{what}: {left:?}");
+                let backups = std::fs::read_dir(node.stage.data.path().join("tuning"));
+                assert!(backups.map_or(0, Iterator::count) == 0, "{what}: a backup is left");
+            }
+        }
+    }
+}
