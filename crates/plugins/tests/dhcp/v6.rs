@@ -184,6 +184,24 @@ fn both_families_come_in_one_result() {
 }
 
 #[test]
+fn twenty_pods_at_once_get_twenty_pairs_of_addresses() {
+    let Some(scene) = scene(&["dnsmasq"]) else { return };
+    let (_server, _daemon) = (dnsmasq(&scene, &[]), scene.daemon(&[]));
+    let both = config(&scene, &["ipv4", "ipv6"], json!({}));
+    let pods: Vec<(String, Namespace)> =
+        (0..20).map(|number| (format!("c{number}"), Namespace::new())).collect();
+    let add = &|(name, pod): &(String, Namespace)| told(&scene.call("bridge", name, pod).add(&both));
+    let mut given: Vec<(String, Option<String>)> = std::thread::scope(|scope| {
+        let threads: Vec<_> = pods.iter().map(|pod| scope.spawn(move || add(pod))).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(given.iter().all(|(_, gateway)| gateway.is_some()), "each has heard a router: {given:?}");
+    given.sort();
+    given.dedup();
+    assert_eq!((given.len(), scene.leased().len()), (40, 40));
+}
+
+#[test]
 fn the_pods_kernel_does_not_configure_itself_beside_it() {
     let Some(scene) = scene(&["dnsmasq"]) else { return };
     let (_server, _daemon) = (dnsmasq(&scene, &[]), scene.daemon(&[]));

@@ -216,6 +216,8 @@ impl Client {
         self.given = Some(Given { ips: ips.collect(), ..Given::default() });
         self.given = Some(self.words_for(&lease));
         self.dialogue.resume(lease);
+        // The daemon before may have ended between the plugin's answer and this.
+        self.settles = Some(Moment::ZERO);
         true
     }
 

@@ -210,7 +210,7 @@ fn a_client_taken_up_from_its_file_holds_the_same_and_asks() {
     assert_eq!(after.given(), before.given());
     assert_eq!(after.save(), before.save());
     let soon = NOW + Duration::from_secs(20);
-    assert_eq!(after.step(soon, Event::Due), []);
+    assert_eq!(after.step(soon, Event::Due), [Action::Lifetimes]);
     let confirmed_at = after.wake().unwrap();
     assert!(confirmed_at - soon < Duration::from_secs(1));
     let actions = after.step(confirmed_at, Event::Due);
