@@ -29,10 +29,11 @@ const SUITES: &[(&str, &str)] = &[
     ("conformance", "dummy"),
     ("conformance", "ipvlan"),
     ("conformance", "vlan"),
+    ("conformance", "vrf"),
 ];
 
 /// The reference plugins that the suites ask the same questions, where they are installed.
-const REFERENCE: [&str; 5] = ["bridge", "dummy", "host-local", "ipvlan", "vlan"];
+const REFERENCE: [&str; 6] = ["bridge", "dummy", "host-local", "ipvlan", "vlan", "vrf"];
 
 /// Tools of the host that go along, with the libraries they need.
 const TOOLS: [&str; 8] = ["ip", "bridge", "nft", "unshare", "nsenter", "ping", "sh", "cat"];

@@ -70,6 +70,11 @@ impl Address {
         }
     }
 
+    /// Was added without a route to its prefix.
+    pub fn has_no_prefix_route(&self) -> bool {
+        self.flags & abi::IFA_F_NOPREFIXROUTE != 0
+    }
+
     /// Decodes a message about one address.
     ///
     /// # Errors

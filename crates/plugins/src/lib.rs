@@ -53,6 +53,7 @@ pub static PLUGINS: &[&dyn Plugin] = &[
     &meta::route_override::RouteOverride,
     &meta::sbr::Sbr,
     &meta::tuning::Tuning,
+    &meta::vrf::Vrf,
 ];
 
 /// The plugin of this name.

@@ -11,6 +11,7 @@ pub mod portmap;
 pub mod route_override;
 pub mod sbr;
 pub mod tuning;
+pub mod vrf;
 
 use cni::{AddResult, Error, IpConfig, Request};
 
