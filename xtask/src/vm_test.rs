@@ -208,8 +208,8 @@ fn init(suites: &[(String, PathBuf)]) -> String {
          export PATH=/usr/sbin:/usr/bin:/sbin:/bin\n\
          mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp\n\
          for module in bridge 8021q veth vxlan nf_tables nft_chain_nat nft_masq nft_ct nft_fib_inet nft_meta_bridge \
-         nf_conntrack nf_conntrack_netlink nft_nat sctp dummy macvlan ipvlan ifb vrf; do modprobe $module 2>/dev/null; done\n\
-         nf_conntrack dummy macvlan ipvlan ifb vrf virtio_pci virtio_net; do modprobe $module 2>/dev/null; done\n\
+         nf_conntrack nf_conntrack_netlink nft_nat sctp dummy macvlan ipvlan ifb vrf virtio_pci virtio_net; do \
+         modprobe $module 2>/dev/null; done\n\
          ip link set lo up\n",
     );
     for (name, _) in suites {
