@@ -125,7 +125,10 @@ fn an_interface_joins_with_its_addresses_and_routes() {
         assert_eq!(addresses(&stage.pod, "eth0"), ["10.0.1.2", "fd00:1::2"], "{}", subject.name);
         let mut expected =
             vec!["10.8.0.0/16 via 10.0.1.8", "10.9.0.0/16", "default via 10.0.1.1", "default via fd00:1::1"];
-        if subject.is_reference() {
+        if !subject.is_recent() {
+            // Debian's loses them all.
+            expected.clear();
+        } else if subject.is_reference() {
             // It keeps routes of global scope only, and this one is to the link.
             expected.remove(1);
         }
@@ -154,7 +157,9 @@ fn a_vrf_goes_with_its_last_port() {
         call(&stage, &subject, "eth0", "DEL", &config).expect_success("DEL");
         assert_eq!(stage.pod.link_names(), ["blue", "eth0", "net1"], "{}", subject.name);
         call(&stage, &subject, "net1", "CHECK", &config).expect_success("CHECK");
-        assert_ne!(call(&stage, &subject, "eth0", "CHECK", &config).exit, Some(0), "{}", subject.name);
+        // Debian's is content with any port.
+        let reply = call(&stage, &subject, "eth0", "CHECK", &config);
+        assert_eq!(reply.exit == Some(0), !subject.is_recent(), "{}: {reply:?}", subject.name);
         call(&stage, &subject, "net1", "DEL", &config).expect_success("DEL");
         assert_eq!(stage.pod.link_names(), ["eth0", "net1"], "{}", subject.name);
     }
