@@ -88,17 +88,13 @@ impl Rules {
             let leads = |rule: &&ForeignRule| rule.jump.as_ref() == Some(*chain);
             rules.iter().filter(leads).all(|rule| stale(rule) || doomed(&rule.chain))
         });
-        let leaves = |index: usize, placed: &Placed<'_>| {
+        let stale: Vec<u64> = rules.iter().filter(|rule| stale(rule)).map(|rule| rule.place).collect();
+        let leaves = |(index, placed): &(usize, &Placed<'_>)| {
             let in_gone = chains.get(placed.chain).is_some_and(|chain| gone.contains(&chain));
-            let is_stale = || rules.iter().any(|rule| rule.place == index as u64 && stale(rule));
-            in_gone || (placed.role == Role::Rule && is_stale())
+            // The rules come in order, so their places do.
+            in_gone || stale.binary_search(&(*index as u64)).is_ok()
         };
-        placed
-            .iter()
-            .enumerate()
-            .filter(|(index, placed)| !leaves(*index, placed))
-            .map(|(index, _)| index)
-            .collect()
+        placed.iter().enumerate().filter(|entry| !leaves(entry)).map(|(index, _)| index).collect()
     }
 
     /// Only these entries, with all that leads to them corrected.

@@ -80,7 +80,12 @@ impl Plugin for Firewall {
         let owner = Owner::of(request);
         let mut failures = Failures::default();
         let mut nft = failures.note_kernel(Nft::open());
-        let told = request.config.prev_result().ok().flatten().map(|result| addresses(&result));
+        let mut told = request.config.prev_result().ok().flatten().map(|result| addresses(&result));
+        if let (Some(nft), Some(told)) = (&mut nft, &mut told) {
+            let others = failures.note_kernel(table::others(nft, &owner, told));
+            let others = others.unwrap_or_else(|| told.clone());
+            told.retain(|address| !others.contains(address));
+        }
         let firewalld = failures.note(config::running(&request.config)).flatten();
         if let (Some(mut firewalld), Some(nft)) = (firewalld, &mut nft) {
             let own = failures.note_kernel(table::addresses_of(nft, &owner)).unwrap_or_default();
@@ -94,7 +99,7 @@ impl Plugin for Firewall {
             return failures.into_result();
         }
         if let Some(nft) = &mut nft {
-            failures.note_kernel(remove(nft, &owner, told.as_deref()));
+            failures.note_kernel(remove(nft, &owner, &told.unwrap_or_default()));
         }
         failures.into_result()
     }
@@ -150,17 +155,14 @@ fn addresses(result: &AddResult) -> Vec<IpAddr> {
 }
 
 /// Removes the attachment's addresses, and the rules for them in iptables' chains: those that we put there, and
-/// those of the reference, which are told by the addresses of the result alone.
-fn remove(nft: &mut Nft, owner: &Owner, told: Option<&[IpAddr]>) -> Result<(), kernel::Error> {
+/// those of the reference, for which only the addresses of the result tell whose they are.
+fn remove(nft: &mut Nft, owner: &Owner, told: &[IpAddr]) -> Result<(), kernel::Error> {
     let leaving = Leaving::new(owner, None);
     let mut attempts = 0..table::ATTEMPTS;
     loop {
         let mut transaction = Transaction::new();
-        let kept = table::others(nft, owner, told.unwrap_or_default())?;
-        let gone: Vec<IpAddr> =
-            told.unwrap_or_default().iter().filter(|address| !kept.contains(address)).copied().collect();
         let own = table::leave_elements(nft, &leaving, &mut transaction)?;
-        let all: Vec<IpAddr> = own.into_iter().chain(gone).collect();
+        let all: Vec<IpAddr> = own.into_iter().chain(told.iter().copied()).collect();
         forward::leave(nft, &all, &mut transaction)?;
         match nft.commit(transaction) {
             Err(error) if error.is_missing() && attempts.next().is_some() => {}
@@ -172,7 +174,7 @@ fn remove(nft: &mut Nft, owner: &Owner, told: Option<&[IpAddr]>) -> Result<(), k
 
 /// In a new conversation: the old one may have broken off before it was known what had been carried out.
 fn undone(owner: &Owner, addresses: &[IpAddr], cause: Error) -> Error {
-    match Nft::open().and_then(|mut nft| remove(&mut nft, owner, Some(addresses))) {
+    match Nft::open().and_then(|mut nft| remove(&mut nft, owner, addresses)) {
         Ok(()) => cause,
         Err(failure) => {
             Error { message: format!("{}; undoing it: {}", cause.message, fault(failure).message), ..cause }
