@@ -230,6 +230,9 @@ fn at_every_step(command: &str, how: Disturbance, look: impl Fn(&Scene, &Namespa
         outcome.reached
     });
     assert!(steps > 20, "only {steps} steps: strace disturbed nothing");
+    // A lock whose removal was disturbed is for GC.
+    let gc = self::config("net1", &ADDRESSES, &json!({ "cni.dev/valid-attachments": [] }));
+    scene.call(&Namespace::new(), "net1").run("GC", &gc).expect_success("GC");
 }
 
 /// The pod as it is after a DEL: no rules, no tables, and an ADD that works.
