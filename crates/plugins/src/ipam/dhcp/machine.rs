@@ -1,6 +1,6 @@
 //! What a DHCP client is here: a state machine without sockets, clocks or chance.
 //!
-//! Read [`Client`] first; [`super::v4`] and [`super::v6`] are its two kinds and have the same methods:
+//! Read `Client` first; [`super::v4`] and [`super::v6`] are its two kinds and have the same methods:
 //!
 //! - `new(identity, settings, timing, seed)`: holding nothing;
 //! - `step(&mut self, now, event) -> Vec<Action>`: something happened; what shall be done about it;
