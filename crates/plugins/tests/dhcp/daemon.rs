@@ -5,6 +5,8 @@ use std::os::unix::net::UnixListener;
 use std::process::Stdio;
 
 use harness::{Namespace, Service, eventually, run, strace_works};
+use kernel::netns::Netns;
+use kernel::packet::PacketSocket;
 use serde_json::json;
 
 use crate::scene::Scene;
@@ -248,6 +250,56 @@ fn what_calls_and_says_nonsense_or_nothing_does_no_harm() {
     assert_eq!(silent.read(&mut [0; 1]).unwrap_or(0), 0, "who says nothing in time is hung up on");
     let pod = scene.pod("p0");
     scene.call("dhcp", "c", &pod).add(&scene.config("dhcp", json!({})));
+}
+
+/// An IPv4 packet to a client's port whose header, checksum included, says that it is `total` bytes long.
+fn packet_claiming(total: u16) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0, 10, 5, 0, 66, 255, 255, 255, 255];
+    packet[2..4].copy_from_slice(&total.to_be_bytes());
+    let words = packet.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
+    let sum: u32 = words.sum();
+    let checksum = !(((sum & 0xffff) + (sum >> 16)) as u16);
+    packet[10..12].copy_from_slice(&checksum.to_be_bytes());
+    packet.extend([0, 67, 0, 68, 0, 12, 0, 0, 1, 2, 3, 4]);
+    packet
+}
+
+// Whoever shares the network with a pod that asks can send what it likes; the daemon has everybody's leases. No
+// bridge here: with br_netfilter, it would trim such packets.
+#[test]
+fn packets_that_no_server_would_send_do_no_harm() {
+    let Some(scene) = Scene::with(&["dnsmasq"]) else { return };
+    let daemon = scene.daemon(&[]);
+    let pod = Namespace::new();
+    scene.lan.ip(&format!("link add lan1 type veth peer name eth0 netns {}", pod.path().display()));
+    scene.lan.ip("link set lan1 up");
+    let config = scene.config("dhcp", json!({}));
+    let mut plugin = scene.call("dhcp", "asks", &pod).command("ADD");
+    let mut plugin = plugin.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    serde_json::to_writer(plugin.stdin.take().unwrap(), &config).unwrap();
+    eventually("the daemon listens in the pod", || {
+        let sockets = run(pod.command("cat").arg("/proc/net/packet")).stdout;
+        (String::from_utf8_lossy(&sockets).lines().count() > 1).then_some(())
+    });
+    let socket = |namespace: &Namespace, link: &str| {
+        let index = namespace.ip_json(&format!("link show {link}"))[0]["ifindex"].as_u64().unwrap();
+        let namespace = Netns::open(namespace.path()).unwrap();
+        PacketSocket::open(&namespace, u32::try_from(index).unwrap(), 68).unwrap()
+    };
+    let (hostile, witness) = (socket(&scene.lan, "lan1"), socket(&pod, "eth0"));
+    for total in 0..64 {
+        hostile.send(None, &packet_claiming(total)).unwrap();
+        eventually("the pod hears it", || {
+            let mut buffer = [0; 64];
+            witness.receive(&mut buffer).unwrap().filter(|_| buffer[2..4] == total.to_be_bytes())
+        });
+    }
+    let _server = scene.dnsmasq(&[]);
+    let other = scene.pod("p0");
+    scene.call("dhcp", "other", &other).add(&config);
+    assert_eq!(daemon.said("given back"), 0, "{}", daemon.log());
+    plugin.kill().unwrap();
+    plugin.wait().unwrap();
 }
 
 // Killed at any system call, the daemon has either kept the lease or never told anybody of it.
