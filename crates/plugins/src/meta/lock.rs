@@ -78,10 +78,16 @@ impl Drop for NamespaceLock {
 /// Removes the locks that nobody holds: killed plugins left them. Nothing depends on that, so failures are not
 /// reported.
 pub(crate) fn collect() {
-    let Ok(entries) = std::fs::read_dir(FOLDER) else { return };
+    collect_in(Path::new(FOLDER));
+}
+
+fn collect_in(folder: &Path) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
     for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
         let Ok(file) = File::open(&path) else { continue };
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+        let is_ours = flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
+        // Removed since it was opened: what has the name now may be held.
+        if is_ours && file.metadata().is_ok_and(|metadata| metadata.nlink() > 0) {
             let _ = std::fs::remove_file(&path);
         }
     }
@@ -124,6 +130,12 @@ mod tests {
         let below = folder.path().join("below");
         let inside = AtomicU32::new(0);
         std::thread::scope(|scope| {
+            // A GC is no holder, and takes no lock away from one.
+            scope.spawn(|| {
+                for _ in 0..5000 {
+                    collect_in(&below);
+                }
+            });
             for _ in 0..8 {
                 scope.spawn(|| {
                     let namespace = Netns::current().unwrap();
