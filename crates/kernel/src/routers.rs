@@ -24,6 +24,8 @@ const ADVERTISEMENT: usize = 134;
 const ICMPV6_FILTER: c_int = 1;
 /// Only what comes from the link itself still has this hop limit (RFC 4861 section 6.1.2).
 const OWN_LINK: c_int = 255;
+/// So many advertisements from elsewhere are passed over at a time.
+const FOREIGN: usize = 32;
 /// Room for one control message with a hop limit, aligned as the kernel wants it.
 type Control = [u64; 8];
 
@@ -91,12 +93,12 @@ impl RouterSocket {
     }
 
     /// The next advertisement that was sent on this link, from its type on, and who sent it; `None` when there is
-    /// none now. What exceeds `buffer` is cut off.
+    /// none now, or only a flood of others, which is looked through in turns. What exceeds `buffer` is cut off.
     ///
     /// # Errors
     /// When the link went down or is gone.
     pub fn receive(&self, buffer: &mut [u8]) -> Result<Option<(usize, Ipv6Addr)>, Error> {
-        loop {
+        for _ in 0..FOREIGN {
             let mut control = Control::default();
             let mut from = self.address(Ipv6Addr::UNSPECIFIED);
             let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
@@ -120,6 +122,7 @@ impl RouterSocket {
                 return Ok(Some((size, Ipv6Addr::from(from.sin6_addr.s6_addr))));
             }
         }
+        Ok(None)
     }
 
     fn address(&self, address: Ipv6Addr) -> libc::sockaddr_in6 {

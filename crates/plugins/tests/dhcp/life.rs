@@ -1,7 +1,9 @@
 //! A lease over time: extended, lost, changed, and kept by one daemon after the other. The leases here last a few
 //! seconds, and everything is waited for in a log or in the kernel.
 
-use harness::{Namespace, eventually};
+use std::os::unix::net::UnixStream;
+
+use harness::{Namespace, Service, eventually};
 use serde_json::json;
 
 use crate::scene::{Scene, addresses, await_addresses, routes};
@@ -62,6 +64,29 @@ fn a_lease_without_a_server_survives_a_daemon_that_comes_and_goes() {
     let _daemon = scene.daemon(&["-resendmax", "1s"]);
     let _server = scene.dhcpd(RANGE, 4, "");
     await_addresses(&pod, |found| !found.is_empty());
+}
+
+#[test]
+fn a_daemon_without_descriptors_to_look_with_forgets_no_lease() {
+    let Some(scene) = Scene::with(&["dhcpd"]) else { return };
+    let mut server = scene.dhcpd(RANGE, 6, "");
+    let mut command = scene.host.command("sh");
+    command.args(["-c", "ulimit -n 20; exec \"$@\"", "sh"]).arg(scene.bin.path().join("dhcp"));
+    command.args(["daemon", "-timeout", "5s", "-socketpath"]).arg(scene.file("socket"));
+    let mut daemon =
+        Service::start(command.arg("-statepath").arg(scene.file("state")), scene.file("limited.log"));
+    daemon.await_said("dhcp: ready", 1);
+    let pod = scene.pod("p0");
+    scene.call("dhcp", "c", &pod).add(&scene.config("dhcp", json!({})));
+    let renewed = server.said("DHCPACK");
+    // Who connects and says nothing is hung up on in the end, but holds a descriptor until then.
+    let silent: Vec<UnixStream> =
+        (0..40).map(|_| UnixStream::connect(scene.file("socket")).unwrap()).collect();
+    daemon.await_said("Too many open files", 1);
+    assert_eq!(scene.kept().len(), 1, "{}", daemon.log());
+    drop(silent);
+    server.await_said("DHCPACK", renewed + 1);
+    assert_eq!(daemon.said("forgotten"), 0, "{}", daemon.log());
 }
 
 #[test]

@@ -8,12 +8,12 @@
 //! lease again; a plugin that went away while its lease was being asked for leaves none behind; a signal ends
 //! the daemon without giving anything back, for the pods go on.
 
+mod agenda;
 mod callers;
 mod flags;
 mod socket;
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
@@ -27,7 +27,9 @@ use kernel::signals::Termination;
 use kernel::sysctl;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use self::agenda::Agenda;
 use self::callers::{CallerId, Callers};
 use self::flags::{Flags, USAGE};
 use self::socket::Listener;
@@ -48,11 +50,11 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let flags = match Flags::parse(arguments) {
         Ok(Some(flags)) => flags,
         Ok(None) => {
-            say(USAGE.trim_end());
+            USAGE.lines().for_each(say);
             return 0;
         }
         Err(wrong) => {
-            say(&format!("{wrong}\n{}", USAGE.trim_end()));
+            std::iter::once(&*wrong).chain(USAGE.lines()).for_each(say);
             return 2;
         }
     };
@@ -94,8 +96,7 @@ struct Daemon {
     callers: Callers,
     store: Store,
     kept: BTreeMap<String, Kept>,
-    /// When to look at which lease. What is no longer true is passed over.
-    agenda: BinaryHeap<Reverse<(Moment, String)>>,
+    agenda: Agenda,
     patrol: Moment,
 }
 
@@ -103,6 +104,7 @@ impl Daemon {
     /// Opens everything and takes up the leases of the daemon before.
     fn start(flags: &Flags) -> Result<Self, Error> {
         let listener = Listener::inherited()?;
+        raise_descriptor_limit();
         let signals = Termination::take_over().map_err(fault)?;
         let store = open_store(&behind(&flags.host_prefix, flags.state.as_ref()))?;
         // After the store: whoever has that is the daemon, and a socket that is still there nobody's.
@@ -125,7 +127,7 @@ impl Daemon {
             callers: Callers::new(flags.timeout),
             store,
             kept: BTreeMap::new(),
-            agenda: BinaryHeap::new(),
+            agenda: Agenda::default(),
             patrol: now() + PATROL,
         };
         daemon.take_up()?;
@@ -235,17 +237,13 @@ impl Daemon {
 
     /// The next moment at which something is due.
     fn next(&self) -> Moment {
-        let agenda = self.agenda.peek().map(|Reverse((moment, _))| *moment);
-        [agenda, self.callers.deadline()].into_iter().flatten().fold(self.patrol, Moment::min)
+        [self.agenda.next(), self.callers.deadline()].into_iter().flatten().fold(self.patrol, Moment::min)
     }
 
     /// Sees to what is due.
     fn tick(&mut self) {
         let now = now();
-        while let Some(Reverse((moment, _))) = self.agenda.peek()
-            && *moment <= now
-        {
-            let Some(Reverse((_, name))) = self.agenda.pop() else { break };
+        while let Some(name) = self.agenda.take_due(now) {
             let Some(kept) = self.kept.get_mut(&name) else { continue };
             if !kept.waiting.is_empty() && kept.deadline <= now {
                 let patience = self.resend_timeout;
@@ -257,6 +255,7 @@ impl Daemon {
                 let outcomes = kept.lease.due();
                 self.follow(&name, outcomes);
             }
+            self.plan(&name);
         }
         for caller in self.callers.expire(now) {
             self.hung_up(caller);
@@ -276,11 +275,11 @@ impl Daemon {
 
     /// Puts a lease on the agenda.
     fn plan(&mut self, name: &str) {
-        let Some(kept) = self.kept.get(name) else { return };
-        let deadline = Some(kept.deadline).filter(|_| !kept.waiting.is_empty());
-        if let Some(moment) = kept.lease.wake().into_iter().chain(deadline).min() {
-            self.agenda.push(Reverse((moment, name.to_owned())));
-        }
+        let moment = self.kept.get(name).and_then(|kept| {
+            let deadline = Some(kept.deadline).filter(|_| !kept.waiting.is_empty());
+            kept.lease.wake().into_iter().chain(deadline).min()
+        });
+        self.agenda.plan(name, moment);
     }
 
     /// Does what a call asks for.
@@ -362,6 +361,7 @@ impl Daemon {
                 say(&format!("{name}: giving the lease back: {outcome:?}"));
             }
             say(&format!("{name}: given back"));
+            self.plan(name);
         }
         self.store.remove(name)
     }
@@ -453,6 +453,7 @@ impl Daemon {
         let Some(kept) = self.kept.remove(name) else { return };
         say(&format!("{name}: forgotten, {reason}"));
         self.answer_all(&kept.waiting, &Err(Error::kernel(format!("{name}: {reason}"))));
+        self.plan(name);
         self.store.remove(name).unwrap_or_else(|error| say(&error.to_string()));
     }
 
@@ -517,6 +518,13 @@ fn open_store(path: &Path) -> Result<Store, Error> {
     }
 }
 
+/// As many open files as we may have: a node full of pods that all ask at once, as after a restart, needs several
+/// for each. Where it is refused, what was allowed before has to do.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
 /// Which boot of the machine this is.
 pub(super) fn boot_id() -> Result<String, Error> {
     sysctl::read("kernel/random/boot_id").map(|text| text.trim().to_owned()).map_err(fault)
@@ -557,7 +565,8 @@ fn timeout(next: Moment) -> Timespec {
     }
 }
 
-/// A line for the log.
+/// A line for the log: one, whatever a server has put into its words.
 fn say(text: &str) {
-    let _ = writeln!(io::stderr(), "dhcp: {text}");
+    let line: String = text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect();
+    let _ = writeln!(io::stderr(), "dhcp: {line}");
 }

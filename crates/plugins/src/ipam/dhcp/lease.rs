@@ -28,6 +28,8 @@ use crate::fault::fault;
 
 /// A link that has no carrier after this long is used all the same.
 const CARRIER: Duration = Duration::from_secs(5);
+/// So many packets are read for one client before it is another one's turn.
+const PACKETS: usize = 32;
 
 /// What the daemon was told about all leases.
 #[derive(Debug, Clone)]
@@ -256,9 +258,10 @@ impl Lease {
         self.parts.iter().any(|part| part.applied.is_some())
     }
 
-    /// Whether namespace and link are still there.
+    /// Whether namespace and link are still there. Where the kernel does not tell, they are: a lease must not be
+    /// forgotten because there was no descriptor left to look with.
     pub(crate) fn is_there(&self) -> bool {
-        self.place.open().is_ok_and(|found| found.is_some())
+        self.place.open().map_or(true, |found| found.is_some())
     }
 
     /// Whether the namespace is; costs little.
@@ -299,11 +302,12 @@ impl Lease {
         (0..self.parts.len()).flat_map(|index| self.receive(index)).collect()
     }
 
-    /// Reads all packets that have come for one client.
+    /// Reads the packets that have come for one client; of a flood only so many that the others have their turn.
     fn receive(&mut self, index: usize) -> Vec<Outcome> {
         let mut outcomes = Vec::new();
         let mut buffer = [0; 2048];
-        while let Some(wire) = self.parts[index].wire.as_mut() {
+        for _ in 0..PACKETS {
+            let Some(wire) = self.parts[index].wire.as_mut() else { break };
             match wire.receive(&mut buffer) {
                 Ok(Some(packet)) => outcomes.extend(self.step(index, Event::Received(packet))),
                 Ok(None) => break,

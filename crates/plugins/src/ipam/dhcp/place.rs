@@ -71,10 +71,14 @@ impl Place {
         Ok(link.map(|link| (namespace, link)))
     }
 
-    /// Whether the path still leads to the namespace's file: answered without entering it.
+    /// Whether the path still leads to the namespace's file: answered without entering it. When that cannot be
+    /// told, it does.
     pub(crate) fn has_namespace(&self) -> bool {
-        let identity = Netns::open(&self.path).and_then(|namespace| namespace.identity());
-        identity.is_ok_and(|identity| (identity.device, identity.inode) == (self.device, self.inode))
+        match Netns::open(&self.path).and_then(|namespace| namespace.identity()) {
+            Ok(identity) => (identity.device, identity.inode) == (self.device, self.inode),
+            Err(kernel::Error::NamespaceMissing { .. } | kernel::Error::NotANamespace { .. }) => false,
+            Err(_) => true,
+        }
     }
 
     /// Sets the link up.

@@ -23,6 +23,8 @@ const DEFAULT_LEASE: Duration = Duration::from_secs(3600);
 const INFINITE: u32 = u32::MAX;
 /// No path is narrower (RFC 791), whatever a server says.
 const SMALLEST_MTU: u16 = 576;
+/// More domains than any resolver searches.
+const MOST_NAMES: usize = 32;
 /// `RT_SCOPE_LINK`.
 const ON_LINK: u8 = 253;
 
@@ -58,6 +60,9 @@ impl Terms {
         link_mtu: u32,
         priority: u32,
     ) -> Result<Self, String> {
+        if address.is_loopback() || address.is_multicast() || address.is_broadcast() {
+            return Err(format!("the server gave {address}, which no host can have"));
+        }
         let net = match find(options, option::SUBNET_MASK).map(<[u8; 4]>::try_from) {
             None => return Err("DHCP option Subnet Mask not found in DHCPACK".to_owned()),
             Some(mask) => mask.ok().and_then(|mask| Ipv4Net::with_netmask(address, mask.into()).ok()),
@@ -167,7 +172,8 @@ fn dns(options: &[(u8, Vec<u8>)]) -> Dns {
 pub(crate) fn names(value: &[u8]) -> Vec<String> {
     let mut names = Vec::new();
     let mut at = 0;
-    while at < value.len() {
+    // With compression, a few bytes can claim thousands of names.
+    while at < value.len() && names.len() < MOST_NAMES {
         let Some((name, next)) = name(value, at) else { break };
         if is_host_name(&name) {
             names.push(name);
@@ -259,6 +265,21 @@ mod tests {
         assert_eq!(terms(&[ROUTER]).unwrap_err(), "DHCP option Subnet Mask not found in DHCPACK");
         assert!(terms(&[(1, &[255, 0, 255, 0])]).is_err());
         assert!(terms(&[(1, &[255])]).is_err());
+    }
+
+    #[test]
+    fn addresses_that_no_host_can_have_are_refused() {
+        for wrong in ["127.0.0.1", "224.0.0.5", "255.255.255.255"] {
+            let options = vec![(MASK.0, MASK.1.to_vec())];
+            assert!(Terms::of(wrong.parse().unwrap(), &options, 1500, 0).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_small_option_cannot_claim_thousands_of_names() {
+        let mut search = vec![1, b'a', 0];
+        (0..500).for_each(|_| search.extend([0xc0, 0]));
+        assert_eq!(terms(&[MASK, (119, &search)]).unwrap().given.dns.search.len(), MOST_NAMES);
     }
 
     #[test]
