@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::netlink::{self, SocketAddrNetlink};
@@ -20,8 +21,8 @@ use super::message::{Message, Reply};
 use super::option;
 use crate::Error;
 
-/// Largest message the kernel builds for a listing is 32 KB; a single answer may be larger. Costs no memory
-/// until it is used.
+/// Largest message the kernel builds for a listing is 32 KB; a single answer may be larger. It is never filled
+/// with zeros, so it costs no memory until it is used.
 const INCOMING: usize = 64 * 1024;
 /// Receive buffer of a socket that listens to notifications.
 const LISTENING_BUFFER: usize = 16 * 1024 * 1024;
@@ -90,7 +91,7 @@ impl Socket {
         let _ = option::enable(descriptor.as_fd(), option::EXTENDED_ACKNOWLEDGEMENT);
         let _ = option::enable(descriptor.as_fd(), option::CAP_ACKNOWLEDGEMENT);
         let _ = option::enable(descriptor.as_fd(), option::STRICT_CHECKING);
-        Ok(Self { descriptor, sequence: 0, incoming: vec![0; INCOMING], send_room: SEND_ROOM })
+        Ok(Self { descriptor, sequence: 0, incoming: Vec::with_capacity(INCOMING), send_room: SEND_ROOM })
     }
 
     /// Sends all requests and waits until they are done; later requests are tried even if one is refused.
@@ -254,14 +255,14 @@ impl Socket {
         mut on_message: impl FnMut(Reply<'_>) -> Result<(), Malformed>,
     ) -> Result<(), Error> {
         let purpose = Purpose::new("receive", "netlink notifications");
-        let length = match self.read(&purpose, RecvFlags::empty()) {
+        match self.read(&purpose, RecvFlags::empty()) {
             Err(Error::Overrun) => {
                 self.drain();
                 return Err(Error::Overrun);
             }
             other => other?,
-        };
-        let mut rest = &self.incoming[..length];
+        }
+        let mut rest = self.incoming.as_slice();
         while !rest.is_empty() {
             Reply::take(&mut rest)
                 .and_then(&mut on_message)
@@ -381,8 +382,8 @@ impl Socket {
         let span = last.wrapping_sub(first);
         let purpose = &requests[0].purpose;
         loop {
-            let length = self.read(purpose, RecvFlags::DONTWAIT)?;
-            let mut rest = &self.incoming[..length];
+            self.read(purpose, RecvFlags::DONTWAIT)?;
+            let mut rest = self.incoming.as_slice();
             while !rest.is_empty() {
                 let reply = Reply::take(&mut rest)
                     .map_err(|malformed| Error::Answer { purpose: purpose.clone(), malformed })?;
@@ -398,10 +399,12 @@ impl Socket {
         }
     }
 
-    /// Reads one datagram of the kernel into `incoming`; returns its length.
-    fn read(&mut self, purpose: &Purpose, flags: RecvFlags) -> Result<usize, Error> {
+    /// Reads one datagram of the kernel into `incoming`.
+    fn read(&mut self, purpose: &Purpose, flags: RecvFlags) -> Result<(), Error> {
+        let flags = flags | RecvFlags::TRUNC;
         loop {
-            match rustix::net::recvfrom(&self.descriptor, &mut self.incoming[..], flags | RecvFlags::TRUNC) {
+            self.incoming.clear();
+            match rustix::net::recvfrom(&self.descriptor, spare_capacity(&mut self.incoming), flags) {
                 Ok((_, length, sender)) => {
                     let kernel = sender
                         .and_then(|sender| SocketAddrNetlink::try_from(sender).ok())
@@ -414,7 +417,7 @@ impl Socket {
                             Malformed::Truncated { what: "answer", length, available: self.incoming.len() };
                         return Err(Error::Answer { purpose: purpose.clone(), malformed });
                     }
-                    return Ok(length);
+                    return Ok(());
                 }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => self.wait(purpose)?,
@@ -427,7 +430,9 @@ impl Socket {
     /// Throws away everything that is queued.
     fn drain(&mut self) {
         loop {
-            match rustix::net::recv(&self.descriptor, &mut self.incoming[..], RecvFlags::DONTWAIT) {
+            self.incoming.clear();
+            match rustix::net::recv(&self.descriptor, spare_capacity(&mut self.incoming), RecvFlags::DONTWAIT)
+            {
                 Ok(_) | Err(Errno::INTR | Errno::NOBUFS) => {}
                 Err(_) => return,
             }
