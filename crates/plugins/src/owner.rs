@@ -7,8 +7,6 @@
 //!
 //! What stays true: two attachments never share an alias or an owner text, however long their parts are.
 
-use std::fmt::Write as _;
-
 use cni::{Attachment, Request};
 use kernel::link::{Kind, Link};
 use sha2::{Digest, Sha256, Sha512};
@@ -161,10 +159,9 @@ pub(crate) fn shortened(text: &str, longest: usize) -> String {
 
 /// Lower-case hexadecimal digits.
 pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    const DIGITS: [char; 16] =
+        ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
+    bytes.iter().flat_map(|byte| [byte >> 4, byte & 0xf]).map(|digit| DIGITS[usize::from(digit)]).collect()
 }
 
 #[cfg(test)]
