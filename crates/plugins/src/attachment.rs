@@ -17,7 +17,7 @@ use std::path::Path;
 
 use cni::{Error, Request, delegate};
 use ipnet::IpNet;
-use kernel::link::{self, Change, Filter, Link};
+use kernel::link::{self, Change, Filter, Kind, Link};
 use kernel::netlink::{Batch, Protocol, Socket};
 use kernel::nft::{Nft, Transaction};
 
@@ -66,8 +66,22 @@ const FINDERS: &[Finder] =
 /// # Errors
 /// When the kernel refuses to tell.
 pub(crate) fn is_held(host: &mut Socket, owner: &Owner) -> Result<bool, Error> {
+    Ok(cable(host, owner)?.is_some())
+}
+
+/// The host's end of the attachment's own cable, if it stands and is marked.
+///
+/// # Errors
+/// When the kernel refuses to tell.
+pub(crate) fn cable(host: &mut Socket, owner: &Owner) -> Result<Option<Link>, Error> {
     let alias = owner.alias();
-    Ok(veth::find(host, owner)?.iter().any(|link| link.alias.as_ref() == Some(&alias)))
+    let is_own = |link: &Link| link.kind == Kind::Veth && link.alias.as_ref() == Some(&alias);
+    // It has its first name, unless a foreign link had that.
+    let first = link::find(host, &*owner.host_link_name(0)).map_err(fault)?;
+    match first.filter(is_own) {
+        Some(cable) => Ok(Some(cable)),
+        None => Ok(veth::find(host, owner)?.into_iter().find(is_own)),
+    }
 }
 
 /// Removes all of the request's attachment: elements, links, addresses. `afterwards` is for what the plugin has
@@ -214,7 +228,7 @@ fn remove_links(
     let names = owner.link_names();
     let found = links(host, &names, |link| owner.owns(link))?;
     let result = delete_together(host, &found, &owner.alias());
-    if found.iter().any(|link| link.kind == link::Kind::Veth) {
+    if found.iter().any(|link| link.kind == Kind::Veth) {
         return result;
     }
     result.and(veth::remove_from_pod(host, owner, netns, interface))

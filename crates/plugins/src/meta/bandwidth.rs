@@ -86,13 +86,27 @@ impl Plugin for Bandwidth {
     }
 }
 
-/// The host's end of the pod's cable: the far end of the pod's interface, which earlier plugins must have told
-/// of.
+/// The host's end of the pod's cable, which earlier plugins must have told of.
 fn cable(host: &mut Socket, result: &AddResult, request: &Request) -> Result<Link, Error> {
     if result.interfaces.is_empty() {
         return Err(Error::invalid_config("no interfaces provided")
             .with_details("prevResult names none: limits sit on the host's end of the pod's cable"));
     }
+    // Our own carries its owner's mark; another's is found from the pod.
+    let cable = match attachment::cable(host, &Owner::of(request))? {
+        Some(cable) => cable,
+        None => far_end(host, request)?,
+    };
+    let told = result.interfaces.iter().any(|listed| listed.sandbox.is_empty() && listed.name == cable.name);
+    if !told {
+        return Err(Error::invalid_config("no veth peer of container interface found in host ns")
+            .with_details(format!("prevResult does not name {}", cable.name)));
+    }
+    Ok(cable)
+}
+
+/// The far end of the pod's interface, on this host.
+fn far_end(host: &mut Socket, request: &Request) -> Result<Link, Error> {
     let name = &request.ifname;
     let pod_link = Pod::open(request.netns()?)?.find(name)?;
     let no_peer = |reason: &str| {
@@ -107,16 +121,9 @@ fn cable(host: &mut Socket, result: &AddResult, request: &Request) -> Result<Lin
         None => None,
     };
     // Another namespace may use the same number.
-    let peer = found.filter(|link| link.kind == Kind::Veth && link.parent == Some(pod_link.index));
-    let Some(peer) = peer else {
-        return Err(Error::invalid_config(format!("veth peer with index {far} is not in host ns")));
-    };
-    let told = result.interfaces.iter().any(|listed| listed.sandbox.is_empty() && listed.name == peer.name);
-    if !told {
-        return Err(Error::invalid_config("no veth peer of container interface found in host ns")
-            .with_details(format!("prevResult does not name {}", peer.name)));
-    }
-    Ok(peer)
+    found
+        .filter(|link| link.kind == Kind::Veth && link.parent == Some(pod_link.index))
+        .ok_or_else(|| Error::invalid_config(format!("veth peer with index {far} is not in host ns")))
 }
 
 fn interface(link: &Link) -> Interface {
