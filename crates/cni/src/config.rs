@@ -178,10 +178,12 @@ fn attachments(fields: &Fields<'_>) -> Result<Option<Vec<Attachment>>, FieldErro
     };
     let attachment = |item: &crate::json::Item<'_>| {
         let fields = item.fields()?;
-        Ok(Attachment {
-            container_id: fields.string("containerID")?.to_owned(),
-            ifname: fields.string("ifname")?.to_owned(),
-        })
+        // An entry that names nobody keeps nobody: taken as it is, a misspelt list would remove everything.
+        let named = |key| match fields.string(key)? {
+            "" => Err(fields.bad(key, "missing, so it is unknown who is to be kept")),
+            text => Ok(text.to_owned()),
+        };
+        Ok(Attachment { container_id: named("containerID")?, ifname: named("ifname")? })
     };
     list.iter().map(attachment).collect::<Result<_, _>>().map(Some)
 }

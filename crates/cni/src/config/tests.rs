@@ -88,6 +88,14 @@ fn the_list_of_attachments_tells_missing_from_empty_and_prefers_the_newer_key() 
 }
 
 #[test]
+fn a_list_of_attachments_with_nobody_in_an_entry_keeps_nobody_by_mistake_and_is_refused() {
+    for entry in ["{}", r#"{"containerID":"","ifname":"eth0"}"#, r#"{"containerID":"c"}"#, r#"{"id":"c"}"#] {
+        let error = parse(&format!(r#"{{"name":"n","cni.dev/valid-attachments":[{entry}]}}"#)).unwrap_err();
+        assert!(error.message.starts_with("cni.dev/valid-attachments[0]."), "{entry}: {error}");
+    }
+}
+
+#[test]
 fn wrong_types_name_their_path() {
     for (text, want) in [
         (r#"{"name":"n","dns":{"search":"x"}}"#, "dns.search: expected an array, found a string"),
