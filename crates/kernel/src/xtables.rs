@@ -23,7 +23,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::Error;
 use crate::foreign::ForeignRule;
-use crate::netlink::Purpose;
+use crate::netlink::{Malformed, Purpose};
 use blob::{HOOKS, Rules};
 
 /// What the iptables programs lock while they change a table.
@@ -158,7 +158,11 @@ impl Table {
             };
             entries.drain(..ENTRIES_HEADER);
             self.rules = Rules::new(self.version, used(first), used(last), entries);
-            return Ok(());
+            if self.rules.are_whole(blob::number(&info, INFO - 8) as usize) {
+                return Ok(());
+            }
+            let malformed = Malformed::Missing { what: "a table of whole entries" };
+            return Err(Error::Answer { purpose: self.purpose("read"), malformed });
         }
     }
 
@@ -204,9 +208,12 @@ impl Table {
     }
 
     fn refused(&self, operation: &'static str, errno: Errno) -> Error {
+        Error::Refused { purpose: self.purpose(operation), errno, detail: None }
+    }
+
+    fn purpose(&self, operation: &'static str) -> Purpose {
         let family = if self.version == IpVersion::V4 { "ip" } else { "ip6" };
-        let purpose = Purpose::new(operation, format!("iptables table {family} {}", self.name));
-        Error::Refused { purpose, errno, detail: None }
+        Purpose::new(operation, format!("iptables table {family} {}", self.name))
     }
 }
 

@@ -111,6 +111,40 @@ fn rules_and_chains_of_the_older_interface_go_and_all_else_stays_with_its_counte
 }
 
 #[test]
+fn a_chain_of_the_older_interface_stays_when_one_that_stays_leads_there() {
+    let host = Namespace::with_loopback();
+    for (version, program, _) in VERSIONS {
+        let program = program.replace("tables", "tables-legacy");
+        if !run(host.command(&program).args(["-w", "-t", "nat", "-S"])).status.success() {
+            return not_run("the kernel has no older iptables interface (CONFIG_IP_NF_IPTABLES_LEGACY)");
+        }
+        for line in [
+            "-N DOOMED-A",
+            "-N DOOMED-B",
+            "-N OTHERS",
+            "-A DOOMED-A -j RETURN",
+            // Without a target: leads to the rule behind it.
+            "-A DOOMED-B -s 0/0",
+            "-A DOOMED-B -g DOOMED-A",
+            "-A OTHERS -j DOOMED-B",
+        ] {
+            let line = if version == IpVersion::V6 { line.replace("0/0", "::/0") } else { line.to_owned() };
+            run_ok(host.command(&program).args(["-w", "-t", "nat"]).args(line.split_whitespace()));
+        }
+        let before = listed(&host, &program);
+        inside(&host, || {
+            let mut table = Table::read(version, "nat").unwrap().unwrap();
+            table.remove(|_| false, |chain| chain.starts_with("DOOMED")).unwrap();
+            assert_eq!(listed(&host, &program), before);
+            let stale = |rule: &ForeignRule| rule.jump.as_deref() == Some("DOOMED-B");
+            table.remove(stale, |chain| chain.starts_with("DOOMED")).unwrap();
+        });
+        let expected: Vec<&str> = before.lines().filter(|line| !line.contains("DOOMED")).collect();
+        assert_eq!(listed(&host, &program).lines().collect::<Vec<_>>(), expected);
+    }
+}
+
+#[test]
 fn a_table_that_is_not_there_is_not_made_by_asking() {
     let host = Namespace::new();
     inside(&host, || {

@@ -58,6 +58,19 @@ impl Rules {
         self.walk().count()
     }
 
+    /// Whether these are so many entries from end to end, and every jump leads to the beginning of one: what is
+    /// not understood to the last byte is not to be written back.
+    pub(super) fn are_whole(&self, count: usize) -> bool {
+        let starts: Vec<usize> = self.walk().map(|entry| entry.at).collect();
+        let end = self.walk().last().map_or(0, |entry| entry.at + entry.bytes.len());
+        let is_start = |at: u32| starts.binary_search(&(at as usize)).is_ok();
+        let hooks = self.first.iter().chain(&self.last).filter(|at| **at != u32::MAX);
+        starts.len() == count
+            && end == self.entries.len()
+            && self.walk().all(|entry| entry.target_at() + PART_HEADER + 4 <= entry.bytes.len())
+            && self.walk().filter_map(|entry| entry.leads_to()).chain(hooks.copied()).all(is_start)
+    }
+
     pub(super) fn chains(&self) -> Vec<String> {
         self.placed().1
     }
@@ -83,11 +96,17 @@ impl Rules {
             })
         };
         let mut gone: Vec<&String> = chains.iter().filter(|chain| doomed(chain) && of_user(chain)).collect();
-        // A chain that somebody else's rule leads to stays.
-        gone.retain(|chain| {
-            let leads = |rule: &&ForeignRule| rule.jump.as_ref() == Some(*chain);
-            rules.iter().filter(leads).all(|rule| stale(rule) || doomed(&rule.chain))
-        });
+        // A chain that a rule leads to which stays has to stay, and then so does what its own rules lead to.
+        loop {
+            let before = gone.clone();
+            gone.retain(|chain| {
+                let leads = |rule: &&ForeignRule| rule.jump.as_ref() == Some(*chain);
+                rules.iter().filter(leads).all(|rule| stale(rule) || before.contains(&&rule.chain))
+            });
+            if gone.len() == before.len() {
+                break;
+            }
+        }
         let stale: Vec<u64> = rules.iter().filter(|rule| stale(rule)).map(|rule| rule.place).collect();
         let leaves = |(index, placed): &(usize, &Placed<'_>)| {
             let in_gone = chains.get(placed.chain).is_some_and(|chain| gone.contains(&chain));
