@@ -81,6 +81,14 @@ impl Owner {
         alias.starts_with(MARK)
     }
 
+    /// Whether an alias is of an attachment of this container, this one or another.
+    pub(crate) fn is_of_the_container(&self, alias: &str) -> bool {
+        fn container(alias: &str) -> Option<&str> {
+            alias.strip_prefix(MARK)?.split('/').nth(1)
+        }
+        container(alias).is_some_and(|found| container(&self.alias()) == Some(found))
+    }
+
     /// The alias of a link of `network` whose owner was not known when it was to be deleted.
     pub(crate) fn stale_alias(network: &str) -> String {
         format!("{}~", Self::alias_prefix(network))
@@ -206,6 +214,20 @@ mod tests {
         assert_eq!(pod.alias(), "fairlead:net/container/eth0");
         assert!(pod.alias().starts_with(&Owner::alias_prefix("net")));
         assert!(!pod.alias().starts_with(&Owner::alias_prefix("ne")));
+    }
+
+    #[test]
+    fn attachments_of_one_container_know_each_other_in_every_network() {
+        let pod = owner("net", "container", "eth0");
+        for (network, ifname) in [("net", "eth0"), ("net", "net1"), ("other", "eth0")] {
+            assert!(pod.is_of_the_container(&owner(network, "container", ifname).alias()));
+        }
+        for other in ["", "fairlead:net", &owner("net", "containe", "eth0").alias(), "net/container/eth0"] {
+            assert!(!pod.is_of_the_container(other), "{other}");
+        }
+        let long = owner("net", &"x".repeat(400), "eth0");
+        assert!(long.is_of_the_container(&owner("two", &"x".repeat(400), "eth1").alias()));
+        assert!(!long.is_of_the_container(&owner("net", &"x".repeat(401), "eth0").alias()));
     }
 
     #[test]

@@ -97,7 +97,7 @@ impl Plugin for Portmap {
         let mut nft = Nft::open().map_err(fault)?;
         let owner = Owner::of(request);
         let layout = layout(&mut nft, &config, &owner, &pods)?;
-        match hostport::missing(&mut nft, &layout).map_err(fault)? {
+        match hostport::missing(&mut nft, &layout, &owner).map_err(fault)? {
             Some(missing) if !by_reference(&mut nft, &layout, &owner).map_err(fault)? => {
                 Err(Error::kernel(missing))
             }

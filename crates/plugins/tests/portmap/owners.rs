@@ -103,6 +103,30 @@ fn the_networks_of_one_container_are_kept_apart() {
     scene.map(&pods[1], "CHECK", tcp(8082, 80), json!({})).expect_success("CHECK");
 }
 
+/// Engines hand a container's ports to every network that it joins.
+#[test]
+fn one_port_in_two_networks_of_a_container_stays_with_the_first() {
+    let scene = Scene::new();
+    let [one, two] = ["test", "two"].map(|network| scene.pod_of(network, "c1"));
+    serve(&one.namespace, 80, "one");
+    for pod in [&one, &two] {
+        scene.map(pod, "ADD", tcp(8080, 80), json!({})).expect_success("ADD");
+    }
+    assert_eq!(ask(&scene.outside, HOST[0], 8080).as_deref(), Some("one 192.0.2.9"));
+    for pod in [&one, &two] {
+        scene.map(pod, "CHECK", tcp(8080, 80), json!({})).expect_success("CHECK");
+        scene.map(pod, "ADD", tcp(8080, 80), json!({})).expect_success("ADD again");
+    }
+    let stranger = scene.pod("stranger");
+    let reply = scene.map(&stranger, "ADD", tcp(8080, 80), json!({}));
+    assert!(reply.error_text().contains("8080/tcp is taken by test/c1/eth0"), "{reply:?}");
+    scene.delete(&two, tcp(8080, 80));
+    assert_eq!(ask(&scene.outside, HOST[0], 8080).as_deref(), Some("one 192.0.2.9"));
+    scene.map(&one, "CHECK", tcp(8080, 80), json!({})).expect_success("CHECK");
+    scene.delete(&one, tcp(8080, 80));
+    assert_eq!(scene.elements(), [""; 0]);
+}
+
 #[test]
 fn del_leaves_the_ports_to_the_cables_plugin_while_the_cable_stands() {
     let scene = Scene::new();

@@ -163,7 +163,8 @@ fn read_mapping(fields: &Fields<'_>, mappings: &mut Vec<Mapping>) -> Result<(), 
         "sctp" => SCTP,
         other => return Err(fields.bad("protocol", format!("{other:?} is none of tcp, udp, sctp")).into()),
     };
-    let address: Option<IpAddr> = fields.parse("hostIP")?;
+    // An IPv4 address may be written in IPv6's form.
+    let address = fields.parse::<IpAddr>("hostIP")?.map(|address| address.to_canonical());
     if address.is_some_and(|address| address.is_ipv6() && address.is_loopback()) {
         let reason =
             "the kernel takes no packet for ::1 from another link, so no answer of a pod can come back";

@@ -3,7 +3,8 @@
 //! Read [`add`] first: nearly always everything shared is there, so an attachment's elements are tried alone, in
 //! one transaction. If something is missing, the units of the [`Layout`] are made one by one; if an element is
 //! there already, it is replaced where its owner is this very attachment or has lost the pod's address to it, and
-//! otherwise the ADD fails and says whose it is.
+//! otherwise the ADD fails and says whose it is. Only among the attachments of one container the first one keeps
+//! it: engines ask for a container's ports in every network that it joins.
 //!
 //! What stays true: nobody removes an element of another; [`leave`] and [`collect`] find elements by the owner in
 //! their comment, in every map and set there is, so they need no configuration.
@@ -45,24 +46,27 @@ pub(crate) struct HostPort {
 /// Puts an attachment's host ports there, all or none.
 pub(super) fn add(nft: &mut Nft, layout: &Layout, owner: &Owner) -> Result<(), Error> {
     let mut attempts = 0..ATTEMPTS;
-    let mut replaced: Vec<(String, Vec<Key>)> = Vec::new();
+    let mut standing: Vec<Standing> = Vec::new();
     loop {
         refuse_overlaps(nft, layout, owner)?;
         let mut transaction = Transaction::new();
-        for (set, keys) in &replaced {
-            transaction.delete_elements(&table(), set, keys);
+        for found in &standing {
+            transaction.delete_elements(&table(), &found.set, &found.replaced);
         }
         for set in &layout.entries {
-            transaction.create_mappings(&table(), &set.name, &set.elements);
+            let found = standing.iter().find(|found| found.set == set.name);
+            let is_wanted = |key: &Key| found.is_none_or(|found| !found.kept.contains(key));
+            let elements = set.elements.iter().filter(|(key, _)| is_wanted(key));
+            transaction.create_mappings(&table(), &set.name, elements);
         }
         let Err(error) = nft.commit(transaction) else { return Ok(()) };
         if attempts.next().is_none() {
             return Err(fault(error));
         }
         if error.exists() {
-            replaced = ours(nft, layout, owner)?;
+            standing = ours(nft, layout, owner)?;
         } else if error.is_missing() {
-            replaced.clear();
+            standing.clear();
             make(nft, &layout.units).map_err(fault)?;
         } else {
             return Err(fault(error));
@@ -83,27 +87,40 @@ fn make(nft: &mut Nft, units: &[Unit]) -> Result<(), kernel::Error> {
     Ok(())
 }
 
+/// What is in the way of an attachment's elements in one set.
+struct Standing {
+    set: String,
+    replaced: Vec<Key>,
+    /// The same port in another network of the container.
+    kept: Vec<Key>,
+}
+
 /// The attachment's elements that are in the way of themselves: left by an ADD that was killed, or of an owner who
-/// was never deleted and whose address this pod has now.
+/// was never deleted and whose address this pod has now; and those of the container's other attachments.
 ///
 /// # Errors
 /// When one is somebody else's.
-fn ours(nft: &mut Nft, layout: &Layout, owner: &Owner) -> Result<Vec<(String, Vec<Key>)>, Error> {
+fn ours(nft: &mut Nft, layout: &Layout, owner: &Owner) -> Result<Vec<Standing>, Error> {
     let alias = owner.alias();
-    let mut ours = Vec::new();
-    for set in &layout.entries {
-        let found = present(nft, set).map_err(fault)?;
-        for (key, element) in &found {
-            let same_pod = set
-                .elements
-                .get(key)
-                .is_some_and(|wanted| !wanted.data.is_empty() && wanted.data.first() == element.data.first());
+    let mut ours: Vec<Standing> = Vec::new();
+    // Each map before its set.
+    for set in layout.entries.iter().rev() {
+        let is_map = !set.data.is_empty();
+        let of_map = ours.last().map_or_else(Vec::new, |map| map.kept.clone());
+        let (mut replaced, mut kept) = (Vec::new(), Vec::new());
+        for (key, element) in present(nft, set).map_err(fault)? {
+            let wanted = set.elements.get(&key).and_then(|wanted| wanted.data.first());
+            let same_pod = wanted.is_some() && wanted == element.data.first();
+            let is_anothers = element.comment() != alias && !same_pod;
+            let same_container = owner.is_of_the_container(element.comment());
             // Sets follow their map, where the question was decided.
-            if element.comment() != alias && !same_pod && !set.data.is_empty() {
-                return Err(taken(key, element));
+            if is_map && is_anothers && !same_container {
+                return Err(taken(&key, &element));
             }
+            let keeps = is_anothers && same_container && (is_map || of_map.contains(&key));
+            if keeps { &mut kept } else { &mut replaced }.push(key);
         }
-        ours.push((set.name.clone(), found.into_keys().collect()));
+        ours.push(Standing { set: set.name.clone(), replaced, kept });
     }
     Ok(ours)
 }
@@ -111,7 +128,6 @@ fn ours(nft: &mut Nft, layout: &Layout, owner: &Owner) -> Result<Vec<(String, Ve
 /// A port on one address and the same port on every address cannot lead to different pods: which of them is meant
 /// would be a matter of taste.
 fn refuse_overlaps(nft: &mut Nft, layout: &Layout, owner: &Owner) -> Result<(), Error> {
-    let alias = owner.alias();
     for map in layout.entries.iter().filter(|set| !set.data.is_empty()) {
         let Some(other) = overlapping(map) else { continue };
         let found = match map.key.len() {
@@ -130,7 +146,9 @@ fn refuse_overlaps(nft: &mut Nft, layout: &Layout, owner: &Owner) -> Result<(), 
                 }
             },
         };
-        if let Some((key, element)) = found.iter().find(|(_, element)| element.comment() != alias) {
+        if let Some((key, element)) =
+            found.iter().find(|(_, element)| !owner.is_of_the_container(element.comment()))
+        {
             return Err(taken(key, element));
         }
     }
@@ -178,15 +196,22 @@ fn present(nft: &mut Nft, set: &Set) -> Result<BTreeMap<Key, Element>, kernel::E
     Ok(found)
 }
 
-/// What is missing of the layout, in words; `None` when all is there.
-pub(super) fn missing(nft: &mut Nft, layout: &Layout) -> Result<Option<String>, kernel::Error> {
+/// What is missing of the layout, in words; `None` when all is there, be it for another network of the container.
+pub(super) fn missing(
+    nft: &mut Nft,
+    layout: &Layout,
+    owner: &Owner,
+) -> Result<Option<String>, kernel::Error> {
+    let alias = owner.alias();
+    let of_the_container =
+        |found: &Element| found.comment() != alias && owner.is_of_the_container(found.comment());
     for set in &layout.entries {
         let found = present(nft, set)?;
         for (key, element) in &set.elements {
             let port = port_text(key);
             let name = &set.name;
             match found.get(key) {
-                Some(other) if other == element => {}
+                Some(other) if other == element || of_the_container(other) => {}
                 Some(other) => {
                     let owner = other.comment();
                     return Ok(Some(format!("host port {port} in {name} of {} is {owner:?}'s", table())));
