@@ -183,14 +183,18 @@ fn of_network(
 ) -> Result<Vec<(TableKey, String, Vec<Key>)>, Error> {
     let key = TableKey::new(Family::Inet, TABLE);
     let prefix = set_prefix(network);
-    let Some(table) = nft.table(&key, None)? else { return Ok(Vec::new()) };
-    let sets = table.sets.into_iter().filter(|(name, _)| name.starts_with(&prefix));
-    let found = sets.map(|(name, set)| {
-        let elements = set.elements.into_iter();
-        let wanted = elements.filter(|(_, element)| wanted(element.comment()));
-        (key.clone(), name, wanted.map(|(key, _)| key).collect::<Vec<Key>>())
-    });
-    Ok(found.filter(|(_, _, keys)| !keys.is_empty()).collect())
+    let mut found = Vec::new();
+    for set in nft.sets(&key)?.into_iter().filter(|set| set.name.starts_with(&prefix)) {
+        let mut elements = match nft.elements(&key, &set) {
+            Err(error) if error.is_missing() => continue,
+            other => other?,
+        };
+        elements.retain(|_, element| wanted(element.comment()));
+        if !elements.is_empty() {
+            found.push((key.clone(), set.name, elements.into_keys().collect()));
+        }
+    }
+    Ok(found)
 }
 
 /// Deletes elements; that one has gone meanwhile is a success, and does not save the others.
