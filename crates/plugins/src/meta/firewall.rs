@@ -62,6 +62,7 @@ impl Plugin for Firewall {
             fence: ports.fence(config.ingress),
             admin_chain: config.admin_chain,
             in_iptables: firewalld.is_none(),
+            cable_is_ours: false,
         };
         let all = || {
             Nft::open().and_then(|mut nft| admission.admit(&mut nft)).map_err(fault)?;
@@ -117,6 +118,7 @@ impl Plugin for Firewall {
             fence: ports.fence(config.ingress),
             admin_chain: config.admin_chain,
             in_iptables: firewalld.is_none(),
+            cable_is_ours: attachment::is_held(&mut Socket::open(Protocol::Route).map_err(fault)?, &owner)?,
         };
         let lacking = Nft::open().and_then(|mut nft| admission.lacking(&mut nft)).map_err(fault)?;
         if let Some(text) = lacking {

@@ -87,6 +87,28 @@ fn gc_keeps_the_valid_and_the_other_networks() {
     assert!(!scene.elements().iter().any(|element| element.contains("\"net\"")), "{:?}", scene.elements());
 }
 
+/// Two networks on one bridge: the end of one does not open the other.
+#[test]
+fn a_bridge_keeps_its_policy_while_another_network_has_pods_on_it() {
+    let scene = Scene::new();
+    let mut pods = [scene.pod("net", 1, "c1"), scene.pod("net", 1, "c2")];
+    pods[1].bridge["name"] = json!("second");
+    for pod in &pods {
+        pod.admit(&scene, json!({ "ingressPolicy": "same-bridge" }));
+    }
+    let collect = |pod: &crate::scene::Pod| {
+        let mut request = pod.config(json!({ "prevResult": null }));
+        request["cni.dev/valid-attachments"] = json!([]);
+        pod.call(&scene, "firewall").run("GC", &request).expect_success("GC");
+    };
+    collect(&pods[0]);
+    let config = pods[1].config(json!({ "ingressPolicy": "same-bridge" }));
+    pods[1].call(&scene, "firewall").run("CHECK", &config).expect_success("CHECK");
+    assert_eq!(scene.elements().len(), 2 + 2);
+    collect(&pods[1]);
+    assert_eq!(scene.elements(), [""; 0]);
+}
+
 #[test]
 fn two_interfaces_of_one_container_are_kept_apart() {
     let scene = Scene::new();

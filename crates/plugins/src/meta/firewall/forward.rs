@@ -43,7 +43,13 @@ pub(super) fn put(
         if own.is_empty() || !nft.holds_chains(&[(&table, Some(FORWARD))])?[0] {
             continue;
         }
-        transaction.add_chain(&table, &Chain::regular(PODS)).add_chain(&table, &Chain::regular(admin_chain));
+        // Made only once, so that of several first pods one puts in the jumps.
+        let pods = Chain::regular(PODS);
+        match nft.holds_chains(&[(&table, Some(PODS))])?[0] {
+            true => transaction.add_chain(&table, &pods),
+            false => transaction.create_chain(&table, &pods),
+        };
+        transaction.add_chain(&table, &Chain::regular(admin_chain));
         let entered = nft.foreign_rules(&table, Some(FORWARD))?;
         if !leads_to(&entered, PODS) {
             let jump = jump(PODS, PODS_COMMENT);

@@ -13,7 +13,7 @@
 //! ```
 //!
 //! Pods and bridges are elements; the rules come with the chain or set that can be made only once. An address's
-//! comment is its owner, a bridge's the network whose policy it is.
+//! comment is its owner, a bridge's the networks whose policy it is, with a `/` between them.
 
 use std::net::IpAddr;
 
@@ -38,6 +38,9 @@ const PODS: &str = "firewall_pods";
 const BRIDGES: &str = "firewall/bridges";
 const SAME: &str = "firewall/same";
 const ISOLATED: &str = "firewall/isolated";
+/// Longest list of networks in a bridge's comment, and what stands there for a longer one: such a bridge stays.
+const LONGEST_COMMENT: usize = 240;
+const MANY: &str = "*";
 
 /// How often it is tried again when others make or remove the same objects at the same time.
 pub(super) const ATTEMPTS: usize = 10;
@@ -53,6 +56,8 @@ pub(super) struct Admission<'a> {
     pub(super) admin_chain: &'a str,
     /// Also in the chains of iptables, where there are any.
     pub(super) in_iptables: bool,
+    /// The attachment's cable is ours, so it was not the reference who let it pass. Only CHECK asks.
+    pub(super) cable_is_ours: bool,
 }
 
 /// A bridge and what may reach its pods.
@@ -140,11 +145,18 @@ impl Admission<'_> {
         let table = table();
         let network = shortened(self.owner.network(), 64);
         for (set, key, wanted) in fence.places() {
-            let found = nft.comment_of(&table, set, &key)?;
-            if wanted && found.is_none() {
-                transaction.add_elements(&table, set, [(&key, Some(network.as_str()))]);
-            } else if !wanted && found.is_some_and(|found| found == network) {
-                transaction.delete_elements(&table, set, [&key]);
+            match nft.comment_of(&table, set, &key)? {
+                None if wanted => {
+                    transaction.create_elements(&table, set, [(&key, Some(network.as_str()))]);
+                }
+                Some(found) if wanted => {
+                    if let Some(more) = with_network(&found, &network) {
+                        transaction.delete_elements(&table, set, [&key]);
+                        transaction.create_elements(&table, set, [(&key, Some(more.as_str()))]);
+                    }
+                }
+                Some(found) => take_back(transaction, set, &key, (&found, &network)),
+                None => {}
             }
         }
         Ok(())
@@ -160,7 +172,8 @@ impl Admission<'_> {
             let is_ours = nft.comment_of(&table, &set, &key)?.is_some_and(|found| found == comment);
             let in_chain = forward::stands(nft, *address)?;
             theirs |= !is_ours;
-            if !is_ours && in_chain != Some(true) && self.in_iptables {
+            let by_reference = in_chain == Some(true) || !self.in_iptables;
+            if !is_ours && (self.cable_is_ours || !by_reference) {
                 return Ok(Some(format!("{address} is not let through by {table} any more")));
             }
             if in_chain == Some(false) && self.in_iptables {
@@ -310,11 +323,31 @@ fn leave_fences(nft: &mut Nft, network: &str, transaction: &mut Transaction) -> 
     let network = shortened(network, 64);
     for set in fence_sets() {
         let elements = or_none(nft.elements(&table, &set))?.unwrap_or_default();
-        for (key, _) in elements.iter().filter(|(_, element)| element.comment.as_deref() == Some(&network)) {
-            transaction.delete_elements(&table, &set.name, [key]);
+        for (key, element) in &elements {
+            take_back(transaction, &set.name, key, (element.comment(), &network));
         }
     }
     Ok(())
+}
+
+/// A bridge's comment with one more network; `None` if nothing is to be changed.
+fn with_network(comment: &str, network: &str) -> Option<String> {
+    let is_known = comment.split('/').any(|known| known == network || known == MANY);
+    let more = format!("{comment}/{network}");
+    let more = if more.len() > LONGEST_COMMENT { MANY.to_owned() } else { more };
+    (!is_known && !comment.is_empty()).then_some(more)
+}
+
+/// Ends the policy of one network for a bridge, which stays if it is another network's as well.
+fn take_back(transaction: &mut Transaction, set: &str, key: &Key, (comment, network): (&str, &str)) {
+    if !comment.split('/').any(|known| known == network) {
+        return;
+    }
+    let others: Vec<&str> = comment.split('/').filter(|known| *known != network).collect();
+    transaction.delete_elements(&table(), set, [key]);
+    if !others.is_empty() {
+        transaction.create_elements(&table(), set, [(key, Some(others.join("/").as_str()))]);
+    }
 }
 
 /// All addresses of a network with their owners.
@@ -433,6 +466,17 @@ mod tests {
         let fences = isolation_rules().map(|rule| rule.to_string());
         assert!(fences[0].contains("iifname . oifname @firewall/isolated drop"), "{fences:?}");
         assert!(fences[1].contains("iifname . oifname != @firewall/same drop"), "{fences:?}");
+    }
+
+    #[test]
+    fn a_bridge_says_whose_policy_it_is() {
+        assert_eq!(with_network("a", "a"), None);
+        assert_eq!(with_network("a", "b").as_deref(), Some("a/b"));
+        assert_eq!(with_network("a/b", "b"), None);
+        assert_eq!(with_network(&"x".repeat(239), "b").as_deref(), Some(MANY));
+        assert_eq!(with_network(MANY, "b"), None);
+        // Somebody put it there by hand.
+        assert_eq!(with_network("", "b"), None);
     }
 
     #[test]
