@@ -575,8 +575,9 @@ fn plain_lists(node: &Node) -> Vec<Vec<(&'static str, Value)>> {
     let data = node.stage.data.path().join("tuning");
     let ipam = node.stage.ipam(&["10.1.2.0/24"]);
     let bridge = ("bridge", json!({ "bridge": "br0", "isDefaultGateway": true, "ipam": ipam }));
+    // Debian's CHECK does not know the word IFNAME, which its ADD does.
     let tuning = json!({ "mac": "02:00:00:00:00:42", "mtu": 1400, "promisc": true, "dataDir": data,
-        "sysctl": { "net.ipv4.conf.IFNAME.arp_filter": "1" } });
+        "sysctl": { "net.ipv4.conf.eth0.arp_filter": "1" } });
     let fixed = json!({ "type": "static", "addresses": [{ "address": "10.7.0.2/24" }] });
     vec![
         vec![("loopback", json!({}))],
