@@ -76,7 +76,9 @@ mod tests {
         let rule =
             ForeignRule { parts: vec![Part::comparing(&[10, 1, 2, 9]), target], ..ForeignRule::default() };
         assert!(rule.mentions(&[10, 1, 2, 9]) && rule.mentions(&[10, 1, 2, 3]) && rule.mentions(&[0, 80]));
-        assert!(!rule.mentions(&[1, 2, 9]) && !rule.mentions(&[10, 1]));
+        assert!(!rule.mentions(&[1, 2, 9]) && !rule.mentions(&[10, 1, 2, 4]));
+        let compared = ForeignRule { parts: vec![Part::comparing(&[10, 1, 2, 9])], ..ForeignRule::default() };
+        assert!(!compared.mentions(&[10, 1]) && !compared.mentions(&[2, 9]));
         assert!(rule.has("DNAT") && !rule.has("SNAT"));
     }
 
