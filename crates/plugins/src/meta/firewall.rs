@@ -133,13 +133,13 @@ impl Plugin for Firewall {
     fn gc(&self, request: &Request) -> Result<(), Error> {
         let valid = attachment::valid(request)?;
         let mut nft = Nft::open().map_err(fault)?;
-        let stale = table::collect(&mut nft, &request.config.name, &valid).map_err(fault)?;
-        let mut failures = Failures::default();
-        failures.note_kernel(forward::remove_older(&stale));
-        if let Some(mut firewalld) = failures.note(config::running(&request.config)).flatten() {
-            failures.note(firewalld.remove(config::zone(&request.config), &stale));
+        let stale = table::stale(&mut nft, &request.config.name, &valid).map_err(fault)?;
+        // Our elements go last, and stay after a failure: nothing else tells the next GC of these addresses.
+        if let Some(mut firewalld) = config::running(&request.config)? {
+            firewalld.remove(config::zone(&request.config), &stale)?;
         }
-        failures.into_result()
+        forward::remove_older(&stale).map_err(fault)?;
+        table::collect(&mut nft, &request.config.name, &valid).map_err(fault)
     }
 
     fn status(&self, request: &Request) -> Result<(), Error> {

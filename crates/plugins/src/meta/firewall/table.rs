@@ -292,28 +292,33 @@ pub(super) fn others(nft: &mut Nft, owner: &Owner, addresses: &[IpAddr]) -> Resu
     Ok(others)
 }
 
-/// Removes the addresses of everybody in `network` who is not among `valid`, with their rules in iptables' chains,
-/// and says which. With nobody valid the network's policy for its bridges goes too.
-pub(super) fn collect(nft: &mut Nft, network: &str, valid: &[Owner]) -> Result<Vec<IpAddr>, Error> {
+/// The addresses of everybody in `network` who is not among `valid`.
+pub(super) fn stale(nft: &mut Nft, network: &str, valid: &[Owner]) -> Result<Vec<IpAddr>, Error> {
     let keep: Vec<String> = valid.iter().map(Owner::comment).collect();
+    let mut found = listed(nft, network)?;
+    found.retain(|(_, owner)| !keep.contains(owner));
+    Ok(found.into_iter().map(|(address, _)| address).collect())
+}
+
+/// Removes these addresses, with their rules in iptables' chains. With nobody valid the network's policy for its
+/// bridges goes too.
+pub(super) fn collect(nft: &mut Nft, network: &str, valid: &[Owner]) -> Result<(), Error> {
     let table = table();
     let mut attempts = 0..ATTEMPTS;
     loop {
         let mut transaction = Transaction::new();
-        let mut stale = listed(nft, network)?;
-        stale.retain(|(_, owner)| !keep.contains(owner));
-        for (address, _) in &stale {
+        let stale = stale(nft, network, valid)?;
+        for address in &stale {
             let (set, key) = place(network, *address);
             transaction.delete_elements(&table, &set, [&key]);
         }
-        let stale: Vec<IpAddr> = stale.into_iter().map(|(address, _)| address).collect();
         forward::leave(nft, &stale, &mut transaction)?;
         if valid.is_empty() {
             leave_fences(nft, network, &mut transaction)?;
         }
         match nft.commit(transaction) {
             Err(error) if error.is_missing() && attempts.next().is_some() => {}
-            other => return other.map(|()| stale),
+            other => return other,
         }
     }
 }
