@@ -94,6 +94,25 @@ fn check_names_what_is_gone() {
 }
 
 #[test]
+fn an_add_after_a_flushed_table_makes_the_rules_anew() {
+    let scene = Scene::new();
+    let (one, two) = (scene.pod("net", 1, "c1"), scene.pod("net", 1, "c2"));
+    one.admit(&scene, json!({ "ingressPolicy": "same-bridge" }));
+    for flushed in ["table inet fairlead_cni", "chain inet fairlead_cni firewall_isolation"] {
+        run_ok(scene.host.command("nft").arg("flush").args(flushed.split(' ')));
+        two.admit(&scene, json!({ "ingressPolicy": "same-bridge" }));
+        for pod in [&one, &two] {
+            let config = pod.config(json!({ "ingressPolicy": "same-bridge" }));
+            pod.call(&scene, "firewall").run("CHECK", &config).expect_success(flushed);
+        }
+    }
+    let ruleset = scene.host.nft_ruleset();
+    let rules = ruleset.iter().filter_map(|object| object.get("rule"));
+    let of_chain = rules.filter(|rule| rule["table"] == "fairlead_cni" && rule["chain"] == "forward");
+    assert_eq!(of_chain.count(), 3);
+}
+
+#[test]
 fn fifty_adds_at_once_make_one_set_of_rules() {
     let scene = Scene::new();
     scene.drop_forwarded();

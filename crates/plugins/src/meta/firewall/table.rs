@@ -103,7 +103,10 @@ impl Admission<'_> {
         let rules = nft.foreign_rules(&table, None)?;
         let is_made = rules.iter().any(|rule| rule.chain == ISOLATION);
         if !is_made {
-            make_chains(transaction);
+            // Somebody flushed the table, unless the rules have just come: they come with the chain.
+            let is_flushed = nft.holds_chains(&[(&table, Some(ISOLATION))])?[0]
+                && nft.foreign_rules(&table, Some(ISOLATION))?.is_empty();
+            make_chains(transaction, is_flushed);
         }
         let chain = self.admin_chain;
         if !rules.iter().any(|rule| rule.chain == ADMIN && rule.jump.as_deref() == Some(chain)) {
@@ -114,8 +117,13 @@ impl Admission<'_> {
             rule.chain == PODS && rule.comment.as_deref().is_some_and(|text| text.starts_with(&four.name))
         };
         if !rules.iter().any(of_network) {
+            let is_flushed = nft.sets(&table)?.iter().any(|set| set.name == four.name)
+                && !nft.foreign_rules(&table, Some(PODS))?.iter().any(of_network);
             for (set, version) in sets(self.owner.network()).iter().zip(VERSIONS) {
-                transaction.create_set(&table, set);
+                match is_flushed {
+                    true => transaction.add_set(&table, set),
+                    false => transaction.create_set(&table, set),
+                };
                 for rule in pod_rules(set, version) {
                     transaction.add_rule(&table, PODS, &rule);
                 }
@@ -429,8 +437,9 @@ fn admin_rule(chain: &str) -> Rule {
     Rule::new([Statement::Verdict(Verdict::Jump(chain.to_owned()))]).with_comment("administrators come first")
 }
 
-/// All that there is once. The chain of isolation can be made only once, so the rules are single.
-fn make_chains(transaction: &mut Transaction) {
+/// All that there is once. The chain of isolation can be made only once, so the rules are single; where somebody
+/// flushed it, it is filled anew.
+fn make_chains(transaction: &mut Transaction, is_flushed: bool) {
     let table = table();
     let base = BaseChain {
         kind: ChainKind::Filter,
@@ -438,11 +447,18 @@ fn make_chains(transaction: &mut Transaction) {
         priority: priority::FILTER,
         policy: Policy::Accept,
     };
-    transaction.add_table(&table).create_chain(&table, &Chain::regular(ISOLATION));
+    transaction.add_table(&table);
+    match is_flushed {
+        true => transaction.add_chain(&table, &Chain::regular(ISOLATION)),
+        false => transaction.create_chain(&table, &Chain::regular(ISOLATION)),
+    };
     transaction.add_chain(&table, &Chain::regular(ADMIN)).add_chain(&table, &Chain::regular(PODS));
     transaction.add_chain(&table, &Chain::base(FORWARD, base));
     for set in fence_sets() {
         transaction.add_set(&table, &set);
+    }
+    if is_flushed {
+        transaction.flush_chain(&table, ISOLATION).flush_chain(&table, FORWARD);
     }
     for rule in isolation_rules() {
         transaction.add_rule(&table, ISOLATION, &rule);
