@@ -165,6 +165,28 @@ fn a_link_that_nobody_lent_is_left_alone() {
     assert_eq!(link(&scene.host, "ens1")["ifalias"], "uplink", "nobody has touched the device");
 }
 
+// A runtime follows an ADD that failed with a DEL.
+#[test]
+fn a_device_that_another_network_lent_stays_where_it_is() {
+    let scene = Scene::new();
+    let pod = Namespace::new();
+    scene.host.ip("link add ens2 type veth peer name far2");
+    let lent = scene.config();
+    let mut other = scene.config();
+    (other["name"], other["device"]) = (json!("other"), json!("ens2"));
+    let call = scene.call("c", &pod);
+    let result = call.add(&lent);
+    assert!(call.run("ADD", &other).error_text().contains("already exists"));
+    call.del(&other);
+    assert_eq!(link(&pod, "net1")["address"], MAC, "it is the first network's");
+    assert_eq!(scene.host.link_names(), ["ens2", "far", "far2"]);
+    // What the result lists is brought home, whatever the configuration has come to say.
+    let mut edited = other.clone();
+    (edited["name"], edited["prevResult"]) = (json!("test"), result);
+    call.del(&edited);
+    assert_eq!(scene.host.link_names(), ["ens1", "ens2", "far", "far2"]);
+}
+
 #[test]
 fn del_does_without_a_configuration_that_names_the_device() {
     for key in ["device", "hwaddr", "kernelpath", "pciBusID"] {

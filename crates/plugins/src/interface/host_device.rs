@@ -130,7 +130,7 @@ impl Child for Lent {
 fn return_device(request: &Request) -> Result<(), Error> {
     let mut host = Socket::open(Protocol::Route).map_err(fault)?;
     if let Some(mut pod) = Pod::open_if_there(request.netns.as_deref())?
-        && let Some(link) = passage::lent_to(&mut pod, request)?
+        && let Some(link) = passage::lent_to(&mut host, &mut pod, request)?
     {
         return passage::give_back(&mut host, &mut pod, &link);
     }

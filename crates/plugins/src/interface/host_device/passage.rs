@@ -149,12 +149,17 @@ pub(super) fn name_at_home(device: &Link) -> Option<&str> {
 
 /// The device that was lent to this attachment's pod, if it is there. Without the note of its name at home it
 /// must be hardware, or the very device that the configuration or the result names: the link may be anybody's.
-pub(super) fn lent_to(pod: &mut Pod, request: &Request) -> Result<Option<Link>, Error> {
+/// And where the device that the configuration names is at home, the one in the pod is another network's, whose
+/// name for it made this one's ADD fail, unless the result lists it.
+pub(super) fn lent_to(host: &mut Socket, pod: &mut Pod, request: &Request) -> Result<Option<Link>, Error> {
     let Some(link) = pod.find(&request.ifname)? else { return Ok(None) };
-    if name_at_home(&link).is_some() {
-        return Ok(Some(link));
-    }
     let known = Known::of(request);
+    if let Some(home) = name_at_home(&link) {
+        let is_listed = link.mac.is_some() && link.mac == known.listed_mac;
+        let other = known.name.as_deref().filter(|name| *name != home && !is_listed);
+        let at_home = other.map(|name| link::find(host, name).map_err(fault)).transpose()?.flatten();
+        return Ok(at_home.is_none().then_some(link));
+    }
     let is_it = link.kind == Kind::Device
         || (link.mac.is_some() && (link.mac == known.listed_mac || link.mac == known.mac));
     let alias = known.name.clone();
