@@ -23,13 +23,15 @@ fn a_daemon_that_was_killed_is_followed_by_one_that_keeps_renewing() {
     let acknowledged = format!("DHCPACK on {}", held[0].strip_suffix("/24").unwrap());
     server.await_said(&acknowledged, 2);
     daemon.kill();
+    // More than one where the first was lost while the bridge readied its port.
+    let discovered = server.said("DHCPDISCOVER");
     let before = server.said(&acknowledged);
     let daemon = scene.daemon(&[]);
     assert_eq!(daemon.said("taken up again"), 1, "{}", daemon.log());
     // More than a lease's length of renewals: had one been missed, the address would be gone.
     server.await_said(&acknowledged, before + 3);
     assert_eq!(addresses(&pod), held);
-    assert_eq!(server.said("DHCPDISCOVER"), 1, "{}", server.log());
+    assert_eq!(server.said("DHCPDISCOVER"), discovered, "{}", server.log());
 }
 
 #[test]
