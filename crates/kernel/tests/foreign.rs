@@ -145,6 +145,45 @@ fn a_chain_of_the_older_interface_stays_when_one_that_stays_leads_there() {
 }
 
 #[test]
+fn who_writes_the_older_interface_at_the_same_time_loses_nothing() {
+    let host = Namespace::with_loopback();
+    let command = |line: &str| {
+        run_ok(host.command("iptables-legacy").args(["-w", "-t", "nat"]).args(line.split_whitespace()))
+    };
+    if !run(host.command("iptables-legacy").args(["-w", "-t", "nat", "-N", "OTHERS"])).status.success() {
+        return not_run("the kernel has no older iptables interface (CONFIG_IP_NF_IPTABLES_LEGACY)");
+    }
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 0..40 {
+                command(&format!("-A OTHERS -s 10.0.0.{number} -j RETURN"));
+            }
+        });
+        for name in ["A", "B"] {
+            let (host, command) = (&host, &command);
+            scope.spawn(move || {
+                for number in 0..15 {
+                    let chain = format!("DOOMED-{name}{number}");
+                    command(&format!("-N {chain}"));
+                    command(&format!("-A POSTROUTING -j {chain}"));
+                    inside(host, || {
+                        let mut table = Table::read(IpVersion::V4, "nat").unwrap().unwrap();
+                        let stale = |rule: &ForeignRule| rule.jump.as_ref() == Some(&chain);
+                        table.remove(stale, |found| found == chain).unwrap();
+                    });
+                }
+            });
+        }
+    });
+    let left = listed(&host, "iptables-legacy");
+    assert!(!left.contains("DOOMED"), "{left}");
+    let kept: Vec<&str> = left.lines().filter(|line| line.starts_with("-A OTHERS")).collect();
+    let expected: Vec<String> =
+        (0..40).map(|number| format!("-A OTHERS -s 10.0.0.{number}/32 -j RETURN")).collect();
+    assert_eq!(kept, expected);
+}
+
+#[test]
 fn a_table_that_is_not_there_is_not_made_by_asking() {
     let host = Namespace::new();
     inside(&host, || {
