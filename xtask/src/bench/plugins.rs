@@ -71,7 +71,11 @@ fn verbs(title: &str, network: Network, floor: Option<&Floor>) -> anyhow::Result
         for (index, pod) in pods.iter().enumerate() {
             for (verb, name) in VERBS.iter().enumerate() {
                 let took = match (subjects.get(index), floor) {
-                    (Some(subject), _) => subject.run(name, round.into(), pod)?,
+                    (Some(subject), _) => match subject.run(name, round.into(), pod) {
+                        // Debian's portmap does not find what it has made itself, for want of IPv6 rules.
+                        Err(_) if index > 0 && *name == "CHECK" => continue,
+                        took => took?,
+                    },
                     (None, Some(floor)) => floor.run(network, name, round + 2, pod)?,
                     (None, None) => continue,
                 };
@@ -97,7 +101,9 @@ fn report(subjects: &[Subject], floor: bool, times: Vec<Vec<Vec<Duration>>>) {
         let row: String = medians.iter().map(|subject| format!("{:>12.2}", subject[verb])).collect();
         let ours = medians[0][verb];
         let mut ratios = Vec::new();
-        if subjects.len() > 1 {
+        if subjects.len() > 1 && medians[1][verb].is_nan() {
+            ratios.push("the reference's own CHECK fails".to_owned());
+        } else if subjects.len() > 1 {
             ratios.push(format!("{:.1}x the reference's speed", medians[1][verb] / ours));
         }
         if floor {

@@ -30,6 +30,8 @@ pub(crate) enum Network {
     Ptp,
     /// loopback.
     Loopback,
+    /// The agent's own network, routed; there is no reference for it.
+    Routed,
 }
 
 /// One implementation of the plugins with its own bridge, addresses and files.
@@ -50,9 +52,12 @@ impl Subject {
         fs::create_dir(&bin)?;
         let program = super::release("fairlead-cni")?;
         fs::copy(&program, bin.join("fairlead-cni")).context("copying fairlead-cni")?;
-        for plugin in ["bridge", "ptp", "loopback", "portmap", "bandwidth", "host-local"] {
+        for plugin in ["fairlead", "bridge", "ptp", "loopback", "portmap", "bandwidth", "host-local"] {
             std::os::unix::fs::symlink("fairlead-cni", bin.join(plugin))?;
         }
+        // What an agent leaves for the plugin `fairlead`.
+        let node = json!({ "node": "bench", "podCIDRs": ["10.103.0.0/16"], "clusterCIDRs": ["10.103.0.0/16"], "mtu": 1450 });
+        fs::write(scratch.path().join("network.json"), node.to_string())?;
         Ok(Self { name: "fairlead", bin, scratch, number: 1, network })
     }
 
@@ -103,6 +108,10 @@ impl Subject {
                 chained("bandwidth", "bandwidth", limits),
             ],
             Network::Ptp => vec![first("ptp")],
+            Network::Routed => vec![json!({
+                "cniVersion": "1.0.0", "name": self.name, "type": "fairlead",
+                "stateDir": self.scratch.path(), "dataDir": self.scratch.path().join("networks"),
+            })],
             Network::Loopback => {
                 vec![json!({ "cniVersion": "1.0.0", "name": self.name, "type": "loopback" })]
             }

@@ -163,10 +163,17 @@ impl Pod {
     }
 
     /// Sysctls have to be right before the link comes up.
+    ///
+    /// A pod without IPv6 addresses needs none. That is worth a condition: the kernel keeps the names below
+    /// `/proc/sys/net` of all namespaces in one list, so each look-up there costs more with every pod that had one.
     fn set_sysctls(&self, name: &str, setup: &Setup) -> Result<(), Error> {
+        let has_ipv6 = setup.addresses.iter().any(|net| net.addr().is_ipv6());
+        if !has_ipv6 && !setup.detect_duplicates {
+            return Ok(());
+        }
         let _inside = self.namespace.enter().map_err(fault)?;
         let v6 = |key: &str| format!("net/ipv6/conf/{name}/{key}");
-        if setup.addresses.iter().any(|net| net.addr().is_ipv6()) {
+        if has_ipv6 {
             for path in ["net/ipv6/conf/lo/disable_ipv6".to_owned(), v6("disable_ipv6")] {
                 sysctl::set(&path, "0").map_err(fault)?;
             }
@@ -281,7 +288,7 @@ fn leads(found: &[Route], wanted: &Route) -> bool {
 
 /// Writes a sysctl that a new link never has right. Where `/proc/sys` cannot be written, it must be right
 /// already; where this kernel has none (IPv6 switched off), there is nothing to set.
-fn put(path: &str, value: &str) -> Result<(), Error> {
+pub(crate) fn put(path: &str, value: &str) -> Result<(), Error> {
     match sysctl::write(path, value) {
         Ok(()) => Ok(()),
         Err(error) if error.is_missing() => Ok(()),

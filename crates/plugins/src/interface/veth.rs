@@ -14,10 +14,9 @@ use std::path::Path;
 use cni::Error;
 use kernel::link::{self, Change, Kind, Link, NewKind, NewLink, NewPeer, PortChange};
 use kernel::netlink::{Batch, Protocol, Socket};
-use kernel::sysctl;
 use netstate::Mac;
 
-use super::pod::Pod;
+use super::pod::{self, Pod};
 use crate::attachment;
 use crate::fault::fault;
 use crate::owner::{CABLE_NAMES, Owner};
@@ -136,10 +135,7 @@ pub(crate) fn mark(
 /// # Errors
 /// When the kernel refuses.
 pub(crate) fn refuse_advertisements(host_link: &str) -> Result<(), Error> {
-    match sysctl::set(&format!("net/ipv6/conf/{host_link}/accept_ra"), "0") {
-        Err(error) if !error.is_missing() => Err(fault(error)),
-        _ => Ok(()),
-    }
+    pod::put(&format!("net/ipv6/conf/{host_link}/accept_ra"), "0")
 }
 
 /// The owner's host links: one, unless something went wrong in the past.
