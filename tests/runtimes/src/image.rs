@@ -19,7 +19,7 @@ const APPLETS: [&str; 6] = ["sh", "sleep", "nc", "cat", "echo", "ip"];
 /// Writes the archive below `directory` and returns its path.
 ///
 /// # Panics
-/// When a file cannot be written, or `tar` is missing.
+/// When a file cannot be written, or `tar` or busybox is missing.
 #[must_use]
 pub fn archive(directory: &Path) -> PathBuf {
     let image = directory.join("image");
@@ -28,7 +28,7 @@ pub fn archive(directory: &Path) -> PathBuf {
     for folder in ["proc", "sys", "dev", "etc", "tmp", "run"] {
         fs::create_dir_all(root.join(folder)).unwrap();
     }
-    fs::copy(busybox(), root.join("bin/busybox")).unwrap();
+    fs::copy(crate::program("busybox").expect("busybox is installed"), root.join("bin/busybox")).unwrap();
     for applet in APPLETS {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
@@ -54,10 +54,4 @@ fn tar(file: &Path) -> Command {
     let mut command = Command::new("tar");
     command.args(["--create", "--owner=0", "--group=0", "--file"]).arg(file);
     command
-}
-
-fn busybox() -> PathBuf {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).map(|directory| directory.join("busybox"));
-    found.into_iter().find(|file| file.is_file()).expect("busybox is installed")
 }

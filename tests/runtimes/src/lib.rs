@@ -27,11 +27,11 @@ pub use containerd::{Containerd, Sandbox};
 pub use machine::Machine;
 pub use podman::Podman;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-/// The conflist of both runtimes' tests: bridge with masquerading, host ports, limits, tuning. Addresses are of
+/// The conflist of both runtimes' tests: bridge with masquerading, host ports, limits. Addresses are of
 /// `subnet`, files of host-local in `directory`; `extra` goes into the entry of `bandwidth`.
 #[must_use]
 pub fn conflist(subnet: &str, directory: &Path, extra: &Value) -> Value {
@@ -54,9 +54,9 @@ pub fn conflist(subnet: &str, directory: &Path, extra: &Value) -> Value {
     })
 }
 
-/// Whether a program is on the path.
+/// The file of a program that is on the path.
 #[must_use]
-pub fn has(program: &str) -> bool {
+pub fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
+    std::env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file())
 }

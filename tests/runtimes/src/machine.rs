@@ -53,11 +53,11 @@ impl Machine {
     /// Why a machine cannot be made here, if it cannot.
     #[must_use]
     pub fn obstacle(programs: &[&str]) -> Option<String> {
-        if let Some(missing) = programs.iter().find(|program| !crate::has(program)) {
+        if let Some(missing) = programs.iter().find(|name| crate::program(name).is_none()) {
             return Some(format!("{missing} is not installed"));
         }
-        let status = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-        let whole = status.split_whitespace().eq(["0", "0", "4294967295"]);
+        let users = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        let whole = users.split_whitespace().eq(["0", "0", "4294967295"]);
         let root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout == b"0\n");
         (!root || !whole).then(|| "container runtimes need the machine's real root".to_owned())
     }

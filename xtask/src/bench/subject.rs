@@ -138,7 +138,8 @@ impl Subject {
         Ok(took)
     }
 
-    /// The command for one call of the first plugin with ADD, run by `floor peak`: its output ends with the memory.
+    /// The most memory, in KiB, that ADD of the plugin at `index` holds, as `floor peak` measures it; its result is kept
+    /// for the plugin after it.
     pub(crate) fn peak(&self, number: u16, pod: &Namespace, index: usize) -> anyhow::Result<u64> {
         let mut config = self.plugins(number).swap_remove(index);
         if index > 0 {
