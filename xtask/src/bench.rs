@@ -5,12 +5,14 @@
 //! timed from starting its process to having waited for it, as a runtime feels it.
 //!
 //! [`run`] builds and moves into a network namespace of its own; [`inside`] measures there: [`plugins`] one
-//! pod at a time, [`burst`] fifty pods ten at a time, [`crowd`] a hundred at once, [`cluster`] the demo and an idle agent.
+//! pod at a time, [`status`] how long a kubelet's question takes, [`burst`] fifty pods ten at a time, [`crowd`] a
+//! hundred at once, [`cluster`] the demo and an idle agent.
 
 mod burst;
 mod cluster;
 mod crowd;
 mod plugins;
+mod status;
 mod subject;
 
 use std::{
@@ -23,8 +25,23 @@ use anyhow::Context;
 
 use crate::{packages, process, workspace};
 
+/// The parts, by the names that they are asked for with.
+const PARTS: [(&str, fn() -> anyhow::Result<()>); 5] = [
+    ("plugins", plugins::run),
+    ("status", status::run),
+    ("burst", burst::run),
+    ("crowd", crowd::run),
+    ("cluster", cluster::run),
+];
+
 /// Builds what is measured, then runs [`inside`] in a fresh network namespace.
-pub(crate) fn run() -> anyhow::Result<()> {
+pub(crate) fn run(part: &str) -> anyhow::Result<()> {
+    let names = PARTS.map(|(name, _)| name);
+    anyhow::ensure!(
+        names.iter().any(|name| name.contains(part)),
+        "there is no part {part:?} to measure; the parts are {}",
+        names.join(", ")
+    );
     packages::install(packages::TESTS, true);
     for package in ["cli", "plugins", "floor"] {
         process::run(workspace::cargo().args([
@@ -41,16 +58,14 @@ pub(crate) fn run() -> anyhow::Result<()> {
     if process::output(Command::new("id").arg("-u"))?.trim() != "0" {
         unshare.args(["--user", "--map-root-user"]);
     }
-    process::run(unshare.args(["--net", "--"]).arg(program).args(["bench", "inside"]))
+    process::run(unshare.args(["--net", "--"]).arg(program).args(["bench", "inside", part]))
 }
 
 /// Measures; the namespace is ours alone.
-pub(crate) fn inside() -> anyhow::Result<()> {
+pub(crate) fn inside(part: &str) -> anyhow::Result<()> {
     process::run(Command::new("ip").args(["link", "set", "lo", "up"]))?;
-    plugins::run()?;
-    burst::run()?;
-    crowd::run()?;
-    cluster::run()
+    let wanted = PARTS.iter().filter(|(name, _)| name.contains(part));
+    wanted.map(|(_, measure)| measure()).collect()
 }
 
 /// A program of the release build.

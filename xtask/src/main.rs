@@ -31,7 +31,8 @@ const USAGE: &str = "usage: cargo xtask TASK
   fuzz [S]   each parser for S seconds (15)
   vm-test [S] the tests whose kernel features this machine lacks, on Debian's cloud kernel in QEMU;
              only the suites whose names contain S
-  bench      ours, the reference's and the kernel's floor, side by side
+  bench [S]  ours, the reference's and the kernel's floor, side by side; only the parts whose names contain S:
+             plugins, status, burst, crowd, cluster
 ";
 
 fn main() -> ExitCode {
@@ -55,8 +56,9 @@ fn run() -> anyhow::Result<()> {
         ["fuzz", seconds] => fuzz::run(seconds.parse()?),
         ["vm-test"] => vm_test::run(""),
         ["vm-test", part] => vm_test::run(part),
-        ["bench"] => bench::run(),
-        ["bench", "inside"] => bench::inside(),
+        ["bench"] => bench::run(""),
+        ["bench", part] => bench::run(part),
+        ["bench", "inside", part] => bench::inside(part),
         _ => {
             eprint!("{USAGE}");
             std::process::exit(2);

@@ -64,6 +64,7 @@ pub mod route;
 pub mod routers;
 pub mod rule;
 pub mod signals;
+pub mod start;
 pub mod sysctl;
 pub mod tap;
 pub mod user_namespace;

@@ -5,9 +5,10 @@
     reason = "a test may fail by panicking, and starts the program it is about"
 )]
 
-use std::process::{Command, Output};
+use std::io::{Write, pipe};
+use std::process::{Command, Output, Stdio};
 
-use harness::plugin_directory;
+use harness::{Namespace, plugin_directory};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_fairlead-cni");
 
@@ -49,4 +50,32 @@ fn by_no_plugins_name_it_lists_them_and_exits_with_2() {
         assert!(talk.contains("usage: fairlead-cni") && talk.contains("host-local"), "{talk}");
         assert!(arguments.iter().all(|argument| talk.contains(argument)), "{talk}");
     }
+}
+
+#[test]
+fn a_reader_who_has_gone_is_an_error_and_no_signal_that_ends_the_plugin() {
+    let (reader, writer) = pipe().unwrap();
+    drop(reader);
+    let mut call = Command::new(PROGRAM);
+    let status =
+        call.arg("loopback").env_clear().env("CNI_COMMAND", "VERSION").stdout(writer).status().unwrap();
+    assert_eq!(status.code(), Some(1), "{status}");
+}
+
+#[test]
+fn no_file_of_the_plugin_takes_the_place_of_an_output_that_the_caller_closed() {
+    let pod = Namespace::new();
+    let mut call = Command::new("sh");
+    call.args(["-c", r#"exec "$0" loopback >&- 2>&-"#, PROGRAM])
+        .env("CNI_COMMAND", "ADD")
+        .env("CNI_CONTAINERID", "pod")
+        .env("CNI_NETNS", pod.path())
+        .env("CNI_IFNAME", "lo")
+        .env("CNI_PATH", "/opt/cni/bin");
+    let mut plugin = call.stdin(Stdio::piped()).spawn().unwrap();
+    let config = br#"{"cniVersion":"1.0.0","name":"closed","type":"loopback"}"#;
+    plugin.stdin.take().unwrap().write_all(config).unwrap();
+    // The result went into /dev/null, not into the pod's namespace or a netlink socket, which would have refused it.
+    assert!(plugin.wait().unwrap().success());
+    assert_eq!(pod.ip_json("address show lo")[0]["addr_info"][0]["local"], "127.0.0.1");
 }

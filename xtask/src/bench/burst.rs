@@ -34,7 +34,8 @@ fn burst(subject: &Subject) -> anyhow::Result<f64> {
     let next = AtomicUsize::new(0);
     let start = Instant::now();
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..AT_A_TIME).map(|_| scope.spawn(|| work(subject, &pods, &next))).collect();
+        let workers: Vec<_> =
+            (0..AT_A_TIME).map(|_| scope.spawn(|| work(subject, "ADD", &pods, &next))).collect();
         workers.into_iter().try_for_each(|worker| worker.join().ok().context("a worker ends")?)
     })?;
     let rate = f64::from(PODS) / start.elapsed().as_secs_f64();
@@ -51,9 +52,14 @@ fn burst(subject: &Subject) -> anyhow::Result<f64> {
 }
 
 /// Takes the next pod as long as there is one.
-pub(crate) fn work(subject: &Subject, pods: &[(u16, Namespace)], next: &AtomicUsize) -> anyhow::Result<()> {
+pub(crate) fn work(
+    subject: &Subject,
+    verb: &str,
+    pods: &[(u16, Namespace)],
+    next: &AtomicUsize,
+) -> anyhow::Result<()> {
     while let Some((number, pod)) = pods.get(next.fetch_add(1, Ordering::Relaxed)) {
-        subject.run("ADD", *number, pod)?;
+        subject.run(verb, *number, pod)?;
     }
     Ok(())
 }

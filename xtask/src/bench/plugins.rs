@@ -22,10 +22,19 @@ pub(crate) fn run() -> anyhow::Result<()> {
     version()?;
     memory()?;
     let floor = Floor::new()?;
-    verbs("bridge + host-local (ipMasq, hairpin, default route)", Network::Bridge, Some(&floor))?;
-    verbs("chain of bridge + host-local, portmap (one TCP port), bandwidth", Network::Chain, Some(&floor))?;
-    verbs("ptp + host-local (ipMasq)", Network::Ptp, None)?;
-    verbs("loopback", Network::Loopback, None)
+    let tables = [
+        ("bridge + host-local (ipMasq, hairpin, default route)", Network::Bridge, Some(&floor)),
+        ("chain of bridge + host-local, portmap (one TCP port), bandwidth", Network::Chain, Some(&floor)),
+        ("ptp + host-local (ipMasq)", Network::Ptp, None),
+        ("loopback", Network::Loopback, None),
+    ];
+    // Kept until the end: the kernel takes namespaces down in the background, and whoever is measured meanwhile
+    // would pay for it.
+    let mut pods = Vec::new();
+    for (title, network, floor) in tables {
+        verbs(title, network, floor, &mut pods)?;
+    }
+    Ok(())
 }
 
 fn version() -> anyhow::Result<()> {
@@ -58,13 +67,16 @@ fn memory() -> anyhow::Result<()> {
     subject.run("DEL", 0, &pod).map(drop)
 }
 
-fn verbs(title: &str, network: Network, floor: Option<&Floor>) -> anyhow::Result<()> {
+fn verbs(
+    title: &str,
+    network: Network,
+    floor: Option<&Floor>,
+    kept: &mut Vec<Namespace>,
+) -> anyhow::Result<()> {
     let subjects = Subject::all(network)?;
     // [subject][verb], the floor last.
     let count = subjects.len() + usize::from(floor.is_some());
     let mut times = vec![vec![Vec::<Duration>::new(); VERBS.len()]; count];
-    // All made before and dropped after: the kernel takes a namespace down in the background, and whoever is
-    // measured meanwhile would pay for it.
     let pods: Vec<Vec<Namespace>> =
         (0..ROUNDS).map(|_| times.iter().map(|_| Namespace::new()).collect()).collect();
     for (round, pods) in (0..ROUNDS).zip(&pods) {
@@ -88,6 +100,7 @@ fn verbs(title: &str, network: Network, floor: Option<&Floor>) -> anyhow::Result
     }
     println!("\n{title}, medians of {} pods, ms", ROUNDS - 1);
     report(&subjects, floor.is_some(), times);
+    kept.extend(pods.into_iter().flatten());
     Ok(())
 }
 

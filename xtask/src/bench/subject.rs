@@ -19,6 +19,26 @@ use super::time;
 /// The verbs, in the order of a pod's life.
 pub(crate) const VERBS: [&str; 3] = ["ADD", "CHECK", "DEL"];
 
+/// Those of ours that anything here measures.
+const PLUGINS: [&str; 16] = [
+    "bandwidth",
+    "bridge",
+    "dhcp",
+    "fairlead",
+    "firewall",
+    "host-device",
+    "host-local",
+    "loopback",
+    "macvlan",
+    "portmap",
+    "ptp",
+    "route-override",
+    "sbr",
+    "static",
+    "tap",
+    "tuning",
+];
+
 /// Which plugins, one after the other.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Network {
@@ -32,6 +52,8 @@ pub(crate) enum Network {
     Loopback,
     /// The agent's own network, routed; there is no reference for it.
     Routed,
+    /// The same with an IPv6 address beside the IPv4 one.
+    RoutedDualStack,
 }
 
 /// One implementation of the plugins with its own bridge, addresses and files.
@@ -52,11 +74,15 @@ impl Subject {
         fs::create_dir(&bin)?;
         let program = super::release("fairlead-cni")?;
         fs::copy(&program, bin.join("fairlead-cni")).context("copying fairlead-cni")?;
-        for plugin in ["fairlead", "bridge", "ptp", "loopback", "portmap", "bandwidth", "host-local"] {
+        for plugin in PLUGINS {
             std::os::unix::fs::symlink("fairlead-cni", bin.join(plugin))?;
         }
         // What an agent leaves for the plugin `fairlead`.
-        let node = json!({ "node": "bench", "podCIDRs": ["10.103.0.0/16"], "clusterCIDRs": ["10.103.0.0/16"], "mtu": 1450 });
+        let cidrs = match network {
+            Network::RoutedDualStack => json!(["10.103.0.0/16", "fd00:103::/64"]),
+            _ => json!(["10.103.0.0/16"]),
+        };
+        let node = json!({ "node": "bench", "podCIDRs": cidrs, "clusterCIDRs": cidrs, "mtu": 1450 });
         fs::write(scratch.path().join("network.json"), node.to_string())?;
         Ok(Self { name: "fairlead", bin, scratch, number: 1, network })
     }
@@ -80,7 +106,7 @@ impl Subject {
     }
 
     /// The plugins' configurations for pod number `pod`.
-    fn plugins(&self, pod: u16) -> Vec<Value> {
+    pub(crate) fn plugins(&self, pod: u16) -> Vec<Value> {
         // The ipMasq backend is not named: each takes its own default.
         let first = |kind: &str| {
             json!({
@@ -108,7 +134,7 @@ impl Subject {
                 chained("bandwidth", "bandwidth", limits),
             ],
             Network::Ptp => vec![first("ptp")],
-            Network::Routed => vec![json!({
+            Network::Routed | Network::RoutedDualStack => vec![json!({
                 "cniVersion": "1.0.0", "name": self.name, "type": "fairlead",
                 "stateDir": self.scratch.path(), "dataDir": self.scratch.path().join("networks"),
             })],
@@ -154,6 +180,28 @@ impl Subject {
         fs::write(self.result(number), &output.stdout)?;
         let text = String::from_utf8_lossy(&output.stderr);
         text.trim().parse().with_context(|| format!("reading the peak of {}: {text}", self.name))
+    }
+
+    /// How long one plugin takes to say that it is ready, which it must be.
+    pub(crate) fn status(&self, config: &Value) -> anyhow::Result<Duration> {
+        let mut config = config.clone();
+        config["cniVersion"] = json!("1.1.0");
+        let stdin = self.file("stdin-status");
+        fs::write(&stdin, config.to_string())?;
+        let mut command =
+            Command::new(self.program(config["type"].as_str().context("the type of a plugin")?));
+        command.env_clear().env("CNI_COMMAND", "STATUS").env("CNI_PATH", &self.bin);
+        time(command.stdin(File::open(&stdin)?).stdout(Stdio::inherit()))
+    }
+
+    /// A plugin's program.
+    pub(crate) fn program(&self, plugin: &str) -> PathBuf {
+        self.bin.join(plugin)
+    }
+
+    /// A file or folder for this subject alone, gone with it.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(name)
     }
 
     /// The command for one call.
