@@ -42,11 +42,27 @@ fn without_a_call_the_plugin_says_on_stderr_what_it_is() {
 
 #[test]
 fn by_no_plugins_name_it_lists_them_and_exits_with_2() {
-    for arguments in [&[][..], &["no-such-plugin"], &["--help"]] {
+    for arguments in [&[][..], &["no-such-plugin"], &["-x"]] {
         let output = version(Command::new(PROGRAM).args(arguments));
         assert_eq!((output.status.code(), text(&output.stdout)), (Some(2), String::new()));
         let talk = text(&output.stderr);
         assert!(talk.contains("usage: fairlead-cni") && talk.contains("host-local"), "{talk}");
         assert!(arguments.iter().all(|argument| talk.contains(argument)), "{talk}");
+    }
+}
+
+#[test]
+fn help_and_version_are_answered_on_stdout_under_every_name() {
+    let bin = plugin_directory(&["host-local"]);
+    for program in [PROGRAM.into(), bin.path().join("host-local")] {
+        for (asked, words) in [
+            ("--help", "usage: fairlead-cni"),
+            ("-h", "usage: fairlead-cni"),
+            ("--version", env!("CARGO_PKG_VERSION")),
+        ] {
+            let output = version(Command::new(&program).arg(asked));
+            assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()), "{asked}");
+            assert!(text(&output.stdout).contains(words), "{asked}: {output:?}");
+        }
     }
 }
