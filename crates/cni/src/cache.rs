@@ -179,6 +179,44 @@ impl Cache {
         Ok(found)
     }
 
+    /// Every attachment to every network, each with the name of its file. A file of the format before this one does
+    /// not say whose it is: network, container and interface are empty there, and the name is all there is to go by.
+    ///
+    /// # Errors
+    /// When the directory, or anything in it, cannot be read or understood: whoever asks for all must not miss one.
+    pub fn all(&self) -> Result<Vec<(String, CachedAttachment)>, RuntimeError> {
+        let results = self.results();
+        let failed = |cause| RuntimeError::Cache { action: "list", path: results.clone(), cause };
+        let entries = match std::fs::read_dir(&results) {
+            Ok(entries) => entries,
+            Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(cause) => return Err(failed(cause)),
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let is_directory = entry.file_type().map_err(failed)?.is_dir();
+            // See [`beside`]: a write that is not finished, or never will be.
+            if is_directory || name.starts_with('.') {
+                continue;
+            }
+            let path = entry.path();
+            let text = match std::fs::read(&path) {
+                Ok(text) => text,
+                // Its attachment has gone in between.
+                Err(cause) if cause.kind() == ErrorKind::NotFound => continue,
+                Err(cause) => return Err(RuntimeError::Cache { action: "read", path, cause }),
+            };
+            match decode(&text, CachedAttachment::default) {
+                Ok(cached) => found.push((name, cached)),
+                Err(reason) => return Err(RuntimeError::BadCache { path, reason: reason.to_string() }),
+            }
+        }
+        found.sort_by(|(one, _), (other, _)| one.cmp(other));
+        Ok(found)
+    }
+
     fn results(&self) -> PathBuf {
         self.directory.join("results")
     }

@@ -123,6 +123,11 @@ impl Error {
         self.errno() == Some(Errno::EXIST)
     }
 
+    /// Something has changed since the generation that the request was made for. Look again.
+    pub fn is_outdated(&self) -> bool {
+        self.errno() == Some(Errno::RESTART)
+    }
+
     /// The kernel cannot do it at all: an option was not compiled in or a module is missing.
     pub fn is_unsupported(&self) -> bool {
         matches!(

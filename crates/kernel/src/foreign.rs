@@ -60,6 +60,10 @@ impl Part {
 /// The expression that compares.
 const COMPARE: &str = "cmp";
 
+/// A part that says that the rule asks for more, or for the opposite of, what its other parts show: a link, a
+/// protocol or a part of an address in the header of an iptables entry, a comparison that must fail.
+pub const NARROWED: &str = "narrowed";
+
 /// The text before the first NUL of such a layout.
 pub(crate) fn text_of(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());

@@ -53,6 +53,7 @@ pub mod foreign;
 pub mod forwarding;
 mod host;
 pub mod link;
+pub mod machine;
 pub mod monitor;
 pub mod neighbour;
 pub mod netlink;

@@ -61,9 +61,22 @@ impl Nft {
     /// # Errors
     /// The first change that was refused, by name; nothing has been changed then.
     pub fn commit(&mut self, transaction: Transaction) -> Result<(), Error> {
+        self.transact(transaction, None)
+    }
+
+    /// The same, but only if nobody has changed anything since [`Nft::generation`] gave this number: then what was
+    /// read in between is still so.
+    ///
+    /// # Errors
+    /// As [`Nft::commit`]; [`Error::is_outdated`] when somebody has.
+    pub fn commit_at(&mut self, transaction: Transaction, generation: u32) -> Result<(), Error> {
+        self.transact(transaction, Some(generation))
+    }
+
+    fn transact(&mut self, transaction: Transaction, generation: Option<u32>) -> Result<(), Error> {
         match transaction.oversized {
             Some(error) => Err(error),
-            None => self.socket.transact(transaction.batch, c::SUBSYSTEM, None),
+            None => self.socket.transact(transaction.batch, c::SUBSYSTEM, generation),
         }
     }
 }

@@ -49,6 +49,8 @@ pub const INGRESS: u32 = abi::TC_H_INGRESS;
 
 /// Handle of the ingress hook, `ffff:`.
 pub const INGRESS_HANDLE: u32 = 0xffff_0000;
+/// What the filters for incoming packets hang on under the other kind of hook, `clsact`: `ffff:fff2`.
+pub const CLSACT_INGRESS: u32 = 0xffff_fff2;
 /// Handle we give a root qdisc, `1:`.
 pub const ROOT_HANDLE: u32 = 0x0001_0000;
 /// `TC_LINKLAYER_ETHERNET`: lets the kernel compute transmission times itself, without our table.

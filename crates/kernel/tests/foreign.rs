@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a failure here is a failure of the test")]
 
 use harness::{Namespace, not_run, run, run_ok};
-use kernel::foreign::ForeignRule;
+use kernel::foreign::{ForeignRule, NARROWED};
 use kernel::nft::{IptablesRule, Nft, Transaction};
 use kernel::xtables::{self, Table};
 use netstate::nft::{Family, IpVersion, TableKey, Verdict};
@@ -262,6 +262,56 @@ fn rules_in_the_form_of_iptables_are_listed_and_deleted_by_it() {
         for rule in &rules[2..] {
             filter(&format!("-C {rule}"));
             filter(&format!("-D {rule}"));
+        }
+    }
+}
+
+/// A rule that asks for whole addresses and nothing else is told from one that asks for more.
+#[test]
+fn what_a_rule_asks_beyond_whole_addresses_does_not_go_unseen() {
+    let host = Namespace::with_loopback();
+    let plain = ["-s", "-d"];
+    for (version, program, source) in VERSIONS {
+        let more = [
+            format!("! -s {source}"),
+            format!("-s {source} -i lo"),
+            format!("-s {source} -p tcp"),
+            format!("-s {source}/30"),
+        ];
+        let asked = plain.map(|side| format!("{side} {source}")).into_iter().chain(more);
+        let asked: Vec<String> = asked.collect();
+        for flavour in ["legacy", "nft"] {
+            let program = program.replace("tables", &format!("tables-{flavour}"));
+            if !run(host.command(&program).args(["-w", "-S"])).status.success() {
+                not_run("the kernel has no older iptables interface (CONFIG_IP_NF_IPTABLES_LEGACY)");
+                continue;
+            }
+            run_ok(host.command(&program).args(["-w", "-N", "ASKED"]));
+            for words in &asked {
+                let line = format!("-w -A ASKED {words} -j ACCEPT");
+                run_ok(host.command(&program).args(line.split_whitespace()));
+            }
+            let rules = inside(&host, || match flavour {
+                "legacy" => Table::read(version, "filter").unwrap().unwrap().rules(),
+                _ => {
+                    let family = if version == IpVersion::V4 { Family::Ip } else { Family::Ip6 };
+                    let table = TableKey::new(family, "filter");
+                    Nft::open().unwrap().foreign_rules(&table, Some("ASKED")).unwrap()
+                }
+            });
+            let rules: Vec<&ForeignRule> = rules.iter().filter(|rule| rule.chain == "ASKED").collect();
+            assert_eq!(rules.len(), asked.len(), "{program}: {rules:?}");
+            for (rule, words) in rules.iter().zip(&asked) {
+                let compared: Vec<&[u8]> = rule
+                    .parts
+                    .iter()
+                    .filter(|part| part.name == "cmp")
+                    .map(|part| part.bytes.as_slice())
+                    .collect();
+                let shown = compared == [octets(source)] && !rule.has(NARROWED) && !rule.has("bitwise");
+                let is_plain = plain.iter().any(|side| *words == format!("{side} {source}"));
+                assert_eq!(shown, is_plain, "{program} {words}: {rule:?}");
+            }
         }
     }
 }

@@ -245,3 +245,25 @@ fn a_socket_stays_in_the_namespace_where_it_was_opened() {
     assert_eq!(link::find(&mut elsewhere, "br0").unwrap(), None);
     assert!(link::find(&mut socket, "br0").unwrap().is_some());
 }
+
+#[test]
+fn an_address_is_found_in_whatever_namespace_has_it() {
+    // Other ones for each process, since every namespace of the machine is looked into.
+    let number = std::process::id();
+    let nets =
+        [format!("10.55.{}.{}", number >> 8 & 0xff, number & 0xff), format!("2001:db8:55::{number:x}")];
+    let asked: Vec<std::net::IpAddr> = nets.iter().map(|net| net.parse().unwrap()).collect();
+    let found = || {
+        let mut found: Vec<_> = kernel::machine::addresses_in_use(&asked).unwrap().into_iter().collect();
+        found.sort();
+        found
+    };
+    assert_eq!(found().len(), 0);
+    let holder = Namespace::with_loopback();
+    holder.ip(&format!("address add {} dev lo", nets[0]));
+    assert_eq!(found(), asked[..1]);
+    holder.ip(&format!("address add {}/128 dev lo nodad", nets[1]));
+    assert_eq!(found(), asked);
+    drop(holder);
+    harness::eventually("the namespace is gone", || found().is_empty().then_some(()));
+}

@@ -259,7 +259,10 @@ pub(crate) fn links(
 
 /// Deletes links for the price of one, by way of a group that holds nothing else. A link without a mark gets
 /// `mark` on its way there, so that one that stays behind, should we be killed, is found again.
-fn delete_together(host: &mut Socket, links: &[Link], mark: &str) -> Result<(), Error> {
+///
+/// # Errors
+/// When the kernel refuses; that one has gone by itself is none.
+pub(crate) fn delete_together(host: &mut Socket, links: &[Link], mark: &str) -> Result<(), Error> {
     if let [] | [_] = links {
         return links.iter().try_for_each(|link| veth::delete(host, link.index));
     }

@@ -12,6 +12,7 @@ pub(crate) fn fault(error: kernel::Error) -> Error {
     let code = match &error {
         kernel::Error::NamespaceMissing { .. } | kernel::Error::NotANamespace { .. } => Code::INVALID_NETNS,
         kernel::Error::Interrupted { .. } | kernel::Error::Overrun => Code::TRY_AGAIN,
+        outdated if outdated.is_outdated() => Code::TRY_AGAIN,
         _ => Code::KERNEL,
     };
     let mut message = error.to_string();

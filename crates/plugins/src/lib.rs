@@ -18,6 +18,7 @@ mod forwarding;
 pub mod install;
 pub mod interface;
 pub mod ipam;
+mod living;
 mod macspoof;
 mod masquerade;
 pub mod meta;

@@ -4,7 +4,7 @@
 //! plugins are exchanged for ours has pods that the reference wired; they must stay sound until they go, and then
 //! leave nothing. Two places each have a file: `iptables` (masquerading and mapped ports as chains of table `nat`,
 //! whichever of the two kernel interfaces iptables used) and `nftables` (their own nf_tables tables, and the
-//! hardware address filter). Links and address files need no telling apart: see [`crate::attachment`] and
+//! hardware address filter). What of the latter names no network is collected by `unclaimed`. Links and address files need no telling apart: see [`crate::attachment`] and
 //! host-local.
 //!
 //! What stays true: what can be another attachment's is not touched; chains that all attachments share stay; on a
@@ -13,9 +13,11 @@
 
 mod iptables;
 mod nftables;
+mod unclaimed;
 
 use std::net::IpAddr;
 
+use cni::Request;
 use kernel::Error;
 use kernel::foreign::ForeignRule;
 use kernel::nft::{Nft, Transaction};
@@ -201,6 +203,15 @@ pub(crate) fn collect(nft: &mut Nft, network: &str, valid: &[Owner], parts: &[Pa
             other => return other,
         }
     }
+}
+
+/// Removes from the reference's own tables the mapped ports of containers that are not valid and that nobody alive
+/// has: they name no network.
+///
+/// # Errors
+/// When it cannot be told whose they are, or the kernel refuses.
+pub(crate) fn collect_unclaimed(nft: &mut Nft, request: &Request) -> Result<(), cni::Error> {
+    unclaimed::collect(nft, request)
 }
 
 /// Whether the reference masquerades what this attachment sends from `address`, by any of its ways.

@@ -25,10 +25,16 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let mut arguments = arguments.into_iter();
     let program = arguments.next().unwrap_or_default();
     let first = arguments.next();
+    // Also by a plugin's name: no runtime calls a plugin with arguments.
+    match first.as_deref().and_then(OsStr::to_str) {
+        Some("-h" | "--help") => return say(&usage()),
+        Some("--version") => return say(&format!("fairlead-cni {}\n", env!("CARGO_PKG_VERSION"))),
+        _ => {}
+    }
     let (plugin, verb) = match (selected(&program), first.as_deref().and_then(selected)) {
         (Some(plugin), _) => (plugin, first),
         (None, Some(plugin)) => (plugin, arguments.next()),
-        (None, None) => return usage(first.as_deref()),
+        (None, None) => return wrong_usage(first.as_deref()),
     };
     if plugin.name() == DAEMONS_PLUGIN && verb.is_some_and(|verb| verb == "daemon") {
         return run_daemon(arguments);
@@ -51,22 +57,32 @@ pub fn selected(program: &OsStr) -> Option<&'static dyn Plugin> {
     find(Path::new(program).file_name()?.to_str()?)
 }
 
-fn usage(asked: Option<&OsStr>) -> u8 {
-    let mut text = String::new();
-    if let Some(asked) = asked {
-        text.push_str(&format!("fairlead-cni: there is no plugin {asked:?}\n"));
+/// Prints what was asked for.
+fn say(text: &str) -> u8 {
+    match io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => 0,
+        Err(_) => 1,
     }
+}
+
+fn wrong_usage(asked: Option<&OsStr>) -> u8 {
+    let asked =
+        asked.map(|asked| format!("fairlead-cni: there is no plugin {asked:?}\n")).unwrap_or_default();
+    let _ = io::stderr().write_all((asked + &usage()).as_bytes());
+    WRONG_USAGE
+}
+
+fn usage() -> String {
     let names: Vec<&str> = PLUGINS.iter().map(|plugin| plugin.name()).collect();
-    text.push_str(&format!(
+    format!(
         "usage: fairlead-cni PLUGIN, or a link to fairlead-cni with the name of the plugin\n\
          plugins: {}\n\
          The call itself comes in CNI_COMMAND and the other CNI_ variables, the configuration on stdin.\n\
+         `fairlead-cni dhcp daemon` keeps the leases of dhcp; `fairlead-cni --version` tells the version.\n\
          example: CNI_COMMAND=VERSION fairlead-cni {}\n",
         names.join(" "),
         names.first().unwrap_or(&"host-local"),
-    ));
-    let _ = io::stderr().write_all(text.as_bytes());
-    WRONG_USAGE
+    )
 }
 
 #[cfg(test)]

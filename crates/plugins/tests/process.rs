@@ -43,7 +43,7 @@ fn without_a_call_the_plugin_says_on_stderr_what_it_is() {
 
 #[test]
 fn by_no_plugins_name_it_lists_them_and_exits_with_2() {
-    for arguments in [&[][..], &["no-such-plugin"], &["--help"]] {
+    for arguments in [&[][..], &["no-such-plugin"], &["-x"]] {
         let output = version(Command::new(PROGRAM).args(arguments));
         assert_eq!((output.status.code(), text(&output.stdout)), (Some(2), String::new()));
         let talk = text(&output.stderr);
@@ -78,4 +78,20 @@ fn no_file_of_the_plugin_takes_the_place_of_an_output_that_the_caller_closed() {
     // The result went into /dev/null, not into the pod's namespace or a netlink socket, which would have refused it.
     assert!(plugin.wait().unwrap().success());
     assert_eq!(pod.ip_json("address show lo")[0]["addr_info"][0]["local"], "127.0.0.1");
+}
+
+#[test]
+fn help_and_version_are_answered_on_stdout_under_every_name() {
+    let bin = plugin_directory(&["host-local"]);
+    for program in [PROGRAM.into(), bin.path().join("host-local")] {
+        for (asked, words) in [
+            ("--help", "usage: fairlead-cni"),
+            ("-h", "usage: fairlead-cni"),
+            ("--version", env!("CARGO_PKG_VERSION")),
+        ] {
+            let output = version(Command::new(&program).arg(asked));
+            assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()), "{asked}");
+            assert!(text(&output.stdout).contains(words), "{asked}: {output:?}");
+        }
+    }
 }

@@ -1,7 +1,8 @@
 //! A plugin disturbed at every step it takes: killed there, or told by the kernel that it failed.
 //!
 //! Read [`every_step`], which goes through the system calls one by one, and [`Call::disturbed`], which runs a
-//! call under `strace` and disturbs one of them. A step is disturbed *before* it happens.
+//! call under `strace` and disturbs one of them. A step is disturbed *before* it happens. [`Call::stopped`] halts a
+//! call *behind* a step, for what another does in the meantime.
 
 use std::{
     io::Write,
@@ -34,6 +35,42 @@ pub enum Disturbance {
     Fail,
 }
 
+/// A call that stands still behind one of its steps, until it is let go.
+#[derive(Debug)]
+pub struct Stopped {
+    tracer: std::process::Child,
+    trace: tempfile::NamedTempFile,
+}
+
+impl Stopped {
+    /// Whether the call got to that step at all. It stands still by now, or it has ended.
+    pub fn is_standing(&mut self) -> bool {
+        crate::eventually("the call stands still or ends", || {
+            let traced = std::fs::read_to_string(self.trace.path()).unwrap_or_default();
+            if traced.contains("stopped by SIGSTOP") {
+                return Some(true);
+            }
+            self.tracer.try_wait().expect("the tracer can be asked").map(|_| false)
+        })
+    }
+
+    /// Lets the call go on, and awaits its answer.
+    ///
+    /// # Panics
+    /// When it cannot be awaited.
+    pub fn finish(self) -> Reply {
+        let id = self.tracer.id();
+        let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
+        for child in children.split_whitespace() {
+            let process = child.parse().ok().and_then(rustix::process::Pid::from_raw);
+            let process = process.expect("a process id");
+            // It may have ended by now.
+            let _ = rustix::process::kill_process(process, rustix::process::Signal::CONT);
+        }
+        Reply::from(self.tracer.wait_with_output().expect("the plugin ends"))
+    }
+}
+
 /// What came of a disturbed call.
 #[derive(Debug)]
 pub struct Outcome {
@@ -64,6 +101,24 @@ pub fn every_step(mut disturb: impl FnMut(Step) -> bool) -> usize {
 }
 
 impl Call<'_> {
+    /// Starts the call and stops it right after one step, so that something else can happen there.
+    ///
+    /// # Panics
+    /// When `strace` cannot be started.
+    pub fn stopped(&self, command: &str, config: &Value, step: Step) -> Stopped {
+        let Step { name, number } = step;
+        let trace = tempfile::NamedTempFile::new().expect("a temporary file");
+        let mut process = self.host.command("strace");
+        process.args(["-f", "-qq", "-o"]).arg(trace.path()).arg("-e").arg(format!("trace={name}"));
+        process.arg("-e").arg(format!("inject={name}:signal=SIGSTOP:when={number}"));
+        process.arg(self.bin.join(self.plugin));
+        self.environment(command, &mut process);
+        process.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut tracer = process.spawn().expect("strace starts");
+        let _ = tracer.stdin.take().expect("stdin is piped").write_all(config.to_string().as_bytes());
+        Stopped { tracer, trace }
+    }
+
     /// Runs the call and disturbs it at one step.
     ///
     /// # Panics

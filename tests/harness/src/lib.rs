@@ -25,7 +25,7 @@ pub mod talk;
 mod wait;
 
 pub use call::{Call, Reply};
-pub use disturbance::{Disturbance, Outcome, Step, every_step, strace_works};
+pub use disturbance::{Disturbance, Outcome, Step, Stopped, every_step, strace_works};
 pub use namespace::{Namespace, run, run_ok};
 pub use service::Service;
 pub use wait::{eventually, not_run};

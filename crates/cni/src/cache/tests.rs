@@ -139,3 +139,29 @@ fn a_namespace_that_was_replaced_is_not_named_again() {
     assert_eq!(gone.netns_if_unchanged(), Some(Path::new("/gone")));
     assert_eq!(CachedAttachment::default().netns_if_unchanged(), None);
 }
+
+#[test]
+fn all_networks_are_told_and_one_file_that_is_not_understood_hides_none_of_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = Cache::new(directory.path());
+    assert_eq!(cache.all().unwrap(), []);
+    for (network, id) in [("net", "c1"), ("net-two", "c2")] {
+        cache.write(&cached(network, id)).unwrap();
+    }
+    let results = directory.path().join("results");
+    std::fs::create_dir(results.join("directory")).unwrap();
+    std::fs::write(results.join(".net-c3-eth0.new"), "{").unwrap();
+    let bare = r#"{"cniVersion": "0.4.0", "ips": [{"version": "4", "address": "10.0.0.2/24"}]}"#;
+    std::fs::write(results.join("old-c4-eth0"), bare).unwrap();
+    let found = cache.all().unwrap();
+    let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["net-c1-eth0", "net-two-c2-eth0", "old-c4-eth0"]);
+    assert_eq!((found[1].1.network.as_str(), found[1].1.container_id.as_str()), ("net-two", "c2"));
+    assert_eq!((found[2].1.network.as_str(), found[2].1.container_id.as_str()), ("", ""));
+    assert_eq!(found[2].1.result(Version::UNSAID).unwrap().unwrap().ips.len(), 1);
+    for broken in ["", "{", "[]", r#"{"kind": "cniCacheV1", "config": "%"}"#] {
+        std::fs::write(results.join("broken-c5-eth0"), broken).unwrap();
+        let error = cache.all().unwrap_err().to_string();
+        assert!(error.contains("broken-c5-eth0"), "{broken}: {error}");
+    }
+}

@@ -7,7 +7,7 @@ use netstate::nft::TableKey;
 
 use super::{Nft, Transaction, constant as c, message, userdata};
 use crate::Error;
-use crate::foreign::{ForeignRule, Part, text_of};
+use crate::foreign::{ForeignRule, NARROWED, Part, text_of};
 use crate::netlink::{Attribute, Attributes, Batch, Malformed, Purpose, Request};
 
 // enum nft_match_attributes and nft_target_attributes
@@ -15,6 +15,8 @@ pub(super) const COMPATIBLE_NAME: u16 = 1;
 pub(super) const COMPATIBLE_DATA: u16 = 3;
 // enum nft_range_attributes
 const RANGE_FROM: u16 = 3;
+/// `NFT_CMP_EQ`.
+const EQUAL: u32 = 0;
 
 impl Nft {
     /// Which of these chains there are, asked in one send; a table's name without a chain asks for the table.
@@ -143,7 +145,14 @@ impl ForeignRule {
                 let blob = data.nested().find(COMPATIBLE_DATA)?.map(|blob| blob.value.to_vec());
                 Part { name: named.unwrap_or_default(), bytes: blob.unwrap_or_default() }
             }
-            "cmp" => Part { bytes: value(c::CMP_DATA)?, name },
+            "cmp" => {
+                let operator =
+                    data.nested().find(c::CMP_OPERATOR)?.map_or(Ok(0), |operator| operator.be32())?;
+                if operator != EQUAL {
+                    self.parts.push(Part { name: NARROWED.into(), bytes: Vec::new() });
+                }
+                Part { bytes: value(c::CMP_DATA)?, name }
+            }
             "range" => Part { bytes: value(RANGE_FROM)?, name },
             "immediate" => {
                 if let Some(verdict) = data.nested().find(c::IMMEDIATE_DATA)? {

@@ -150,7 +150,11 @@ impl Nft {
         Ok(wanted.iter().position(|(chain, rule)| !holds(chain, rule)))
     }
 
-    fn generation(&mut self) -> Result<u32, Error> {
+    /// The number that grows with every transaction that is carried out, whoever's: see [`Nft::commit_at`].
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn generation(&mut self) -> Result<u32, Error> {
         let request = Request::new(
             message_of(c::GET_GENERATION, 0, 0),
             Purpose::new("read generation of", "nf_tables"),

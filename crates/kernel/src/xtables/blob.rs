@@ -6,13 +6,15 @@
 
 use netstate::nft::IpVersion;
 
-use crate::foreign::{ForeignRule, Part, text_of};
+use crate::foreign::{ForeignRule, NARROWED, Part, text_of};
 
 /// The hooks of netfilter.
 pub(super) const HOOKS: usize = 5;
 /// `struct xt_entry_match` and `struct xt_entry_target` before their data: size, name, revision.
 const PART_HEADER: usize = 32;
 const PART_NAME: usize = 29;
+/// `IFNAMSIZ`.
+const LINK_NAME: usize = 16;
 const HOOK_NAMES: [&str; HOOKS] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
 
 /// The entries with the places where packets enter them.
@@ -208,6 +210,9 @@ impl Entry<'_> {
             jump: led.map(|(_, chain)| name(*chain)),
             parts: self.addresses(),
         };
+        if self.is_narrowed() {
+            rule.parts.push(Part { name: NARROWED.into(), bytes: Vec::new() });
+        }
         let mut at = header(self.version);
         while at < self.bytes.len() {
             let Some(part) = self.part(at) else { break };
@@ -232,6 +237,27 @@ impl Entry<'_> {
         let field = |index: usize| self.bytes.get(index * length..(index + 1) * length).unwrap_or_default();
         let compared = (0..2).filter(|index| field(index + 2).iter().any(|byte| *byte != 0));
         compared.map(|index| Part::comparing(field(index))).collect()
+    }
+
+    /// Whether its header asks for more than whole addresses: a part of one, links, a protocol, or the opposite.
+    /// `struct ipt_ip` and `struct ip6t_ip6`: two addresses, two masks, two links of 16 bytes, two masks of these,
+    /// protocol (u16), then for IPv6 the type of service and a byte of flags, one of inversions.
+    fn is_narrowed(&self) -> bool {
+        let (address, flags) = match self.version {
+            IpVersion::V4 => (4, 82),
+            IpVersion::V6 => (16, 131),
+        };
+        let link_masks = 4 * address + 2 * LINK_NAME;
+        let protocol = link_masks + 2 * LINK_NAME;
+        let field = |from: usize, to: usize| self.bytes.get(from..to).unwrap_or_default();
+        let is_whole =
+            |mask: &[u8]| mask.iter().all(|byte| *byte == 0) || mask.iter().all(|byte| *byte == 0xff);
+        let masks = (2..4).map(|index| field(index * address, (index + 1) * address));
+        let asks = |bytes: &[u8]| bytes.iter().any(|byte| *byte != 0);
+        !masks.clone().all(is_whole)
+            || asks(field(link_masks, protocol))
+            || asks(field(protocol, protocol + 2))
+            || asks(field(flags, flags + 2))
     }
 
     fn part(&self, at: usize) -> Option<Part> {

@@ -29,6 +29,9 @@ use crate::fault::fault;
 /// How long duplicate detection may take; the kernel needs a second or two.
 const DETECTION: Duration = Duration::from_secs(10);
 
+/// Where the sysctls of IPv6 for each link are.
+const IPV6_LINKS: &str = "net/ipv6/conf";
+
 /// A pod's namespace, with a socket inside.
 #[derive(Debug)]
 pub(crate) struct Pod {
@@ -164,30 +167,37 @@ impl Pod {
 
     /// Sysctls have to be right before the link comes up.
     ///
-    /// A pod without IPv6 addresses needs none. That is worth a condition: the kernel keeps the names below
-    /// `/proc/sys/net` of all namespaces in one list, so each look-up there costs more with every pod that had one.
+    /// A pod without IPv6 addresses needs none, and the others find the way to theirs once. That is worth the words:
+    /// the kernel keeps the names below `/proc/sys/net` of all namespaces in one list, so each look-up there costs more
+    /// with every pod that had one.
     fn set_sysctls(&self, name: &str, setup: &Setup) -> Result<(), Error> {
         let has_ipv6 = setup.addresses.iter().any(|net| net.addr().is_ipv6());
         if !has_ipv6 && !setup.detect_duplicates {
             return Ok(());
         }
         let _inside = self.namespace.enter().map_err(fault)?;
-        let v6 = |key: &str| format!("net/ipv6/conf/{name}/{key}");
+        let links = match sysctl::Directory::open(IPV6_LINKS) {
+            Ok(links) => links,
+            // Without IPv6 there is nothing to set; an address of it will be refused by the kernel.
+            Err(error) if error.is_missing() && !has_ipv6 => return Ok(()),
+            Err(error) => return Err(fault(error)),
+        };
+        let own = |key: &str| format!("{name}/{key}");
         if has_ipv6 {
-            for path in ["net/ipv6/conf/lo/disable_ipv6".to_owned(), v6("disable_ipv6")] {
-                sysctl::set(&path, "0").map_err(fault)?;
+            for path in ["lo/disable_ipv6".to_owned(), own("disable_ipv6")] {
+                links.set(&path, "0").map_err(fault)?;
             }
-            put(&v6("keep_addr_on_down"), "1")?;
+            put(&links, &own("keep_addr_on_down"), "1")?;
         }
         if setup.detect_duplicates {
             // Where others may have known an address's last holder, they are told of the new one.
-            put(&v6("ndisc_notify"), "1")?;
+            put(&links, &own("ndisc_notify"), "1")?;
             if setup.detection_as_set {
                 return Ok(());
             }
-            put(&v6("enhanced_dad"), "1")?;
+            put(&links, &own("enhanced_dad"), "1")?;
         }
-        put(&v6("accept_dad"), if setup.detect_duplicates { "1" } else { "0" })
+        put(&links, &own("accept_dad"), if setup.detect_duplicates { "1" } else { "0" })
     }
 
     /// Waits until the link carries frames; until then the kernel drops what is sent over it.
@@ -288,11 +298,11 @@ fn leads(found: &[Route], wanted: &Route) -> bool {
 
 /// Writes a sysctl that a new link never has right. Where `/proc/sys` cannot be written, it must be right
 /// already; where this kernel has none (IPv6 switched off), there is nothing to set.
-pub(crate) fn put(path: &str, value: &str) -> Result<(), Error> {
-    match sysctl::write(path, value) {
+pub(crate) fn put(directory: &sysctl::Directory, path: &str, value: &str) -> Result<(), Error> {
+    match directory.write(path, value) {
         Ok(()) => Ok(()),
         Err(error) if error.is_missing() => Ok(()),
-        Err(_) => sysctl::set(path, value).map(drop).map_err(fault),
+        Err(_) => directory.set(path, value).map(drop).map_err(fault),
     }
 }
 

@@ -23,6 +23,7 @@ use cni::{AddResult, Dns, Error as CniError, Plugin, Request};
 pub use allocator::{Allocator, collect, release};
 pub use config::{DATA_DIR, Settings};
 pub use error::{Error, FileError};
+pub(crate) use files::{Reserved, every_reserved};
 pub use range::{Pool, Range, RangeError, RangeSet, RangeSpec};
 pub use resolv::parse as parse_resolv_conf;
 

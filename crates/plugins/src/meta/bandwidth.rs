@@ -1,6 +1,6 @@
 //! `bandwidth`: limits on what goes to a pod and what comes from it.
 //!
-//! Read [`Bandwidth`] first, then `config` (what is asked for) and `shaper` (how the kernel does it). The limits
+//! Read [`Bandwidth`] first, then `config` (what is asked for) and `shaper` (how the kernel does it), `unclaimed` (what the reference left). The limits
 //! sit on the host's end of the pod's cable: what goes to the pod waits at its root; what comes from the pod
 //! is redirected to an IFB, a link made for this alone, and waits there.
 //!
@@ -11,6 +11,7 @@
 
 mod config;
 mod shaper;
+mod unclaimed;
 
 use cni::{AddResult, Code, Error, Interface, Plugin, Request, Version};
 use kernel::link::{self, Kind, Link};
@@ -18,7 +19,7 @@ use kernel::netlink::{Protocol, Socket};
 use kernel::qdisc;
 
 use crate::attachment;
-use crate::fault::fault;
+use crate::fault::{Failures, fault};
 use crate::interface::pod::Pod;
 use crate::owner::Owner;
 use config::Limits;
@@ -72,7 +73,10 @@ impl Plugin for Bandwidth {
     fn gc(&self, request: &Request) -> Result<(), Error> {
         let valid = attachment::valid(request)?;
         let mut host = Socket::open(Protocol::Route).map_err(fault)?;
-        attachment::collect_links(&mut host, &request.config.name, &valid, &["ifb"])
+        let mut failures = Failures::default();
+        failures.note(attachment::collect_links(&mut host, &request.config.name, &valid, &["ifb"]));
+        failures.note(unclaimed::collect(&mut host, request, &valid));
+        failures.into_result()
     }
 
     fn status(&self, request: &Request) -> Result<(), Error> {

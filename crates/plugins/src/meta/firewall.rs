@@ -1,8 +1,8 @@
 //! `firewall`: what pods send and get passes the host's filter, and bridges are kept from each other if asked.
 //!
 //! Read [`Firewall`] first, then `config` (what is asked for), `table` (our own nf_tables table, which knows every
-//! pod's addresses and holds the drops), `forward` (iptables' chain `FORWARD`, where such a table exists) and
-//! `firewalld` with its `bus`.
+//! pod's addresses and holds the drops), `forward` (iptables' chain `FORWARD`, where such a table exists),
+//! `unclaimed` (rules there that nobody's DEL will take away) and `firewalld` with its `bus`.
 //!
 //! A packet passes only if no table drops it, so our table can drop for good but cannot let pass what another
 //! drops. Therefore the accepting rules stand in iptables' own chain too, in its own form, where `iptables-nft` has
@@ -19,6 +19,7 @@ mod config;
 mod firewalld;
 mod forward;
 mod table;
+mod unclaimed;
 
 use std::net::IpAddr;
 
@@ -34,7 +35,7 @@ use config::{Backend, FirewallConfig, Ingress};
 use firewalld::Firewalld;
 use table::{Admission, Fence};
 
-pub(crate) use table::leave;
+pub(crate) use table::{every_address, leave};
 
 /// The plugin.
 #[derive(Debug)]
@@ -139,7 +140,8 @@ impl Plugin for Firewall {
             firewalld.remove(config::zone(&request.config), &stale)?;
         }
         forward::remove_older(&stale).map_err(fault)?;
-        table::collect(&mut nft, &request.config.name, &valid).map_err(fault)
+        table::collect(&mut nft, &request.config.name, &valid).map_err(fault)?;
+        unclaimed::collect(&mut nft, request)
     }
 
     fn status(&self, request: &Request) -> Result<(), Error> {

@@ -113,6 +113,7 @@ impl Plugin for Portmap {
             let led = failures.note_kernel(hostport::collect(&mut nft, network, &valid));
             failures.note(end_connections(&led.unwrap_or_default()));
             failures.note_kernel(reference::collect(&mut nft, network, &valid, HOST_PORTS));
+            failures.note(reference::collect_unclaimed(&mut nft, request));
         }
         failures.note_kernel(reference::collect_older(network, &valid, HOST_PORTS));
         failures.into_result()

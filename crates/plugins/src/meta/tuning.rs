@@ -77,10 +77,15 @@ impl Plugin for Tuning {
         settings.link.check(&link)
     }
 
-    /// Removes the notes about attachments of this network that are not valid. Notes of the reference do not say
-    /// which network they belong to: those stay until their DEL.
+    /// Removes the notes about attachments of this network that are not valid, and those of the reference, which do
+    /// not say of which network they are, if nobody alive can have made them.
     fn gc(&self, request: &Request) -> Result<(), Error> {
-        backup::collect(&config::data_dir(&request.config), &request.config.name, request.valid_attachments())
+        let directory = config::data_dir(&request.config);
+        let valid = request.valid_attachments();
+        let mut failures = Failures::default();
+        failures.note(backup::collect(&directory, &request.config.name, valid));
+        failures.note(backup::collect_unclaimed(&directory, request));
+        failures.into_result()
     }
 
     fn status(&self, request: &Request) -> Result<(), Error> {

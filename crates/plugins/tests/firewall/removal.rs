@@ -1,8 +1,9 @@
 //! DEL and GC: who owns what, and when it goes.
 
+use harness::{Namespace, Step, not_run, run_ok, strace_works};
 use serde_json::json;
 
-use crate::scene::Scene;
+use crate::scene::{Pod, Scene};
 
 #[test]
 fn while_the_cable_stands_the_interface_plugin_takes_the_rules_along() {
@@ -96,7 +97,7 @@ fn a_bridge_keeps_its_policy_while_another_network_has_pods_on_it() {
     for pod in &pods {
         pod.admit(&scene, json!({ "ingressPolicy": "same-bridge" }));
     }
-    let collect = |pod: &crate::scene::Pod| {
+    let collect = |pod: &Pod| {
         let mut request = pod.config(json!({ "prevResult": null }));
         request["cni.dev/valid-attachments"] = json!([]);
         pod.call(&scene, "firewall").run("GC", &request).expect_success("GC");
@@ -120,4 +121,55 @@ fn two_interfaces_of_one_container_are_kept_apart() {
     let elements = scene.elements();
     assert!(elements.iter().all(|element| !element.contains(one.address())), "{elements:?}");
     assert_eq!(elements.len(), 2);
+}
+
+/// A pod that never was deleted leaves rules, and a GC that takes them stands still behind every message that it sends
+/// while another pod gets the address: that one finds the rules there, and makes none.
+#[test]
+fn a_gc_of_what_the_reference_left_does_not_cut_off_who_gets_the_address_meanwhile() {
+    if !strace_works() {
+        return not_run("strace is not installed or not allowed");
+    }
+    let scene = Scene::new();
+    scene.drop_forwarded();
+    // Another one for each process, since every namespace of the machine is looked into.
+    let number = std::process::id();
+    let address = format!("10.56.{}.{}", number >> 8 & 0xff, number & 0xff);
+    let left = [format!("-d {address} -m conntrack --ctstate RELATED,ESTABLISHED"), format!("-s {address}")];
+    let leave = || {
+        for rule in &left {
+            let line = format!("-w -A CNI-FORWARD {rule} -j ACCEPT");
+            run_ok(scene.host.command("iptables-nft").args(line.split(' ')));
+        }
+    };
+    run_ok(scene.host.command("iptables-nft").args(["-w", "-N", "CNI-FORWARD"]));
+    run_ok(scene.host.command("iptables-nft").args(["-w", "-A", "FORWARD", "-j", "CNI-FORWARD"]));
+    let gc = json!({ "cniVersion": "1.1.0", "name": "gone", "type": "firewall", "backend": "iptables",
+        "cni.dev/valid-attachments": [] });
+    let next = |namespace: Namespace| {
+        let result = json!({ "cniVersion": "1.1.0", "ips": [{ "address": format!("{address}/24") }] });
+        let bridge = json!({ "name": "other" });
+        Pod { namespace, container: "next".into(), bridge, result }
+    };
+    for number in 1.. {
+        leave();
+        assert_eq!(scene.accepting().len(), 2, "before step {number}");
+        let idle = next(Namespace::new());
+        let step = Step { name: "sendto", number };
+        let mut stopped = idle.call(&scene, "firewall").stopped("GC", &gc, step);
+        if !stopped.is_standing() {
+            stopped.finish().expect_success("GC");
+            assert_eq!(scene.accepting(), [""; 0], "nobody has had the address");
+            assert!(number > 5, "it asks, looks and acts: {number}");
+            return;
+        }
+        let pod = next(Namespace::with_loopback());
+        pod.namespace.ip(&format!("address add {address}/32 dev lo"));
+        let config = pod.config(json!({}));
+        pod.call(&scene, "firewall").run("ADD", &config).expect_success("ADD");
+        stopped.finish().expect_success("GC");
+        assert_eq!(scene.accepting().len(), 2, "behind message {number}");
+        pod.call(&scene, "firewall").del(&config);
+        assert_eq!(scene.accepting(), [""; 0], "after DEL");
+    }
 }

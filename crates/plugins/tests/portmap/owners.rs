@@ -1,9 +1,9 @@
 //! Whose a host port is: conflicts, several networks, DEL and GC.
 
-use harness::{Call, Namespace};
+use harness::{Call, Namespace, Step, not_run, strace_works};
 use serde_json::{Value, json};
 
-use crate::scene::{HOST, Scene, tcp};
+use crate::scene::{HOST, Pod, Scene, tcp};
 use harness::talk::{ask, is_deaf, serve};
 
 fn on(address: &str) -> Value {
@@ -48,6 +48,53 @@ fn a_port_on_one_address_stands_in_the_way_of_the_same_port_on_all() {
     let reply = scene.map(&second, "ADD", tcp(8080, 80), json!({}));
     assert!(reply.error_text().contains("8080/tcp on 192.0.2.1 is taken by test/first/eth0"), "{reply:?}");
     scene.map(&second, "ADD", on("192.0.2.2"), json!({})).expect_success("ADD");
+}
+
+/// One stands still behind every message that it sends to the kernel, and the other asks in the meantime.
+#[test]
+fn of_two_who_ask_at_the_same_instant_for_a_port_on_all_addresses_and_on_one_one_loses() {
+    if !strace_works() {
+        return not_run("strace is not installed or not allowed");
+    }
+    let scene = Scene::new();
+    let pods = ["first", "second"].map(|name| scene.pod(name));
+    for pod in &pods {
+        // Not our cables any more: DEL of portmap takes the ports itself.
+        let cable = pod.result["interfaces"][1]["name"].as_str().unwrap();
+        scene.host.ip(&format!("link set {cable} alias foreign"));
+    }
+    let give_back = |pod: &Pod| scene.call(pod).del(&scene.config(pod, json!([]), json!({})));
+    // What all share is there.
+    scene.pod_with(
+        "third",
+        json!([
+            { "hostPort": 7000, "containerPort": 80, "protocol": "tcp" },
+            { "hostPort": 7001, "containerPort": 80, "protocol": "tcp", "hostIP": "192.0.2.2" },
+        ]),
+    );
+    for (one, other) in [(tcp(8080, 80), on("192.0.2.1")), (on("192.0.2.1"), tcp(8080, 80))] {
+        let mut stops = 0;
+        loop {
+            let config = scene.config(&pods[0], one.clone(), json!({}));
+            let step = Step { name: "sendto", number: stops + 1 };
+            let mut stopped = scene.call(&pods[0]).stopped("ADD", &config, step);
+            if !stopped.is_standing() {
+                stopped.finish().expect_success("ADD");
+                give_back(&pods[0]);
+                break;
+            }
+            stops += 1;
+            let second = scene.map(&pods[1], "ADD", other.clone(), json!({}));
+            let first = stopped.finish();
+            let won = [&first, &second].iter().filter(|reply| reply.exit == Some(0)).count();
+            assert_eq!(won, 1, "behind message {stops}: {first:?} {second:?}");
+            let lost = if first.exit == Some(0) { &second } else { &first };
+            assert!(lost.error_text().contains("8080/tcp"), "{lost:?}");
+            assert!(lost.error_text().contains("is taken by test/"), "{lost:?}");
+            pods.iter().for_each(give_back);
+        }
+        assert!(stops >= 3, "it asks, looks and acts: {stops}");
+    }
 }
 
 #[test]

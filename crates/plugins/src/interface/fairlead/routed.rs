@@ -72,7 +72,7 @@ fn wire(
     undo.note(Made::Addresses);
     let mut result = delegate::add(&request.config.ipam_kind, request)?;
     let addresses: Vec<IpAddr> = result.ips.iter().map(|ip| ip.address.addr()).collect();
-    veth::refuse_advertisements(&host_link.name)?;
+    veth::limit_ipv6(&host_link.name, &addresses)?;
     forwarding::enable(host, addresses.iter().copied())?;
     pod.configure(&pod_link, &setup(&addresses, pod_link.index))?;
     let Some(pod_mac) = pod_link.mac else {

@@ -80,8 +80,9 @@ impl Wiring<'_> {
         let pod_link = found
             .ok_or_else(|| Error::kernel(format!("{name} vanished from the pod while it was set up")))?;
         let mut result = self.addresses()?;
-        veth::refuse_advertisements(&host_link.name)?;
-        forwarding::enable(&mut self.host, result.ips.iter().map(|ip| ip.address.addr()))?;
+        let addresses: Vec<IpAddr> = result.ips.iter().map(|ip| ip.address.addr()).collect();
+        veth::limit_ipv6(&host_link.name, &addresses)?;
+        forwarding::enable(&mut self.host, addresses)?;
         self.pod.configure(&pod_link, &setup(&result, pod_link.index)?)?;
         let alias = self.owner.alias();
         let mut batch =

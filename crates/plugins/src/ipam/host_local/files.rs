@@ -361,6 +361,62 @@ impl View {
     }
 }
 
+/// An address of some network, and who holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Reserved {
+    /// The network.
+    pub(crate) network: String,
+    /// The address.
+    pub(crate) address: IpAddr,
+    /// Its holder; nobody's name stands in a file that was never filled.
+    pub(crate) holder: Option<Attachment>,
+}
+
+/// The addresses of every network, without any lock.
+pub(crate) fn every_reserved(data_dir: &Path) -> Result<Vec<Reserved>, FileError> {
+    let unlisted = |cause: Errno| FileError::new("list", data_dir, cause);
+    let Some(directory) = open_directory(data_dir)? else { return Ok(Vec::new()) };
+    let mut found = Vec::new();
+    for entry in fs::Dir::read_from(&directory).map_err(unlisted)? {
+        let entry = entry.map_err(unlisted)?;
+        let Some(network) = entry.file_name().to_str().ok().filter(|name| !name.starts_with('.')) else {
+            continue;
+        };
+        let path = data_dir.join(network);
+        // A link to a directory is as good.
+        if !path.is_dir() {
+            continue;
+        }
+        let Some(addresses) = open_directory(&path)? else { continue };
+        found.extend(reserved_in(&addresses, network).map_err(|(name, cause)| {
+            let path = name.map_or_else(|| path.clone(), |name| path.join(name));
+            FileError::new("read", &path, cause)
+        })?);
+    }
+    Ok(found)
+}
+
+/// The same of one network; a failure names the file, unless it is the directory itself.
+fn reserved_in(directory: &OwnedFd, network: &str) -> Result<Vec<Reserved>, (Option<String>, Errno)> {
+    let mut found = Vec::new();
+    for entry in fs::Dir::read_from(directory).map_err(|cause| (None, cause))? {
+        let entry = entry.map_err(|cause| (None, cause))?;
+        let name = entry.file_name().to_str().unwrap_or_default();
+        let Some(address) = name.parse().ok().filter(|_| entry.file_type() != FileType::Directory) else {
+            continue;
+        };
+        match read(directory.as_fd(), name) {
+            Ok(content) => {
+                found.push(Reserved { network: network.to_owned(), address, holder: holder_in(&content) });
+            }
+            // Given back in between.
+            Err(Errno::NOENT) => {}
+            Err(cause) => return Err((Some(name.to_owned()), cause)),
+        }
+    }
+    Ok(found)
+}
+
 fn open_directory(path: &Path) -> Result<Option<OwnedFd>, FileError> {
     match fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
         Ok(directory) => Ok(Some(directory)),

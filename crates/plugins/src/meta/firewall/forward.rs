@@ -16,9 +16,9 @@ use netstate::nft::{Chain, Family, IpVersion, TableKey, Verdict};
 use super::config::Ingress;
 use super::table::Fence;
 
-const TABLE: &str = "filter";
+pub(super) const TABLE: &str = "filter";
 const FORWARD: &str = "FORWARD";
-const PODS: &str = "CNI-FORWARD";
+pub(super) const PODS: &str = "CNI-FORWARD";
 const FENCE: &str = "CNI-ISOLATION-STAGE-1";
 /// The words of the reference: its own DEL and people's scripts look for them.
 const PODS_COMMENT: &str = "CNI firewall plugin rules";
@@ -148,7 +148,7 @@ pub(super) fn fences(nft: &mut Nft, fence: Fence) -> Result<bool, Error> {
     Ok(stands)
 }
 
-fn table(version: IpVersion) -> TableKey {
+pub(super) fn table(version: IpVersion) -> TableKey {
     let family = match version {
         IpVersion::V4 => Family::Ip,
         IpVersion::V6 => Family::Ip6,

@@ -45,7 +45,7 @@ const MANY: &str = "*";
 /// How often it is tried again when others make or remove the same objects at the same time.
 pub(super) const ATTEMPTS: usize = 10;
 
-const VERSIONS: [IpVersion; 2] = [IpVersion::V4, IpVersion::V6];
+pub(super) const VERSIONS: [IpVersion; 2] = [IpVersion::V4, IpVersion::V6];
 
 /// What one ADD asks for.
 #[derive(Debug)]
@@ -308,6 +308,22 @@ pub(super) fn stale(nft: &mut Nft, network: &str, valid: &[Owner]) -> Result<Vec
     Ok(found.into_iter().map(|(address, _)| address).collect())
 }
 
+/// The addresses of every network, for [`crate::living`].
+///
+/// # Errors
+/// When the kernel refuses to tell.
+pub(crate) fn every_address(nft: &mut Nft) -> Result<Vec<IpAddr>, Error> {
+    let mut found = Vec::new();
+    for set in nft.sets(&table())?.into_iter().filter(|set| is_of_network(&set.name)) {
+        let elements = or_none(nft.elements(&table(), &set))?.unwrap_or_default();
+        found.extend(elements.keys().filter_map(|key| match key.first() {
+            Some(Value::Address(address)) => Some(*address),
+            _ => None,
+        }));
+    }
+    Ok(found)
+}
+
 /// Removes these addresses, with their rules in iptables' chains. With nobody valid the network's policy for its
 /// bridges goes too.
 pub(super) fn collect(nft: &mut Nft, network: &str, valid: &[Owner]) -> Result<(), Error> {
@@ -394,6 +410,11 @@ fn sets(network: &str) -> [Set; 2] {
 fn set_name(network: &str, version: IpVersion) -> String {
     let version = if version == IpVersion::V4 { "ipv4" } else { "ipv6" };
     format!("firewall/{}/{version}", shortened(network, 64))
+}
+
+/// Whether [`set_name`] gives a network's set this name.
+fn is_of_network(name: &str) -> bool {
+    name.strip_prefix("firewall/").is_some_and(|rest| rest.ends_with("/ipv4") || rest.ends_with("/ipv6"))
 }
 
 fn place(network: &str, address: IpAddr) -> (String, Key) {

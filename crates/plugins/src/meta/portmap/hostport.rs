@@ -6,6 +6,10 @@
 //! otherwise the ADD fails and says whose it is. Only among the attachments of one container the first one keeps
 //! it: engines ask for a container's ports in every network that it joins.
 //!
+//! A port on one address and the same port on all are different elements, so the kernel would take both. That the other
+//! is not there is looked up first, and the transaction is for the generation of that look: of two who ask at the same
+//! instant the second one looks again.
+//!
 //! What stays true: nobody removes an element of another; [`leave`] and [`collect`] find elements by the owner in
 //! their comment, in every map and set there is, so they need no configuration.
 
@@ -24,6 +28,10 @@ use crate::reference::{self, Part};
 
 /// How often it is tried again when others make or remove the same objects at the same time.
 const ATTEMPTS: usize = 10;
+
+/// How often it is looked again for overlaps because somebody else changed something in the meantime: every time
+/// somebody else was done, so this is a number of processes.
+const CHANGES: usize = 1000;
 
 /// More elements of one set than this are looked up by listing it.
 const FEW: usize = 16;
@@ -46,8 +54,10 @@ pub(crate) struct HostPort {
 /// Puts an attachment's host ports there, all or none.
 pub(super) fn add(nft: &mut Nft, layout: &Layout, owner: &Owner) -> Result<(), Error> {
     let mut attempts = 0..ATTEMPTS;
+    let mut changes = 0..CHANGES;
     let mut standing: Vec<Standing> = Vec::new();
     loop {
+        let generation = nft.generation().map_err(fault)?;
         refuse_overlaps(nft, layout, owner)?;
         let mut transaction = Transaction::new();
         for found in &standing {
@@ -59,7 +69,10 @@ pub(super) fn add(nft: &mut Nft, layout: &Layout, owner: &Owner) -> Result<(), E
             let elements = set.elements.iter().filter(|(key, _)| is_wanted(key));
             transaction.create_mappings(&table(), &set.name, elements);
         }
-        let Err(error) = nft.commit(transaction) else { return Ok(()) };
+        let Err(error) = nft.commit_at(transaction, generation) else { return Ok(()) };
+        if error.is_outdated() && changes.next().is_some() {
+            continue;
+        }
         if attempts.next().is_none() {
             return Err(fault(error));
         }

@@ -27,6 +27,7 @@ use super::attributes::Attributes;
 use super::file_error;
 use crate::fault::{Failures, fault};
 use crate::interface::pod::Pod;
+use crate::living::Living;
 
 /// What a file says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,6 +147,53 @@ pub(super) fn collect(directory: &Path, network: &str, valid: &[Attachment]) -> 
         }
     }
     failures.into_result()
+}
+
+/// Removes the reference's files about containers that nobody alive is. They do not say which network they are of.
+///
+/// # Errors
+/// When it cannot be told whose they are, or what cannot be listed, read or removed.
+pub(super) fn collect_unclaimed(directory: &Path, request: &Request) -> Result<(), Error> {
+    let names = of_the_reference(directory)?;
+    if names.is_empty() {
+        return Ok(());
+    }
+    let Some(living) = Living::of(request)? else { return Ok(()) };
+    let mut failures = Failures::default();
+    for name in living.nobodys_containers(names)? {
+        failures.note(remove(&directory.join(name + ".json")));
+    }
+    failures.into_result()
+}
+
+/// The names of the reference's files, without `.json`.
+fn of_the_reference(directory: &Path) -> Result<Vec<String>, Error> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(cause) if is_gone(&cause) => return Ok(Vec::new()),
+        Err(cause) => return Err(file_error("list", directory, &cause)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|cause| file_error("list", directory, &cause))?;
+        let file = entry.file_name();
+        let Some(name) = file.to_str().and_then(|file| file.strip_suffix(".json")) else { continue };
+        match fs::read(entry.path()) {
+            Ok(bytes) if is_the_references(&bytes) => names.push(name.to_owned()),
+            Ok(_) => {}
+            Err(cause) if is_gone(&cause) => {}
+            Err(cause) => return Err(file_error("read", &entry.path(), &cause)),
+        }
+    }
+    Ok(names)
+}
+
+/// Whether this is what the reference writes: its members, and no other. One that it was killed over cannot be told
+/// from one that it is about to write.
+fn is_the_references(bytes: &[u8]) -> bool {
+    const MEMBERS: [&str; 5] = ["mac", "promisc", "mtu", "allmulti", "txQLen"];
+    let Ok(Json::Object(members)) = Json::parse(bytes) else { return false };
+    !members.is_empty() && members.iter().all(|(key, _)| MEMBERS.contains(&key.as_str()))
 }
 
 /// Whether a file could be written: the nearest directory that exists can be written to.
