@@ -25,8 +25,11 @@ use anyhow::Context;
 
 use crate::{packages, process, workspace};
 
+/// Measures something and prints it.
+type Part = fn() -> anyhow::Result<()>;
+
 /// The parts, by the names that they are asked for with.
-const PARTS: [(&str, fn() -> anyhow::Result<()>); 5] = [
+const PARTS: [(&str, Part); 5] = [
     ("plugins", plugins::run),
     ("status", status::run),
     ("burst", burst::run),
@@ -64,8 +67,7 @@ pub(crate) fn run(part: &str) -> anyhow::Result<()> {
 /// Measures; the namespace is ours alone.
 pub(crate) fn inside(part: &str) -> anyhow::Result<()> {
     process::run(Command::new("ip").args(["link", "set", "lo", "up"]))?;
-    let wanted = PARTS.iter().filter(|(name, _)| name.contains(part));
-    wanted.map(|(_, measure)| measure()).collect()
+    PARTS.iter().filter(|(name, _)| name.contains(part)).try_for_each(|(_, measure)| measure())
 }
 
 /// A program of the release build.

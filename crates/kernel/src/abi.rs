@@ -107,7 +107,10 @@ pub(crate) const IFF_TAP: u16 = 0x0002;
 pub(crate) const IFF_MULTI_QUEUE: u16 = 0x0100;
 pub(crate) const IFF_NO_PI: u16 = 0x1000;
 pub(crate) const IFF_TUN_EXCL: u16 = 0x8000;
+pub(crate) const IFLA_INET6_CONF: u16 = 2;
 pub(crate) const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+/// Place of a setting in `IFLA_INET6_CONF`, `linux/ipv6.h`.
+pub(crate) const DEVCONF_DISABLE_IPV6: usize = 26;
 pub(crate) const IFLA_INET_CONF: u16 = 1;
 /// A sysctl of `net/ipv4/conf/LINK` by number (linux/ip.h).
 pub(crate) const IPV4_DEVCONF_ARP_NOTIFY: u16 = 22;

@@ -62,6 +62,8 @@ pub struct Link {
     pub promiscuity: u32,
     /// Group number, by which links are deleted together.
     pub group: u32,
+    /// IPv6 is switched off on it (sysctl `disable_ipv6`).
+    pub ipv6_is_off: bool,
     /// Settings as a port of a bridge.
     pub port: Option<Port>,
 }

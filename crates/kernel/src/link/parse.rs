@@ -31,6 +31,7 @@ impl Link {
             transmit_queue_length: 0,
             promiscuity: 0,
             group: 0,
+            ipv6_is_off: false,
             port: None,
         };
         for attribute in attributes {
@@ -56,6 +57,7 @@ impl Link {
             abi::IFLA_TXQLEN => self.transmit_queue_length = attribute.u32()?,
             abi::IFLA_PROMISCUITY => self.promiscuity = attribute.u32()?,
             abi::IFLA_GROUP => self.group = attribute.u32()?,
+            abi::IFLA_AF_SPEC => self.ipv6_is_off = ipv6_is_off(attribute.nested())?,
             abi::IFLA_LINKINFO => {
                 self.kind = kind(attribute.nested())?;
                 self.port = port(attribute.nested())?;
@@ -67,6 +69,15 @@ impl Link {
         }
         Ok(())
     }
+}
+
+/// Of the settings of each address family, the one of IPv6 that switches it off. A link may have no IPv6 at all, and
+/// kernels number their settings alike but know more and more of them.
+fn ipv6_is_off(families: Attributes<'_>) -> Result<bool, Malformed> {
+    let Some(ipv6) = families.find(libc::AF_INET6 as u16)? else { return Ok(false) };
+    let Some(settings) = ipv6.nested().find(abi::IFLA_INET6_CONF)? else { return Ok(false) };
+    let mut numbers = settings.value.chunks_exact(size_of::<i32>());
+    Ok(numbers.nth(abi::DEVCONF_DISABLE_IPV6).is_some_and(|number| number.iter().any(|byte| *byte != 0)))
 }
 
 /// RFC 2863 `ifOperStatus` as `IF_OPER_*` numbers it.

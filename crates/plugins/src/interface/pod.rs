@@ -31,6 +31,7 @@ const DETECTION: Duration = Duration::from_secs(10);
 
 /// Where the sysctls of IPv6 for each link are.
 const IPV6_LINKS: &str = "net/ipv6/conf";
+const LOOPBACK: &str = "lo";
 
 /// A pod's namespace, with a socket inside.
 #[derive(Debug)]
@@ -54,6 +55,8 @@ pub(crate) struct Setup {
     pub(crate) detect_duplicates: bool,
     /// With that: leave it to the sysctls that the pod has for new links whether and how.
     pub(crate) detection_as_set: bool,
+    /// Leave the sysctls of IPv6 alone, unless it is switched off.
+    pub(crate) ipv6_as_it_is: bool,
     /// Make no routes to the subnets of the addresses.
     pub(crate) no_prefix_routes: bool,
 }
@@ -111,7 +114,7 @@ impl Pod {
     /// # Errors
     /// When the kernel refuses any of it, or an address turns out to be a duplicate.
     pub(crate) fn configure(&mut self, link: &Link, setup: &Setup) -> Result<(), Error> {
-        self.set_sysctls(&link.name, setup)?;
+        self.set_sysctls(link, setup)?;
         let index = link.index;
         let up = Change { up: Some(true), arp_notify: Some(true), ..Change::default() };
         let mut batch = Batch::from(link::change(index, &up));
@@ -167,12 +170,16 @@ impl Pod {
 
     /// Sysctls have to be right before the link comes up.
     ///
-    /// A pod without IPv6 addresses needs none, and the others find the way to theirs once. That is worth the words:
-    /// the kernel keeps the names below `/proc/sys/net` of all namespaces in one list, so each look-up there costs more
-    /// with every pod that had one.
-    fn set_sysctls(&self, name: &str, setup: &Setup) -> Result<(), Error> {
+    /// A pod without IPv6 addresses needs none, and the others find the way to theirs once, if at all. That is worth
+    /// the words: the kernel keeps the names below `/proc/sys/net` of all namespaces in one list, so each look-up there
+    /// costs more with every pod that had one.
+    fn set_sysctls(&mut self, link: &Link, setup: &Setup) -> Result<(), Error> {
         let has_ipv6 = setup.addresses.iter().any(|net| net.addr().is_ipv6());
         if !has_ipv6 && !setup.detect_duplicates {
+            return Ok(());
+        }
+        if setup.ipv6_as_it_is && !link.ipv6_is_off && !self.find(LOOPBACK)?.is_some_and(|lo| lo.ipv6_is_off)
+        {
             return Ok(());
         }
         let _inside = self.namespace.enter().map_err(fault)?;
@@ -182,9 +189,9 @@ impl Pod {
             Err(error) if error.is_missing() && !has_ipv6 => return Ok(()),
             Err(error) => return Err(fault(error)),
         };
-        let own = |key: &str| format!("{name}/{key}");
+        let own = |key: &str| format!("{}/{key}", link.name);
         if has_ipv6 {
-            for path in ["lo/disable_ipv6".to_owned(), own("disable_ipv6")] {
+            for path in [format!("{LOOPBACK}/disable_ipv6"), own("disable_ipv6")] {
                 links.set(&path, "0").map_err(fault)?;
             }
             put(&links, &own("keep_addr_on_down"), "1")?;

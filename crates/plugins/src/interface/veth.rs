@@ -8,7 +8,6 @@
 //! name and the network's group: that is what an ADD leaves that is killed before it can set the alias. Links
 //! of others are never touched, whatever their names.
 
-use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -38,10 +37,13 @@ pub(crate) struct Cable<'a> {
     pub(crate) mtu: Option<u32>,
     /// The bridge that the host's end is plugged into, by index.
     pub(crate) bridge: Option<u32>,
+    /// Whether the host's end is up at once. Otherwise it stays down until the pod's end is up, so that its first and
+    /// only news to the host is that it carries frames: each makes the host look through its IPv6 routes.
+    pub(crate) up: bool,
 }
 
 impl Cable<'_> {
-    /// Lays the cable and returns the host's end, which is up. The pod's end is down.
+    /// Lays the cable and returns the host's end. The pod's end is down.
     ///
     /// # Errors
     /// When the pod has an interface of that name already, or the kernel refuses. Nothing is left then.
@@ -73,7 +75,7 @@ impl Cable<'_> {
         let new = NewLink {
             mtu: self.mtu,
             mac: self.host_mac,
-            up: true,
+            up: self.up,
             master: self.bridge,
             group: Some(Owner::group(self.owner.network())),
             ..NewLink::new(name, NewKind::Veth(peer))
@@ -129,21 +131,6 @@ pub(crate) fn mark(
     let mut batch = Batch::from(link::change(link.index, &Change { alias: Some(&alias), ..change }));
     batch.extend(port.map(|port| link::change_port(link.index, &port)));
     host.execute(batch).map_err(fault)
-}
-
-/// Says what a host's end has to do with IPv6, before anything comes from its pod.
-///
-/// For a pod with an IPv6 address: no router advertisement from there may give the host an address or a route. For a pod
-/// without one: nothing. A link that has IPv6 makes the host look through all its IPv6 routes each time it comes up or
-/// goes, and tell of multicast groups; a thousand of them slow down the next pod by more than all else.
-///
-/// # Errors
-/// When the kernel refuses.
-pub(crate) fn limit_ipv6(host_link: &str, addresses: &[IpAddr]) -> Result<(), Error> {
-    if addresses.iter().any(IpAddr::is_ipv6) {
-        return refuse_advertisements(host_link);
-    }
-    pod::put(&Directory::root(), &format!("net/ipv6/conf/{host_link}/disable_ipv6"), "1")
 }
 
 /// Keeps a router advertisement from a pod from giving the host an address or a route. Without IPv6 there is

@@ -106,6 +106,7 @@ impl Wiring<'_> {
             host_mac: None,
             mtu: self.config.mtu,
             bridge: Some(bridge.link.index),
+            up: true,
         };
         let link = cable.lay(&mut self.host, &mut self.pod)?;
         self.undo.note(Made::Link(link.index));

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use cni::{AddResult, Error, Request, delegate};
 use ipnet::IpNet;
-use kernel::link::{AddressGeneration, Change, Kind, Link};
+use kernel::link::{self, AddressGeneration, Change, Kind, Link};
 use kernel::monitor::{Monitor, Topic};
 use kernel::neighbour;
 use kernel::netlink::{Batch, Protocol, Socket};
@@ -46,6 +46,7 @@ pub(super) fn add(request: &Request, mtu: u32) -> Result<AddResult, Error> {
         host_mac: Some(HOST_MAC),
         mtu: Some(mtu),
         bridge: None,
+        up: false,
     };
     let mut undo = Undo::new(request, &owner);
     match wire(&cable, &mut host, &mut pod, &mut undo, request) {
@@ -72,18 +73,16 @@ fn wire(
     undo.note(Made::Addresses);
     let mut result = delegate::add(&request.config.ipam_kind, request)?;
     let addresses: Vec<IpAddr> = result.ips.iter().map(|ip| ip.address.addr()).collect();
-    veth::limit_ipv6(&host_link.name, &addresses)?;
+    veth::refuse_advertisements(&host_link.name)?;
     forwarding::enable(host, addresses.iter().copied())?;
     pod.configure(&pod_link, &setup(&addresses, pod_link.index))?;
     let Some(pod_mac) = pod_link.mac else {
         return Err(Error::kernel(format!("{} has no hardware address", pod_link.name)));
     };
-    let batch: Batch = addresses
-        .iter()
-        .flat_map(|address| {
-            [neighbour::set(index, *address, pod_mac), route::replace(&host_route(*address, index))]
-        })
-        .collect();
+    let mut batch = Batch::from(link::change(index, &Change { up: Some(true), ..Change::default() }));
+    batch.extend(addresses.iter().flat_map(|address| {
+        [neighbour::set(index, *address, pod_mac), route::replace(&host_route(*address, index))]
+    }));
     host.execute(batch).map_err(fault)?;
     let host_link = patience::carrier(host, &host_link, || Monitor::open(&[Topic::Links]))?;
     pod.await_carrier(&pod_link)?;
@@ -161,6 +160,7 @@ fn setup(addresses: &[IpAddr], link: u32) -> Setup {
         addresses: addresses.iter().map(|address| IpNet::from(*address)).collect(),
         neighbours: gateways.iter().map(|gateway| (*gateway, HOST_MAC)).collect(),
         routes: routes.collect(),
+        ipv6_as_it_is: true,
         ..Setup::default()
     }
 }

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use cni::{AddResult, Error, IpConfig, Request, delegate};
 use ipnet::IpNet;
 use kernel::address::{self, NewAddress};
-use kernel::link::{self, Change};
+use kernel::link::{self, AddressGeneration, Change};
 use kernel::monitor::{Monitor, Topic};
 use kernel::netlink::{Batch, Protocol, Socket};
 use kernel::nft::Nft;
@@ -73,6 +73,7 @@ impl Wiring<'_> {
             host_mac: None,
             mtu: self.config.mtu,
             bridge: None,
+            up: false,
         };
         let host_link = cable.lay(&mut self.host, &mut self.pod)?;
         self.undo.note(Made::Link(host_link.index));
@@ -81,12 +82,15 @@ impl Wiring<'_> {
             .ok_or_else(|| Error::kernel(format!("{name} vanished from the pod while it was set up")))?;
         let mut result = self.addresses()?;
         let addresses: Vec<IpAddr> = result.ips.iter().map(|ip| ip.address.addr()).collect();
-        veth::limit_ipv6(&host_link.name, &addresses)?;
-        forwarding::enable(&mut self.host, addresses)?;
+        veth::refuse_advertisements(&host_link.name)?;
+        forwarding::enable(&mut self.host, addresses.iter().copied())?;
         self.pod.configure(&pod_link, &setup(&result, pod_link.index)?)?;
         let alias = self.owner.alias();
-        let mut batch =
-            Batch::from(link::change(host_link.index, &Change { alias: Some(&alias), ..Change::default() }));
+        // A link-local address would be of use to no pod without IPv6, and cost every later one: see `Cable::up`.
+        let without = (!addresses.iter().any(IpAddr::is_ipv6)).then_some(AddressGeneration::None);
+        let own = Change { alias: Some(&alias), address_generation: without, ..Change::default() };
+        let up = Change { up: Some(true), ..Change::default() };
+        let mut batch: Batch = [own, up].iter().map(|change| link::change(host_link.index, change)).collect();
         host_side(&result, host_link.index, &mut batch)?;
         self.host.execute(batch).map_err(|error| fault(error).context(&host_link.name))?;
         if self.config.masquerade {
