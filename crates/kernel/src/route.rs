@@ -19,6 +19,9 @@ use wire::Header;
 
 /// The main routing table.
 pub const MAIN_TABLE: u32 = 254;
+
+/// The table for what is delivered to this host, and for multicast of IPv6.
+pub const LOCAL_TABLE: u32 = 255;
 /// Protocol number of routes that administrators add by hand.
 pub const PROTOCOL_STATIC: u8 = abi::RTPROT_STATIC;
 /// Protocol number of routes that `ip route add` and the reference plugins leave.

@@ -8,12 +8,15 @@
 //! name and the network's group: that is what an ADD leaves that is killed before it can set the alias. Links
 //! of others are never touched, whatever their names.
 
+use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::path::Path;
 
 use cni::Error;
+use ipnet::IpNet;
 use kernel::link::{self, Change, Kind, Link, NewKind, NewLink, NewPeer, PortChange};
 use kernel::netlink::{Batch, Protocol, Socket};
+use kernel::route::{self, LOCAL_TABLE, Route};
 use kernel::sysctl::Directory;
 use netstate::Mac;
 
@@ -140,6 +143,17 @@ pub(crate) fn mark(
 /// When the kernel refuses.
 pub(crate) fn refuse_advertisements(host_link: &str) -> Result<(), Error> {
     pod::put(&Directory::root(), &format!("net/ipv6/conf/{host_link}/accept_ra"), "0")
+}
+
+/// Takes the route for IPv6 multicast off the host's end of a pod to which nobody sends any: the host knows it as a
+/// permanent neighbour, or not at all. The kernel keeps these routes of all links in one list and goes through it whenever
+/// a link changes or tells of its groups, so a thousand of them slow down the next pod. One that stays does no harm.
+pub(crate) fn forget_multicast(host: &mut Socket, host_link: u32) {
+    let everybody = IpNet::new_assert(IpAddr::V6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0)), 8);
+    let made_by_anybody = 0;
+    let route =
+        Route { table: LOCAL_TABLE, protocol: made_by_anybody, ..Route::on_link(everybody, host_link) };
+    let _ = host.execute(route::delete(&route));
 }
 
 /// The owner's host links: one, unless something went wrong in the past.

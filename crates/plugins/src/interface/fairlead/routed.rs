@@ -85,6 +85,7 @@ fn wire(
     }));
     host.execute(batch).map_err(fault)?;
     let host_link = patience::carrier(host, &host_link, || Monitor::open(&[Topic::Links]))?;
+    veth::forget_multicast(host, index);
     pod.await_carrier(&pod_link)?;
     complete(&mut result, &host_link, &pod_link, request)?;
     Ok(result)

@@ -97,6 +97,9 @@ impl Wiring<'_> {
             self.masquerade(&result)?;
         }
         let host_link = patience::carrier(&mut self.host, &host_link, || Monitor::open(&[Topic::Links]))?;
+        if !addresses.iter().any(IpAddr::is_ipv6) {
+            veth::forget_multicast(&mut self.host, host_link.index);
+        }
         self.pod.await_carrier(&pod_link)?;
         result.interfaces = vec![report::of_host(&host_link), report::in_pod(&pod_link, self.request)?];
         Ok(result)
