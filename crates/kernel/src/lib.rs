@@ -1,4 +1,5 @@
-//! The only door to Linux: netlink, nf_tables, namespaces, sysctls. All unsafe code of the project is here.
+//! The only door to Linux: netlink, nf_tables, namespaces, sysctls. All unsafe code of the project is here, but for the
+//! name of `fairlead-cni`'s beginning.
 //!
 //! Read first: [`netlink::Socket`] and [`netlink::Batch`] (how requests travel), then [`link`] as the
 //! example of how every kind of object is done: functions that *change* something return a
