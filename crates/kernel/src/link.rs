@@ -62,8 +62,9 @@ pub struct Link {
     pub promiscuity: u32,
     /// Group number, by which links are deleted together.
     pub group: u32,
-    /// IPv6 is switched off on it (sysctl `disable_ipv6`).
-    pub ipv6_is_off: bool,
+    /// Whether IPv6 is on (sysctl `disable_ipv6`); `None` for a link that has none: the kernel lacks it, or packets are
+    /// too small for it.
+    pub ipv6: Option<bool>,
     /// Settings as a port of a bridge.
     pub port: Option<Port>,
 }

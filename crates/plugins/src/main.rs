@@ -6,6 +6,9 @@
 #![no_main]
 #![expect(unsafe_code, reason = "the name under which the C library looks for the program's beginning")]
 
+#[cfg(not(target_env = "gnu"))]
+compile_error!("the standard library learns a program's arguments before a C main from glibc alone");
+
 // SAFETY: no other function of this program has the name, and it is the type that the C library expects: the two
 // arguments that are not taken stay in their registers.
 #[unsafe(no_mangle)]

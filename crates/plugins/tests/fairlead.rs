@@ -151,6 +151,29 @@ fn routed_pods_reach_each_other_their_host_and_back() {
 }
 
 #[test]
+fn ipv6_is_switched_on_in_a_pod_that_has_it_off() {
+    let node = Node::new(&["10.244.1.0/24", "fd00:10:244:1::/64"]);
+    let (pod, other) = (Namespace::with_loopback(), Namespace::with_loopback());
+    for link in ["all", "default"] {
+        let off = format!("echo 1 > /proc/sys/net/ipv6/conf/{link}/disable_ipv6");
+        harness::run_ok(pod.command("sh").args(["-c", &off]));
+    }
+    let result = node.call("c", &pod).add(&node.config(json!({})));
+    node.call("other", &other).add(&node.config(json!({})));
+    let address = result["ips"][1]["address"].as_str().unwrap().split('/').next().unwrap();
+    assert!(other.pings(address), "{result}");
+}
+
+#[test]
+fn no_link_of_the_host_to_a_pod_has_a_part_in_ipv6_multicast() {
+    let node = Node::new(&["10.244.1.0/24", "fd00:10:244:1::/64"]);
+    let pod = Namespace::new();
+    let name = host_link(&node.call("c", &pod).add(&node.config(json!({}))));
+    let routes = node.host.ip(&format!("-6 route show table all dev {name}"));
+    assert!(routes.contains("fd00") && !routes.contains("ff00::/8"), "{routes}");
+}
+
+#[test]
 fn one_family_is_enough() {
     for (cidr, address) in
         [("10.244.1.0/24", "10.244.1.2/32"), ("fd00:10:244:1::/64", "fd00:10:244:1::2/128")]

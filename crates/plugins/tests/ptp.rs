@@ -69,6 +69,32 @@ impl Scene {
 }
 
 #[test]
+fn a_link_too_small_for_ipv6_carries_ipv4() {
+    let scene = Scene::new();
+    let pod = Namespace::new();
+    let mut config = scene.config(&BOTH[..1]);
+    config["mtu"] = json!(1200);
+    scene.call("c", &pod).add(&config);
+    assert!(pod.pings("10.1.2.1"));
+    scene.call("c", &pod).del(&config);
+    scene.expect_clean("after DEL");
+}
+
+#[test]
+fn the_hosts_end_for_a_pod_without_ipv6_has_no_part_in_it() {
+    let scene = Scene::new();
+    let (old, new) = (Namespace::new(), Namespace::new());
+    let result = scene.call("old", &old).add(&scene.config(&BOTH[..1]));
+    let name = result["interfaces"][0]["name"].as_str().unwrap();
+    assert_eq!(scene.host.ip(&format!("-6 address show dev {name}")), "");
+    assert_eq!(scene.host.ip(&format!("-6 route show table all dev {name}")), "");
+    let result = scene.call("new", &new).add(&scene.config(&BOTH));
+    let name = result["interfaces"][0]["name"].as_str().unwrap();
+    assert!(scene.host.ip(&format!("-6 address show dev {name}")).contains("fe80::"));
+    assert!(scene.host.ip(&format!("-6 route show table all dev {name}")).contains("ff00::/8"));
+}
+
+#[test]
 fn ipv6_is_usable_at_once_on_both_ends() {
     let scene = Scene::new();
     let pod = Namespace::new();

@@ -31,7 +31,7 @@ impl Link {
             transmit_queue_length: 0,
             promiscuity: 0,
             group: 0,
-            ipv6_is_off: false,
+            ipv6: None,
             port: None,
         };
         for attribute in attributes {
@@ -57,7 +57,7 @@ impl Link {
             abi::IFLA_TXQLEN => self.transmit_queue_length = attribute.u32()?,
             abi::IFLA_PROMISCUITY => self.promiscuity = attribute.u32()?,
             abi::IFLA_GROUP => self.group = attribute.u32()?,
-            abi::IFLA_AF_SPEC => self.ipv6_is_off = ipv6_is_off(attribute.nested())?,
+            abi::IFLA_AF_SPEC => self.ipv6 = ipv6(attribute.nested())?,
             abi::IFLA_LINKINFO => {
                 self.kind = kind(attribute.nested())?;
                 self.port = port(attribute.nested())?;
@@ -71,13 +71,14 @@ impl Link {
     }
 }
 
-/// Of the settings of each address family, the one of IPv6 that switches it off. A link may have no IPv6 at all, and
-/// kernels number their settings alike but know more and more of them.
-fn ipv6_is_off(families: Attributes<'_>) -> Result<bool, Malformed> {
-    let Some(ipv6) = families.find(libc::AF_INET6 as u16)? else { return Ok(false) };
-    let Some(settings) = ipv6.nested().find(abi::IFLA_INET6_CONF)? else { return Ok(false) };
+/// Of the settings of each address family, the one that switches IPv6 off. Kernels number the settings alike, but know
+/// more and more of them.
+fn ipv6(families: Attributes<'_>) -> Result<Option<bool>, Malformed> {
+    let Some(ipv6) = families.find(libc::AF_INET6 as u16)? else { return Ok(None) };
+    let Some(settings) = ipv6.nested().find(abi::IFLA_INET6_CONF)? else { return Ok(None) };
     let mut numbers = settings.value.chunks_exact(size_of::<i32>());
-    Ok(numbers.nth(abi::DEVCONF_DISABLE_IPV6).is_some_and(|number| number.iter().any(|byte| *byte != 0)))
+    let off = numbers.nth(abi::DEVCONF_DISABLE_IPV6);
+    Ok(off.map(|number| number.iter().all(|byte| *byte == 0)))
 }
 
 /// RFC 2863 `ifOperStatus` as `IF_OPER_*` numbers it.

@@ -55,7 +55,8 @@ pub(crate) struct Setup {
     pub(crate) detect_duplicates: bool,
     /// With that: leave it to the sysctls that the pod has for new links whether and how.
     pub(crate) detection_as_set: bool,
-    /// Leave the sysctls of IPv6 alone, unless it is switched off.
+    /// Leave the sysctls of IPv6 alone, unless it is switched off. The addresses then go when the link is set down, as
+    /// the routes do anyway, and the link-local address is checked for duplicates.
     pub(crate) ipv6_as_it_is: bool,
     /// Make no routes to the subnets of the addresses.
     pub(crate) no_prefix_routes: bool,
@@ -178,8 +179,8 @@ impl Pod {
         if !has_ipv6 && !setup.detect_duplicates {
             return Ok(());
         }
-        if setup.ipv6_as_it_is && !link.ipv6_is_off && !self.find(LOOPBACK)?.is_some_and(|lo| lo.ipv6_is_off)
-        {
+        let is_off = |link: &Link| link.ipv6 == Some(false);
+        if setup.ipv6_as_it_is && !is_off(link) && !self.find(LOOPBACK)?.as_ref().is_some_and(is_off) {
             return Ok(());
         }
         let _inside = self.namespace.enter().map_err(fault)?;

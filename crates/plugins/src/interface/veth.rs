@@ -14,7 +14,7 @@ use std::path::Path;
 
 use cni::Error;
 use ipnet::IpNet;
-use kernel::link::{self, Change, Kind, Link, NewKind, NewLink, NewPeer, PortChange};
+use kernel::link::{self, AddressGeneration, Change, Kind, Link, NewKind, NewLink, NewPeer, PortChange};
 use kernel::netlink::{Batch, Protocol, Socket};
 use kernel::route::{self, LOCAL_TABLE, Route};
 use kernel::sysctl::Directory;
@@ -145,14 +145,20 @@ pub(crate) fn refuse_advertisements(host_link: &str) -> Result<(), Error> {
     pod::put(&Directory::root(), &format!("net/ipv6/conf/{host_link}/accept_ra"), "0")
 }
 
-/// Takes the route for IPv6 multicast off the host's end of a pod to which nobody sends any: the host knows it as a
-/// permanent neighbour, or not at all. The kernel keeps these routes of all links in one list and goes through it whenever
-/// a link changes or tells of its groups, so a thousand of them slow down the next pod. One that stays does no harm.
+/// What keeps a host's end from making itself an IPv6 link-local address. A link without IPv6 has nothing to be told.
+pub(crate) fn no_link_local(host_link: &Link) -> Option<AddressGeneration> {
+    host_link.ipv6.map(|_| AddressGeneration::None)
+}
+
+/// Takes the route for IPv6 multicast off the host's end of a pod: the host knows the pod as a permanent neighbour, or not
+/// at all. So the host neither sends IPv6 multicast to the pod nor takes any from it.
+///
+/// The kernel keeps these routes of all links in one list and goes through it whenever a link changes or tells of its
+/// groups, so a thousand of them slow down the next pod. One that cannot be taken off costs that and no more.
 pub(crate) fn forget_multicast(host: &mut Socket, host_link: u32) {
-    let everybody = IpNet::new_assert(IpAddr::V6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0)), 8);
-    let made_by_anybody = 0;
-    let route =
-        Route { table: LOCAL_TABLE, protocol: made_by_anybody, ..Route::on_link(everybody, host_link) };
+    const ANY_PROTOCOL: u8 = 0;
+    let multicast = IpNet::new_assert(IpAddr::V6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0)), 8);
+    let route = Route { table: LOCAL_TABLE, protocol: ANY_PROTOCOL, ..Route::on_link(multicast, host_link) };
     let _ = host.execute(route::delete(&route));
 }
 

@@ -242,7 +242,7 @@ impl Joining {
         let refusals = socket.run(&Batch::from_iter(self.addresses.iter().map(again)), |_, _| Ok(()));
         let mut failures = Failures::default();
         for refusal in refusals.map_err(fault)? {
-            // The kernel was told to keep it (keep_addr_on_down).
+            // Most plugins have told the kernel to keep it (keep_addr_on_down).
             if !refusal.error.exists() {
                 failures.note_kernel::<()>(Err(refusal.error));
             }

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use cni::{AddResult, Error, Request, delegate};
 use ipnet::IpNet;
-use kernel::link::{self, AddressGeneration, Change, Kind, Link};
+use kernel::link::{self, Change, Kind, Link};
 use kernel::monitor::{Monitor, Topic};
 use kernel::neighbour;
 use kernel::netlink::{Batch, Protocol, Socket};
@@ -65,7 +65,7 @@ fn wire(
     let host_link = cable.lay(host, pod)?;
     let index = host_link.index;
     undo.note(Made::Link(index));
-    let own = Change { address_generation: Some(AddressGeneration::None), ..Change::default() };
+    let own = Change { address_generation: veth::no_link_local(&host_link), ..Change::default() };
     veth::mark(host, &host_link, cable.owner, own, None)?;
     let found = pod.find(cable.interface)?;
     let pod_link =

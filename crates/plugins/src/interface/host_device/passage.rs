@@ -274,7 +274,7 @@ mod tests {
             transmit_queue_length: 1000,
             promiscuity: 0,
             group: 0,
-            ipv6_is_off: false,
+            ipv6: None,
             port: None,
         }
     }

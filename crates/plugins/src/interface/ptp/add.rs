@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use cni::{AddResult, Error, IpConfig, Request, delegate};
 use ipnet::IpNet;
 use kernel::address::{self, NewAddress};
-use kernel::link::{self, AddressGeneration, Change};
+use kernel::link::{self, Change};
 use kernel::monitor::{Monitor, Topic};
 use kernel::netlink::{Batch, Protocol, Socket};
 use kernel::nft::Nft;
@@ -86,8 +86,9 @@ impl Wiring<'_> {
         forwarding::enable(&mut self.host, addresses.iter().copied())?;
         self.pod.configure(&pod_link, &setup(&result, pod_link.index)?)?;
         let alias = self.owner.alias();
-        // A link-local address would be of use to no pod without IPv6, and cost every later one: see `Cable::up`.
-        let without = (!addresses.iter().any(IpAddr::is_ipv6)).then_some(AddressGeneration::None);
+        let has_ipv6 = addresses.iter().any(IpAddr::is_ipv6);
+        // Of use to no pod without IPv6, and each costs every later pod: see `Cable::up`.
+        let without = if has_ipv6 { None } else { veth::no_link_local(&host_link) };
         let own = Change { alias: Some(&alias), address_generation: without, ..Change::default() };
         let up = Change { up: Some(true), ..Change::default() };
         let mut batch: Batch = [own, up].iter().map(|change| link::change(host_link.index, change)).collect();
@@ -97,7 +98,7 @@ impl Wiring<'_> {
             self.masquerade(&result)?;
         }
         let host_link = patience::carrier(&mut self.host, &host_link, || Monitor::open(&[Topic::Links]))?;
-        if !addresses.iter().any(IpAddr::is_ipv6) {
+        if !has_ipv6 {
             veth::forget_multicast(&mut self.host, host_link.index);
         }
         self.pod.await_carrier(&pod_link)?;

@@ -55,10 +55,12 @@ pub(crate) struct HostPort {
 pub(super) fn add(nft: &mut Nft, layout: &Layout, owner: &Owner) -> Result<(), Error> {
     let mut attempts = 0..ATTEMPTS;
     let mut changes = 0..CHANGES;
-    let mut standing: Vec<Standing> = Vec::new();
+    let mut something_stands = false;
     loop {
+        // All that is looked at is looked at after this, and what is done is done for this generation.
         let generation = nft.generation().map_err(fault)?;
         refuse_overlaps(nft, layout, owner)?;
+        let standing = if something_stands { ours(nft, layout, owner)? } else { Vec::new() };
         let mut transaction = Transaction::new();
         for found in &standing {
             transaction.delete_elements(&table(), &found.set, &found.replaced);
@@ -77,9 +79,9 @@ pub(super) fn add(nft: &mut Nft, layout: &Layout, owner: &Owner) -> Result<(), E
             return Err(fault(error));
         }
         if error.exists() {
-            standing = ours(nft, layout, owner)?;
+            something_stands = true;
         } else if error.is_missing() {
-            standing.clear();
+            something_stands = false;
             make(nft, &layout.units).map_err(fault)?;
         } else {
             return Err(fault(error));
