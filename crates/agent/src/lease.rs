@@ -9,6 +9,7 @@
 //! do that at any time: what it looked at is looked at again, and a lease that changed meanwhile is left alone.
 
 use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use cluster::{Change, Key, Lease, Node, Object, Snapshot};
@@ -19,6 +20,10 @@ use store::{Claimed, Expect, Store};
 
 /// Races lost in a row before the agent lets others go first; every node of a cluster could start at once.
 const MOST_RACES: usize = 10_000;
+
+/// Races lost in a row after which a node no longer tries the first free CIDR, as all the others do, but one somewhere:
+/// of a thousand nodes that start at once only one would win each time.
+const CROWD: usize = 8;
 
 /// The node holds no lease, or not the one it should.
 #[derive(Debug, thiserror::Error)]
@@ -81,8 +86,10 @@ impl Leases {
         request: &Request<'_>,
         taken: &mut Vec<Taken>,
     ) -> Result<IpNet, LeaseError> {
-        for _ in 0..MOST_RACES {
-            let cidr = choose_pod_cidr(pool, request, taken)?;
+        let mut liked = request.remembered.to_vec();
+        for race in 0..MOST_RACES {
+            let request = Request { remembered: &liked, ..*request };
+            let cidr = choose_pod_cidr(pool, &request, taken)?;
             if snapshot.claims.get(&cidr).is_some_and(|claim| claim.node == self.node) {
                 return Ok(cidr);
             }
@@ -99,6 +106,9 @@ impl Leases {
                     return Ok(cidr);
                 }
                 Claimed::Held { cidr, node } => taken.push(Taken { cidr, node }),
+            }
+            if race >= CROWD {
+                liked.extend(pool.network(somewhere(&self.node, race) % pool.size()));
             }
         }
         Err(AllocateError::Full { pool: pool.cluster(), node_prefix: pool.prefix(), count: pool.size() }
@@ -187,6 +197,13 @@ impl Leases {
         snapshot.apply(Change::Removed(Key::Claim(cidr)));
         Ok(released)
     }
+}
+
+/// A number that hardly any two nodes have in common.
+fn somewhere(node: &str, race: usize) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (node, race).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// The nodes that hold something and have no Node object.
@@ -295,15 +312,15 @@ mod tests {
 
     #[test]
     fn of_agents_that_start_at_once_each_gets_its_own() {
-        let names: Vec<String> = (0..8).map(|number| format!("node{number}")).collect();
+        let names: Vec<String> = (0..24).map(|number| format!("node{number}")).collect();
         let nodes: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "")).collect();
         let (_directory, store) = store(&nodes);
         let taken: BTreeSet<IpNet> = std::thread::scope(|scope| {
             let joining: Vec<_> = names.iter().map(|name| scope.spawn(|| join_alone(&store, name))).collect();
             joining.into_iter().flat_map(|one| one.join().unwrap()).collect()
         });
-        assert_eq!(taken.len(), 8);
-        assert_eq!(seen(&store).claims.len(), 8, "a lost race leaves no claim behind");
+        assert_eq!(taken.len(), 24);
+        assert_eq!(seen(&store).claims.len(), 24, "a lost race leaves no claim behind");
     }
 
     /// As [`join`], while others do the same.
