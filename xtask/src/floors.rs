@@ -30,6 +30,9 @@ const NARROW: [(&str, &[&str]); 5] = [
 /// What stays out of the plugin binary: it runs once per pod.
 const NOT_IN_PLUGINS: [&str; 6] = ["tokio", "clap", "serde-saphyr", "tracing", "anyhow", "rustls"];
 
+/// What only the store may lean on: nobody else waits for a network that way.
+const ONLY_IN_STORE: [&str; 7] = ["kube", "k8s-openapi", "tokio", "hyper", "hyper-util", "http", "tower"];
+
 /// Files of pure crates, and words that would make them impure. The edges of `cni` are where a plugin
 /// process, a configuration directory and a cache meet the system, and are named.
 const PURE: [&str; 4] = ["crates/cni/src", "crates/cluster/src", "crates/netstate/src", "crates/route/src"];
@@ -75,6 +78,9 @@ fn arrows() -> anyhow::Result<Vec<String>> {
 fn fault(name: &str, own: usize, other: &str) -> Option<String> {
     if name == "plugins" && NOT_IN_PLUGINS.contains(&other) {
         return Some(format!("{name} -> {other}: the plugins run once per pod and stay without it"));
+    }
+    if name != "store" && ONLY_IN_STORE.contains(&other) {
+        return Some(format!("{name} -> {other}: only the store speaks HTTP"));
     }
     let below = floor(other)?;
     if below >= own {

@@ -36,6 +36,9 @@ pub(crate) const TESTS: &[Need] = &[
     ("runc", "runc"),
     ("podman", "podman"),
     ("conmon", "conmon"),
+    ("curl", "curl"),
+    ("etcd", "etcd-server"),
+    ("openssl", "openssl"),
 ];
 
 /// For the virtual machine.

@@ -1,7 +1,7 @@
 //! The smallest program around an agent: what the agent's own tests start in namespaces.
 //!
 //! `agent NODE STORE STATE_DIR CONF_DIR [CONFIG]`, and `agent clean ...` with the same arguments, to take everything
-//! down again. The command line for people is `fairlead agent`.
+//! down again; STORE is what `--store` takes. The command line for people is `fairlead agent`.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that says what it does")]
 
@@ -37,7 +37,7 @@ fn start(arguments: &[String], clean: bool) -> Result<(), Box<dyn std::error::Er
     let [node, store, state_dir, conf_dir, rest @ ..] = arguments else {
         return Err("arguments: NODE STORE STATE_DIR CONF_DIR [CONFIG]".into());
     };
-    let mut options = Options::new(node, store);
+    let mut options = Options::new(node, store.parse()?);
     options.state_dir = state_dir.into();
     options.conf_dir = conf_dir.into();
     if let Some(config) = rest.first() {

@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn the_conflist_says_only_what_is_not_the_default() {
         let directory = tempfile::tempdir().unwrap();
-        let mut options = Options::new("node1", "/store");
+        let mut options = Options::new("node1", store::Location::Directory("/store".into()));
         options.conf_dir = directory.path().to_owned();
         let conflist = Conflist::new(&options);
         assert!(conflist.write().unwrap());

@@ -9,16 +9,21 @@
 //! do that at any time: what it looked at is looked at again, and a lease that changed meanwhile is left alone.
 
 use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use cluster::{Change, Key, Lease, Node, Object, Snapshot};
 use ipnet::IpNet;
 use netstate::pool::Pool;
 use route::{AllocateError, Request, Taken, choose_pod_cidr};
-use store::{Claimed, Directory, Expect};
+use store::{Claimed, Expect, Store};
 
 /// Races lost in a row before the agent lets others go first; every node of a cluster could start at once.
 const MOST_RACES: usize = 10_000;
+
+/// Races lost in a row after which a node no longer tries the first free CIDR, as all the others do, but one somewhere:
+/// of a thousand nodes that start at once only one would win each time.
+const CROWD: usize = 8;
 
 /// The node holds no lease, or not the one it should.
 #[derive(Debug, thiserror::Error)]
@@ -40,12 +45,12 @@ pub(crate) enum LeaseError {
 /// The claims and leases of a store, as one node's agent deals with them.
 #[derive(Debug)]
 pub(crate) struct Leases {
-    store: Directory,
+    store: Box<dyn Store>,
     node: Arc<str>,
 }
 
 impl Leases {
-    pub(crate) fn new(store: Directory, node: &str) -> Self {
+    pub(crate) fn new(store: Box<dyn Store>, node: &str) -> Self {
         Self { store, node: node.into() }
     }
 
@@ -81,8 +86,10 @@ impl Leases {
         request: &Request<'_>,
         taken: &mut Vec<Taken>,
     ) -> Result<IpNet, LeaseError> {
-        for _ in 0..MOST_RACES {
-            let cidr = choose_pod_cidr(pool, request, taken)?;
+        let mut liked = request.remembered.to_vec();
+        for race in 0..MOST_RACES {
+            let request = Request { remembered: &liked, ..*request };
+            let cidr = choose_pod_cidr(pool, &request, taken)?;
             if snapshot.claims.get(&cidr).is_some_and(|claim| claim.node == self.node) {
                 return Ok(cidr);
             }
@@ -99,6 +106,9 @@ impl Leases {
                     return Ok(cidr);
                 }
                 Claimed::Held { cidr, node } => taken.push(Taken { cidr, node }),
+            }
+            if race >= CROWD {
+                liked.extend(pool.network(somewhere(&self.node, race) % pool.size()));
             }
         }
         Err(AllocateError::Full { pool: pool.cluster(), node_prefix: pool.prefix(), count: pool.size() }
@@ -189,6 +199,13 @@ impl Leases {
     }
 }
 
+/// A number that hardly any two nodes have in common.
+fn somewhere(node: &str, race: usize) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (node, race).hash(&mut hasher);
+    hasher.finish()
+}
+
 /// The nodes that hold something and have no Node object.
 fn vanished(snapshot: &Snapshot) -> BTreeSet<Arc<str>> {
     let leases = snapshot.leases.keys();
@@ -249,7 +266,7 @@ mod tests {
 
     /// What an agent of that node does at its start, up to the lease.
     fn join(store: &Directory, name: &str, remembered: &[IpNet]) -> Result<Vec<IpNet>, String> {
-        let leases = Leases::new(store.clone(), name);
+        let leases = Leases::new(Box::new(store.clone()), name);
         let mut snapshot = seen(store);
         let node = snapshot.nodes[name].clone();
         let cidrs =
@@ -288,27 +305,27 @@ mod tests {
         let pools = [pools()[0], Pool::new("fd00:10:244::/56".parse().unwrap(), 64).unwrap()];
         let mut snapshot = seen(&store);
         let node = snapshot.nodes["node1"].clone();
-        let leases = Leases::new(store.clone(), "node1");
+        let leases = Leases::new(Box::new(store.clone()), "node1");
         let cidrs = leases.claim(&mut snapshot, &node, &pools, &[]).unwrap();
         assert_eq!(cidrs, [net("10.244.1.0/24"), net("fd00:10:244:1::/64")]);
     }
 
     #[test]
     fn of_agents_that_start_at_once_each_gets_its_own() {
-        let names: Vec<String> = (0..8).map(|number| format!("node{number}")).collect();
+        let names: Vec<String> = (0..24).map(|number| format!("node{number}")).collect();
         let nodes: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "")).collect();
         let (_directory, store) = store(&nodes);
         let taken: BTreeSet<IpNet> = std::thread::scope(|scope| {
             let joining: Vec<_> = names.iter().map(|name| scope.spawn(|| join_alone(&store, name))).collect();
             joining.into_iter().flat_map(|one| one.join().unwrap()).collect()
         });
-        assert_eq!(taken.len(), 8);
-        assert_eq!(seen(&store).claims.len(), 8, "a lost race leaves no claim behind");
+        assert_eq!(taken.len(), 24);
+        assert_eq!(seen(&store).claims.len(), 24, "a lost race leaves no claim behind");
     }
 
     /// As [`join`], while others do the same.
     fn join_alone(store: &Directory, name: &str) -> Vec<IpNet> {
-        let leases = Leases::new(store.clone(), name);
+        let leases = Leases::new(Box::new(store.clone()), name);
         let mut snapshot = seen(store);
         let node = snapshot.nodes[name].clone();
         let cidrs = leases.claim(&mut snapshot, &node, &pools(), &[]).unwrap();
@@ -336,11 +353,11 @@ mod tests {
         let (_directory, store) = store(&[("node1", ""), ("node2", "")]);
         join(&store, "node1", &[]).unwrap();
         let held = join(&store, "node2", &[]).unwrap();
-        let leases = Leases::new(store.clone(), "node2");
+        let leases = Leases::new(Box::new(store.clone()), "node2");
         assert!(leases.give_back(&mut seen(&store)).unwrap());
         assert!(!leases.give_back(&mut seen(&store)).unwrap());
         assert_eq!(seen(&store).claims_of("node2").next(), None);
-        Leases::new(store.clone(), "node1").give_back(&mut seen(&store)).unwrap();
+        Leases::new(Box::new(store.clone()), "node1").give_back(&mut seen(&store)).unwrap();
         assert_eq!(join(&store, "node2", &held), Ok(held));
     }
 
@@ -354,7 +371,7 @@ mod tests {
         std::fs::remove_file(directory.path().join("node3.yaml")).unwrap();
         let mut late = seen(&store);
         put(directory.path(), "node3", "");
-        let leases = Leases::new(store.clone(), "node1");
+        let leases = Leases::new(Box::new(store.clone()), "node1");
         let collected = leases.collect(&mut late).unwrap();
         assert_eq!(collected, ["node2".into()]);
         let now = seen(&store);
@@ -370,7 +387,10 @@ mod tests {
         store.claim(net("10.244.0.0/24"), "node2").unwrap();
         std::fs::remove_file(directory.path().join("node2.yaml")).unwrap();
         let mut snapshot = seen(&store);
-        assert_eq!(Leases::new(store.clone(), "node1").collect(&mut snapshot).unwrap(), ["node2".into()]);
+        assert_eq!(
+            Leases::new(Box::new(store.clone()), "node1").collect(&mut snapshot).unwrap(),
+            ["node2".into()]
+        );
         assert!(seen(&store).claims.is_empty() && snapshot.claims.is_empty());
     }
 
@@ -382,7 +402,7 @@ mod tests {
         let mut snapshot = seen(&store);
         let (_, version) = store.read(&Key::Lease("node2".into())).unwrap().unwrap();
         store.write(&lease("node2", &[net("10.244.7.0/24")]).into(), Expect::Any).unwrap();
-        let leases = Leases::new(store.clone(), "node1");
+        let leases = Leases::new(Box::new(store.clone()), "node1");
         assert!(!leases.remove(&mut snapshot, &"node2".into(), Expect::Version(version)).unwrap());
         assert!(seen(&store).leases.contains_key("node2"));
         snapshot.apply(Change::Set(Node::named("node2").into()));

@@ -81,6 +81,11 @@ impl NodeKeeper {
         }
     }
 
+    /// The node's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.options.node
+    }
+
     /// Looks at everything and puts right what is wrong.
     pub(crate) fn pass(&mut self, view: &mut View, cause: &'static str) -> Outcome {
         let started = Instant::now();

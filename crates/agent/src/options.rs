@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use store::Location;
+
 use crate::Config;
 
 /// What an agent is started with. The command line fills it in; every path may be relative.
@@ -9,8 +11,8 @@ use crate::Config;
 pub struct Options {
     /// The node this agent is for, as its Node object is named (`--node`).
     pub node: String,
-    /// The store: a directory of manifests (`--store dir:PATH`).
-    pub store: PathBuf,
+    /// The store (`--store dir:PATH` or `--store kubernetes[:KUBECONFIG]`).
+    pub store: Location,
     /// The configuration (`--config FILE`, see [`Config::read`]).
     pub config: Config,
     /// Where the agent leaves what the CNI plugin reads, and its socket (`--state-dir`).
@@ -32,10 +34,10 @@ impl Options {
 
     /// An agent for this node on this store, everything else as by default.
     #[must_use]
-    pub fn new(node: impl Into<String>, store: impl Into<PathBuf>) -> Self {
+    pub fn new(node: impl Into<String>, store: Location) -> Self {
         Self {
             node: node.into(),
-            store: store.into(),
+            store,
             config: Config::default(),
             state_dir: PathBuf::from(Self::STATE_DIR),
             conf_dir: PathBuf::from(Self::CONF_DIR),

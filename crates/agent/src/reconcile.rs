@@ -107,6 +107,11 @@ impl Loop {
 
     fn heard_from_store(&mut self, event: store::Event) {
         let first = matches!(event, store::Event::InSync);
+        if let store::Event::Lost(keys) = &event
+            && self.view.lose(self.node.name(), keys)
+        {
+            self.due.mark("the store lost what is ours");
+        }
         if self.view.take(event) {
             self.due.mark(if first { "start" } else { "the cluster changed" });
         }

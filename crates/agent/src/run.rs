@@ -6,10 +6,10 @@
 use std::sync::mpsc::{self, Sender};
 use std::thread;
 
+use cluster::Kind;
 use kernel::signals::Termination;
 use netstate::State;
 use route::{Networks, Overlap, overlaps};
-use store::Directory;
 
 use crate::config::ConfigError;
 use crate::door::{Door, DoorError, Watcher};
@@ -20,6 +20,9 @@ use crate::node::NodeKeeper;
 use crate::options::Options;
 use crate::reconcile::{End, Loop};
 use crate::server::{Server, ServerError};
+
+/// What of the cluster an agent has to know.
+const INTEREST: [Kind; 3] = [Kind::Node, Kind::Lease, Kind::Claim];
 
 /// Room for a thread that blocks on a descriptor and sends what it reads; memory counts only once touched.
 const STACK: usize = 256 * 1024;
@@ -61,8 +64,8 @@ pub enum Error {
     /// Signals cannot be taken over.
     #[error("wait for signals")]
     Signals(#[source] kernel::Error),
-    /// The store cannot be watched.
-    #[error("watch the store")]
+    /// The store cannot be opened or watched.
+    #[error("open the store")]
     Store(#[from] store::Error),
     /// A thread cannot be started.
     #[error("start thread {name}")]
@@ -103,13 +106,13 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let (door, watcher) = Door::open().map_err(kernel_error("open netlink"))?;
     let door = refuse_overlaps(options, door)?;
     // The same for the store: its first event is the whole of it.
-    let store = Directory::at(&options.store);
-    let watch = store.watch()?;
+    let store = options.store.open()?;
+    let watch = store.watch(&INTEREST)?;
     let node = NodeKeeper::new(options.clone(), pools, door, Leases::new(store, &options.node));
     let (sender, events) = mpsc::channel();
     start_threads(&sender, Sources { termination, server, watcher, watch })?;
     drop(sender);
-    tracing::info!(node = options.node, store = %options.store.display(), "the agent has started");
+    tracing::info!(node = options.node, store = %options.store, "the agent has started");
     let end = Loop::new(node).run(&events);
     // Best effort: a stale socket is replaced by the next agent anyway.
     let _ = std::fs::remove_file(socket);
@@ -182,7 +185,7 @@ struct Sources {
     termination: Termination,
     server: Server,
     watcher: Watcher,
-    watch: store::Watch,
+    watch: store::Events,
 }
 
 fn start_threads(events: &Sender<Event>, sources: Sources) -> Result<(), Error> {

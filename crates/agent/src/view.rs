@@ -9,10 +9,10 @@
 //! large cluster should not pay for it.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::Arc;
 
 use cluster::{Change, Key, Node, Snapshot};
+use store::Location;
 
 use crate::status::StoreStatus;
 
@@ -77,7 +77,27 @@ impl View {
                 // What could not be written meanwhile is due now.
                 self.in_sync
             }
+            // Ours are written again, once somebody says which those are; the others' owners do the same.
+            store::Event::Lost(_) => false,
         }
+    }
+
+    /// Takes out what the store has lost of `node`, for that node is ours and will write it again. True if there was
+    /// something.
+    pub(crate) fn lose(&mut self, node: &str, lost: &[Key]) -> bool {
+        let ours = |key: &&Key| match key {
+            Key::Lease(of) => **of == *node,
+            Key::Claim(cidr) => self.snapshot.claims.get(cidr).is_some_and(|claim| *claim.node == *node),
+            _ => false,
+        };
+        let ours: Vec<Key> = lost.iter().filter(ours).cloned().collect();
+        ours.into_iter().fold(false, |any, key| {
+            let removed = self.snapshot.apply(Change::Removed(key.clone()));
+            if removed {
+                tracing::warn!(%key, "the store has lost it; it is written again");
+            }
+            any || removed
+        })
     }
 
     fn apply(&mut self, change: Change) -> bool {
@@ -122,9 +142,9 @@ impl View {
         }
     }
 
-    pub(crate) fn status(&self, store: &Path) -> StoreStatus {
+    pub(crate) fn status(&self, store: &Location) -> StoreStatus {
         StoreStatus {
-            location: format!("dir:{}", store.display()),
+            location: store.to_string(),
             in_sync: self.in_sync,
             away: self.away.clone(),
             broken: self.broken.clone(),
@@ -153,6 +173,30 @@ mod tests {
         view
     }
 
+    fn lease(node: &str) -> Lease {
+        let backend = Backend::Other("test".into());
+        Lease { node: node.into(), pod_cidrs: Box::default(), underlay: Box::default(), backend, mtu: 1450 }
+    }
+
+    #[test]
+    fn of_what_the_store_has_lost_only_our_own_is_written_again() {
+        let mut view = View::default();
+        let mut snapshot = Snapshot::default();
+        for name in ["node1", "node2"] {
+            snapshot.apply(Change::Set(Node::named(name).into()));
+            snapshot.apply(Change::Set(lease(name).into()));
+        }
+        let cidr = "10.244.1.0/24".parse().unwrap();
+        snapshot.apply(Change::Set(cluster::Claim { cidr, node: "node1".into() }.into()));
+        view.take(store::Event::Snapshot(snapshot));
+        let lost = [Key::Lease("node1".into()), Key::Lease("node2".into()), Key::Claim(cidr)];
+        assert!(!view.take(store::Event::Lost(lost.to_vec())));
+        assert!(view.lose("node1", &lost));
+        assert_eq!(view.snapshot.leases.keys().map(|name| &**name).collect::<Vec<_>>(), ["node2"]);
+        assert!(view.snapshot.claims.is_empty());
+        assert!(!view.lose("node1", &lost), "once");
+    }
+
     #[test]
     fn a_store_that_lost_everything_is_not_believed_once_the_node_held_a_lease() {
         let mut view = view(&["node1", "node2"]);
@@ -170,9 +214,9 @@ mod tests {
         let before = view.snapshot.clone();
         assert!(!view.take(store::Event::Unavailable { reason: "gone".to_owned() }));
         assert_eq!(view.snapshot, before);
-        assert!(view.status("/store".as_ref()).away.is_some());
+        assert!(view.status(&"dir:/store".parse().unwrap()).away.is_some());
         assert!(view.take(store::Event::Available));
-        assert!(view.status("/store".as_ref()).away.is_none());
+        assert!(view.status(&"dir:/store".parse().unwrap()).away.is_none());
     }
 
     #[test]

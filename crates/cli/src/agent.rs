@@ -7,15 +7,21 @@ use std::process::ExitCode;
 use ::agent::{Config, Options};
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use store::Location;
 use tracing_subscriber::EnvFilter;
 
 /// Run a node's agent: join this node to the others and keep it joined
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  fairlead agent --store dir:/etc/fairlead/cluster --node node1")]
+#[command(after_help = "Examples:\n  fairlead agent --store dir:/etc/fairlead/cluster --node node1\n  \
+fairlead agent --store kubernetes:/etc/fairlead/kubeconfig --node node1")]
 pub(crate) struct Arguments {
-    /// Where the cluster's state is: dir:PATH
-    #[arg(long, value_name = "STORE", value_parser = parse_store)]
-    store: PathBuf,
+    /// Where the cluster's state is: dir:PATH, kubernetes:KUBECONFIG, or kubernetes for a pod's service account, else
+    /// what kubectl would take
+    #[arg(long, value_name = "STORE", value_parser = str::parse::<Location>)]
+    store: Location,
+    /// The namespace of Fairlead's own objects in Kubernetes
+    #[arg(long, value_name = "NAME", env = "POD_NAMESPACE", default_value = Location::NAMESPACE, value_parser = parse_namespace)]
+    namespace: String,
     /// The node this agent is for
     #[arg(long, value_name = "NAME")]
     node: String,
@@ -39,13 +45,9 @@ pub(crate) struct Arguments {
     parent: Option<u32>,
 }
 
-/// A store, as far as its kind exists yet.
-fn parse_store(text: &str) -> Result<PathBuf, String> {
-    match text.split_once(':') {
-        Some(("dir", path)) if !path.is_empty() => Ok(PathBuf::from(path)),
-        Some(("dir", _)) => Err("the directory's path is missing after `dir:`".to_owned()),
-        _ => Err("a store is dir:PATH".to_owned()),
-    }
+fn parse_namespace(text: &str) -> Result<String, String> {
+    cluster::check_label(text).map_err(|error| error.to_string())?;
+    Ok(text.to_owned())
 }
 
 /// Runs the verb.
@@ -54,7 +56,11 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
         die_with(parent)?;
     }
     log_to_stderr();
-    let mut options = Options::new(arguments.node, arguments.store);
+    let mut store = arguments.store;
+    if let Location::Kubernetes { namespace, .. } = &mut store {
+        *namespace = arguments.namespace;
+    }
+    let mut options = Options::new(arguments.node, store);
     if let Some(file) = arguments.config {
         options.config = Config::read(&file)?;
     }
@@ -84,17 +90,4 @@ fn log_to_stderr() {
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(io::stderr);
     // A line that cannot be written is lost: telling of it on standard error too would end the agent.
     log.log_internal_errors(false).init();
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_store_is_named_by_its_kind() {
-        assert_eq!(parse_store("dir:/a:b"), Ok(PathBuf::from("/a:b")));
-        for bad in ["/a", "dir:", "etcd:http://x", ""] {
-            assert!(parse_store(bad).is_err(), "{bad:?} was taken");
-        }
-    }
 }

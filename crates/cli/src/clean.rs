@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use ::agent::Options;
 use anyhow::Result;
 use clap::Args;
+use store::Location;
 
 use crate::output::print;
 
@@ -24,7 +25,7 @@ pub(crate) struct Arguments {
 /// Runs the verb.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     // Node and store are not looked at: what is removed is what carries the mark.
-    let mut options = Options::new("", "");
+    let mut options = Options::new("", Location::Directory(PathBuf::new()));
     options.state_dir.clone_from(&arguments.state_dir);
     options.conf_dir.clone_from(&arguments.conf_dir);
     let steps = ::agent::clean(&options)?;

@@ -115,6 +115,20 @@ pub enum Kind {
     Claim,
 }
 
+impl Kind {
+    /// All of them, in the order of [`Snapshot::objects`].
+    pub const ALL: [Self; 8] = [
+        Self::Node,
+        Self::Namespace,
+        Self::Pod,
+        Self::PodStatus,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::Lease,
+        Self::Claim,
+    ];
+}
+
 impl Snapshot {
     /// Takes one step. True if the snapshot is another one now.
     pub fn apply(&mut self, change: Change) -> bool {

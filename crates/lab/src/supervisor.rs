@@ -263,7 +263,8 @@ impl Supervisor {
             }
             store::Event::Unavailable { reason } => log(&format!("the store is away: {reason}")),
             store::Event::Available => log("the store is back"),
-            store::Event::InSync => {}
+            // A directory never says that it lost something.
+            store::Event::InSync | store::Event::Lost(_) => {}
         }
     }
 

@@ -1,11 +1,10 @@
 //! A directory of manifests as a store: list, watch, write with compare-and-swap.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use cluster::{Claim, Key, Kind, Object, Snapshot};
+use cluster::{Change, Claim, Key, Kind, Object};
 use ipnet::IpNet;
 
 use crate::catalog::Catalog;
@@ -13,38 +12,14 @@ use crate::files;
 use crate::manifest::{self, Fault};
 use crate::own::{self, Lock};
 use crate::scan::{Alone, scan};
-use crate::{Error, Expect, Problem, Version, Watch};
+use crate::store::{check_expected, check_reads_back, only, version_of};
+use crate::{Claimed, Error, Event, Events, Expect, Listing, Problem, Store, Version, Watch};
 
 /// A directory of manifests. Holds nothing open; every call looks at the disk, any number of processes may
 /// use one directory.
 #[derive(Debug, Clone)]
 pub struct Directory {
     path: PathBuf,
-}
-
-/// Everything in the directory at one time.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Listing {
-    /// The objects.
-    pub snapshot: Snapshot,
-    /// The version of each.
-    pub versions: BTreeMap<Key, Version>,
-    /// What could not be taken as it stands, in the order of the files.
-    pub problems: Vec<Problem>,
-}
-
-/// What came of asking for a pod CIDR.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Claimed {
-    /// The node holds it, from now on or since earlier.
-    Granted,
-    /// Another node holds it or a part of it.
-    Held {
-        /// What the other node holds: the CIDR asked for, or one that overlaps it.
-        cidr: IpNet,
-        /// The other node.
-        node: String,
-    },
 }
 
 impl Directory {
@@ -74,12 +49,10 @@ impl Directory {
     /// [`Error::Unavailable`].
     pub fn list(&self) -> Result<Listing, Error> {
         let catalog = self.catalog()?;
-        let snapshot = catalog.snapshot().clone();
-        let versions = snapshot.objects().map(|object| (object.key(), version_of(&object))).collect();
-        Ok(Listing { versions, problems: catalog.problems(), snapshot })
+        Ok(Listing::new(catalog.snapshot().clone(), catalog.problems()))
     }
 
-    /// Everything in it, and then every change; see [`Event`](crate::Event). Works also while it is away.
+    /// Everything in it, and then every change; see [`Event`]. Works also while it is away.
     ///
     /// # Errors
     /// The kernel's limits on watching are exhausted.
@@ -116,7 +89,7 @@ impl Directory {
         let lock = Lock::take(&self.path)?;
         self.check_not_foreign(&key)?;
         let version = Version::of(&contents);
-        if self.check_expected(&key, expect)? != Some(version) {
+        if check_expected(&key, &self.own(&key), expect)? != Some(version) {
             // What a status says can be found out again; a lease or a claim cannot.
             let durable = !matches!(key.kind(), Kind::PodStatus | Kind::EndpointSlice);
             lock.replace(&own::path(&key), &contents, durable)?;
@@ -132,7 +105,7 @@ impl Directory {
     pub fn delete(&self, key: &Key, expect: Expect) -> Result<bool, Error> {
         let lock = Lock::take(&self.path)?;
         self.check_not_foreign(key)?;
-        self.check_expected(key, expect)?;
+        check_expected(key, &self.own(key), expect)?;
         lock.remove(&own::path(key))
     }
 
@@ -207,7 +180,7 @@ impl Directory {
     }
 
     fn check(&self) -> Result<(), Error> {
-        let away = |source| Error::Unavailable { path: self.path.clone(), source };
+        let away = |source| Error::directory_away(&self.path, source);
         let metadata = fs::metadata(&self.path).map_err(away)?;
         if metadata.is_dir() { Ok(()) } else { Err(away(io::ErrorKind::NotADirectory.into())) }
     }
@@ -216,7 +189,7 @@ impl Directory {
         self.check()?;
         let mut catalog = Catalog::new(&self.path);
         // One that is there and cannot be read would look empty.
-        fs::read_dir(&self.path).map_err(|source| Error::Unavailable { path: self.path.clone(), source })?;
+        fs::read_dir(&self.path).map_err(|source| Error::directory_away(&self.path, source))?;
         scan(&self.path, Path::new(""), &mut catalog, &mut Alone);
         // Had it gone away meanwhile, we would have seen less than there is.
         self.check()?;
@@ -242,18 +215,6 @@ impl Directory {
         }
     }
 
-    /// The version there is now, if it is as expected.
-    fn check_expected(&self, key: &Key, expect: Expect) -> Result<Option<Version>, Error> {
-        let own = self.own(key);
-        let found = own.as_ref().ok().and_then(Option::as_ref).map(version_of);
-        let expected = match expect {
-            Expect::Any => true,
-            Expect::Absent => matches!(own, Ok(None)),
-            Expect::Version(version) => found == Some(version),
-        };
-        if expected { Ok(found) } else { Err(Error::Conflict { key: key.clone(), found }) }
-    }
-
     /// Kinds that also people write may stand in their manifests.
     fn check_not_foreign(&self, key: &Key) -> Result<(), Error> {
         if only_ours(key) {
@@ -268,26 +229,54 @@ impl Directory {
     }
 }
 
-/// The version of an object, wherever it stands.
-fn version_of(object: &Object) -> Version {
-    Version::of(&manifest::encode(object))
-}
-
 /// True for the kinds that stand in no manifest but in files of our own.
 fn only_ours(key: &Key) -> bool {
     matches!(key.kind(), Kind::Lease | Kind::Claim | Kind::PodStatus)
 }
 
-/// An object with, say, a slash in its name would end up in a wrong place; one with a port 0 could not be read.
-fn check_reads_back(object: &Object, contents: &[u8]) -> Result<(), Error> {
-    let key = object.key();
-    let reason = match manifest::parse(contents) {
-        Ok(placed) if placed.iter().map(|placed| &placed.object).eq([object]) => return Ok(()),
-        Ok(_) => "it would not read back the same".to_owned(),
-        Err(faults) => {
-            let told = |fault: &Fault| format!("{} {}", fault.field.as_deref().unwrap_or("it"), fault.reason);
-            faults.iter().map(told).collect::<Vec<_>>().join("; ")
+/// A directory has all kinds in one place, so all are read, and what was not asked for is left out.
+impl Store for Directory {
+    fn list(&self, kinds: &[Kind]) -> Result<Listing, Error> {
+        let Listing { snapshot, problems, .. } = Self::list(self)?;
+        Ok(Listing::new(only(&snapshot, kinds), problems))
+    }
+
+    fn watch(&self, kinds: &[Kind]) -> Result<Events, Error> {
+        let kinds = kinds.to_vec();
+        let watch = Self::watch(self)?;
+        Ok(Box::new(watch.filter_map(move |event| of_kinds(event, &kinds))))
+    }
+
+    fn read(&self, key: &Key) -> Result<Option<(Object, Version)>, Error> {
+        Self::read(self, key)
+    }
+
+    fn write(&self, object: &Object, expect: Expect) -> Result<Version, Error> {
+        Self::write(self, object, expect)
+    }
+
+    fn delete(&self, key: &Key, expect: Expect) -> Result<bool, Error> {
+        Self::delete(self, key, expect)
+    }
+
+    fn claim(&self, cidr: IpNet, node: &str) -> Result<Claimed, Error> {
+        Self::claim(self, cidr, node)
+    }
+
+    fn release(&self, cidr: IpNet, node: &str) -> Result<bool, Error> {
+        Self::release(self, cidr, node)
+    }
+}
+
+/// The part of an event that is about these kinds, if there is one.
+fn of_kinds(event: Event, kinds: &[Kind]) -> Option<Event> {
+    match event {
+        Event::Snapshot(snapshot) => Some(Event::Snapshot(only(&snapshot, kinds))),
+        Event::Changes(changes) => {
+            let wanted = |change: &Change| kinds.contains(&change.key().kind());
+            let changes: Vec<Change> = changes.into_iter().filter(wanted).collect();
+            (!changes.is_empty()).then_some(Event::Changes(changes))
         }
-    };
-    Err(Error::Invalid { key, reason })
+        other => Some(other),
+    }
 }

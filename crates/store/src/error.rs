@@ -1,7 +1,8 @@
 //! What can go wrong with the store as a whole. A single broken file is no error but a [`Problem`].
 
+use std::error::Error as StdError;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cluster::Key;
 
@@ -14,11 +15,77 @@ use crate::{Problem, Version};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The directory is not there, is no directory, or cannot be read.
-    #[error("store directory {path} is not available (hint: create it, or correct --store dir:PATH)")]
+    /// The directory is not there, is no directory, or cannot be read; the API server does not answer, or not now.
+    #[error("{store} is not available (hint: {hint})")]
     Unavailable {
-        /// The directory.
-        path: PathBuf,
+        /// The store, as people know it.
+        store: String,
+        /// What may help.
+        hint: &'static str,
+        /// Why not.
+        #[source]
+        source: Box<dyn StdError + Send + Sync>,
+    },
+    /// It is not known where the API server is, or as whom to ask it.
+    #[error(
+        "find the way to the Kubernetes API by {origin} (hint: --store kubernetes:KUBECONFIG names a kubeconfig; within a pod, the service account is mounted)"
+    )]
+    Access {
+        /// What was to tell it.
+        origin: String,
+        /// Why it does not.
+        #[source]
+        source: Box<dyn StdError + Send + Sync>,
+    },
+    /// The API server does not let us. The hint is the rule to add, as it stands in a role.
+    #[error("{server} forbids to {verb} {resource}{place} (hint: add to the {role} that this account is bound to: {{apiGroups: [{group:?}], resources: [{resource:?}], verbs: [{verb:?}]}})", place = namespace.as_deref().map_or_else(String::new, |namespace| format!(" in namespace {namespace}")), role = if namespace.is_some() { "Role" } else { "ClusterRole" })]
+    Forbidden {
+        /// The API server, as people know it.
+        server: String,
+        /// What was tried.
+        verb: &'static str,
+        /// On what.
+        resource: &'static str,
+        /// The API group of the resource.
+        group: &'static str,
+        /// In which namespace; none stands for the whole cluster.
+        namespace: Option<String>,
+    },
+    /// The API server refused what no trying again will change.
+    #[error("{server} refused to {verb} {what}: {reason}")]
+    Refused {
+        /// The API server, as people know it.
+        server: String,
+        /// What was tried.
+        verb: &'static str,
+        /// On what.
+        what: String,
+        /// What it said.
+        reason: String,
+    },
+    /// A lease is part of a Node object, and there is none.
+    #[error(
+        "{key} cannot be kept: there is no Node object {node} (hint: the kubelet makes it; is the node called so?)"
+    )]
+    NoNode {
+        /// What was to be written.
+        key: Key,
+        /// The node.
+        node: String,
+    },
+    /// Others write objects of that kind.
+    #[error("{key} is not Fairlead's to write: {reason}")]
+    NotOurs {
+        /// The object.
+        key: Key,
+        /// Whose it is.
+        reason: &'static str,
+    },
+    /// A thread cannot be started.
+    #[error("start thread {name}")]
+    Thread {
+        /// What for.
+        name: &'static str,
         /// Why not.
         #[source]
         source: io::Error,
@@ -75,4 +142,14 @@ pub enum Error {
         /// All that is wrong with it.
         problems: Vec<Problem>,
     },
+}
+
+impl Error {
+    pub(crate) fn directory_away(path: &Path, source: io::Error) -> Self {
+        Self::Unavailable {
+            store: format!("store directory {}", path.display()),
+            hint: "create it, or correct --store dir:PATH",
+            source: Box::new(source),
+        }
+    }
 }

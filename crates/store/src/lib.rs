@@ -1,34 +1,42 @@
-//! The cluster's state at rest: a directory of Kubernetes manifests.
+//! The cluster's state at rest: the Kubernetes API, or a directory of Kubernetes manifests.
 //!
-//! Read [`Directory`] first: it lists the cluster, watches it, and writes single objects with compare-and-swap
-//! between processes. Read [`Event`] next: what a watcher is told, and in which order.
+//! Read [`Store`] first: it lists the cluster, watches it, and writes single objects with compare-and-swap between
+//! processes. Read [`Event`] next: what a watcher is told, and in which order. Then one of the two stores,
+//! [`Kubernetes`] or [`Directory`]; [`Location`] opens either. What holds always:
 //!
-//! Anybody may put manifests anywhere below the directory, YAML or JSON, one or many objects a file. Fairlead
-//! writes only below `fairlead/`, one object a file, atomically. What holds always:
+//! - Nothing is taken away because a list failed, or because the store is away: watchers keep what they know and
+//!   say [`Event::Unavailable`].
+//! - What cannot be read is a [`Problem`], and its last good version stays in force.
+//! - A store that came back without what it had has lost it; nobody removed it, so it stays in force.
 //!
-//! - A file is taken whole or not at all. One that cannot be read is a [`Problem`], and its last good version
-//!   stays in force.
-//! - A directory that goes away takes nothing with it: watchers keep what they know and say
-//!   [`Event::Unavailable`].
-//! - Of one object in two files, the file that comes first by path counts, and the other is a [`Problem`].
+//! In a directory anybody may put manifests anywhere, YAML or JSON, one or many objects a file. A file is taken
+//! whole or not at all; of one object in two files, the file that comes first by path counts, and the other is a
+//! [`Problem`]. Fairlead writes only below `fairlead/`, one object a file, atomically. In the Kubernetes API a node's
+//! lease is an annotation of its Node object, and a claim is a Lease object (`coordination.k8s.io`).
 //!
-//! This is the only crate that knows Kubernetes' forms of the objects.
+//! This is the only crate that knows Kubernetes' forms of the objects, and the only one that speaks HTTP.
 
 mod catalog;
 mod directory;
 mod error;
 mod files;
+mod kubernetes;
+mod location;
 mod manifest;
 mod own;
 mod problem;
 mod scan;
 mod share;
+mod store;
 mod version;
 mod watch;
 
-pub use directory::{Claimed, Directory, Listing};
+pub use directory::Directory;
 pub use error::Error;
+pub use kubernetes::{Kubernetes, read_list};
+pub use location::Location;
 pub use problem::Problem;
+pub use store::{Claimed, Events, Listing, Store};
 pub use version::{Expect, Version};
 pub use watch::{Event, StopHandle, Watch};
 

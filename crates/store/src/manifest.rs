@@ -8,19 +8,19 @@
 //! Kubernetes API as of 1.35: `v1` Node, Namespace, Pod, Service, List; `discovery.k8s.io/v1` EndpointSlice.
 //! Fairlead's own: `fairlead/v1` NodeLease, PodCIDRClaim, PodStatus.
 
-mod core;
+pub(crate) mod core;
 mod encode;
-mod field;
-mod own;
-mod service;
-mod tree;
+pub(crate) mod field;
+pub(crate) mod own;
+pub(crate) mod service;
+pub(crate) mod tree;
 
 use cluster::Object;
 
 use field::Field;
 use tree::Tree;
 
-pub(crate) use encode::{encode, encode_list};
+pub(crate) use encode::{encode, encode_list, encode_spec};
 pub(crate) use field::Fault;
 
 /// The group and version of Fairlead's own kinds.

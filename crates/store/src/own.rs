@@ -88,7 +88,7 @@ impl<'r> Lock<'r> {
         let folder = root.join(FOLDER);
         match fs::create_dir(&folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(Error::Unavailable { path: root.to_owned(), source: error });
+                return Err(Error::directory_away(root, error));
             }
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(Error::Io { action: "create", path: folder, source: error });

@@ -1,14 +1,14 @@
-//! What is wrong with one file of the store, told so that it can be mended.
+//! What is wrong with one file or object of the store, told so that it can be mended.
 
 use std::fmt::{self, Write};
 use std::path::PathBuf;
 
 use crate::manifest::Fault;
 
-/// Something in the directory that could not be taken as it stands.
+/// Something in the store that could not be taken as it stands.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
-    /// The file or directory.
+    /// The file or directory; in the Kubernetes API the object's path, such as `/api/v1/nodes/node1`.
     pub file: PathBuf,
     /// The line, from 1; 0 if it concerns the file as a whole.
     pub line: u32,

@@ -1,4 +1,4 @@
-//! What a watcher of the directory is told.
+//! What a watcher of a store is told ([`Event`]), and how a directory is watched.
 //!
 //! A [`Watch`] sleeps on inotify and wakes only when something below the directory changes; then it reads
 //! what changed and tells the difference. A file is read when its writer closes it or a name begins to lead
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cluster::{Change, Snapshot};
+use cluster::{Change, Key, Snapshot};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::OwnedFd;
 
@@ -28,7 +28,7 @@ mod folders;
 
 /// What a watcher is told, in this order: `Snapshot`, `Problems` if there are any, `InSync`; from then on
 /// `Changes` and `Problems` as they come. While a folder cannot be read, `InSync` waits, and `Changes` come first. `Unavailable` and `Available` may come at any time, also first; after
-/// `Available` follows what changed meanwhile.
+/// `Available` follows what changed meanwhile. `Lost` comes after `InSync` only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// The whole cluster as it is, as far as it could be read. Comes once.
@@ -39,15 +39,19 @@ pub enum Event {
     /// What changed, as one step: between the changes of one event the cluster was never seen. What is gone
     /// comes before what is new.
     Changes(Vec<Change>),
-    /// All that is wrong in the directory now; empty once everything is mended.
+    /// All that is wrong in the store now; empty once everything is mended.
     Problems(Vec<Problem>),
-    /// The directory is away; what is known stays.
+    /// The store is away; what is known stays.
     Unavailable {
         /// Why, for people.
         reason: String,
     },
-    /// The directory is back.
+    /// The store is back.
     Available,
+    /// The store does not have these leases and claims any more, though nobody removed them: it lost them, with what
+    /// else it had. They stay in force; whoever wrote one may write it again. A directory that lost its files does not
+    /// say so, for they may be put back.
+    Lost(Vec<Key>),
 }
 
 /// How long the directory must be quiet before a file is believed to be gone. Removing a whole directory

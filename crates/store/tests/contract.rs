@@ -4,10 +4,16 @@
 //! beside `contract/directory.rs` and lists the same tests.
 
 // Tests end by panicking, and one of them starts itself as another process.
-#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 #[path = "contract/suite.rs"]
 mod suite;
 
 #[path = "contract/directory.rs"]
 mod directory;
+
+#[path = "contract/kubernetes.rs"]
+mod kubernetes;
+
+#[path = "contract/api.rs"]
+mod api;

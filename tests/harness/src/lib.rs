@@ -4,7 +4,7 @@
 //! Read [`Namespace`] first: a fresh network namespace held open by a child process, named by a path that
 //! any tool can enter. [`Call`] runs one CNI plugin binary as a runtime would. [`eventually`] waits for
 //! something to become true, with a deadline; nothing here sleeps for a fixed time. [`not_run`] is how a
-//! test says that this machine lacks what it needs.
+//! test says that this machine lacks what it needs. [`ApiServer`] is a real kube-apiserver of the test's own.
 //!
 //! What stays true: nothing here touches the namespace the tests were started in, and everything ends with
 //! the value that made it, also when a test panics or is killed (the holder reads its standard input, and
@@ -17,6 +17,7 @@
     reason = "test support: a failure here is a failure of the test, and tools are what it asserts with"
 )]
 
+mod api_server;
 mod call;
 mod disturbance;
 mod namespace;
@@ -24,6 +25,7 @@ mod service;
 pub mod talk;
 mod wait;
 
+pub use api_server::{ApiServer, Credential};
 pub use call::{Call, Reply};
 pub use disturbance::{Disturbance, Outcome, Step, Stopped, every_step, strace_works};
 pub use namespace::{Namespace, run, run_ok};

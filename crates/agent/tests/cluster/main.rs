@@ -1,5 +1,5 @@
-//! Agents as processes in namespaces: two or three nodes on a bridge, a directory for a store, and outside tools to
-//! look with. The numbers in names are those of the project's list of scenarios for node-to-node networking.
+//! Agents as processes in namespaces: two or three nodes on a bridge, a directory or a real API server for a store,
+//! and outside tools to look with. The numbers in names are those of the project's list of scenarios for node-to-node networking.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,6 +10,7 @@
 )]
 
 mod healing;
+mod kubernetes;
 mod membership;
 mod restart;
 mod rig;

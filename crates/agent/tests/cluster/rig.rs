@@ -27,7 +27,8 @@ pub(crate) struct Node {
     pub(crate) number: usize,
     pub(crate) netns: Namespace,
     directory: TempDir,
-    store: PathBuf,
+    /// What `--store` takes.
+    store: String,
     config: Option<PathBuf>,
     agent: Option<Child>,
 }
@@ -69,7 +70,7 @@ impl Rig {
             number,
             netns,
             directory: tempfile::tempdir().unwrap(),
-            store: self.store.path().to_owned(),
+            store: format!("dir:{}", self.store.path().display()),
             config: None,
             agent: None,
         };
@@ -168,6 +169,11 @@ impl Node {
     pub(crate) fn network_file(&self) -> Option<Value> {
         let text = std::fs::read(self.state_dir().join("network.json")).ok()?;
         Some(serde_json::from_slice(&text).expect("network.json is JSON at every moment"))
+    }
+
+    /// Lets the agent use another store; `store` is what `--store` takes.
+    pub(crate) fn use_store(&mut self, store: String) {
+        self.store = store;
     }
 
     pub(crate) fn configure(&mut self, text: &str) {

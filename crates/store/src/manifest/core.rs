@@ -13,7 +13,7 @@ const KEPT_ANNOTATIONS: [&str; 4] = [
     "k8s.v1.cni.cncf.io/networks",
 ];
 
-pub(super) fn node(document: &Field<'_, '_>) -> Result<Node, Fault> {
+pub(crate) fn node(document: &Field<'_, '_>) -> Result<Node, Fault> {
     let spec = document.get("spec")?;
     let status = document.get("status")?;
     let mut addresses = Vec::new();
@@ -38,7 +38,7 @@ pub(super) fn node(document: &Field<'_, '_>) -> Result<Node, Fault> {
 }
 
 /// At most one pod CIDR of each family, as Kubernetes has it.
-pub(super) fn pod_cidrs(field: &Field<'_, '_>) -> Result<Box<[IpNet]>, Fault> {
+pub(crate) fn pod_cidrs(field: &Field<'_, '_>) -> Result<Box<[IpNet]>, Fault> {
     let cidrs = field.each(Field::cidr)?;
     let of_v4 = cidrs.iter().filter(|cidr| cidr.addr().is_ipv4()).count();
     if of_v4 > 1 || cidrs.len() - of_v4 > 1 {
@@ -47,12 +47,12 @@ pub(super) fn pod_cidrs(field: &Field<'_, '_>) -> Result<Box<[IpNet]>, Fault> {
     Ok(cidrs)
 }
 
-pub(super) fn namespace(document: &Field<'_, '_>) -> Result<Namespace, Fault> {
+pub(crate) fn namespace(document: &Field<'_, '_>) -> Result<Namespace, Fault> {
     let name = document.cluster_name(check_label)?;
     Ok(Namespace { name, labels: document.get("metadata")?.get("labels")?.labels()? })
 }
 
-pub(super) fn pod(document: &Field<'_, '_>) -> Result<Pod, Fault> {
+pub(crate) fn pod(document: &Field<'_, '_>) -> Result<Pod, Fault> {
     let metadata = document.get("metadata")?;
     let spec = document.get("spec")?;
     let status = document.get("status")?;
@@ -68,7 +68,7 @@ pub(super) fn pod(document: &Field<'_, '_>) -> Result<Pod, Fault> {
     })
 }
 
-pub(super) fn phase(field: &Field<'_, '_>) -> Result<Phase, Fault> {
+pub(crate) fn phase(field: &Field<'_, '_>) -> Result<Phase, Fault> {
     let known = [Phase::Pending, Phase::Running, Phase::Succeeded, Phase::Failed, Phase::Unknown];
     let Some(text) = field.filled_text()? else { return Ok(Phase::Pending) };
     let found = known.into_iter().find(|phase| phase.as_str() == text);

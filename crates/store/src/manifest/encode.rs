@@ -27,6 +27,11 @@ pub(crate) fn encode_list<'o>(objects: impl Iterator<Item = &'o Object>) -> Vec<
     format!("{:#}\n", json!({"apiVersion": "v1", "kind": "List", "items": items})).into_bytes()
 }
 
+/// What a lease says, on one line and without its node's name: an annotation's text.
+pub(crate) fn encode_spec(lease: &Lease) -> String {
+    without_nothing(of_lease(lease)["spec"].take()).to_string()
+}
+
 fn value_of(object: &Object) -> Value {
     match object {
         Object::Node(node) => of_node(node),

@@ -1,6 +1,7 @@
 //! Fairlead's own kinds (`fairlead/v1`): leases, claims, and what became of pods.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use cluster::{Backend, Claim, Lease, MacAddress, PodStatus, check_subdomain};
 
@@ -8,11 +9,15 @@ use super::core;
 use super::field::{Fault, Field};
 
 pub(super) fn lease(document: &Field<'_, '_>) -> Result<Lease, Fault> {
-    let spec = document.get("spec")?;
+    lease_of(document.cluster_name(check_subdomain)?, &document.get("spec")?)
+}
+
+/// The lease of `node` that `spec` tells: what stands in a NodeLease, and in an annotation of a Node.
+pub(crate) fn lease_of(node: Arc<str>, spec: &Field<'_, '_>) -> Result<Lease, Fault> {
     let pod_cidrs = spec.get("podCIDRs")?;
     let mtu = spec.get("mtu")?;
     Ok(Lease {
-        node: document.cluster_name(check_subdomain)?,
+        node,
         pod_cidrs: core::pod_cidrs(&pod_cidrs)?,
         underlay: spec.get("underlay")?.each(underlay)?,
         backend: backend(&spec.get("backend")?)?,

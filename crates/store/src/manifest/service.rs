@@ -10,7 +10,7 @@ use super::field::{Fault, Field};
 /// The label by which an EndpointSlice names its Service.
 pub(super) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
-pub(super) fn service(document: &Field<'_, '_>) -> Result<Service, Fault> {
+pub(crate) fn service(document: &Field<'_, '_>) -> Result<Service, Fault> {
     let spec = document.get("spec")?;
     let several = spec.get("clusterIPs")?;
     let single = spec.get("clusterIP")?;
@@ -65,7 +65,7 @@ fn target_port(field: &Field<'_, '_>, own: u16) -> Result<TargetPort, Fault> {
     }
 }
 
-pub(super) fn endpoint_slice(document: &Field<'_, '_>) -> Result<EndpointSlice, Fault> {
+pub(crate) fn endpoint_slice(document: &Field<'_, '_>) -> Result<EndpointSlice, Fault> {
     let metadata = document.get("metadata")?;
     let labels = metadata.get("labels")?.labels()?;
     let address_type = document.get("addressType")?;

@@ -87,7 +87,7 @@ impl<'de> Deserialize<'de> for Tree {
 }
 
 /// A tree without places, for JSON.
-struct JsonTree(Data);
+pub(crate) struct JsonTree(Data);
 
 impl<'de> Deserialize<'de> for JsonTree {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -7,37 +7,52 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::Receiver;
 
-use cluster::{Key, NamespacedName, Object};
+use cluster::{Key, Kind, NamespacedName, Object};
 use ipnet::IpNet;
-use store::{Claimed, Directory, Error, Event, Expect, Listing, Version};
+use store::{Claimed, Directory, Error, Event, Expect, Listing, Store, Version};
 
 use crate::suite::{self, Subject, Witness, lease, pod, sent};
 
 struct Opened(Directory);
 
+/// As all see it who have any store.
+impl Opened {
+    fn store(&self) -> &dyn Store {
+        &self.0
+    }
+}
+
 impl Subject for Opened {
     fn list(&self) -> Result<Listing, Error> {
-        self.0.list()
+        self.store().list(&Kind::ALL)
     }
 
-    fn watch(&self) -> Receiver<Event> {
-        sent(self.0.watch().unwrap())
+    fn watch_of(&self, kinds: &[Kind]) -> Receiver<Event> {
+        sent(self.store().watch(kinds).unwrap())
+    }
+
+    fn has(&self, _: Kind) -> bool {
+        true
     }
 
     fn write(&self, object: &Object, expect: Expect) -> Result<Version, Error> {
-        self.0.write(object, expect)
+        self.store().write(object, expect)
+    }
+
+    fn read(&self, key: &Key) -> Result<Option<(Object, Version)>, Error> {
+        self.store().read(key)
     }
 
     fn delete(&self, key: &Key, expect: Expect) -> Result<bool, Error> {
-        self.0.delete(key, expect)
+        self.store().delete(key, expect)
     }
 
     fn claim(&self, cidr: IpNet, node: &str) -> Result<Claimed, Error> {
-        self.0.claim(cidr, node)
+        self.store().claim(cidr, node)
     }
 
     fn release(&self, cidr: IpNet, node: &str) -> Result<bool, Error> {
-        self.0.release(cidr, node)
+        self.store().release(cidr, node)
     }
 
     fn opened_again(&self) -> Box<dyn Subject> {
@@ -60,6 +75,16 @@ fn on_a_directory(test: fn(&dyn Subject)) {
 #[test]
 fn what_is_written_is_listed() {
     on_a_directory(suite::what_is_written_is_listed);
+}
+
+#[test]
+fn every_kind_is_listed_watched_and_read() {
+    on_a_directory(suite::every_kind_is_listed_watched_and_read);
+}
+
+#[test]
+fn a_watch_tells_only_the_kinds_asked_for() {
+    on_a_directory(suite::a_watch_tells_only_the_kinds_asked_for);
 }
 
 #[test]

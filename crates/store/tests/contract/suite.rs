@@ -10,17 +10,27 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use cluster::{
-    Backend, Claim, Key, Lease, MacAddress, NamespacedName, Node, Object, Phase, Pod, PodStatus, Snapshot,
+    Backend, Claim, ContainerPort, Endpoint, EndpointPort, EndpointSlice, Key, Kind, Labels, Lease,
+    MacAddress, Namespace, NamespacedName, Node, Object, Phase, Pod, PodStatus, Protocol, Service,
+    ServicePort, ServiceType, Snapshot, TargetPort,
 };
 use ipnet::IpNet;
 use store::{Claimed, Error, Event, Expect, Listing, Version};
 
-/// What a store offers to the suite; every method may be called from any thread.
+/// What a store offers to the suite; every method may be called from any thread. What a store leaves to others to
+/// write, its subject writes in their place.
 pub(crate) trait Subject: Send + Sync {
     fn list(&self) -> Result<Listing, Error>;
-    /// Sends events until the receiver is dropped.
-    fn watch(&self) -> Receiver<Event>;
+    /// Sends the events of all kinds until the receiver is dropped.
+    fn watch(&self) -> Receiver<Event> {
+        self.watch_of(&Kind::ALL)
+    }
+    /// Sends the events of these kinds until the receiver is dropped.
+    fn watch_of(&self, kinds: &[Kind]) -> Receiver<Event>;
+    /// Whether there are objects of that kind in it at all.
+    fn has(&self, kind: Kind) -> bool;
     fn write(&self, object: &Object, expect: Expect) -> Result<Version, Error>;
+    fn read(&self, key: &Key) -> Result<Option<(Object, Version)>, Error>;
     fn delete(&self, key: &Key, expect: Expect) -> Result<bool, Error>;
     fn claim(&self, cidr: IpNet, node: &str) -> Result<Claimed, Error>;
     fn release(&self, cidr: IpNet, node: &str) -> Result<bool, Error>;
@@ -42,13 +52,16 @@ pub(crate) struct Witness {
     pub(crate) problems: Vec<store::Problem>,
     /// How many objects were removed so far.
     pub(crate) removals: usize,
+    /// What the store lost.
+    pub(crate) lost: BTreeSet<Key>,
     told: bool,
 }
 
 impl Witness {
     pub(crate) fn new(events: Receiver<Event>) -> Self {
         let (snapshot, problems) = (Snapshot::default(), Vec::new());
-        Self { events, snapshot, in_sync: false, available: true, problems, removals: 0, told: false }
+        let (lost, removals) = (BTreeSet::new(), 0);
+        Self { events, snapshot, in_sync: false, available: true, problems, removals, lost, told: false }
     }
 
     /// A witness that has seen everything there was.
@@ -93,6 +106,11 @@ impl Witness {
             }
             Event::Unavailable { .. } => self.available = false,
             Event::Available => self.available = true,
+            Event::Lost(keys) => {
+                assert!(self.in_sync, "something was lost that was not known");
+                assert!(keys.iter().all(|key| self.snapshot.object(key).is_some()), "{keys:?} stay in force");
+                self.lost.extend(keys);
+            }
         }
     }
 }
@@ -110,6 +128,67 @@ pub(crate) fn lease(node: &str, mtu: u32) -> Object {
         backend: Backend::Vxlan { vni: 1, port: 8472, mac },
         mtu,
     })
+}
+
+/// Pods, what became of them, and all else that is neither a lease nor a claim.
+fn everything_else() -> Vec<Object> {
+    let name = || NamespacedName::new("default", "web");
+    let mut node = Node::named("node1");
+    node.labels = Labels::from_iter([("zone", "a")]);
+    node.addresses = [IpAddr::from([198, 18, 0, 1])].into();
+    let mut pod = pod("web");
+    pod.labels = Labels::from_iter([("app", "web")]);
+    pod.annotations = Labels::from_iter([("kubernetes.io/ingress-bandwidth", "1M")]);
+    pod.node = Some("node1".into());
+    let port = ContainerPort {
+        name: Some("http".into()),
+        port: 80,
+        protocol: Protocol::Tcp,
+        host_port: None,
+        host_address: None,
+    };
+    pod.ports = [port].into();
+    (pod.phase, pod.addresses) = (Phase::Running, [IpAddr::from([10, 244, 1, 2])].into());
+    let name_of_namespace = Labels::from_iter([("kubernetes.io/metadata.name", "shop"), ("team", "a")]);
+    let port = ServicePort {
+        name: Some("http".into()),
+        protocol: Protocol::Tcp,
+        port: 80,
+        target: TargetPort::Name("http".into()),
+        node_port: None,
+    };
+    let service = Service {
+        name: name(),
+        labels: Labels::default(),
+        service_type: ServiceType::ClusterIp,
+        selector: Labels::from_iter([("app", "web")]),
+        headless: false,
+        cluster_addresses: [IpAddr::from([10, 96, 0, 7])].into(),
+        ports: [port].into(),
+        external_name: None,
+    };
+    let endpoint = Endpoint {
+        addresses: [IpAddr::from([10, 244, 1, 2])].into(),
+        ready: true,
+        serving: true,
+        terminating: false,
+        node: Some("node1".into()),
+        pod: Some("web".into()),
+    };
+    let slice = EndpointSlice {
+        name: name(),
+        service: Some("web".into()),
+        labels: Labels::from_iter([("kubernetes.io/service-name", "web")]),
+        endpoints: [endpoint].into(),
+        ports: [EndpointPort { name: Some("http".into()), protocol: Protocol::Tcp, port: Some(80) }].into(),
+    };
+    vec![
+        node.into(),
+        Namespace { name: "shop".into(), labels: name_of_namespace }.into(),
+        pod.into(),
+        service.into(),
+        slice.into(),
+    ]
 }
 
 fn status(name: &str, last: u8) -> Object {
@@ -131,7 +210,7 @@ pub(crate) fn what_is_written_is_listed(store: &dyn Subject) {
     node.pod_cidrs = [cidr(1)].into();
     let objects = [Object::from(node), Object::from(pod("web")), lease("node1", 1450), status("web", 2)];
     let mut want = Snapshot::default();
-    for object in objects {
+    for object in objects.into_iter().filter(|object| store.has(object.key().kind())) {
         let version = store.write(&object, Expect::Absent).unwrap();
         assert_eq!(store.list().unwrap().versions[&object.key()], version);
         want.apply(cluster::Change::Set(object));
@@ -140,11 +219,49 @@ pub(crate) fn what_is_written_is_listed(store: &dyn Subject) {
     assert_eq!(listing.snapshot, want);
     assert_eq!(listing.problems, []);
     assert_eq!(store.opened_again().list().unwrap(), listing);
-    for object in want.objects() {
+    // Backwards, for a lease may go with its node.
+    for object in want.objects().collect::<Vec<_>>().into_iter().rev() {
         assert!(store.delete(&object.key(), Expect::Any).unwrap());
         assert!(!store.delete(&object.key(), Expect::Any).unwrap());
     }
     assert_eq!(store.list().unwrap().snapshot, Snapshot::default());
+}
+
+pub(crate) fn every_kind_is_listed_watched_and_read(store: &dyn Subject) {
+    let mut witness = Witness::in_sync(store.watch());
+    let mut want = Snapshot::default();
+    for object in everything_else() {
+        store.write(&object, Expect::Absent).unwrap();
+        want.apply(cluster::Change::Set(object.clone()));
+        witness.until(|witness| witness.snapshot == want);
+        assert_eq!(store.read(&object.key()).unwrap().unwrap().0, object);
+    }
+    let listing = store.list().unwrap();
+    assert_eq!(listing.snapshot, want);
+    assert_eq!(Witness::in_sync(store.watch()).snapshot, want);
+    for object in want.clone().objects().collect::<Vec<_>>().into_iter().rev() {
+        assert!(store.delete(&object.key(), Expect::Any).unwrap());
+        want.apply(cluster::Change::Removed(object.key()));
+        witness.until(|witness| witness.snapshot == want);
+        assert_eq!(store.read(&object.key()).unwrap(), None);
+    }
+    assert_eq!(witness.problems, []);
+}
+
+pub(crate) fn a_watch_tells_only_the_kinds_asked_for(store: &dyn Subject) {
+    let kinds = [Kind::Lease, Kind::Claim];
+    let mut witness = Witness::in_sync(store.watch_of(&kinds));
+    store.write(&Node::named("node2").into(), Expect::Absent).unwrap();
+    store.write(&pod("web").into(), Expect::Absent).unwrap();
+    store.write(&lease("node1", 1450), Expect::Absent).unwrap();
+    store.claim(cidr(1), "node1").unwrap();
+    let whole = store.list().unwrap().snapshot;
+    let want = Snapshot { leases: whole.leases, claims: whole.claims, ..Snapshot::default() };
+    witness.until(|witness| witness.snapshot.claims.len() == 1);
+    assert_eq!(witness.snapshot, want);
+    assert_eq!(Witness::in_sync(store.watch_of(&kinds)).snapshot, want);
+    let nodes = Witness::in_sync(store.watch_of(&[Kind::Node])).snapshot;
+    assert_eq!((nodes.leases.len(), nodes.nodes.contains_key("node2")), (0, true));
 }
 
 pub(crate) fn a_watcher_sees_what_is_there_and_then_every_change(store: &dyn Subject) {
@@ -152,7 +269,8 @@ pub(crate) fn a_watcher_sees_what_is_there_and_then_every_change(store: &dyn Sub
     let mut witness = Witness::in_sync(store.watch());
     assert_eq!(witness.snapshot, store.list().unwrap().snapshot);
     store.write(&lease("node1", 1400), Expect::Any).unwrap();
-    store.write(&status("web", 2), Expect::Absent).unwrap();
+    let other = if store.has(Kind::PodStatus) { status("web", 2) } else { pod("web").into() };
+    store.write(&other, Expect::Absent).unwrap();
     let want = store.list().unwrap().snapshot;
     witness.until(|witness| witness.snapshot == want);
     store.delete(&lease("node1", 0).key(), Expect::Any).unwrap();

@@ -1,0 +1,80 @@
+//! Nodes that know nothing of each other but by a real API server, with no more rights than deploy/ gives them.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use agent::PeerState;
+use harness::{ApiServer, Credential};
+use serde_json::{Value, json};
+
+use crate::rig::Rig;
+
+/// A rig whose nodes have a kubeconfig and nothing else. Node N's Node object has the address that its kubelet would
+/// tell, and `spec`.
+fn rig(specs: &[Value]) -> Option<(Rig, ApiServer)> {
+    let mut rig = Rig::new(specs.len());
+    let address = IpAddr::from([198, 18, 0, 254]);
+    rig.underlay.ip("address add 198.18.0.254/24 dev br0");
+    let server = ApiServer::start_in(&rig.underlay, address)?;
+    server.apply(include_str!("../../../../deploy/kubernetes/rbac.yaml"));
+    let token = server.token_of("kube-system", "fairlead");
+    let kubeconfig: PathBuf = server.kubeconfig_for("fairlead", Credential::Token(&token));
+    for (node, spec) in rig.nodes.iter_mut().zip(specs) {
+        server.create("/api/v1/nodes", &json!({"metadata": {"name": node.name}, "spec": spec}));
+        let address = json!({"type": "InternalIP", "address": format!("198.18.0.{}", node.number)});
+        server.patch(
+            &format!("/api/v1/nodes/{}/status", node.name),
+            &json!({"status": {"addresses": [address]}}),
+        );
+        node.use_store(format!("kubernetes:{}", kubeconfig.display()));
+        node.start();
+    }
+    Some((rig, server))
+}
+
+#[test]
+fn nodes_with_only_a_kubeconfig_are_joined() {
+    let given = json!({"podCIDR": "10.244.7.0/24", "podCIDRs": ["10.244.7.0/24"]});
+    let Some((mut rig, mut server)) = rig(&[given, json!({}), json!({})]) else { return };
+    rig.await_joined();
+    assert_eq!(rig.nodes[0].pod_cidrs()[0], "10.244.7.0/24", "what the cluster gave it");
+    rig.add_pods();
+    rig.assert_reachable();
+
+    // Without the API server everything goes on, and what changed meanwhile is known afterwards.
+    server.kill();
+    for node in &rig.nodes {
+        node.await_status("knows that the store is away", |status| status.store.away.is_some());
+    }
+    rig.assert_reachable();
+    rig.nodes[2].kill();
+    server.resume();
+    assert!(server.delete("/api/v1/nodes/node3"));
+    for node in &rig.nodes[..2] {
+        node.await_status("knows that node3 has gone", |status| {
+            status.ready && status.store.away.is_none() && status.peers.len() == 1
+        });
+        node.await_settled();
+    }
+    let claims = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases?labelSelector=fairlead.io/claim";
+    let holders = |server: &ApiServer| -> Vec<Value> {
+        let items = server.get(claims)["items"].as_array().cloned().unwrap_or_default();
+        items.into_iter().map(|mut item| item["spec"]["holderIdentity"].take()).collect()
+    };
+    // There is no controller here that removes what a Node owned: the other agents do.
+    harness::eventually("node3's claims are given back", || {
+        (!holders(&server).contains(&json!("node3"))).then_some(())
+    });
+    rig.nodes.truncate(2);
+    rig.assert_reachable();
+
+    // A Node that is made anew, as when a kubelet registers again, gets its lease back.
+    assert!(server.delete("/api/v1/nodes/node2"));
+    rig.nodes[1].await_status("is not in the cluster", |status| !status.ready);
+    server.create("/api/v1/nodes", &json!({"metadata": {"name": "node2"}}));
+    rig.nodes[0].await_status("has its peer back", |status| {
+        status.peers.iter().all(|peer| peer.state == PeerState::Programmed) && status.peers.len() == 1
+    });
+    rig.nodes[1].await_status("is ready", |status| status.ready);
+    rig.assert_reachable();
+}

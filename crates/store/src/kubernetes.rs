@@ -1,0 +1,397 @@
+//! The Kubernetes API as a store.
+//!
+//! Read [`Kubernetes`], then `feed.rs` (how a resource is listed and watched), `mirror.rs` (what of it is news) and
+//! `claim.rs`. Everything that waits runs on one thread of its own, with a runtime that nobody outside sees; a watcher
+//! reads a channel, and whoever asks for one object blocks until the answer is there.
+//!
+//! What Fairlead keeps in the API, so that an agent needs no definition of its own kinds and no controller:
+//!
+//! - a node's lease is the annotation `fairlead.io/lease` of its Node object, and goes with it. It is written by a
+//!   patch of the Node's status, which a role can allow without the Node's spec, and with the version of the Node
+//!   that was read, so of two writers one has to look again;
+//! - the right to a pod CIDR is what the Node's `spec.podCIDRs` says; where the cluster gives out none, it is a Lease
+//!   object (`coordination.k8s.io`) in Fairlead's own namespace;
+//! - what became of a pod stands in the pod, and is the kubelet's to write.
+//!
+//! deploy/kubernetes/rbac.yaml lists what an agent may do, and a test holds it against what an agent does.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, sync_channel};
+use std::thread;
+
+use cluster::{Claim, Key, Kind, Object};
+use ipnet::IpNet;
+use serde_json::json;
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::{Notify, oneshot};
+use tokio::task::AbortHandle;
+
+use crate::manifest;
+use crate::store::{check_expected, check_reads_back, version_of};
+use crate::{Claimed, Error, Event, Events, Expect, Listing, Store, Version};
+use api::{Api, Call, Failure};
+use claim::{Held, verdict};
+use connection::Origin;
+use feed::Feed;
+use form::{Item, LEASE};
+use mirror::{Mirror, News};
+use resource::Resource;
+
+mod api;
+mod backoff;
+mod claim;
+mod connection;
+mod feed;
+mod form;
+mod mirror;
+mod resource;
+
+pub use form::read_list;
+
+/// How often a write that lost a race looks again. Each time, somebody else's write of the same object went through.
+const MOST_RACES: usize = 32;
+
+/// Room for the thread that reads answers; memory counts only once touched.
+const STACK: usize = 2 << 20;
+
+/// The Kubernetes API.
+#[derive(Debug)]
+pub struct Kubernetes {
+    api: Arc<Api>,
+    runtime: Runtime,
+}
+
+impl Kubernetes {
+    /// The API server that `kubeconfig` names; without one, what a pod is given, else what `kubectl` would take.
+    /// `namespace` is that of Fairlead's own objects. Asks nobody anything yet: a server that is away is no error.
+    ///
+    /// # Errors
+    /// [`Error::Access`] if the files that tell the way cannot be read.
+    pub fn open(kubeconfig: Option<&Path>, namespace: &str) -> Result<Self, Error> {
+        let runtime = Runtime::start()?;
+        // What makes connections wants the runtime around it.
+        let opened = {
+            let _entered = runtime.handle.enter();
+            Api::open(Origin::of(kubeconfig), namespace)
+        };
+        Ok(Self { api: Arc::new(opened?), runtime })
+    }
+
+    /// Does `work` on the runtime's thread and waits for what comes of it.
+    fn wait<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (sender, result) = sync_channel(1);
+        self.runtime.handle.spawn(async move {
+            // Nobody stops waiting.
+            let _ = sender.send(work.await);
+        });
+        result.recv().unwrap_or_else(|_| {
+            Err(Error::Unavailable {
+                store: self.api.server(),
+                hint: "restart Fairlead",
+                source: "the thread that asks it has ended".into(),
+            })
+        })
+    }
+}
+
+impl Store for Kubernetes {
+    fn list(&self, kinds: &[Kind]) -> Result<Listing, Error> {
+        let (api, kinds) = (self.api.clone(), kinds.to_vec());
+        self.wait(async move {
+            let mut mirror = Mirror::new(&kinds, api.namespace());
+            for resource in Resource::of(&kinds) {
+                let items = every_item(&api, resource).await?;
+                mirror.take(News::Listed { resource, items, lost: false });
+            }
+            let (snapshot, problems) = mirror.into_parts();
+            Ok(Listing::new(snapshot, problems))
+        })
+    }
+
+    fn watch(&self, kinds: &[Kind]) -> Result<Events, Error> {
+        let (sender, news) = mpsc::channel();
+        let reached = Arc::new(Notify::new());
+        let feed = |resource| Feed::new(self.api.clone(), resource, sender.clone(), reached.clone());
+        let feeds = Resource::of(kinds).into_iter().map(feed);
+        let feeds = feeds.map(|feed| self.runtime.handle.spawn(feed.run()).abort_handle()).collect();
+        let mirror = Mirror::new(kinds, self.api.namespace());
+        Ok(Box::new(Watching { mirror, news, feeds, _runtime: self.runtime.clone() }))
+    }
+
+    fn read(&self, key: &Key) -> Result<Option<(Object, Version)>, Error> {
+        let Some(resource) = Resource::of_kind(key.kind()) else { return Ok(None) };
+        let (api, key) = (self.api.clone(), key.clone());
+        self.wait(async move {
+            let item = get(&api, resource, &key).await?;
+            let object = item.and_then(|item| item.objects.into_iter().find(|object| object.key() == key));
+            Ok(object.map(|object| (object.clone(), version_of(&object))))
+        })
+    }
+
+    fn write(&self, object: &Object, expect: Expect) -> Result<Version, Error> {
+        check_reads_back(object, &manifest::encode(object))?;
+        let key = object.key();
+        let Object::Lease(lease) = object else { return Err(not_ours(key)) };
+        let (api, text, version) = (self.api.clone(), manifest::encode_spec(lease), version_of(object));
+        self.wait(async move {
+            put_lease(&api, &key, Some((text, version)), expect).await?;
+            Ok(version)
+        })
+    }
+
+    fn delete(&self, key: &Key, expect: Expect) -> Result<bool, Error> {
+        let Key::Lease(_) = key else { return Err(not_ours(key.clone())) };
+        let (api, key) = (self.api.clone(), key.clone());
+        self.wait(async move { put_lease(&api, &key, None, expect).await })
+    }
+
+    fn claim(&self, cidr: IpNet, node: &str) -> Result<Claimed, Error> {
+        let claim = Claim { cidr, node: node.into() };
+        let object = Object::from(claim.clone());
+        check_reads_back(&object, &manifest::encode(&object))?;
+        let api = self.api.clone();
+        self.wait(async move { take_claim(&api, &claim).await })
+    }
+
+    fn release(&self, cidr: IpNet, node: &str) -> Result<bool, Error> {
+        let (api, node) = (self.api.clone(), node.to_owned());
+        self.wait(async move { drop_claim(&api, cidr, &node).await })
+    }
+}
+
+/// Who writes what Fairlead does not.
+fn not_ours(key: Key) -> Error {
+    let reason = match key.kind() {
+        Kind::Node => "a Node is the kubelet's and the cluster's; only the lease in it is ours",
+        Kind::PodStatus => "phase and addresses of a pod are written by the kubelet",
+        Kind::Claim => "a claim is taken and released, so that two nodes cannot hold one CIDR",
+        Kind::EndpointSlice => "EndpointSlices are kept by the cluster's own controller",
+        Kind::Namespace | Kind::Pod | Kind::Service | Kind::Lease => {
+            "it is written by those who use the cluster"
+        }
+    };
+    Error::NotOurs { key, reason }
+}
+
+/// One object of the API, if it is there.
+async fn get(api: &Api, resource: Resource, key: &Key) -> Result<Option<Item>, Error> {
+    let call = Call::get(resource, key, api.namespace());
+    match api.answer(&call).await {
+        Ok(body) => match form::item(resource, &body) {
+            Ok(item) => Ok(Some(item)),
+            Err(reason) => Err(api.error(&call, Failure::Unreadable(reason))),
+        },
+        Err(failure) if failure.is_not_found() => Ok(None),
+        Err(failure) => Err(api.error(&call, failure)),
+    }
+}
+
+/// All objects of a resource.
+async fn every_item(api: &Api, resource: Resource) -> Result<Vec<Item>, Error> {
+    let (mut items, mut next) = (Vec::new(), None);
+    loop {
+        let call = Call::list(resource, api.namespace(), resource.page(), next.as_deref());
+        let body = api.answer(&call).await.map_err(|failure| api.error(&call, failure))?;
+        let page = form::page(resource, &body);
+        let page = page.map_err(|reason| api.error(&call, Failure::Unreadable(reason)))?;
+        items.extend(page.items);
+        match page.next {
+            Some(more) => next = Some(more),
+            None => return Ok(items),
+        }
+    }
+}
+
+/// Writes a lease into its Node, or takes it out. True if there was one.
+async fn put_lease(
+    api: &Api,
+    key: &Key,
+    lease: Option<(String, Version)>,
+    expect: Expect,
+) -> Result<bool, Error> {
+    let (text, version) = lease.unzip();
+    let mut found = None;
+    for _ in 0..MOST_RACES {
+        let Some(node) = get(api, Resource::Nodes, key).await? else {
+            check_expected(key, &Ok(None), expect)?;
+            return match (&text, key) {
+                (Some(_), Key::Lease(node)) => {
+                    Err(Error::NoNode { key: key.clone(), node: node.to_string() })
+                }
+                _ => Ok(false),
+            };
+        };
+        let there = own_part(&node, key);
+        found = check_expected(key, &there, expect)?;
+        if (text.is_some() && found == version) || (text.is_none() && there == Ok(None)) {
+            return Ok(found.is_some());
+        }
+        let patch = json!({"metadata": {
+            "resourceVersion": node.version, "uid": node.uid, "annotations": {LEASE: text},
+        }});
+        let call = Call::patch_node_status(key, patch);
+        match api.answer(&call).await {
+            Ok(_) => return Ok(there != Ok(None)),
+            // Somebody wrote the Node meanwhile, perhaps only its heartbeat.
+            Err(failure) if failure.is_conflict() || failure.is_not_found() => {}
+            Err(failure) => return Err(api.error(&call, failure)),
+        }
+    }
+    Err(Error::Conflict { key: key.clone(), found })
+}
+
+/// The object of that key in what the API server gave: an error if it is there and cannot be read.
+fn own_part(item: &Item, key: &Key) -> Result<Option<Object>, ()> {
+    if item.faults.iter().any(|(faulty, _)| faulty == key) {
+        return Err(());
+    }
+    Ok(item.objects.iter().find(|object| object.key() == *key).cloned())
+}
+
+/// Looks, creates, looks again; see `claim.rs`.
+async fn take_claim(api: &Api, claim: &Claim) -> Result<Claimed, Error> {
+    let key = Key::Claim(claim.cidr);
+    let node = Key::Node(claim.node.clone());
+    for _ in 0..MOST_RACES {
+        let Some(item) = get(api, Resource::Nodes, &node).await? else {
+            return Err(Error::NoNode { key, node: claim.node.to_string() });
+        };
+        let given = item
+            .objects
+            .iter()
+            .any(|object| matches!(object, Object::Node(node) if node.pod_cidrs.contains(&claim.cidr)));
+        let held = every_claim(api).await?;
+        if let Some(held) = verdict(&held, claim.cidr, &claim.node, None) {
+            return Ok(held_by(held));
+        }
+        // What the cluster gave it, or what it has claimed before.
+        if given || held.iter().any(|held| held.cidr == claim.cidr) {
+            return Ok(Claimed::Granted);
+        }
+        let call =
+            Call::create(Resource::Claims, api.namespace(), claim::encode(claim, api.namespace(), &item.uid));
+        let created = match api.answer(&call).await {
+            Ok(body) => form::item(Resource::Claims, &body)
+                .map_err(|reason| api.error(&call, Failure::Unreadable(reason)))?,
+            // Another node was faster; or we were, by a request whose answer was lost.
+            Err(failure) if failure.is_conflict() => continue,
+            Err(failure) => return Err(api.error(&call, failure)),
+        };
+        let mine = created.version.parse().unwrap_or(u64::MAX);
+        let looked = every_claim(api).await;
+        let lost = match &looked {
+            Ok(held) => verdict(held, claim.cidr, &claim.node, Some(mine)),
+            // Not looked, not known: better none than one too many.
+            Err(_) => None,
+        };
+        if looked.is_ok() && lost.is_none() {
+            return Ok(Claimed::Granted);
+        }
+        let undo = Call::delete(Resource::Claims, &key, api.namespace(), &created.uid, &created.version);
+        let undone = api.answer(&undo).await;
+        let lost = lost.map(held_by);
+        looked?;
+        return match (undone, lost) {
+            (Err(failure), _) if !failure.is_not_found() => Err(api.error(&undo, failure)),
+            (_, Some(lost)) => Ok(lost),
+            (_, None) => Ok(Claimed::Granted),
+        };
+    }
+    Err(Error::Conflict { key, found: None })
+}
+
+fn held_by(held: &Held) -> Claimed {
+    Claimed::Held { cidr: held.cidr, node: held.node.clone().unwrap_or_else(|| "unknown".to_owned()) }
+}
+
+/// All claims there are, also those that cannot be read.
+async fn every_claim(api: &Api) -> Result<Vec<Held>, Error> {
+    let items = every_item(api, Resource::Claims).await?;
+    let held = items.into_iter().filter_map(|item| {
+        let Some(Key::Claim(cidr)) = item.keys.first() else { return None };
+        let node = item.objects.iter().find_map(|object| match object {
+            Object::Claim(claim) => Some(claim.node.to_string()),
+            _ => None,
+        });
+        // A version that is no number is none to win with.
+        Some(Held { cidr: *cidr, node, version: item.version.parse().unwrap_or(0) })
+    });
+    Ok(held.collect())
+}
+
+/// Removes the node's own claim. True if there was one.
+async fn drop_claim(api: &Api, cidr: IpNet, node: &str) -> Result<bool, Error> {
+    let key = Key::Claim(cidr);
+    for _ in 0..MOST_RACES {
+        let Some(item) = get(api, Resource::Claims, &key).await? else { return Ok(false) };
+        let ours = |object: &Object| matches!(object, Object::Claim(claim) if *claim.node == *node);
+        if !item.objects.iter().any(ours) {
+            return Ok(false);
+        }
+        let call = Call::delete(Resource::Claims, &key, api.namespace(), &item.uid, &item.version);
+        match api.answer(&call).await {
+            Ok(_) => return Ok(true),
+            Err(failure) if failure.is_not_found() => return Ok(false),
+            Err(failure) if failure.is_conflict() => {}
+            Err(failure) => return Err(api.error(&call, failure)),
+        }
+    }
+    Err(Error::Conflict { key, found: None })
+}
+
+/// A thread with a runtime on it; it ends when the last who uses it is gone.
+#[derive(Debug, Clone)]
+struct Runtime {
+    handle: Handle,
+    _end: Arc<oneshot::Sender<()>>,
+}
+
+impl Runtime {
+    fn start() -> Result<Self, Error> {
+        let name = "kubernetes";
+        let failed = |source| Error::Thread { name, source };
+        let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let handle = runtime.handle().clone();
+        let (sender, end) = oneshot::channel::<()>();
+        let thread = thread::Builder::new().name(name.to_owned()).stack_size(STACK);
+        // Nobody waits for the thread: it ends once nobody can ask it for anything any more.
+        let started = thread.spawn(move || {
+            // An error is how it is told to end.
+            let _ = runtime.block_on(end);
+            runtime.shutdown_background();
+        });
+        started.map_err(failed)?;
+        Ok(Self { handle, _end: Arc::new(sender) })
+    }
+}
+
+/// A watch: blocks on the feeds' news, and tells what of them is an event.
+struct Watching {
+    mirror: Mirror,
+    news: Receiver<News>,
+    feeds: Vec<AbortHandle>,
+    _runtime: Runtime,
+}
+
+impl Iterator for Watching {
+    type Item = Event;
+
+    fn next(&mut self) -> Option<Event> {
+        loop {
+            if let Some(event) = self.mirror.next() {
+                return Some(event);
+            }
+            self.mirror.take(self.news.recv().ok()?);
+        }
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.feeds.iter().for_each(AbortHandle::abort);
+    }
+}

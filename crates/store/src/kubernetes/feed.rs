@@ -1,0 +1,313 @@
+//! One resource of the API server, listed once and then watched for ever.
+//!
+//! Read [`Feed::run`]. A list comes in pages. The watch goes on from the list's version; bookmarks move that version on
+//! while nothing happens, so a watch that ends, as all do after some minutes, is taken up again where it was, and
+//! nothing is listed twice. Only if the server no longer knows that version (410) everything is listed again, to be
+//! compared by who receives it. A server that was away may have lost its objects and would then never speak of them
+//! again, so after a failure it is asked first, for one object, how far its versions are.
+
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
+
+use super::api::{Api, Call, Failure};
+use super::backoff::{self, Backoff};
+use super::form::{self, Line, Status};
+use super::mirror::{Delta, News};
+use super::resource::Resource;
+
+/// How long a watch is asked to last, in seconds.
+const LASTS: (u32, u32) = (240, 480);
+/// How much longer than it was asked to a watch may last.
+const GRACE: Duration = Duration::from_secs(30);
+/// The longest line that is read: no object of etcd is nearly as large.
+const LONGEST_LINE: usize = 32 << 20;
+/// A watch that ends sooner, having said nothing, counts as a failure.
+const TOO_SOON: Duration = Duration::from_secs(2);
+
+/// How far one resource is known.
+pub(crate) struct Feed {
+    api: Arc<Api>,
+    resource: Resource,
+    news: Sender<News>,
+    /// Wakes those that wait for the server as soon as one has reached it.
+    reached: Arc<Notify>,
+    backoff: Backoff,
+    /// The version to go on from; none if everything is to be listed.
+    version: Option<String>,
+    /// The newest version ever seen, where versions are numbers.
+    newest: u64,
+    /// Something failed since the last watch began.
+    suspect: bool,
+    /// The last watch was refused for its version, and none has told anything since.
+    expired: bool,
+}
+
+/// Nobody wants news any more.
+struct Unwanted;
+
+/// Why a step came to nothing.
+enum Trouble {
+    Unwanted,
+    /// Of the server, or on the way there.
+    Failed(Box<(Call, Failure)>),
+    /// The version is not known any more.
+    Expired,
+}
+
+impl Trouble {
+    fn failed(call: Call, failure: Failure) -> Self {
+        Self::Failed(Box::new((call, failure)))
+    }
+}
+
+impl From<Unwanted> for Trouble {
+    fn from(Unwanted: Unwanted) -> Self {
+        Self::Unwanted
+    }
+}
+
+impl Feed {
+    pub(crate) fn new(api: Arc<Api>, resource: Resource, news: Sender<News>, reached: Arc<Notify>) -> Self {
+        Self {
+            api,
+            resource,
+            news,
+            reached,
+            backoff: Backoff::new(),
+            version: None,
+            newest: 0,
+            suspect: false,
+            expired: false,
+        }
+    }
+
+    /// Lists and watches until nobody wants the news any more.
+    pub(crate) async fn run(mut self) {
+        loop {
+            let done = match self.version.clone() {
+                None => self.list().await,
+                Some(version) if self.suspect => self.examine(version).await,
+                Some(version) => self.watch(version).await,
+            };
+            let went_on = match done {
+                Ok(()) => Ok(()),
+                Err(Trouble::Unwanted) => Err(Unwanted),
+                Err(Trouble::Expired) => {
+                    self.expire().await;
+                    Ok(())
+                }
+                Err(Trouble::Failed(failed)) => {
+                    let (call, failure) = *failed;
+                    self.failed(&call, failure).await
+                }
+            };
+            if went_on.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Lets everything be listed again: at once, but not again and again.
+    async fn expire(&mut self) {
+        self.version = None;
+        if std::mem::replace(&mut self.expired, true) {
+            tokio::time::sleep(self.backoff.pause(backoff::Failure::Refused(None))).await;
+        }
+    }
+
+    /// Everything there is.
+    async fn list(&mut self) -> Result<(), Trouble> {
+        let (mut items, mut next) = (Vec::new(), None);
+        loop {
+            let call = Call::list(self.resource, self.api.namespace(), self.resource.page(), next.as_deref());
+            let body = match self.api.answer(&call).await {
+                Ok(body) => body,
+                // The pages' version is too old by now; what came so far is of no use.
+                Err(Failure::Refused(status)) if next.is_some() && status.is_expired() => {
+                    return Err(Trouble::Expired);
+                }
+                Err(failure) => return Err(Trouble::failed(call, failure)),
+            };
+            let page = form::page(self.resource, &body);
+            let page = page.map_err(|reason| Trouble::failed(call, Failure::Unreadable(reason)))?;
+            drop(body);
+            items.extend(page.items);
+            if page.next.is_some() {
+                next = page.next;
+                continue;
+            }
+            let lost = self.is_behind(&page.version);
+            self.newest = 0;
+            self.advance(page.version);
+            self.suspect = false;
+            self.reach();
+            return Ok(self.tell(News::Listed { resource: self.resource, items, lost })?);
+        }
+    }
+
+    /// Whether the server that was away still has what it had.
+    async fn examine(&mut self, version: String) -> Result<(), Trouble> {
+        let call = Call::list(self.resource, self.api.namespace(), 1, None);
+        let body = match self.api.answer(&call).await {
+            Ok(body) => body,
+            Err(failure) => return Err(Trouble::failed(call, failure)),
+        };
+        let page = form::page(self.resource, &body);
+        let page = page.map_err(|reason| Trouble::failed(call, Failure::Unreadable(reason)))?;
+        self.suspect = false;
+        if self.is_behind(&page.version) {
+            return Err(Trouble::Expired);
+        }
+        self.watch(version).await
+    }
+
+    /// Every change after `version`, until the watch ends.
+    async fn watch(&mut self, version: String) -> Result<(), Trouble> {
+        let seconds = self.backoff.spread(LASTS.0, LASTS.1);
+        let call = Call::watch(self.resource, self.api.namespace(), &version, seconds);
+        let body = match self.api.stream(&call).await {
+            Ok(body) => body,
+            Err(Failure::Refused(status)) if status.is_expired() => return Err(Trouble::Expired),
+            Err(failure) => return Err(Trouble::failed(call, failure)),
+        };
+        let started = Instant::now();
+        self.reach();
+        self.tell(News::Reached(self.resource))?;
+        let lasts = GRACE + Duration::from_secs(seconds.into());
+        let ended =
+            timeout(lasts, self.read(body)).await.unwrap_or_else(|_| Err(Broken::Cut("no end".to_owned())));
+        let fruitful = started.elapsed() > TOO_SOON || self.version.as_ref() != Some(&version);
+        match ended {
+            Ok(()) if fruitful => Ok(()),
+            Ok(()) => Err(Trouble::failed(call, Failure::Unreachable("the watch ended at once".to_owned()))),
+            // A server ends, or a way to it; another may be there at once, and then nobody need hear of it.
+            Err(Broken::Cut(_)) if fruitful => {
+                self.suspect = true;
+                Ok(())
+            }
+            Err(Broken::Cut(reason)) => Err(Trouble::failed(call, Failure::Unreachable(reason))),
+            Err(Broken::Unreadable(reason)) => {
+                // The same would come again.
+                self.version = None;
+                Err(Trouble::failed(call, Failure::Unreadable(reason)))
+            }
+            Err(Broken::Refused(status)) => Err(Trouble::failed(call, Failure::Refused(status))),
+            Err(Broken::Expired) => Err(Trouble::Expired),
+            Err(Broken::Unwanted) => Err(Trouble::Unwanted),
+        }
+    }
+
+    async fn read(&mut self, mut body: Incoming) -> Result<(), Broken> {
+        let mut rest: Vec<u8> = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| Broken::Cut(super::connection::told(&error)))?;
+            let Ok(data) = frame.into_data() else { continue };
+            rest.extend_from_slice(&data);
+            let whole = rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+            if whole > 0 {
+                let told = self.take_lines(rest.get(..whole).unwrap_or_default());
+                rest.drain(..whole);
+                // A large object that came once is no reason to keep room for another.
+                rest.shrink_to(64 << 10);
+                told?;
+            }
+            if rest.len() > LONGEST_LINE {
+                return Err(Broken::Unreadable(format!("an event is longer than {LONGEST_LINE} bytes")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes whole lines; what they say before one that is an error counts.
+    fn take_lines(&mut self, lines: &[u8]) -> Result<(), Broken> {
+        let mut deltas = Vec::new();
+        let mut end = Ok(());
+        let filled = |line: &&[u8]| !line.trim_ascii().is_empty();
+        for line in lines.split(|byte| *byte == b'\n').filter(filled) {
+            match form::line(self.resource, line) {
+                Ok(Line::Set(item)) => {
+                    self.advance(item.version.clone());
+                    deltas.push(Delta::Set(item));
+                }
+                Ok(Line::Gone { keys, version }) => {
+                    self.advance(version);
+                    deltas.push(Delta::Gone(keys));
+                }
+                Ok(Line::Bookmark { version }) => self.advance(version),
+                Ok(Line::Error(status)) if status.is_expired() => end = Err(Broken::Expired),
+                Ok(Line::Error(status)) => end = Err(Broken::Refused(status)),
+                Err(reason) => end = Err(Broken::Unreadable(reason)),
+            }
+            if end.is_err() {
+                break;
+            }
+        }
+        self.expired &= end.is_err();
+        if !deltas.is_empty() {
+            self.tell(News::Changed(self.resource, deltas)).map_err(|Unwanted| Broken::Unwanted)?;
+        }
+        end
+    }
+
+    fn advance(&mut self, version: String) {
+        self.newest = self.newest.max(version.parse().unwrap_or(0));
+        if !version.is_empty() {
+            self.version = Some(version);
+        }
+    }
+
+    /// Whether a version is older than one that was there before: what was seen then, the server does not have.
+    fn is_behind(&self, version: &str) -> bool {
+        version.parse().is_ok_and(|version: u64| version < self.newest)
+    }
+
+    fn tell(&self, news: News) -> Result<(), Unwanted> {
+        self.news.send(news).map_err(|_| Unwanted)
+    }
+
+    fn reach(&mut self) {
+        self.backoff.reset();
+        self.reached.notify_waiters();
+    }
+
+    /// Tells what failed, and waits for as long as that calls for.
+    async fn failed(&mut self, call: &Call, failure: Failure) -> Result<(), Unwanted> {
+        self.suspect = true;
+        let kind = match &failure {
+            Failure::Unreachable(_) => backoff::Failure::Unreachable,
+            Failure::Unreadable(_) => backoff::Failure::Refused(None),
+            Failure::Refused(status) => backoff::Failure::Refused(
+                status.retry_after().map(|seconds| Duration::from_secs(seconds.into())),
+            ),
+        };
+        let pause = self.backoff.pause(kind);
+        let reason = self.api.reason(call, failure);
+        self.tell(News::Failed(self.resource, reason))?;
+        // Whichever comes first; a refusal is this resource's own, and not mended by another's success.
+        match kind {
+            backoff::Failure::Unreachable => drop(timeout(pause, self.reached.notified()).await),
+            backoff::Failure::Refused(_) => tokio::time::sleep(pause).await,
+        }
+        Ok(())
+    }
+}
+
+/// Why the lines of a watch came to an end.
+enum Broken {
+    /// The connection ended, and why.
+    Cut(String),
+    /// What came is no line of a watch.
+    Unreadable(String),
+    /// The server ended it.
+    Refused(Status),
+    /// The server does not know the version any more.
+    Expired,
+    /// Nobody wants to hear of them.
+    Unwanted,
+}

@@ -1,0 +1,330 @@
+//! What a watch of the Kubernetes API knows, and what of it is news.
+//!
+//! Read [`Mirror::take`]: lists and changes of the resources go in, [`Event`]s come out, in the order that
+//! [`Event`] promises. It opens no connection and reads no clock, so its rules are tested alone:
+//!
+//! - the snapshot is told when every resource has been listed whole, never before;
+//! - a list that comes later is compared with what is known, and only the difference is told;
+//! - what cannot be read is a problem, and its last good version stays;
+//! - a list of a server that has lost its objects (its versions run backwards) removes nothing.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use cluster::{Change, Key, Kind, Object, Snapshot};
+
+use super::form::Item;
+use super::resource::Resource;
+use crate::manifest::Fault;
+use crate::share::Shared;
+use crate::{Event, Problem};
+
+/// What a resource's feed tells.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// Everything there is.
+    Listed {
+        /// Of which resource.
+        resource: Resource,
+        /// All its objects.
+        items: Vec<Item>,
+        /// The server is one that has lost objects since it was seen last.
+        lost: bool,
+    },
+    /// What happened since, in order.
+    Changed(Resource, Vec<Delta>),
+    /// The API server answers.
+    Reached(Resource),
+    /// It does not, or refuses.
+    Failed(Resource, String),
+}
+
+/// One change of a resource.
+#[derive(Debug)]
+pub(crate) enum Delta {
+    /// An object is there now.
+    Set(Item),
+    /// What had these keys is gone.
+    Gone(Vec<Key>),
+}
+
+/// What a watch knows.
+#[derive(Debug)]
+pub(crate) struct Mirror {
+    namespace: String,
+    kinds: BTreeSet<Kind>,
+    feeds: BTreeMap<Resource, Feed>,
+    snapshot: Snapshot,
+    shared: Shared,
+    problems: BTreeMap<Key, Problem>,
+    /// What was lost with the server's objects, and stays in force.
+    orphans: BTreeSet<Key>,
+    told: bool,
+    told_problems: Vec<Problem>,
+    told_lost: BTreeSet<Key>,
+    told_away: Option<String>,
+    queue: VecDeque<Event>,
+}
+
+#[derive(Debug, Default)]
+struct Feed {
+    listed: bool,
+    trouble: Option<String>,
+}
+
+/// What objects came to within one step: none stands for gone.
+type Touched = BTreeMap<Key, Option<Object>>;
+
+impl Mirror {
+    /// A watch of these kinds that knows nothing yet; `namespace` is that of Fairlead's own objects.
+    pub(crate) fn new(kinds: &[Kind], namespace: &str) -> Self {
+        let feeds = Resource::of(kinds).into_iter().map(|resource| (resource, Feed::default())).collect();
+        let mut mirror = Self {
+            namespace: namespace.to_owned(),
+            kinds: kinds.iter().copied().collect(),
+            feeds,
+            snapshot: Snapshot::default(),
+            shared: Shared::default(),
+            problems: BTreeMap::new(),
+            orphans: BTreeSet::new(),
+            told: false,
+            told_problems: Vec::new(),
+            told_lost: BTreeSet::new(),
+            told_away: None,
+            queue: VecDeque::new(),
+        };
+        mirror.tell(Vec::new());
+        mirror
+    }
+
+    /// The next event, if something is to be told.
+    pub(crate) fn next(&mut self) -> Option<Event> {
+        self.queue.pop_front()
+    }
+
+    /// The cluster as far as it is known, and all that is wrong in it.
+    pub(crate) fn into_parts(self) -> (Snapshot, Vec<Problem>) {
+        let problems = self.all_problems();
+        (self.snapshot, problems)
+    }
+
+    /// Takes news in.
+    pub(crate) fn take(&mut self, news: News) {
+        match news {
+            News::Listed { resource, items, lost } => {
+                let touched = self.compare(resource, items, lost);
+                self.feed(resource).listed = true;
+                let changes = self.settle(touched);
+                self.recover(resource);
+                self.tell(changes);
+            }
+            News::Changed(resource, deltas) => {
+                let mut touched = Touched::new();
+                for delta in deltas {
+                    match delta {
+                        Delta::Set(item) => self.touch(resource, item, &mut touched),
+                        Delta::Gone(keys) => {
+                            keys.into_iter().for_each(|key| self.touch_gone(key, &mut touched))
+                        }
+                    }
+                }
+                let changes = self.settle(touched);
+                self.tell(changes);
+            }
+            News::Reached(resource) => self.recover(resource),
+            News::Failed(resource, reason) => {
+                self.feed(resource).trouble = Some(reason);
+                self.tell_away();
+            }
+        }
+        self.tell_lost();
+    }
+
+    fn feed(&mut self, resource: Resource) -> &mut Feed {
+        self.feeds.entry(resource).or_default()
+    }
+
+    fn recover(&mut self, resource: Resource) {
+        self.feed(resource).trouble = None;
+        self.tell_away();
+    }
+
+    /// What a list says against what is known.
+    fn compare(&mut self, resource: Resource, items: Vec<Item>, lost: bool) -> Touched {
+        let mut touched = Touched::new();
+        let mut there = BTreeSet::new();
+        for item in items {
+            if lost {
+                let lacks = |key: &Key| item.objects.iter().all(|object| object.key() != *key);
+                let without =
+                    item.keys.iter().filter(|key| lacks(key) && self.snapshot.object(key).is_some());
+                self.orphans.extend(without.cloned());
+            }
+            there.extend(item.keys.iter().cloned());
+            self.touch(resource, item, &mut touched);
+        }
+        let known = resource.kinds().iter().flat_map(|kind| keys(&self.snapshot, *kind));
+        let doubted = self.problems.keys().filter(|key| resource.kinds().contains(&key.kind())).cloned();
+        let missing: BTreeSet<Key> = known.chain(doubted).filter(|key| !there.contains(key)).collect();
+        for key in missing {
+            if lost {
+                self.orphans.insert(key);
+            } else if !self.orphans.contains(&key) {
+                self.touch_gone(key, &mut touched);
+            }
+        }
+        touched
+    }
+
+    fn touch(&mut self, resource: Resource, item: Item, touched: &mut Touched) {
+        let Item { keys, objects, faults, .. } = item;
+        let place = keys.first().map(|key| resource.path_of(key, &self.namespace)).unwrap_or_default();
+        let mut gone: BTreeSet<Key> = keys.into_iter().collect();
+        for object in objects {
+            let key = object.key();
+            gone.remove(&key);
+            self.mend(&key);
+            touched.insert(key, Some(object));
+        }
+        for (key, fault) in faults {
+            gone.remove(&key);
+            self.orphans.remove(&key);
+            if self.kinds.contains(&key.kind()) {
+                let problem = Problem::of(place.clone().into(), fault.about(Some(key.to_string())));
+                self.problems.insert(key, problem);
+            }
+        }
+        for key in gone {
+            // A Node that is made anew has no lease yet; the one that was lost stays until there is another.
+            if !self.orphans.contains(&key) {
+                self.touch_gone(key, touched);
+            }
+        }
+    }
+
+    fn touch_gone(&mut self, key: Key, touched: &mut Touched) {
+        self.mend(&key);
+        touched.insert(key, None);
+    }
+
+    fn mend(&mut self, key: &Key) {
+        self.problems.remove(key);
+        self.orphans.remove(key);
+    }
+
+    /// Makes the snapshot so; returns what changed by it, removals first.
+    fn settle(&mut self, touched: Touched) -> Vec<Change> {
+        let (mut removed, mut set) = (Vec::new(), Vec::new());
+        for (key, object) in touched {
+            if !self.kinds.contains(&key.kind()) {
+                continue;
+            }
+            match object {
+                Some(mut object) => {
+                    if self.snapshot.object(&key).as_ref() == Some(&object) {
+                        continue;
+                    }
+                    self.shared.share(&mut object);
+                    self.snapshot.apply(Change::Set(object.clone()));
+                    set.push(Change::Set(object));
+                }
+                None => {
+                    if self.snapshot.apply(Change::Removed(key.clone())) {
+                        removed.push(Change::Removed(key));
+                    }
+                }
+            }
+        }
+        removed.extend(set);
+        removed
+    }
+
+    fn tell(&mut self, changes: Vec<Change>) {
+        let first = !self.told;
+        if first {
+            if !self.feeds.values().all(|feed| feed.listed) {
+                return;
+            }
+            self.told = true;
+            self.queue.push_back(Event::Snapshot(self.snapshot.clone()));
+        } else if !changes.is_empty() {
+            self.queue.push_back(Event::Changes(changes));
+        }
+        let problems = self.all_problems();
+        if problems != self.told_problems {
+            self.told_problems.clone_from(&problems);
+            self.queue.push_back(Event::Problems(problems));
+        }
+        if first {
+            self.queue.push_back(Event::InSync);
+        }
+    }
+
+    /// What was lost and can be written again, once it can be. Before every resource has been read again, a Node that
+    /// seems to be there may be lost too.
+    fn tell_lost(&mut self) {
+        if self.told_away.is_some() {
+            return;
+        }
+        let lost: BTreeSet<Key> =
+            self.orphans.iter().filter(|key| self.can_be_written(key)).cloned().collect();
+        let new: Vec<Key> = lost.difference(&self.told_lost).cloned().collect();
+        self.told_lost = lost;
+        if !new.is_empty() {
+            self.queue.push_back(Event::Lost(new));
+        }
+    }
+
+    /// A lease and a claim need the Node that they belong to.
+    fn can_be_written(&self, key: &Key) -> bool {
+        let node = match key {
+            Key::Lease(node) => Some(node),
+            Key::Claim(cidr) => self.snapshot.claims.get(cidr).map(|claim| &claim.node),
+            _ => None,
+        };
+        node.is_some_and(|node| !self.orphans.contains(&Key::Node(node.clone())))
+    }
+
+    /// The store is away as long as any of its resources cannot be read.
+    fn tell_away(&mut self) {
+        let reason = self.feeds.values().find_map(|feed| feed.trouble.clone());
+        if reason == self.told_away {
+            return;
+        }
+        self.queue.push_back(match &reason {
+            Some(reason) => Event::Unavailable { reason: reason.clone() },
+            None => Event::Available,
+        });
+        self.told_away = reason;
+    }
+
+    fn all_problems(&self) -> Vec<Problem> {
+        let mut problems: Vec<Problem> = self.problems.values().cloned().collect();
+        if !self.orphans.is_empty() {
+            let reason = format!("lost {} of its objects; they stay in force", self.orphans.len());
+            let fault = Fault::new(reason).hint(
+                "the API server's versions run backwards, as after etcd was restored; restart Fairlead to accept it \
+                 as it is",
+            );
+            problems.push(Problem::of("/".into(), fault));
+        }
+        problems.sort();
+        problems
+    }
+}
+
+/// The keys of all objects of one kind.
+fn keys(snapshot: &Snapshot, kind: Kind) -> Vec<Key> {
+    match kind {
+        Kind::Node => snapshot.nodes.keys().cloned().map(Key::Node).collect(),
+        Kind::Namespace => snapshot.namespaces.keys().cloned().map(Key::Namespace).collect(),
+        Kind::Pod => snapshot.pods.keys().cloned().map(Key::Pod).collect(),
+        Kind::PodStatus => snapshot.pod_statuses.keys().cloned().map(Key::PodStatus).collect(),
+        Kind::Service => snapshot.services.keys().cloned().map(Key::Service).collect(),
+        Kind::EndpointSlice => snapshot.endpoint_slices.keys().cloned().map(Key::EndpointSlice).collect(),
+        Kind::Lease => snapshot.leases.keys().cloned().map(Key::Lease).collect(),
+        Kind::Claim => snapshot.claims.keys().copied().map(Key::Claim).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,192 @@
+//! The resources of the Kubernetes API that are read, and how each is asked for.
+//!
+//! Read [`Resource`]: its path, its RBAC words, and the keys of the cluster's objects that one of its objects stands
+//! for. Namespaces are asked for as metadata only, since that is all we read of them. Claims live in one namespace
+//! and are told from other people's Lease objects by a label, so the API server leaves those out.
+
+use cluster::{Key, Kind, NamespacedName};
+
+use super::claim;
+
+/// A resource: what a URL path of the API server leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Resource {
+    /// Nodes, with the leases in their annotations.
+    Nodes,
+    /// Namespaces.
+    Namespaces,
+    /// Pods.
+    Pods,
+    /// Services.
+    Services,
+    /// EndpointSlices.
+    EndpointSlices,
+    /// Lease objects (`coordination.k8s.io`) that are claims of pod CIDRs.
+    Claims,
+}
+
+impl Resource {
+    /// All of them.
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Nodes, Self::Namespaces, Self::Pods, Self::Services, Self::EndpointSlices, Self::Claims];
+
+    /// The resources that tell of these kinds.
+    pub(crate) fn of(kinds: &[Kind]) -> Vec<Self> {
+        let wanted = |resource: &Self| resource.kinds().iter().any(|kind| kinds.contains(kind));
+        Self::ALL.into_iter().filter(wanted).collect()
+    }
+
+    /// The resource that tells of a kind. None for the status of pods, which stands in the pods themselves.
+    pub(crate) fn of_kind(kind: Kind) -> Option<Self> {
+        Self::ALL.into_iter().find(|resource| resource.kinds().contains(&kind))
+    }
+
+    /// The kinds of objects that it tells of.
+    pub(crate) fn kinds(self) -> &'static [Kind] {
+        match self {
+            Self::Nodes => &[Kind::Node, Kind::Lease],
+            Self::Namespaces => &[Kind::Namespace],
+            Self::Pods => &[Kind::Pod],
+            Self::Services => &[Kind::Service],
+            Self::EndpointSlices => &[Kind::EndpointSlice],
+            Self::Claims => &[Kind::Claim],
+        }
+    }
+
+    /// The API group, as a role spells it.
+    pub(crate) fn group(self) -> &'static str {
+        match self {
+            Self::EndpointSlices => "discovery.k8s.io",
+            Self::Claims => "coordination.k8s.io",
+            _ => "",
+        }
+    }
+
+    /// The resource, as a role spells it.
+    pub(crate) fn plural(self) -> &'static str {
+        match self {
+            Self::Nodes => "nodes",
+            Self::Namespaces => "namespaces",
+            Self::Pods => "pods",
+            Self::Services => "services",
+            Self::EndpointSlices => "endpointslices",
+            Self::Claims => "leases",
+        }
+    }
+
+    /// Whether it is asked for in one namespace only, that of Fairlead's own objects.
+    pub(crate) fn is_ours(self) -> bool {
+        self == Self::Claims
+    }
+
+    /// The path of the whole list; `own` is the namespace of Fairlead's own objects.
+    pub(crate) fn path(self, own: &str) -> String {
+        let plural = self.plural();
+        match self.group() {
+            "" => format!("/api/v1/{plural}"),
+            group if self.is_ours() => format!("/apis/{group}/v1/namespaces/{own}/{plural}"),
+            group => format!("/apis/{group}/v1/{plural}"),
+        }
+    }
+
+    /// The path of one object.
+    pub(crate) fn path_of(self, key: &Key, own: &str) -> String {
+        let (group, plural) = (self.group(), self.plural());
+        let root = if group.is_empty() { "/api/v1".to_owned() } else { format!("/apis/{group}/v1") };
+        match key {
+            Key::Pod(name) | Key::PodStatus(name) | Key::Service(name) | Key::EndpointSlice(name) => {
+                format!("{root}/namespaces/{}/{plural}/{}", name.namespace, name.name)
+            }
+            Key::Node(name) | Key::Namespace(name) | Key::Lease(name) => format!("{root}/{plural}/{name}"),
+            Key::Claim(cidr) => format!("{root}/namespaces/{own}/{plural}/{}", claim::name(*cidr)),
+        }
+    }
+
+    /// What is to stand in the query of a list or watch, so that only ours are told.
+    pub(crate) fn selector(self) -> &'static str {
+        // The label of `claim::LABEL`, with its slash as a URL has it.
+        if self.is_ours() { "&labelSelector=fairlead.io%2Fclaim%3Dpod-cidr" } else { "" }
+    }
+
+    /// The form to ask for.
+    pub(crate) fn accept(self, list: bool) -> &'static str {
+        match (self, list) {
+            (Self::Namespaces, true) => {
+                "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
+            }
+            (Self::Namespaces, false) => {
+                "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
+            }
+            _ => "application/json",
+        }
+    }
+
+    /// How many objects to ask for at once: what is on its way is in memory, and Nodes are the largest, for they
+    /// list the images they hold.
+    pub(crate) fn page(self) -> u32 {
+        match self {
+            Self::Nodes => 100,
+            Self::Pods | Self::EndpointSlices => 250,
+            Self::Namespaces | Self::Services | Self::Claims => 500,
+        }
+    }
+
+    /// The keys of all that an object of this name may stand for; none if it can have no such name.
+    pub(crate) fn keys(self, namespace: &str, name: &str) -> Vec<Key> {
+        let namespaced = || NamespacedName::new(namespace, name);
+        match self {
+            Self::Nodes => vec![Key::Node(name.into()), Key::Lease(name.into())],
+            Self::Namespaces => vec![Key::Namespace(name.into())],
+            Self::Pods => vec![Key::Pod(namespaced())],
+            Self::Services => vec![Key::Service(namespaced())],
+            Self::EndpointSlices => vec![Key::EndpointSlice(namespaced())],
+            Self::Claims => claim::cidr(name).map(Key::Claim).into_iter().collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cluster::{Key, Kind, NamespacedName};
+
+    use super::{Resource, claim};
+
+    #[test]
+    fn every_kind_but_the_status_of_pods_has_a_resource_and_only_one() {
+        for kind in Kind::ALL {
+            let of: Vec<_> =
+                Resource::ALL.into_iter().filter(|resource| resource.kinds().contains(&kind)).collect();
+            assert_eq!(of.len(), usize::from(kind != Kind::PodStatus), "{kind:?}");
+            assert_eq!(Resource::of_kind(kind), of.first().copied());
+        }
+        assert_eq!(
+            Resource::of(&[Kind::Lease, Kind::Claim, Kind::Node]),
+            [Resource::Nodes, Resource::Claims]
+        );
+        assert_eq!(Resource::of(&[Kind::PodStatus]), []);
+    }
+
+    #[test]
+    fn paths_are_those_of_the_api() {
+        let path = |resource: Resource, key: Key| resource.path_of(&key, "kube-system");
+        assert_eq!(Resource::Nodes.path("kube-system"), "/api/v1/nodes");
+        assert_eq!(path(Resource::Nodes, Key::Lease("node1".into())), "/api/v1/nodes/node1");
+        let slice = Key::EndpointSlice(NamespacedName::new("shop", "web-x"));
+        assert_eq!(Resource::EndpointSlices.path("x"), "/apis/discovery.k8s.io/v1/endpointslices");
+        assert_eq!(
+            path(Resource::EndpointSlices, slice),
+            "/apis/discovery.k8s.io/v1/namespaces/shop/endpointslices/web-x"
+        );
+        let leases = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases";
+        assert_eq!(Resource::Claims.path("kube-system"), leases);
+        let claim = Key::Claim("10.244.3.0/24".parse().unwrap());
+        assert_eq!(path(Resource::Claims, claim), format!("{leases}/fairlead-10-244-3-0-24"));
+    }
+
+    #[test]
+    fn the_selector_is_the_label_that_claims_bear() {
+        let (key, value) = claim::LABEL;
+        let selector = format!("&labelSelector={}%3D{value}", key.replace('/', "%2F"));
+        assert_eq!(Resource::Claims.selector(), selector);
+    }
+}

@@ -1,0 +1,85 @@
+//! Where a store is, as the command line says it: `dir:PATH` or `kubernetes[:KUBECONFIG]`.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::{Directory, Error, Kubernetes, Store};
+
+/// A store that can be opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Location {
+    /// A directory of manifests.
+    Directory(PathBuf),
+    /// The Kubernetes API.
+    Kubernetes {
+        /// How to reach it and as whom; none leaves that to what a pod is given, else to what `kubectl` would take.
+        kubeconfig: Option<PathBuf>,
+        /// The namespace of Fairlead's own objects.
+        namespace: String,
+    },
+}
+
+impl Location {
+    /// The namespace of Fairlead's own objects where nothing else is said.
+    pub const NAMESPACE: &'static str = "kube-system";
+
+    /// The store there. One that is away for now is opened all the same: a watcher will say when it is there.
+    ///
+    /// # Errors
+    /// [`Error::Access`] when it is not known where the API server is, or with which credentials to ask it.
+    pub fn open(&self) -> Result<Box<dyn Store>, Error> {
+        Ok(match self {
+            Self::Directory(path) => Box::new(Directory::at(path)),
+            Self::Kubernetes { kubeconfig, namespace } => {
+                Box::new(Kubernetes::open(kubeconfig.as_deref(), namespace)?)
+            }
+        })
+    }
+}
+
+impl FromStr for Location {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (kind, rest) = text.split_once(':').map_or((text, None), |(kind, rest)| (kind, Some(rest)));
+        match (kind, rest) {
+            ("dir", Some(path)) if !path.is_empty() => Ok(Self::Directory(path.into())),
+            ("dir", _) => Err("the directory's path is missing after `dir:`".to_owned()),
+            ("kubernetes", Some("")) => {
+                Err("the kubeconfig's path is missing after `kubernetes:`".to_owned())
+            }
+            ("kubernetes", kubeconfig) => Ok(Self::Kubernetes {
+                kubeconfig: kubeconfig.map(PathBuf::from),
+                namespace: Self::NAMESPACE.to_owned(),
+            }),
+            _ => Err("a store is dir:PATH or kubernetes[:KUBECONFIG]".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(path) => write!(out, "dir:{}", path.display()),
+            Self::Kubernetes { kubeconfig: None, .. } => out.write_str("kubernetes"),
+            Self::Kubernetes { kubeconfig: Some(path), .. } => write!(out, "kubernetes:{}", path.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Location;
+
+    #[test]
+    fn a_store_is_named_by_its_kind() {
+        assert_eq!("dir:/a:b".parse(), Ok(Location::Directory("/a:b".into())));
+        for good in ["dir:/a:b", "kubernetes", "kubernetes:/etc/kubeconfig"] {
+            assert_eq!(good.parse::<Location>().map(|location| location.to_string()).as_deref(), Ok(good));
+        }
+        for bad in ["/a", "dir:", "dir", "etcd:http://x", "", "kubernetes:", "kubernetes-x"] {
+            assert!(bad.parse::<Location>().is_err(), "{bad:?} was taken");
+        }
+    }
+}
