@@ -34,8 +34,9 @@ pub(super) fn collect(nft: &mut Nft, request: &Request) -> Result<(), Error> {
     let mut addresses = Vec::new();
     for version in VERSIONS {
         let rules = nft.foreign_rules(&table(version), Some(PODS)).map_err(fault)?;
-        addresses.extend(rules.iter().filter_map(let_pass));
-        addresses.extend(older(version)?.iter().flat_map(Table::rules).filter_map(|rule| of_pod(&rule)));
+        addresses.extend(rules.iter().filter_map(|rule| let_pass(rule, version)));
+        addresses
+            .extend(older(version)?.iter().flat_map(Table::rules).filter_map(|rule| of_pod(&rule, version)));
     }
     addresses.sort_unstable();
     addresses.dedup();
@@ -47,24 +48,29 @@ pub(super) fn collect(nft: &mut Nft, request: &Request) -> Result<(), Error> {
     if nobodys.is_empty() {
         return Ok(());
     }
+    let config = FirewallConfig::of(&request.config)?;
     remove(nft, &nobodys).map_err(fault)?;
+    // An ADD that came in between has found the rules standing, and made none. Its pod had the address by then. While that
+    // cannot be told, any of them may be a pod's.
+    let looked = machine::addresses_in_use(&nobodys);
+    let again = looked.as_ref().map_or_else(|_| nobodys.clone(), |in_use| in_use.iter().copied().collect());
+    put_back(nft, &config, &again)?;
+    looked.map_err(fault)?;
     for version in VERSIONS {
-        let is_stale = |rule: &ForeignRule| of_pod(rule).is_some_and(|address| nobodys.contains(&address));
+        let is_stale =
+            |rule: &ForeignRule| of_pod(rule, version).is_some_and(|address| nobodys.contains(&address));
         if let Some(mut table) = older(version)?.filter(|table| table.rules().iter().any(is_stale)) {
             table.remove(is_stale, |_| false).map_err(fault)?;
         }
     }
-    // An ADD that came in between has found the rules standing, and made none. Its pod had the address by then.
-    let in_use = machine::addresses_in_use(&nobodys).map_err(fault)?;
-    put_back(nft, request, &in_use.into_iter().collect::<Vec<_>>())
+    Ok(())
 }
 
 /// In nf_tables: nothing is written through the older interface.
-fn put_back(nft: &mut Nft, request: &Request, addresses: &[IpAddr]) -> Result<(), Error> {
+fn put_back(nft: &mut Nft, config: &FirewallConfig<'_>, addresses: &[IpAddr]) -> Result<(), Error> {
     if addresses.is_empty() {
         return Ok(());
     }
-    let config = FirewallConfig::of(&request.config)?;
     let mut attempts = 0..ATTEMPTS;
     loop {
         let mut transaction = Transaction::new();
@@ -87,7 +93,7 @@ fn remove(nft: &mut Nft, nobodys: &[IpAddr]) -> Result<(), kernel::Error> {
         for version in VERSIONS {
             let table = table(version);
             for rule in nft.foreign_rules(&table, Some(PODS))? {
-                if let_pass(&rule).is_some_and(|address| nobodys.contains(&address)) {
+                if let_pass(&rule, version).is_some_and(|address| nobodys.contains(&address)) {
                     transaction.delete_rule(&table, PODS, rule.place);
                 }
             }
@@ -101,20 +107,23 @@ fn remove(nft: &mut Nft, nobodys: &[IpAddr]) -> Result<(), kernel::Error> {
 }
 
 /// The same in a table of which all chains were read.
-fn of_pod(rule: &ForeignRule) -> Option<IpAddr> {
-    let_pass(rule).filter(|_| rule.chain == PODS)
+fn of_pod(rule: &ForeignRule, version: IpVersion) -> Option<IpAddr> {
+    let_pass(rule, version).filter(|_| rule.chain == PODS)
 }
 
-/// The address for which the reference made this rule, if it did.
-fn let_pass(rule: &ForeignRule) -> Option<IpAddr> {
+/// The address for which the reference made this rule, if it did. A comparison with fewer bytes than an address of the
+/// table's family has is with a subnet, and a person's.
+fn let_pass(rule: &ForeignRule, version: IpVersion) -> Option<IpAddr> {
     let is_known = |name: &str| PARTS.contains(&name) && name != NARROWED;
     let mut compared = rule.parts.iter().filter(|part| part.name == "cmp");
     let (Some(part), None) = (compared.next(), compared.next()) else { return None };
     if !rule.has("accept") || rule.comment.is_some() || !rule.parts.iter().all(|part| is_known(&part.name)) {
         return None;
     }
-    let four = <[u8; 4]>::try_from(part.bytes.as_slice()).map(IpAddr::from);
-    four.or_else(|_| <[u8; 16]>::try_from(part.bytes.as_slice()).map(IpAddr::from)).ok()
+    match version {
+        IpVersion::V4 => <[u8; 4]>::try_from(part.bytes.as_slice()).map(IpAddr::from).ok(),
+        IpVersion::V6 => <[u8; 16]>::try_from(part.bytes.as_slice()).map(IpAddr::from).ok(),
+    }
 }
 
 #[cfg(test)]
@@ -134,21 +143,24 @@ mod tests {
         let six = [0x20; 16];
         let out =
             [("payload", &[][..]), ("cmp", &address), ("counter", &[]), ("immediate", &[]), ("accept", &[])];
-        assert_eq!(let_pass(&rule(&out)), Some("10.1.2.3".parse().unwrap()));
+        assert_eq!(let_pass(&rule(&out), IpVersion::V4), Some("10.1.2.3".parse().unwrap()));
         let older = [("cmp", &six[..]), ("conntrack", &[1, 2]), ("", &[]), ("accept", &[])];
-        assert_eq!(let_pass(&rule(&older)), Some(IpAddr::from(six)));
+        assert_eq!(let_pass(&rule(&older), IpVersion::V6), Some(IpAddr::from(six)));
         let mut commented = rule(&out);
         commented.comment = Some("mine".into());
-        assert_eq!(let_pass(&commented), None);
+        assert_eq!(let_pass(&commented, IpVersion::V4), None);
         for more in [("cmp", &address[..]), (NARROWED, &[]), ("bitwise", &[]), ("meta", &[]), ("tcp", &[6])] {
             let mut parts = out.to_vec();
             parts.insert(0, more);
-            assert_eq!(let_pass(&rule(&parts)), None, "{more:?}");
+            assert_eq!(let_pass(&rule(&parts), IpVersion::V4), None, "{more:?}");
         }
         let dropping = [("cmp", &address[..]), ("drop", &[])];
-        assert_eq!(let_pass(&rule(&dropping)), None);
+        assert_eq!(let_pass(&rule(&dropping), IpVersion::V4), None);
         // A subnet is a shorter comparison.
         let subnet = [("payload", &[][..]), ("cmp", &address[..3]), ("immediate", &[]), ("accept", &[])];
-        assert_eq!(let_pass(&rule(&subnet)), None);
+        assert_eq!(let_pass(&rule(&subnet), IpVersion::V4), None);
+        // Four bytes of IPv6 are 2001:db8::/32, say, and no address of IPv4.
+        assert_eq!(let_pass(&rule(&out), IpVersion::V6), None);
+        assert_eq!(let_pass(&rule(&older), IpVersion::V4), None);
     }
 }
