@@ -6,7 +6,7 @@ mod node;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use harness::{Namespace, run_ok};
+use harness::{Namespace, eventually, run_ok};
 use netstate::{Address, Conflict, FdbEntry, Link, LinkKind, Mac, Plan, Route, RouteKey, State, Vxlan, plan};
 use node::{assert_is, assert_settled, cluster, inside, name, net, node, observe, reconcile, tunnel};
 
@@ -42,6 +42,9 @@ fn what_is_wanted_is_made_and_a_second_time_changes_nothing() {
 
 /// All that the tools show of a namespace.
 fn everything(namespace: &Namespace) -> Vec<String> {
+    // A link-local address is checked for duplicates first, and then shown without that word.
+    let settled = || (!namespace.ip("addr").contains("tentative")).then_some(());
+    eventually("duplicate address detection ends", settled);
     let all = ["link", "addr", "route show table all", "rule", "-6 rule", "-6 route show table all", "neigh"];
     let mut texts: Vec<String> = all.iter().map(|what| namespace.ip(what)).collect();
     texts.push(run_ok(namespace.command("nft").args(["list", "ruleset"])));
