@@ -10,7 +10,7 @@
 use std::net::IpAddr;
 
 use cni::{Error, Request};
-use kernel::foreign::{ForeignRule, NARROWED};
+use kernel::foreign::{ForeignRule, Part};
 use kernel::machine;
 use kernel::nft::{Nft, Transaction};
 use kernel::xtables::Table;
@@ -24,7 +24,12 @@ use crate::living::Living;
 
 /// What the reference's rules are made of, by either interface of the kernel: the target `ACCEPT` of the older one
 /// has no name.
-const PARTS: [&str; 8] = ["payload", "cmp", "conntrack", "state", "counter", "immediate", "accept", ""];
+const PARTS: [&str; 7] = ["payload", "cmp", "conntrack", "counter", "immediate", "accept", ""];
+
+/// `RELATED,ESTABLISHED` and nothing else in `struct xt_conntrack_mtinfo2` and its successor, behind addresses and
+/// ports that are not asked for: what is matched (`XT_CONNTRACK_STATE`), what of it must not be, and which states.
+const TRACKED: [u16; 3] = [1, 0, 2 | 4];
+const TRACKED_AT: usize = 146;
 
 /// Removes the rules for addresses that nobody has.
 ///
@@ -34,8 +39,9 @@ pub(super) fn collect(nft: &mut Nft, request: &Request) -> Result<(), Error> {
     let mut addresses = Vec::new();
     for version in VERSIONS {
         let rules = nft.foreign_rules(&table(version), Some(PODS)).map_err(fault)?;
-        addresses.extend(rules.iter().filter_map(let_pass));
-        addresses.extend(older(version)?.iter().flat_map(Table::rules).filter_map(|rule| of_pod(&rule)));
+        addresses.extend(rules.iter().filter_map(|rule| let_pass(version, rule)));
+        let older = older(version)?.map(|table| table.rules()).unwrap_or_default();
+        addresses.extend(older.iter().filter_map(|rule| of_pod(version, rule)));
     }
     addresses.sort_unstable();
     addresses.dedup();
@@ -49,7 +55,8 @@ pub(super) fn collect(nft: &mut Nft, request: &Request) -> Result<(), Error> {
     }
     remove(nft, &nobodys).map_err(fault)?;
     for version in VERSIONS {
-        let is_stale = |rule: &ForeignRule| of_pod(rule).is_some_and(|address| nobodys.contains(&address));
+        let is_stale =
+            |rule: &ForeignRule| of_pod(version, rule).is_some_and(|address| nobodys.contains(&address));
         if let Some(mut table) = older(version)?.filter(|table| table.rules().iter().any(is_stale)) {
             table.remove(is_stale, |_| false).map_err(fault)?;
         }
@@ -87,7 +94,7 @@ fn remove(nft: &mut Nft, nobodys: &[IpAddr]) -> Result<(), kernel::Error> {
         for version in VERSIONS {
             let table = table(version);
             for rule in nft.foreign_rules(&table, Some(PODS))? {
-                if let_pass(&rule).is_some_and(|address| nobodys.contains(&address)) {
+                if let_pass(version, &rule).is_some_and(|address| nobodys.contains(&address)) {
                     transaction.delete_rule(&table, PODS, rule.place);
                 }
             }
@@ -101,25 +108,36 @@ fn remove(nft: &mut Nft, nobodys: &[IpAddr]) -> Result<(), kernel::Error> {
 }
 
 /// The same in a table of which all chains were read.
-fn of_pod(rule: &ForeignRule) -> Option<IpAddr> {
-    let_pass(rule).filter(|_| rule.chain == PODS)
+fn of_pod(version: IpVersion, rule: &ForeignRule) -> Option<IpAddr> {
+    let_pass(version, rule).filter(|_| rule.chain == PODS)
 }
 
-/// The address for which the reference made this rule, if it did.
-fn let_pass(rule: &ForeignRule) -> Option<IpAddr> {
-    let is_known = |name: &str| PARTS.contains(&name) && name != NARROWED;
+/// The address for which the reference made this rule of a table of `version`, if it did. Only a comparison as long
+/// as a whole address counts: `iptables-nft` loads no more than the first 4 bytes for a net such as `2001:db8::/32`.
+fn let_pass(version: IpVersion, rule: &ForeignRule) -> Option<IpAddr> {
     let mut compared = rule.parts.iter().filter(|part| part.name == "cmp");
     let (Some(part), None) = (compared.next(), compared.next()) else { return None };
-    if !rule.has("accept") || rule.comment.is_some() || !rule.parts.iter().all(|part| is_known(&part.name)) {
+    if !rule.has("accept") || rule.comment.is_some() || !rule.parts.iter().all(is_the_references) {
         return None;
     }
-    let four = <[u8; 4]>::try_from(part.bytes.as_slice()).map(IpAddr::from);
-    four.or_else(|_| <[u8; 16]>::try_from(part.bytes.as_slice()).map(IpAddr::from)).ok()
+    let bytes = part.bytes.as_slice();
+    match version {
+        IpVersion::V4 => <[u8; 4]>::try_from(bytes).map(IpAddr::from).ok(),
+        IpVersion::V6 => <[u8; 16]>::try_from(bytes).map(IpAddr::from).ok(),
+    }
+}
+
+/// Whether a rule of the reference may have this part.
+fn is_the_references(part: &Part) -> bool {
+    let tracked = TRACKED.map(u16::to_ne_bytes);
+    let is_tracked =
+        || part.bytes.get(TRACKED_AT..).is_some_and(|rest| rest.starts_with(tracked.as_flattened()));
+    PARTS.contains(&part.name.as_str()) && (part.name != "conntrack" || is_tracked())
 }
 
 #[cfg(test)]
 mod tests {
-    use kernel::foreign::Part;
+    use kernel::foreign::NARROWED;
 
     use super::*;
 
@@ -128,27 +146,57 @@ mod tests {
         ForeignRule { chain: PODS.into(), parts: parts.iter().map(part).collect(), ..ForeignRule::default() }
     }
 
+    /// What `iptables` writes for these states; `flags` are what is matched and what of it must not be.
+    fn conntrack(flags: [u16; 2], states: u16) -> Vec<u8> {
+        let mut bytes = vec![0; 168];
+        let told = [flags[0], flags[1], states].map(u16::to_ne_bytes);
+        bytes[TRACKED_AT..TRACKED_AT + 6].copy_from_slice(told.as_flattened());
+        bytes
+    }
+
     #[test]
     fn only_the_references_own_form_tells_an_address() {
+        use IpVersion::{V4, V6};
         let address = [10, 1, 2, 3];
         let six = [0x20; 16];
         let out =
             [("payload", &[][..]), ("cmp", &address), ("counter", &[]), ("immediate", &[]), ("accept", &[])];
-        assert_eq!(let_pass(&rule(&out)), Some("10.1.2.3".parse().unwrap()));
-        let older = [("cmp", &six[..]), ("conntrack", &[1, 2]), ("", &[]), ("accept", &[])];
-        assert_eq!(let_pass(&rule(&older)), Some(IpAddr::from(six)));
+        assert_eq!(let_pass(V4, &rule(&out)), Some("10.1.2.3".parse().unwrap()));
         let mut commented = rule(&out);
         commented.comment = Some("mine".into());
-        assert_eq!(let_pass(&commented), None);
-        for more in [("cmp", &address[..]), (NARROWED, &[]), ("bitwise", &[]), ("meta", &[]), ("tcp", &[6])] {
+        assert_eq!(let_pass(V4, &commented), None);
+        for more in [
+            ("cmp", &address[..]),
+            (NARROWED, &[]),
+            ("bitwise", &[]),
+            ("meta", &[]),
+            ("tcp", &[6]),
+            ("state", &[6]),
+        ] {
             let mut parts = out.to_vec();
             parts.insert(0, more);
-            assert_eq!(let_pass(&rule(&parts)), None, "{more:?}");
+            assert_eq!(let_pass(V4, &rule(&parts)), None, "{more:?}");
         }
         let dropping = [("cmp", &address[..]), ("drop", &[])];
-        assert_eq!(let_pass(&rule(&dropping)), None);
-        // A subnet is a shorter comparison.
-        let subnet = [("payload", &[][..]), ("cmp", &address[..3]), ("immediate", &[]), ("accept", &[])];
-        assert_eq!(let_pass(&rule(&subnet)), None);
+        assert_eq!(let_pass(V4, &rule(&dropping)), None);
+        let back = |bytes: &[u8]| {
+            let_pass(V6, &rule(&[("cmp", &six), ("conntrack", bytes), ("", &[]), ("accept", &[])]))
+        };
+        assert_eq!(back(&conntrack([1, 0], 6)), Some(IpAddr::from(six)));
+        // Other states, the opposite, a status too, and a revision that is not known.
+        for other in [conntrack([1, 0], 8), conntrack([1, 1], 6), conntrack([3, 0], 6), vec![1, 2]] {
+            assert_eq!(back(&other), None);
+        }
+    }
+
+    #[test]
+    fn a_subnet_is_a_shorter_comparison_and_no_address_of_the_other_family() {
+        let bytes = [0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+        for length in 0..=16 {
+            let parts =
+                [("payload", &[][..]), ("cmp", &bytes[..length]), ("immediate", &[]), ("accept", &[])];
+            assert_eq!(let_pass(IpVersion::V4, &rule(&parts)).is_some(), length == 4, "{length}");
+            assert_eq!(let_pass(IpVersion::V6, &rule(&parts)).is_some(), length == 16, "{length}");
+        }
     }
 }
