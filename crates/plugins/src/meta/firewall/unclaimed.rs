@@ -19,7 +19,7 @@ use netstate::nft::IpVersion;
 use super::config::FirewallConfig;
 use super::forward::{self, PODS, TABLE, table};
 use super::table::{ATTEMPTS, VERSIONS};
-use crate::fault::fault;
+use crate::fault::{Failures, fault};
 use crate::living::Living;
 
 /// What the reference's rules are made of, by either interface of the kernel: the target `ACCEPT` of the older one
@@ -35,7 +35,8 @@ const TRACKED_AT: usize = 146;
 ///
 /// # Errors
 /// When it cannot be told whose they are, or the kernel refuses.
-pub(super) fn collect(nft: &mut Nft, request: &Request) -> Result<(), Error> {
+pub(super) fn collect(request: &Request) -> Result<(), Error> {
+    let mut nft = Nft::open().map_err(fault)?;
     let mut addresses = Vec::new();
     for version in VERSIONS {
         let rules = nft.foreign_rules(&table(version), Some(PODS)).map_err(fault)?;
@@ -49,60 +50,98 @@ pub(super) fn collect(nft: &mut Nft, request: &Request) -> Result<(), Error> {
         return Ok(());
     }
     let Some(living) = Living::of(request)? else { return Ok(()) };
-    let nobodys = living.nobodys(nft, addresses)?;
+    let nobodys = living.nobodys(&mut nft, addresses)?;
     if nobodys.is_empty() {
         return Ok(());
     }
-    remove(nft, &nobodys).map_err(fault)?;
-    for version in VERSIONS {
-        let is_stale =
-            |rule: &ForeignRule| of_pod(version, rule).is_some_and(|address| nobodys.contains(&address));
-        if let Some(mut table) = older(version)?.filter(|table| table.rules().iter().any(is_stale)) {
-            table.remove(is_stale, |_| false).map_err(fault)?;
-        }
-    }
-    // An ADD that came in between has found the rules standing, and made none. Its pod had the address by then.
-    let in_use = machine::addresses_in_use(&nobodys).map_err(fault)?;
-    put_back(nft, request, &in_use.into_iter().collect::<Vec<_>>())
+    // Whatever is needed to put rules back is known before the first one goes.
+    let config = FirewallConfig::of(&request.config)?;
+    let still_nobodys = remove_unless_taken(&mut nft, nobodys, config.admin_chain)?;
+    remove_older(&still_nobodys)
 }
 
-/// In nf_tables: nothing is written through the older interface.
-fn put_back(nft: &mut Nft, request: &Request, addresses: &[IpAddr]) -> Result<(), Error> {
+/// Removes the rules in nf_tables, and returns those of the addresses that are nobody's afterwards. An ADD that came in
+/// between has found its rules standing, and made none; its pod had the address by then, so they are put back.
+/// When that cannot be told all are.
+fn remove_unless_taken(
+    nft: &mut Nft,
+    mut nobodys: Vec<IpAddr>,
+    admin_chain: &str,
+) -> Result<Vec<IpAddr>, Error> {
+    let mut removed = remove(nft, &nobodys).map_err(fault)?;
+    match machine::addresses_in_use(&nobodys) {
+        Ok(in_use) => {
+            removed.retain(|address| in_use.contains(address));
+            put_back(nft, &removed, admin_chain).map_err(fault)?;
+            nobodys.retain(|address| !in_use.contains(address));
+            Ok(nobodys)
+        }
+        Err(error) => {
+            let mut failures = Failures::default();
+            failures.note_kernel::<()>(Err(error));
+            failures.note_kernel(put_back(nft, &removed, admin_chain));
+            failures.into_result().map(|()| Vec::new())
+        }
+    }
+}
+
+fn put_back(nft: &mut Nft, addresses: &[IpAddr], admin_chain: &str) -> Result<(), kernel::Error> {
     if addresses.is_empty() {
         return Ok(());
     }
-    let config = FirewallConfig::of(&request.config)?;
     let mut attempts = 0..ATTEMPTS;
     loop {
         let mut transaction = Transaction::new();
-        forward::put(nft, addresses, config.admin_chain, &mut transaction).map_err(fault)?;
+        forward::put(nft, addresses, admin_chain, &mut transaction)?;
         match nft.commit(transaction) {
             Err(error) if (error.exists() || error.is_missing()) && attempts.next().is_some() => {}
-            other => return other.map_err(fault),
+            other => return other,
         }
     }
+}
+
+/// The same rules of the older interface, through which nothing is put back.
+fn remove_older(nobodys: &[IpAddr]) -> Result<(), Error> {
+    let mut failures = Failures::default();
+    for version in VERSIONS {
+        let is_stale =
+            |rule: &ForeignRule| of_pod(version, rule).is_some_and(|address| nobodys.contains(&address));
+        let Some(mut table) = failures.note(older(version)).flatten() else { continue };
+        if table.rules().iter().any(is_stale) {
+            failures.note_kernel(table.remove(is_stale, |_| false));
+        }
+    }
+    failures.into_result()
 }
 
 fn older(version: IpVersion) -> Result<Option<Table>, Error> {
     Table::read(version, TABLE).map_err(fault)
 }
 
-fn remove(nft: &mut Nft, nobodys: &[IpAddr]) -> Result<(), kernel::Error> {
+/// Returns for which addresses there were rules.
+fn remove(nft: &mut Nft, nobodys: &[IpAddr]) -> Result<Vec<IpAddr>, kernel::Error> {
+    let mut removed = Vec::new();
     let mut attempts = 0..ATTEMPTS;
     loop {
         let mut transaction = Transaction::new();
         for version in VERSIONS {
             let table = table(version);
             for rule in nft.foreign_rules(&table, Some(PODS))? {
-                if let_pass(version, &rule).is_some_and(|address| nobodys.contains(&address)) {
+                let address = let_pass(version, &rule).filter(|address| nobodys.contains(address));
+                if let Some(address) = address {
                     transaction.delete_rule(&table, PODS, rule.place);
+                    removed.push(address);
                 }
             }
         }
         match nft.commit(transaction) {
             // Somebody else removed one of them in between; the others are still there.
             Err(error) if error.is_missing() && attempts.next().is_some() => {}
-            other => return other,
+            other => {
+                removed.sort_unstable();
+                removed.dedup();
+                return other.map(|()| removed);
+            }
         }
     }
 }
