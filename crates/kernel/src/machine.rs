@@ -5,14 +5,15 @@
 //! `/proc` that everybody may read. One that is held by nothing but an open file, or is mounted where this process
 //! cannot look, is not seen.
 //!
-//! What stays true: what cannot be looked at is an error, never "not in use".
+//! What stays true: what cannot be looked at is an error, never "not in use". A path counts for the namespace that was
+//! found there, whatever the table of mounts says of it: another mount may cover it.
 //! Sources: proc_pid_mountinfo(5), proc_pid_net(5); the kernel's `net/ipv4/fib_trie.c`, `net/ipv6/addrconf.c`.
 
 use std::collections::HashSet;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv6Addr};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -29,12 +30,28 @@ pub fn addresses_in_use(asked: &[IpAddr]) -> Result<HashSet<IpAddr>, Error> {
     for process in processes()? {
         search.look_at(&process)?;
     }
-    let path = PathBuf::from("/proc/thread-self/mountinfo");
-    let table = std::fs::read_to_string(&path).map_err(|source| failed("read", &path, source))?;
-    for (name, path) in mounted(&table) {
-        search.look_into(OsStr::new(name), &path)?;
+    let mut missed = Vec::new();
+    for mount in mounted(&mounts()?) {
+        if search.miss(&mount)?.is_some() {
+            missed.push(mount.inode);
+        }
     }
-    Ok(search.found)
+    missed.retain(|inode| !search.seen.contains(inode));
+    if missed.is_empty() {
+        return Ok(search.found);
+    }
+    // It may have gone meanwhile, or be mounted elsewhere.
+    let mut hidden = Vec::new();
+    for mount in mounted(&mounts()?).filter(|mount| missed.contains(&mount.inode)) {
+        hidden.extend(search.miss(&mount)?.map(|instead| (mount, instead)));
+    }
+    match hidden.into_iter().find(|(mount, _)| !search.seen.contains(&mount.inode)) {
+        Some((Mount { inode, path }, instead)) => {
+            let source = io::Error::other(format!("{instead} is there instead of net:[{inode}]"));
+            Err(failed("look into the network namespace that is mounted at", &path, source))
+        }
+        None => Ok(search.found),
+    }
 }
 
 /// The directories in `/proc` of the processes that can be seen.
@@ -62,8 +79,8 @@ pub fn is_gone(cause: &io::Error) -> bool {
 struct Search<'a> {
     asked: &'a [IpAddr],
     found: HashSet<IpAddr>,
-    /// Namespaces by the names that links and mounts give them: `net:[4026531840]`.
-    seen: HashSet<OsString>,
+    /// Namespaces that were looked into, by their inodes.
+    seen: HashSet<u64>,
     /// Namespaces by the inodes of their files in `/proc`.
     listings: HashSet<u64>,
 }
@@ -72,7 +89,16 @@ impl Search<'_> {
     fn look_at(&mut self, process: &Path) -> Result<(), Error> {
         let path = process.join("ns/net");
         let looked = match std::fs::read_link(&path) {
-            Ok(name) => self.look_into(name.as_os_str(), &path),
+            Ok(name)
+                if inode(name.as_os_str().as_bytes()).is_some_and(|inode| self.seen.contains(&inode)) =>
+            {
+                return Ok(());
+            }
+            Ok(_) => match Netns::open(&path) {
+                // The process has ended. Another may hold the same namespace.
+                Err(Error::NamespaceMissing { .. }) => return Ok(()),
+                opened => opened.and_then(|netns| self.look_into(&netns)).map(drop),
+            },
             Err(cause) if is_gone(&cause) => return Ok(()),
             Err(source) => Err(failed("identify network namespace", &path, source)),
         };
@@ -82,20 +108,30 @@ impl Search<'_> {
         }
     }
 
-    fn look_into(&mut self, name: &OsStr, path: &Path) -> Result<(), Error> {
-        if self.seen.contains(name) {
-            return Ok(());
+    /// What stands where this namespace is said to be mounted, if it is not the namespace, and it has not been seen.
+    fn miss(&mut self, mount: &Mount) -> Result<Option<&'static str>, Error> {
+        if self.seen.contains(&mount.inode) {
+            return Ok(None);
         }
-        let netns = match Netns::open(path) {
-            // The process has ended, the mount has gone. Another may hold the same namespace.
-            Err(Error::NamespaceMissing { .. }) => return Ok(()),
+        let netns = match Netns::open(&mount.path) {
+            Err(Error::NamespaceMissing { .. }) => return Ok(Some("nothing")),
+            Err(Error::NotANamespace { .. }) => return Ok(Some("something else")),
             opened => opened?,
         };
-        for found in address::list(&mut netns.socket(Protocol::Route)?, None, None)? {
-            self.find(found.net.addr());
+        let is_other = self.look_into(&netns)? != mount.inode;
+        Ok(is_other.then_some("another one"))
+    }
+
+    /// Returns its inode.
+    fn look_into(&mut self, netns: &Netns) -> Result<u64, Error> {
+        let inode = netns.identity()?.inode;
+        if !self.seen.contains(&inode) {
+            for found in address::list(&mut netns.socket(Protocol::Route)?, None, None)? {
+                self.find(found.net.addr());
+            }
+            self.seen.insert(inode);
         }
-        self.seen.insert(name.to_owned());
-        Ok(())
+        Ok(inode)
     }
 
     /// What everybody may read of a process's namespace.
@@ -126,13 +162,18 @@ impl Search<'_> {
     }
 }
 
-/// `None` when the process has ended, or the kernel has no such protocol.
+/// `None` when the process has ended, or the kernel has no such protocol. Links may have names of any bytes.
 fn read_listing(path: &Path) -> Result<Option<String>, Error> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
         Err(cause) if is_gone(&cause) => Ok(None),
         Err(source) => Err(failed("read", path, source)),
     }
+}
+
+fn mounts() -> Result<Vec<u8>, Error> {
+    let path = Path::new("/proc/thread-self/mountinfo");
+    std::fs::read(path).map_err(|source| failed("read", path, source))
 }
 
 fn failed(tried: &'static str, path: &Path, source: io::Error) -> Error {
@@ -162,19 +203,33 @@ fn listed(table: &str) -> impl Iterator<Item = IpAddr> {
     digits.filter_map(|digits| u128::from_str_radix(digits, 16).ok()).map(|bits| Ipv6Addr::from(bits).into())
 }
 
-/// The network namespaces that are mounted, and where: the fourth and the fifth field of a line.
-fn mounted(table: &str) -> impl Iterator<Item = (&str, PathBuf)> {
-    table.lines().filter_map(|line| {
-        let mut fields = line.split(' ').skip(3);
-        let name = fields.next().filter(|name| name.starts_with("net:["))?;
-        Some((name, unescaped(fields.next()?)))
+/// A line about a network namespace in the table of mounts.
+#[derive(Debug, PartialEq, Eq)]
+struct Mount {
+    inode: u64,
+    path: PathBuf,
+}
+
+/// The network namespaces that are mounted, and where: the fourth and the fifth field of a line. Others' mounts have
+/// names of any bytes.
+fn mounted(table: &[u8]) -> impl Iterator<Item = Mount> {
+    table.split(|byte| *byte == b'\n').filter_map(|line| {
+        let mut fields = line.split(|byte| *byte == b' ').skip(3);
+        let inode = inode(fields.next()?)?;
+        Some(Mount { inode, path: unescaped(fields.next()?) })
     })
 }
 
+/// The number in a namespace's name, as links and mounts give it: `net:[4026531840]`.
+fn inode(name: &[u8]) -> Option<u64> {
+    let digits = name.strip_prefix(b"net:[")?.strip_suffix(b"]")?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
 /// A path as mountinfo writes it: blanks and the like as a backslash and three octal digits.
-fn unescaped(text: &str) -> PathBuf {
+fn unescaped(text: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
+    let mut rest = text;
     while let Some((first, more)) = rest.split_first() {
         let digits =
             more.get(..3).filter(|_| *first == b'\\').and_then(|three| std::str::from_utf8(three).ok());
@@ -198,18 +253,23 @@ mod tests {
 
     #[test]
     fn mounted_namespaces_are_told_from_other_mounts() {
-        let table = "24 30 0:22 / /sys rw,nosuid shared:7 - sysfs sysfs rw\n\
+        let table = b"24 30 0:22 / /sys rw,nosuid shared:7 - sysfs sysfs rw\n\
             100 30 0:4 net:[4026532201] /run/netns/cni-1 rw shared:9 - nsfs nsfs rw\n\
             101 30 0:4 mnt:[4026532202] /run/mnt/one rw - nsfs nsfs rw\n\
             102 30 0:4 net:[4026532203] /run/a\\040b\\134 rw - nsfs nsfs rw\n\
-            103 30 0:4\n";
+            103 30 0:22 / /home/\xff rw - tmpfs \xfe rw\n\
+            104 30 0:4 net:[4026532204] /run/\xff rw - nsfs nsfs rw\n\
+            105 30 0:4\n";
         let found: Vec<_> = mounted(table).collect();
         let wanted = [
-            ("net:[4026532201]", PathBuf::from("/run/netns/cni-1")),
-            ("net:[4026532203]", PathBuf::from("/run/a b\\")),
+            (4_026_532_201, &b"/run/netns/cni-1"[..]),
+            (4_026_532_203, b"/run/a b\\"),
+            (4_026_532_204, b"/run/\xff"),
         ];
+        let wanted =
+            wanted.map(|(inode, path)| Mount { inode, path: OsString::from_vec(path.to_vec()).into() });
         assert_eq!(found, wanted);
-        assert_eq!(unescaped("\\04\\é0\\"), Path::new("\\04\\é0\\"));
+        assert_eq!(unescaped("\\04\\é0\\".as_bytes()), Path::new("\\04\\é0\\"));
     }
 
     #[test]

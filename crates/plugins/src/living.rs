@@ -96,8 +96,10 @@ impl Living {
         }
         for process in machine::processes().map_err(|error| fault(error).context(SO_IT_STAYS))? {
             let path = process.join("cgroup");
-            match std::fs::read_to_string(&path) {
+            match std::fs::read(&path) {
                 Ok(groups) => {
+                    // Whoever may make a control group names it with any bytes; an id is of letters and digits.
+                    let groups = String::from_utf8_lossy(&groups);
                     texts.retain(|text| !readings(text).any(|(container, _)| mentions(&groups, container)));
                 }
                 Err(cause) if machine::is_gone(&cause) => {}

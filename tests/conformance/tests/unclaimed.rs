@@ -302,7 +302,17 @@ fn admit_everybody(host: &Host) -> Namespace {
     ] {
         host.said(&host.iptables(), &format!("-w -A CNI-FORWARD {rule}"));
     }
+    // Of this net `iptables-nft` compares 4 bytes, as many as an address of the other family has.
+    let six = host.tools.path().join("ip6tables");
+    for rule in ["-s 2001:db8::/32 -j ACCEPT".into(), person_back(host)] {
+        host.said(&six, &format!("-w -A CNI-FORWARD {rule}"));
+    }
     running
+}
+
+/// A person's rule about other states than the reference's.
+fn person_back(host: &Host) -> String {
+    format!("-d {} -m conntrack --ctstate NEW -j ACCEPT", host.address6(9))
 }
 
 /// Both families' rules.

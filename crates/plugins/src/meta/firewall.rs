@@ -133,15 +133,10 @@ impl Plugin for Firewall {
 
     fn gc(&self, request: &Request) -> Result<(), Error> {
         let valid = attachment::valid(request)?;
-        let mut nft = Nft::open().map_err(fault)?;
-        let stale = table::stale(&mut nft, &request.config.name, &valid).map_err(fault)?;
-        // Our elements go last, and stay after a failure: nothing else tells the next GC of these addresses.
-        if let Some(mut firewalld) = config::running(&request.config)? {
-            firewalld.remove(config::zone(&request.config), &stale)?;
-        }
-        forward::remove_older(&stale).map_err(fault)?;
-        table::collect(&mut nft, &request.config.name, &valid).map_err(fault)?;
-        unclaimed::collect(&mut nft, request)
+        let mut failures = Failures::default();
+        failures.note(collect(request, &valid));
+        failures.note(unclaimed::collect(request));
+        failures.into_result()
     }
 
     fn status(&self, request: &Request) -> Result<(), Error> {
@@ -156,6 +151,20 @@ impl Plugin for Firewall {
 
 fn addresses(result: &AddResult) -> Vec<IpAddr> {
     result.ips.iter().map(|ip| ip.address.addr()).collect()
+}
+
+/// Removes what stands for attachments of this network that are not valid.
+fn collect(request: &Request, valid: &[Owner]) -> Result<(), Error> {
+    let mut nft = Nft::open().map_err(fault)?;
+    let stale = table::stale(&mut nft, &request.config.name, valid).map_err(fault)?;
+    let mut failures = Failures::default();
+    if let Some(mut firewalld) = failures.note(config::running(&request.config)).flatten() {
+        failures.note(firewalld.remove(config::zone(&request.config), &stale));
+    }
+    failures.note_kernel(forward::remove_older(&stale));
+    // Our elements go last, and stay after a failure: nothing else tells the next GC of these addresses.
+    failures.into_result()?;
+    table::collect(&mut nft, &request.config.name, valid).map_err(fault)
 }
 
 /// Removes the attachment's addresses, and the rules for them in iptables' chains: those that we put there, and

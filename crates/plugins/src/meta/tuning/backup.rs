@@ -142,7 +142,7 @@ pub(super) fn collect(directory: &Path, network: &str, valid: &[Attachment]) -> 
                 failures.note(remove(&path));
             }
             Ok(_) => {}
-            Err(cause) if is_gone(&cause) => {}
+            Err(cause) if is_no_file(&cause) => {}
             Err(cause) => drop(failures.note::<()>(Err(file_error("read", &path, &cause)))),
         }
     }
@@ -181,7 +181,7 @@ fn of_the_reference(directory: &Path) -> Result<Vec<String>, Error> {
         match fs::read(entry.path()) {
             Ok(bytes) if is_the_references(&bytes) => names.push(name.to_owned()),
             Ok(_) => {}
-            Err(cause) if is_gone(&cause) => {}
+            Err(cause) if is_no_file(&cause) => {}
             Err(cause) => return Err(file_error("read", &entry.path(), &cause)),
         }
     }
@@ -286,6 +286,11 @@ fn remove(path: &Path) -> Result<(), Error> {
     }
 }
 
+/// A directory whose name ends like that of a file is nobody's note.
+fn is_no_file(cause: &io::Error) -> bool {
+    is_gone(cause) || cause.kind() == io::ErrorKind::IsADirectory
+}
+
 fn is_gone(cause: &io::Error) -> bool {
     matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
@@ -345,5 +350,14 @@ mod tests {
         left.sort();
         assert_eq!(left, [".half_eth0.json.new", "notes.txt", "other_eth0.json", "reference_eth0.json"]);
         collect(&path.join("nowhere"), "net", &[]).unwrap();
+    }
+
+    #[test]
+    fn a_directory_among_the_files_is_passed_over() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("x.json")).unwrap();
+        fs::write(directory.path().join("container_eth0.json"), "{\"mtu\": 1500}").unwrap();
+        collect(directory.path(), "net", &[]).unwrap();
+        assert_eq!(of_the_reference(directory.path()).unwrap(), ["container_eth0"]);
     }
 }
