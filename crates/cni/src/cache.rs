@@ -6,7 +6,8 @@
 //! One member is ours: `netnsIdentity`, the device and inode of the namespace at ADD. A path by process id may lead
 //! to another container's namespace by the time GC comes.
 
-use std::io::{ErrorKind, Write};
+use std::fs::DirEntry;
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -155,17 +156,9 @@ impl Cache {
     /// # Errors
     /// When the directory is there but cannot be read.
     pub fn attachments(&self, network: &str) -> Result<Vec<CachedAttachment>, RuntimeError> {
-        let results = self.results();
-        let failed = |cause| RuntimeError::Cache { action: "list", path: results.clone(), cause };
-        let entries = match std::fs::read_dir(&results) {
-            Ok(entries) => entries,
-            Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(cause) => return Err(failed(cause)),
-        };
         let prefix = format!("{network}-");
         let mut found = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(failed)?;
+        for entry in self.entries()? {
             if !entry.file_name().to_string_lossy().starts_with(&prefix) {
                 continue;
             }
@@ -185,18 +178,10 @@ impl Cache {
     /// # Errors
     /// When the directory, or anything in it, cannot be read or understood: whoever asks for all must not miss one.
     pub fn all(&self) -> Result<Vec<(String, CachedAttachment)>, RuntimeError> {
-        let results = self.results();
-        let failed = |cause| RuntimeError::Cache { action: "list", path: results.clone(), cause };
-        let entries = match std::fs::read_dir(&results) {
-            Ok(entries) => entries,
-            Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(cause) => return Err(failed(cause)),
-        };
         let mut found = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(failed)?;
+        for entry in self.entries()? {
             let name = entry.file_name().to_string_lossy().into_owned();
-            let is_directory = entry.file_type().map_err(failed)?.is_dir();
+            let is_directory = entry.file_type().map_err(|cause| self.unlisted(cause))?.is_dir();
             // See [`beside`]: a write that is not finished, or never will be.
             if is_directory || name.starts_with('.') {
                 continue;
@@ -217,6 +202,19 @@ impl Cache {
         Ok(found)
     }
 
+    /// What is in the directory; nothing when it is not there.
+    fn entries(&self) -> Result<Vec<DirEntry>, RuntimeError> {
+        match std::fs::read_dir(self.results()) {
+            Ok(entries) => entries.collect::<io::Result<_>>().map_err(|cause| self.unlisted(cause)),
+            Err(cause) if cause.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+            Err(cause) => Err(self.unlisted(cause)),
+        }
+    }
+
+    fn unlisted(&self, cause: io::Error) -> RuntimeError {
+        RuntimeError::Cache { action: "list", path: self.results(), cause }
+    }
+
     fn results(&self) -> PathBuf {
         self.directory.join("results")
     }
@@ -233,7 +231,7 @@ fn beside(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}.new"))
 }
 
-fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(bytes)
 }

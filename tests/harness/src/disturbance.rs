@@ -6,10 +6,11 @@
 
 use std::{
     io::Write,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 use serde_json::Value;
+use tempfile::NamedTempFile;
 
 use crate::{Call, Reply};
 
@@ -38,8 +39,8 @@ pub enum Disturbance {
 /// A call that stands still behind one of its steps, until it is let go.
 #[derive(Debug)]
 pub struct Stopped {
-    tracer: std::process::Child,
-    trace: tempfile::NamedTempFile,
+    tracer: Child,
+    trace: NamedTempFile,
 }
 
 impl Stopped {
@@ -106,16 +107,7 @@ impl Call<'_> {
     /// # Panics
     /// When `strace` cannot be started.
     pub fn stopped(&self, command: &str, config: &Value, step: Step) -> Stopped {
-        let Step { name, number } = step;
-        let trace = tempfile::NamedTempFile::new().expect("a temporary file");
-        let mut process = self.host.command("strace");
-        process.args(["-f", "-qq", "-o"]).arg(trace.path()).arg("-e").arg(format!("trace={name}"));
-        process.arg("-e").arg(format!("inject={name}:signal=SIGSTOP:when={number}"));
-        process.arg(self.bin.join(self.plugin));
-        self.environment(command, &mut process);
-        process.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut tracer = process.spawn().expect("strace starts");
-        let _ = tracer.stdin.take().expect("stdin is piped").write_all(config.to_string().as_bytes());
+        let (tracer, trace) = self.traced(command, config, "signal=SIGSTOP", step);
         Stopped { tracer, trace }
     }
 
@@ -124,12 +116,21 @@ impl Call<'_> {
     /// # Panics
     /// When `strace` cannot be started.
     pub fn disturbed(&self, command: &str, config: &Value, how: Disturbance, step: Step) -> Outcome {
-        let Step { name, number } = step;
         let what = match how {
             Disturbance::Kill => "signal=SIGKILL",
             Disturbance::Fail => "error=ENOMEM",
         };
-        let trace = tempfile::NamedTempFile::new().expect("a temporary file");
+        let (child, trace) = self.traced(command, config, what, step);
+        let output = child.wait_with_output().expect("the plugin ends");
+        let traced = std::fs::read_to_string(trace.path()).unwrap_or_default();
+        let reached = traced.contains("(INJECTED)") || traced.contains("killed by SIGKILL");
+        Outcome { reply: Reply::from(output), reached }
+    }
+
+    /// Starts the call under strace, which injects `what` at a step and writes the trace down.
+    fn traced(&self, command: &str, config: &Value, what: &str, step: Step) -> (Child, NamedTempFile) {
+        let Step { name, number } = step;
+        let trace = NamedTempFile::new().expect("a temporary file");
         let mut process = self.host.command("strace");
         process.args(["-f", "-qq", "-o"]).arg(trace.path()).arg("-e").arg(format!("trace={name}"));
         process.arg("-e").arg(format!("inject={name}:{what}:when={number}"));
@@ -139,9 +140,6 @@ impl Call<'_> {
         let mut child = process.spawn().expect("strace starts");
         // A plugin that is killed before it reads closes the pipe.
         let _ = child.stdin.take().expect("stdin is piped").write_all(config.to_string().as_bytes());
-        let output = child.wait_with_output().expect("the plugin ends");
-        let traced = std::fs::read_to_string(trace.path()).unwrap_or_default();
-        let reached = traced.contains("(INJECTED)") || traced.contains("killed by SIGKILL");
-        Outcome { reply: Reply::from(output), reached }
+        (child, trace)
     }
 }
