@@ -7,7 +7,7 @@
 
 use std::process::ExitCode;
 
-use agent::{Config, Options};
+use agent::Options;
 
 fn main() -> ExitCode {
     tracing_subscriber::fmt()
@@ -40,9 +40,9 @@ fn start(arguments: &[String], clean: bool) -> Result<(), Box<dyn std::error::Er
     let mut options = Options::new(node, store.parse()?);
     options.state_dir = state_dir.into();
     options.conf_dir = conf_dir.into();
-    if let Some(config) = rest.first() {
-        options.config = Config::read(config.as_ref())?;
-    }
+    // The tests want a deleted node to be gone at once, unless they say otherwise.
+    options.config.cluster.deleted_node_grace_seconds = 0;
+    options.config_file = rest.first().map(Into::into);
     if clean {
         agent::clean(&options)?.iter().for_each(|step| println!("{step}"));
         return Ok(());

@@ -13,6 +13,7 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use netstate::pool::Pool;
@@ -31,6 +32,8 @@ pub struct Config {
     pub vxlan: VxlanConfig,
     /// Translation of what leaves the cluster.
     pub masquerade: Masquerade,
+    /// What is done for each pod beside its network.
+    pub plugins: Chained,
 }
 
 /// Key `cluster`.
@@ -49,6 +52,9 @@ pub struct Cluster {
     pub node_prefix_ipv6: u8,
     /// Networks of the host that may overlap the cluster's. Default: none.
     pub allow_overlap: Vec<IpNet>,
+    /// How long, in seconds, a node whose Node object was deleted keeps its network and its peers the way to it, so
+    /// that one which was deleted by mistake, or is created anew, loses no packet. Default: 60.
+    pub deleted_node_grace_seconds: u32,
 }
 
 /// Key `underlay`. What is not said is found out: see the crate `route`, `underlay.rs`.
@@ -84,6 +90,30 @@ pub struct Masquerade {
     pub enabled: bool,
 }
 
+/// Key `plugins`: the plugins that the conflist names behind the network's own. Changed while pods run, it holds for
+/// new ones.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Chained {
+    /// Host ports of pods (`hostPort`). Default: true.
+    pub portmap: bool,
+    /// The annotations `kubernetes.io/ingress-bandwidth` and `egress-bandwidth`. Default: true.
+    pub bandwidth: bool,
+}
+
+impl Default for Chained {
+    fn default() -> Self {
+        Self { portmap: true, bandwidth: true }
+    }
+}
+
+impl Cluster {
+    /// How long a deleted node keeps its network.
+    pub(crate) fn deleted_node_grace(&self) -> Duration {
+        Duration::from_secs(self.deleted_node_grace_seconds.into())
+    }
+}
+
 impl Default for Cluster {
     fn default() -> Self {
         Self {
@@ -94,6 +124,7 @@ impl Default for Cluster {
             node_prefix_ipv4: 24,
             node_prefix_ipv6: 64,
             allow_overlap: Vec::new(),
+            deleted_node_grace_seconds: 60,
         }
     }
 }
@@ -325,6 +356,7 @@ cluster:
   nodePrefixIPv4: 26
   nodePrefixIPv6: 72
   allowOverlap: [10.0.0.0/8]
+  deletedNodeGraceSeconds: 5
 underlay:
   interface: eth1
   addresses: [192.0.2.5]
@@ -332,12 +364,15 @@ underlay:
   mtu: 9000
 vxlan: {vni: 7, port: 4789}
 masquerade: {enabled: false}
+plugins: {portmap: false, bandwidth: false}
 ";
         let config = Config::parse(text).unwrap();
         assert_eq!(config.cluster.pod_cidrs.len(), 2);
         assert_eq!((config.cluster.node_prefix_ipv4, config.cluster.node_prefix_ipv6), (26, 72));
         assert_eq!(config.underlay.advertise.len(), 2);
         assert_eq!((config.vxlan.vni, config.vxlan.port, config.masquerade.enabled), (7, 4789, false));
+        assert_eq!((config.plugins.portmap, config.plugins.bandwidth), (false, false));
+        assert_eq!(config.cluster.deleted_node_grace_seconds, 5);
         assert_eq!(config.pools().unwrap().len(), 2);
     }
 
@@ -347,7 +382,7 @@ masquerade: {enabled: false}
         assert!(text.contains("line 3") && text.contains("no key prot"), "{text}");
         assert!(text.contains("did you mean port?"), "{text}");
         let text = error("backend: vxlan\n");
-        assert!(text.contains("the keys here are cluster, underlay, vxlan, masquerade"), "{text}");
+        assert!(text.contains("the keys here are cluster, underlay, vxlan, masquerade, plugins"), "{text}");
         assert!(error("cluster:\n  podcidrs: []\n").contains("did you mean podCIDRs?"));
     }
 

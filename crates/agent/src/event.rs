@@ -3,6 +3,7 @@
 
 use std::sync::mpsc::Sender;
 
+use crate::config::Config;
 use crate::status::{Answer, Request};
 
 /// Something that happened.
@@ -12,6 +13,8 @@ pub(crate) enum Event {
     Store(store::Event),
     /// The kernel's network changed, or may have: see [`Touched`].
     Kernel(Touched),
+    /// The configuration file has another text: what it says, or why it cannot be used.
+    Configuration(Box<Result<Config, String>>),
     /// A client asks.
     Asked(Request, Sender<Answer>),
     /// The agent is to end.

@@ -68,13 +68,25 @@ impl NetworkFile {
         replace(&self.path, &text)
     }
 
+    /// Tells the plugin that no pod can be attached for now, and why; true if the file was there and did not say so.
+    pub(crate) fn suspend(&self, reason: &str) -> Result<bool, FileError> {
+        let Ok(network) = NodeNetwork::from_json(&fs::read(&self.path).unwrap_or_default()) else {
+            // The plugin refuses what is not there, or cannot be read.
+            return Ok(false);
+        };
+        let fresh = network.not_ready.is_none();
+        self.write(&NodeNetwork { not_ready: Some(reason.to_owned()), ..network })?;
+        Ok(fresh)
+    }
+
     /// Removes the file; true if it was there.
     pub(crate) fn remove(&self) -> Result<bool, FileError> {
         remove(&self.path)
     }
 }
 
-/// `<conf dir>/10-fairlead.conflist`: there when, and only when, the node can carry a pod.
+/// `<conf dir>/10-fairlead.conflist`: there once the node can carry a pod, and until it is cleaned. It stays while the
+/// node can carry no new ones, which [`NetworkFile`] says: a runtime without a conflist cannot delete a pod either.
 #[derive(Debug)]
 pub(crate) struct Conflist {
     path: PathBuf,
@@ -105,6 +117,9 @@ impl Conflist {
     }
 }
 
+/// The network's name: it is part of what every attachment's leavings are found by.
+pub(crate) const NETWORK: &str = "fairlead";
+
 /// The network's configuration list; it holds only what differs from the plugin's defaults.
 fn conflist(options: &Options) -> Vec<u8> {
     let mut plugin = Map::new();
@@ -118,11 +133,18 @@ fn conflist(options: &Options) -> Vec<u8> {
     if options.bridge {
         plugin.insert("mode".to_owned(), json!("bridge"));
     }
+    let mut plugins = vec![Value::Object(plugin)];
+    if options.config.plugins.portmap {
+        plugins.push(json!({ "type": "portmap", "capabilities": { "portMappings": true } }));
+    }
+    if options.config.plugins.bandwidth {
+        plugins.push(json!({ "type": "bandwidth", "capabilities": { "bandwidth": true } }));
+    }
     let list = json!({
         "cniVersion": "1.0.0",
         "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],
-        "name": "fairlead",
-        "plugins": [Value::Object(plugin)],
+        "name": NETWORK,
+        "plugins": plugins,
     });
     format!("{list:#}\n").into_bytes()
 }
@@ -138,7 +160,7 @@ pub(crate) fn make_directory(path: &Path) -> Result<(), FileError> {
 }
 
 /// Replaces a file by one with this content, whole or not at all; false when it has this content already.
-fn replace(path: &Path, content: &[u8]) -> Result<bool, FileError> {
+pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<bool, FileError> {
     if fs::read(path).is_ok_and(|have| have == content) {
         return Ok(false);
     }
@@ -183,6 +205,7 @@ mod tests {
             pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
             cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
             mtu: 1450,
+            not_ready: None,
         }
     }
 
@@ -198,6 +221,18 @@ mod tests {
         let names: Vec<_> = std::fs::read_dir(directory.path().join("run")).unwrap().collect();
         assert_eq!(names.len(), 1, "no half files");
         assert!(file.remove().unwrap() && !file.remove().unwrap());
+    }
+
+    #[test]
+    fn a_node_that_can_carry_no_new_pod_says_why_and_keeps_what_it_said() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = NetworkFile::new(directory.path());
+        assert!(!file.suspend("no underlay").unwrap(), "there is nothing to suspend");
+        file.write(&network()).unwrap();
+        assert!(file.suspend("no underlay").unwrap() && !file.suspend("no tunnel").unwrap());
+        let read = NodeNetwork::from_json(&std::fs::read(&file.path).unwrap()).unwrap();
+        assert_eq!(read, NodeNetwork { not_ready: Some("no tunnel".into()), ..network() });
+        assert_eq!(file.remembered("node1"), network().pod_cidrs);
     }
 
     #[test]
@@ -221,11 +256,17 @@ mod tests {
         let read = || -> serde_json::Value {
             serde_json::from_slice(&std::fs::read(conflist.path()).unwrap()).unwrap()
         };
-        assert_eq!(read()["plugins"], serde_json::json!([{ "type": "fairlead" }]));
+        let chained = serde_json::json!([
+            { "type": "fairlead" },
+            { "type": "portmap", "capabilities": { "portMappings": true } },
+            { "type": "bandwidth", "capabilities": { "bandwidth": true } },
+        ]);
+        assert_eq!(read()["plugins"], chained);
         assert_eq!(read()["name"], "fairlead");
         options.state_dir = "/tmp/state".into();
         options.ipam_dir = Some("/tmp/ipam".into());
         options.bridge = true;
+        options.config.plugins = crate::config::Chained { portmap: false, bandwidth: false };
         assert!(Conflist::new(&options).write().unwrap());
         let plugin = serde_json::json!(
             [{ "type": "fairlead", "stateDir": "/tmp/state", "dataDir": "/tmp/ipam", "mode": "bridge" }]

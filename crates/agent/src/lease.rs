@@ -45,12 +45,12 @@ pub(crate) enum LeaseError {
 /// The claims and leases of a store, as one node's agent deals with them.
 #[derive(Debug)]
 pub(crate) struct Leases {
-    store: Box<dyn Store>,
+    store: Arc<dyn Store>,
     node: Arc<str>,
 }
 
 impl Leases {
-    pub(crate) fn new(store: Box<dyn Store>, node: &str) -> Self {
+    pub(crate) fn new(store: Arc<dyn Store>, node: &str) -> Self {
         Self { store, node: node.into() }
     }
 

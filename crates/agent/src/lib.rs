@@ -11,27 +11,33 @@
 //! - the agent sleeps until something happens: a change of the store, of the kernel, a request or a signal;
 //! - a pod can be wired, and pods can talk, with the agent dead.
 
+mod announce;
 mod config;
+mod departed;
 mod door;
 mod event;
 mod files;
+mod health;
 mod lease;
 mod node;
 mod options;
+mod reach;
 mod reconcile;
+mod reload;
 mod report;
 mod run;
 mod server;
 mod status;
 mod view;
 
-pub use config::{Cluster, Config, ConfigError, Masquerade, UnderlayConfig, VxlanConfig};
+pub use config::{Chained, Cluster, Config, ConfigError, Masquerade, UnderlayConfig, VxlanConfig};
 pub use door::DoorError;
 pub use files::FileError;
-pub use options::Options;
+pub use health::HealthError;
+pub use options::{Collect, Options};
 pub use run::{Error, clean, run};
 pub use server::ServerError;
 pub use status::{
-    Answer, AskError, BackendStatus, PeerState, PeerStatus, PlanReport, ReconcileStatus, Request, SOCKET,
+    Answer, AskError, BackendStatus, PeerState, PeerStatus, PlanReport, Probed, ReconcileStatus, Request, SOCKET,
     Status, StoreStatus, UnderlayStatus, ask_plan, ask_status,
 };

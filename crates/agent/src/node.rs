@@ -19,8 +19,10 @@ use crate::door::Door;
 use crate::files::{Conflist, NetworkFile};
 use crate::lease::Leases;
 use crate::options::Options;
-use crate::report::{Report, told};
-use crate::status::{PlanReport, Status};
+use crate::announce::Announcer;
+use crate::config::Config;
+use crate::report::{Reason, Report, told};
+use crate::status::{Answer, PlanReport, Status};
 use crate::view::{Standing, View};
 
 /// How often the kernel is looked at again within one pass until it is as it should be. Once is the rule; a link
@@ -53,6 +55,11 @@ pub(crate) struct NodeKeeper {
     lease: Option<Lease>,
     design: Option<Design>,
     report: Report,
+    announcer: Announcer,
+    /// What is wrong with the configuration, if something is.
+    config_problem: Option<String>,
+    /// Whether what is gone has been collected, or is being so.
+    collected: bool,
 }
 
 /// What a node's part of the cluster is decided to be, before anything is done about it.
@@ -61,8 +68,32 @@ struct Decided {
     design: Design,
 }
 
+/// What a node is kept by.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) options: Options,
+    pub(crate) pools: Vec<Pool>,
+    pub(crate) door: Door,
+    pub(crate) leases: Leases,
+    pub(crate) announcer: Announcer,
+    /// What is wrong with the configuration, if something is.
+    pub(crate) config_problem: Option<String>,
+}
+
+/// Why the node's part cannot be decided.
+struct Refusal {
+    reason: Reason,
+    text: String,
+}
+
+/// Makes a [`Refusal`] of an error.
+fn refused<E: std::error::Error>(reason: Reason) -> impl FnOnce(E) -> Refusal {
+    move |error| Refusal { reason, text: told(&error) }
+}
+
 impl NodeKeeper {
-    pub(crate) fn new(options: Options, pools: Vec<Pool>, door: Door, leases: Leases) -> Self {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let Parts { options, pools, door, leases, announcer, config_problem } = parts;
         let network_file = NetworkFile::new(&options.state_dir);
         let remembered = network_file.remembered(&options.node);
         let conflist = Conflist::new(&options);
@@ -77,6 +108,9 @@ impl NodeKeeper {
             lease: None,
             design: None,
             report: Report::default(),
+            announcer,
+            config_problem,
+            collected: false,
             options,
         }
     }
@@ -90,15 +124,25 @@ impl NodeKeeper {
     pub(crate) fn pass(&mut self, view: &mut View, cause: &'static str) -> Outcome {
         let started = Instant::now();
         self.report.begin();
+        if let Some(problem) = &self.config_problem {
+            self.report.problem(Reason::ConfigurationRefused, problem);
+        }
         let outcome = match view.standing(&self.options.node, self.lease.is_some()) {
             Standing::Member(node) => self.carry(view, &node),
             Standing::Absent => self.leave(view),
+            Standing::Deleted => self.stay(
+                Reason::NetworkNotReady,
+                "the Node object of this node was deleted; its network stays as it is for a while\nhint: create the \
+                 Node object anew (a kubelet does when it is restarted), or stop this node",
+            ),
             Standing::Doubtful => self.stay(
+                Reason::NetworkNotReady,
                 "the store is empty: it lost what this node and others held\nhint: restore it; until it has a Node \
                  object again, the node's network stays as it is",
             ),
         };
         self.report.end(cause, started);
+        self.announce(view);
         outcome
     }
 
@@ -108,8 +152,8 @@ impl NodeKeeper {
         self.collect(view, &mut outcome);
         match self.decide(view, node) {
             Ok(decided) => self.carry_out(view, decided, &mut outcome),
-            Err(reason) => {
-                let stayed = self.stay(reason);
+            Err(Refusal { reason, text }) => {
+                let stayed = self.stay(reason, text);
                 return Outcome { failed: true, ..stayed };
             }
         }
@@ -118,9 +162,9 @@ impl NodeKeeper {
     }
 
     /// Keeps what was designed before in force, for want of something better, and heals it; new pods have to wait.
-    fn stay(&mut self, reason: impl Into<String>) -> Outcome {
+    fn stay(&mut self, reason: Reason, text: impl Into<String>) -> Outcome {
         let mut outcome = Outcome::default();
-        self.report.not_ready(reason);
+        self.report.not_ready(reason, text);
         if let Some(state) = self.design.as_ref().map(|design| design.state.clone()) {
             self.make(&state, &mut outcome);
         }
@@ -135,28 +179,28 @@ impl NodeKeeper {
                 nodes.iter().for_each(|node| tracing::info!(%node, "what a vanished node held is given back"))
             }
             Err(error) => {
-                self.report.problem(told(&error));
+                self.report.problem(Reason::LeaseNotPublished, told(&error));
                 outcome.failed = true;
             }
         }
     }
 
     /// What the node's part is, by the cluster and the host as they are now.
-    fn decide(&mut self, view: &mut View, node: &Node) -> Result<Decided, String> {
-        let host = self.door.host().map_err(|error| told(&error))?;
+    fn decide(&mut self, view: &mut View, node: &Node) -> Result<Decided, Refusal> {
+        let host = self.door.host().map_err(refused(Reason::NodeRefused))?;
         let tunnel = self.choose_underlays(&host, node)?;
         let families: Vec<Family> = self.pools.iter().map(|pool| Family::of_net(&pool.cluster())).collect();
         let carried = self.options.config.underlay.mtu.unwrap_or(tunnel.mtu).min(tunnel.mtu);
         let mtu = vxlan_mtu(&tunnel.link, carried, Family::of(tunnel.address), &families)
-            .map_err(|error| told(&error))?;
+            .map_err(refused(Reason::UnderlayMissing))?;
         let pod_cidrs = self
             .leases
             .claim(&mut view.snapshot, node, &self.pools, &self.remembered)
-            .map_err(|error| told(&error))?;
+            .map_err(refused(Reason::LeaseNotPublished))?;
         let own = [self.remembered.as_slice(), &pod_cidrs].concat();
         let cluster = &self.options.config.cluster;
         let networks = Networks { cluster: &cluster.pod_cidrs, own: &own, allowed: &cluster.allow_overlap };
-        overlaps(&host, &networks).iter().for_each(|overlap| self.report.problem(told(overlap)));
+        overlaps(&host, &networks).iter().for_each(|overlap| self.report.problem(Reason::NetworkOverlap, told(overlap)));
         let lease = self.lease_of(pod_cidrs, mtu);
         let design = vxlan::design(&Inputs {
             snapshot: &view.snapshot,
@@ -170,7 +214,7 @@ impl NodeKeeper {
     }
 
     /// Chooses an underlay for each family that has one; the tunnel runs over IPv4 where there is one.
-    fn choose_underlays(&mut self, host: &Host, node: &Node) -> Result<Underlay, String> {
+    fn choose_underlays(&mut self, host: &Host, node: &Node) -> Result<Underlay, Refusal> {
         let config = &self.options.config.underlay;
         let mut errors = Vec::new();
         let mut chosen = BTreeMap::new();
@@ -196,7 +240,10 @@ impl NodeKeeper {
         // is no reason to tear it down and leave the peers, who are all in that family.
         let family = self.lease.as_ref().and(self.underlays.keys().next()).or(chosen.keys().next());
         let tunnel =
-            family.and_then(|family| chosen.get(family)).cloned().ok_or_else(|| errors.join("; "))?;
+            family.and_then(|family| chosen.get(family)).cloned().ok_or_else(|| Refusal {
+                reason: Reason::UnderlayMissing,
+                text: errors.join("; "),
+            })?;
         self.underlays = chosen;
         self.door.interest(self.underlays.values().map(|underlay| underlay.link.clone()));
         Ok(tunnel)
@@ -224,9 +271,9 @@ impl NodeKeeper {
         let Decided { lease, design } = decided;
         for (node, problem) in &design.problems {
             if *node == lease.node {
-                self.report.not_ready(told(problem))
+                self.report.not_ready(Reason::LeaseContested, told(problem))
             } else {
-                self.report.problem(told(problem))
+                self.report.problem(Reason::PeerIgnored, told(problem))
             }
         }
         let made = self.make(&design.state, outcome);
@@ -238,17 +285,7 @@ impl NodeKeeper {
         }
         outcome.contested = self.has_a_double(view, &lease);
         if let Err(error) = self.leases.publish(&mut view.snapshot, &lease) {
-            self.report.not_ready(told(&error));
-            outcome.failed = true;
-        }
-        let network = NodeNetwork {
-            node: self.options.node.clone(),
-            pod_cidrs: lease.pod_cidrs.to_vec(),
-            cluster_cidrs: self.options.config.cluster.pod_cidrs.clone(),
-            mtu: lease.mtu,
-        };
-        if let Err(error) = self.network_file.write(&network) {
-            self.report.not_ready(told(&error));
+            self.report.not_ready(Reason::LeaseNotPublished, told(&error));
             outcome.failed = true;
         }
         self.remembered = lease.pod_cidrs.to_vec();
@@ -261,7 +298,7 @@ impl NodeKeeper {
         let (Some(theirs), Some(ours)) = (theirs, &self.lease) else { return false };
         let contested = **theirs != *ours && **theirs != *lease;
         if contested {
-            self.report.problem(format!(
+            self.report.problem(Reason::LeaseContested, format!(
                 "publish the lease of node {node}: somebody else has published another one, with underlay {underlay:?}\n\
                  hint: is an agent on another machine started with --node {node}?",
                 node = lease.node,
@@ -277,7 +314,7 @@ impl NodeKeeper {
             let plan = match self.door.plan(want) {
                 Ok(plan) => plan,
                 Err(error) => {
-                    self.report.not_ready(told(&error));
+                    self.report.not_ready(Reason::NodeRefused, told(&error));
                     outcome.failed = true;
                     return false;
                 }
@@ -286,7 +323,7 @@ impl NodeKeeper {
             // Where a foreign link has the tunnel's name, there is no tunnel; a foreign route costs one peer only.
             if let Some(taken) = plan.conflicts.iter().find(|conflict| matches!(conflict, Conflict::Link(_)))
             {
-                self.report.not_ready(taken.to_string());
+                self.report.not_ready(Reason::ForeignObject, taken.to_string());
             }
             if plan.steps.is_empty() {
                 return self.report.is_ready();
@@ -298,12 +335,12 @@ impl NodeKeeper {
             let done = self.door.apply(&plan.steps);
             self.report.steps(plan.steps.len());
             if let Err(error) = done {
-                self.report.not_ready(told(&error));
+                self.report.not_ready(Reason::NodeRefused, told(&error));
                 outcome.failed = true;
                 return false;
             }
         }
-        self.report.not_ready(format!(
+        self.report.not_ready(Reason::ForeignObject, format!(
             "the kernel is not as it should be after {LOOKS} tries\nhint: another program undoes the agent's work; \
              `fairlead plan` shows what"
         ));
@@ -311,33 +348,49 @@ impl NodeKeeper {
         false
     }
 
-    /// Puts the conflist in place when all is well, and takes it away when it is not.
+    /// Lets the plugin attach pods when all is well, and tells it why not when it is not. The conflist comes last.
     fn publish_readiness(&mut self, outcome: &mut Outcome) {
-        let ready = self.report.is_ready();
-        let done = if ready { self.conflist.write() } else { self.conflist.remove() };
-        match done {
-            Ok(true) if ready => {
-                tracing::info!(conflist = %self.conflist.path().display(), "the node can carry pods");
-            }
-            Ok(true) => tracing::warn!(reason = self.report.reason(), "the node cannot carry pods for now"),
-            Ok(false) => {}
-            Err(error) => {
-                self.report.not_ready(told(&error));
-                outcome.failed = true;
-            }
+        let done = match (self.report.is_ready(), self.network()) {
+            (true, Some(network)) => self.network_file.write(&network).and_then(|changed| {
+                let changed = self.conflist.write()? || changed;
+                if changed {
+                    tracing::info!(conflist = %self.conflist.path().display(), "the node can carry pods");
+                }
+                Ok(())
+            }),
+            _ => self.network_file.suspend(self.report.reason()).map(|changed| {
+                if changed {
+                    tracing::warn!(reason = self.report.reason(), "the node can carry no new pods for now");
+                }
+            }),
+        };
+        if let Err(error) = done {
+            self.report.not_ready(Reason::NodeRefused, told(&error));
+            outcome.failed = true;
         }
+    }
+
+    /// What the plugin has to know to attach a pod.
+    fn network(&self) -> Option<NodeNetwork> {
+        let lease = self.lease.as_ref()?;
+        Some(NodeNetwork {
+            node: self.options.node.clone(),
+            pod_cidrs: lease.pod_cidrs.to_vec(),
+            cluster_cidrs: self.options.config.cluster.pod_cidrs.clone(),
+            mtu: lease.mtu,
+            not_ready: None,
+        })
     }
 
     /// Takes down what the node carried, for it is not part of the cluster.
     fn leave(&mut self, view: &mut View) -> Outcome {
         let mut outcome = Outcome::default();
-        self.report.not_ready(format!(
+        self.report.not_ready(Reason::NetworkNotReady, format!(
             "node {node} is not in the cluster\nhint: put a Node object named {node} into the store",
             node = self.options.node
         ));
-        self.publish_readiness(&mut outcome);
         if let Err(error) = self.network_file.remove() {
-            self.report.problem(told(&error));
+            self.report.problem(Reason::NodeRefused, told(&error));
             outcome.failed = true;
         }
         self.design = None;
@@ -346,12 +399,106 @@ impl NodeKeeper {
             Ok(true) => tracing::info!("the Node object is gone; pod CIDRs and lease are given back"),
             Ok(false) => {}
             Err(error) => {
-                self.report.problem(told(&error));
+                self.report.problem(Reason::LeaseNotPublished, told(&error));
                 outcome.failed = true;
             }
         }
         self.lease = None;
         outcome
+    }
+
+    /// Tells the cluster what is news, and has collected what is gone once there is a network to do it for.
+    fn announce(&mut self, view: &View) {
+        for (reason, text) in self.report.take_news() {
+            self.announcer.voice().notify(reason, text);
+        }
+        let name = self.options.node.as_str();
+        // Where there is no Node object there is nobody to tell it of.
+        let Standing::Member(node) = view.standing(name, self.lease.is_some()) else { return };
+        match (self.report.is_ready(), &self.lease) {
+            (true, Some(lease)) => {
+                let message = crate::report::summary(lease, self.underlays.values().next());
+                self.announcer.report(None, message, node.awaits_network);
+                self.collect_leftovers();
+            }
+            _ => self.announcer.report(Some(self.report.reason()), self.report.reasons().join("; "), false),
+        }
+    }
+
+    /// Has freed what attachments left that are gone, once in an agent's life: after a reboot, or for a runtime that
+    /// never asks for it. A thread does it, for the network has no need to wait.
+    fn collect_leftovers(&mut self) {
+        let Some(collect) = self.options.collect.filter(|_| !self.collected) else { return };
+        self.collected = true;
+        let (voice, conflist) = (self.announcer.voice().clone(), self.conflist.path().to_owned());
+        let work = move || match collect(&conflist) {
+            Ok(freed) if freed.is_empty() => tracing::debug!("no attachment has left anything behind"),
+            Ok(freed) => {
+                let text = format!("freed what {} attachments left that are gone: {}", freed.len(), freed.join(", "));
+                tracing::info!("{text}");
+                voice.notify(Reason::LeftoversFreed, text);
+            }
+            Err(error) => {
+                let text = format!("free what attachments left that are gone: {error}");
+                tracing::warn!("{text}");
+                voice.notify(Reason::NodeRefused, text);
+            }
+        };
+        if let Err(error) = crate::run::spawn("collect", work) {
+            tracing::warn!(error = %told(&error), "what attachments left that are gone stays for now");
+        }
+    }
+
+    /// Says that somebody else changed what is ours, and that it is as it was.
+    pub(crate) fn tell_healed(&self, cause: &str) {
+        let text = format!("the node's network was not as it should be ({cause}) and has been put right");
+        self.announcer.voice().notify(Reason::NetworkHealed, text);
+    }
+
+    /// What could not be told while the store was away can be told now.
+    pub(crate) fn store_is_back(&self) {
+        self.announcer.try_now();
+    }
+
+    /// Goes on with another configuration, as far as one can without a new start.
+    pub(crate) fn reconfigure(&mut self, config: Config) {
+        let now = &self.options.config.cluster;
+        let new = &config.cluster;
+        let fixed = (&now.pod_cidrs, now.node_prefix_ipv4, now.node_prefix_ipv6);
+        self.config_problem = (fixed != (&new.pod_cidrs, new.node_prefix_ipv4, new.node_prefix_ipv6)).then(|| {
+            "use the new configuration: cluster.podCIDRs and the node prefixes stay as they were, for pods have addresses \
+             by them\nhint: restart the agent of each node to change them; the pods of a node that gets another pod CIDR \
+             must be made anew"
+                .to_owned()
+        });
+        let cluster = crate::Cluster {
+            pod_cidrs: now.pod_cidrs.clone(),
+            node_prefix_ipv4: now.node_prefix_ipv4,
+            node_prefix_ipv6: now.node_prefix_ipv6,
+            ..config.cluster
+        };
+        self.options.config = Config { cluster, ..config };
+        self.conflist = Conflist::new(&self.options);
+        tracing::info!("the configuration was read again");
+        let text = "the new configuration is in force".to_owned();
+        self.announcer.voice().notify(Reason::ConfigurationReloaded, text);
+    }
+
+    /// Goes on with the configuration there is, for the new one cannot be used.
+    pub(crate) fn refuse_configuration(&mut self, problem: String) {
+        self.config_problem = Some(problem);
+    }
+
+    /// Whether the node can carry a new pod, with some peers to ask; `turn` says which.
+    pub(crate) fn readiness(&self, view: &View, turn: usize) -> Answer {
+        let status = self.report.status();
+        let reasons = match status.ready {
+            true => Vec::new(),
+            false if status.reasons.is_empty() => vec!["nothing has been looked at yet".to_owned()],
+            false => status.reasons,
+        };
+        let peers = self.design.as_ref().map(|design| crate::report::probed(&view.snapshot, design, turn));
+        Answer::Readiness { reasons, peers: peers.unwrap_or_default() }
     }
 
     /// What would be changed now. Looks at the kernel, changes nothing.

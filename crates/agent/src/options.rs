@@ -1,6 +1,7 @@
 //! What an agent is started with.
 
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
 use store::Location;
 
@@ -13,7 +14,9 @@ pub struct Options {
     pub node: String,
     /// The store (`--store dir:PATH` or `--store kubernetes[:KUBECONFIG]`).
     pub store: Location,
-    /// The configuration (`--config FILE`, see [`Config::read`]).
+    /// The configuration file (`--config FILE`, see [`Config`]), read at the start and followed from then on.
+    pub config_file: Option<PathBuf>,
+    /// The configuration where there is no file.
     pub config: Config,
     /// Where the agent leaves what the CNI plugin reads, and its socket (`--state-dir`).
     pub state_dir: PathBuf,
@@ -24,7 +27,16 @@ pub struct Options {
     pub ipam_dir: Option<PathBuf>,
     /// Whether the network shall be a bridge (`cni0`) instead of routed links (`--bridge`).
     pub bridge: bool,
+    /// Where `/livez` and `/readyz` are answered by HTTP (`--health`); nowhere if none.
+    pub health: Option<SocketAddr>,
+    /// What frees the addresses and host ports of attachments that are gone and that nobody deleted, given the conflist;
+    /// called once the node is ready. The plugins know how; the agent only knows when.
+    pub collect: Option<Collect>,
 }
+
+/// Frees what attachments left that are gone, and says which those were; or what went wrong.
+pub type Collect = fn(conflist: &Path) -> Result<Vec<String>, String>;
+
 
 impl Options {
     /// The default state directory.
@@ -38,11 +50,14 @@ impl Options {
         Self {
             node: node.into(),
             store,
+            config_file: None,
             config: Config::default(),
             state_dir: PathBuf::from(Self::STATE_DIR),
             conf_dir: PathBuf::from(Self::CONF_DIR),
             ipam_dir: None,
             bridge: false,
+            health: None,
+            collect: None,
         }
     }
 }

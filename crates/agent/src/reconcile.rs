@@ -16,6 +16,7 @@ use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
+use crate::config::Config;
 use crate::event::{Event, Touched};
 use crate::node::{NodeKeeper, Outcome};
 use crate::status::{Answer, Request, Status};
@@ -48,6 +49,8 @@ pub(crate) struct Loop {
     view: View,
     node: NodeKeeper,
     due: Due,
+    /// How often somebody asked whether the node is ready.
+    asked: usize,
 }
 
 /// What is due, and when.
@@ -66,8 +69,8 @@ struct Due {
 }
 
 impl Loop {
-    pub(crate) fn new(node: NodeKeeper) -> Self {
-        Self { view: View::default(), node, due: Due::default() }
+    pub(crate) fn new(node: NodeKeeper, view: View) -> Self {
+        Self { view, node, due: Due::default(), asked: 0 }
     }
 
     /// Runs until somebody asks it to end.
@@ -82,6 +85,7 @@ impl Loop {
                             Event::Lost(thread) => return End::Lost(thread),
                             Event::Asked(request, answer) => questions.push((request, answer)),
                             Event::Store(event) => self.heard_from_store(event),
+                            Event::Configuration(news) => self.reconfigure(*news),
                             Event::Kernel(touched) => self.due.mark(cause_of(touched)),
                         }
                     }
@@ -90,6 +94,9 @@ impl Loop {
                 Err(RecvTimeoutError::Disconnected) => return End::Stopped,
             }
             self.due.try_again();
+            if self.view.expire(Instant::now()) {
+                self.due.mark("a deleted node's time is over");
+            }
             if let Some(cause) = self.due.take(Instant::now()) {
                 self.pass(cause);
             }
@@ -99,7 +106,8 @@ impl Loop {
 
     /// Waits for the next event, or until something is due.
     fn next(&self, events: &Receiver<Event>) -> Result<Event, RecvTimeoutError> {
-        match self.due.deadline() {
+        let deadline = self.due.deadline().into_iter().chain(self.view.deadline()).min();
+        match deadline {
             None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(at) => events.recv_timeout(at.saturating_duration_since(Instant::now())),
         }
@@ -107,6 +115,9 @@ impl Loop {
 
     fn heard_from_store(&mut self, event: store::Event) {
         let first = matches!(event, store::Event::InSync);
+        if matches!(event, store::Event::Available) {
+            self.node.store_is_back();
+        }
         if let store::Event::Lost(keys) = &event
             && self.view.lose(self.node.name(), keys)
         {
@@ -115,6 +126,17 @@ impl Loop {
         if self.view.take(event) {
             self.due.mark(if first { "start" } else { "the cluster changed" });
         }
+    }
+
+    fn reconfigure(&mut self, news: Result<Config, String>) {
+        match news {
+            Ok(config) => {
+                self.view.set_grace(config.cluster.deleted_node_grace());
+                self.node.reconfigure(config);
+            }
+            Err(problem) => self.node.refuse_configuration(problem),
+        }
+        self.due.mark("the configuration changed");
     }
 
     /// Looks at everything and puts right what is wrong.
@@ -134,12 +156,14 @@ impl Loop {
         }
         // Any number of nodes may come at once; only who changes the kernel may be a program to quarrel with.
         if changed && KERNEL_CAUSES.contains(&cause) {
+            self.node.tell_healed(cause);
             self.due.changed(now);
         }
     }
 
     fn answer(&mut self, request: Request, to: &Sender<Answer>) {
         let answer = match request {
+            Request::Readiness => self.readiness(),
             Request::Status => Answer::Status(Box::new(self.status())),
             Request::Plan => match self.node.plan(&self.view) {
                 Ok(plan) => Answer::Plan(plan),
@@ -148,6 +172,11 @@ impl Loop {
         };
         // The client may have gone; nobody else waits for the answer.
         let _ = to.send(answer);
+    }
+
+    fn readiness(&mut self) -> Answer {
+        self.asked = self.asked.wrapping_add(1);
+        self.node.readiness(&self.view, self.asked)
     }
 
     fn status(&self) -> Status {

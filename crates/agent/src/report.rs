@@ -8,11 +8,71 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use cluster::{Lease, Snapshot};
 use netstate::Conflict;
+use netstate::pool::base_address;
 use route::Underlay;
 use route::vxlan::{self, Design};
 
 use crate::options::Options;
-use crate::status::{BackendStatus, PeerState, PeerStatus, ReconcileStatus, Status, UnderlayStatus};
+use crate::status::{BackendStatus, PeerState, PeerStatus, Probed, ReconcileStatus, Status, UnderlayStatus};
+
+/// What an Event about the node is called, in the words that an operator will look for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// The node can carry pods.
+    NetworkReady,
+    /// The node can carry no new pods for now.
+    NetworkNotReady,
+    /// No pod CIDR could be taken, or the lease not be published.
+    LeaseNotPublished,
+    /// Another machine publishes this node's lease.
+    LeaseContested,
+    /// There is no link or address that tunnels could start from.
+    UnderlayMissing,
+    /// One of the host's networks overlaps the cluster's.
+    NetworkOverlap,
+    /// A peer cannot be programmed.
+    PeerIgnored,
+    /// Something foreign in the kernel is in the way.
+    ForeignObject,
+    /// The kernel or the disk refused.
+    NodeRefused,
+    /// Somebody changed what is Fairlead's in the kernel; it has been put right.
+    NetworkHealed,
+    /// The configuration cannot be used; the last good one stays in force.
+    ConfigurationRefused,
+    /// A new configuration is in force.
+    ConfigurationReloaded,
+    /// What attachments left behind was freed.
+    LeftoversFreed,
+}
+
+impl Reason {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::NetworkReady => "NetworkReady",
+            Self::NetworkNotReady => "NetworkNotReady",
+            Self::LeaseNotPublished => "LeaseNotPublished",
+            Self::LeaseContested => "LeaseContested",
+            Self::UnderlayMissing => "UnderlayMissing",
+            Self::NetworkOverlap => "NetworkOverlap",
+            Self::PeerIgnored => "PeerIgnored",
+            Self::ForeignObject => "ForeignObject",
+            Self::NodeRefused => "NodeRefused",
+            Self::NetworkHealed => "NetworkHealed",
+            Self::ConfigurationRefused => "ConfigurationRefused",
+            Self::ConfigurationReloaded => "ConfigurationReloaded",
+            Self::LeftoversFreed => "LeftoversFreed",
+        }
+    }
+
+    /// Whether somebody should do something about it.
+    pub(crate) fn is_warning(self) -> bool {
+        !matches!(
+            self,
+            Self::NetworkReady | Self::NetworkHealed | Self::ConfigurationReloaded | Self::LeftoversFreed
+        )
+    }
+}
 
 /// What the last pass found and did.
 #[derive(Debug, Default)]
@@ -25,6 +85,8 @@ pub(crate) struct Report {
     passes: u64,
     /// Problems told in the log already, so that each is told once while it lasts.
     told: Vec<String>,
+    /// Those that are news.
+    news: Vec<(Reason, String)>,
 }
 
 impl Report {
@@ -39,30 +101,45 @@ impl Report {
     }
 
     /// The node cannot carry a pod, and why.
-    pub(crate) fn not_ready(&mut self, reason: impl Into<String>) {
-        let reason = reason.into();
-        self.tell(&reason);
-        self.reasons.push(reason);
+    pub(crate) fn not_ready(&mut self, reason: Reason, text: impl Into<String>) {
+        let text = text.into();
+        self.tell(reason, &text);
+        self.reasons.push(text);
     }
 
     /// Something is wrong that does not keep the node from carrying pods.
-    pub(crate) fn problem(&mut self, problem: impl Into<String>) {
-        let problem = problem.into();
-        self.tell(&problem);
-        self.problems.push(problem);
+    pub(crate) fn problem(&mut self, reason: Reason, text: impl Into<String>) {
+        let text = text.into();
+        self.tell(reason, &text);
+        self.problems.push(text);
+    }
+
+    /// What has been told for the first time since this was last asked.
+    pub(crate) fn take_news(&mut self) -> Vec<(Reason, String)> {
+        std::mem::take(&mut self.news)
     }
 
     /// What stands in the way in the kernel; each look tells all of it.
     pub(crate) fn conflicts<'a>(&mut self, conflicts: impl Iterator<Item = &'a Conflict>) {
         self.conflicts = conflicts.map(ToString::to_string).collect();
         for conflict in self.conflicts.clone() {
-            self.tell(&conflict);
+            self.tell(Reason::ForeignObject, &conflict);
         }
     }
 
     /// So many changes were made.
     pub(crate) fn steps(&mut self, steps: usize) {
         self.steps += steps;
+    }
+
+    /// Everything that keeps the node from carrying a pod.
+    pub(crate) fn reasons(&self) -> &[String] {
+        &self.reasons
+    }
+
+    /// How many changes the pass made.
+    pub(crate) fn steps_made(&self) -> usize {
+        self.steps
     }
 
     /// Whether nothing keeps the node from carrying a pod.
@@ -107,10 +184,11 @@ impl Report {
         }
     }
 
-    fn tell(&mut self, text: &str) {
+    fn tell(&mut self, reason: Reason, text: &str) {
         if !self.told.iter().any(|told| told == text) {
             tracing::warn!("{text}");
             self.told.push(text.to_owned());
+            self.news.push((reason, text.to_owned()));
         }
     }
 }
@@ -132,6 +210,29 @@ pub(crate) fn told(error: &dyn std::error::Error) -> String {
         Some(hint) => format!("{whole}\nhint: {hint}"),
         None => whole,
     }
+}
+
+/// How many peers are asked at once whether they are reached.
+const PROBED: usize = 3;
+
+/// The base addresses of a few of the peers that are programmed, other ones with each turn.
+pub(crate) fn probed(snapshot: &Snapshot, design: &Design, turn: usize) -> Vec<Probed> {
+    let count = design.peers.len();
+    let from = turn.wrapping_mul(PROBED).checked_rem(count).unwrap_or(0);
+    let peers = design.peers.iter().cycle().skip(from).take(count.min(PROBED));
+    peers
+        .filter_map(|node| {
+            let cidr = snapshot.leases.get(node)?.pod_cidrs.first()?;
+            Some(Probed { node: node.to_string(), address: base_address(*cidr) })
+        })
+        .collect()
+}
+
+/// A ready node in one line.
+pub(crate) fn summary(lease: &Lease, tunnel: Option<&Underlay>) -> String {
+    let cidrs = lease.pod_cidrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let link = tunnel.map(|tunnel| format!(" over {}", tunnel.link)).unwrap_or_default();
+    format!("pods get addresses of {cidrs}; {}{link}, MTU {}", lease.backend.name(), lease.mtu)
 }
 
 /// How packets travel.

@@ -3,6 +3,7 @@
 //! Read [`run`]. Everything that can be refused is refused before anything is touched: configuration, a second
 //! agent, networks that overlap. The threads only block and report; the loop in `reconcile.rs` decides.
 
+use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::thread;
 
@@ -10,16 +11,22 @@ use cluster::Kind;
 use kernel::signals::Termination;
 use netstate::State;
 use route::{Networks, Overlap, overlaps};
+use store::Store;
 
+use crate::announce::{Announcer, tell_at_once};
 use crate::config::ConfigError;
 use crate::door::{Door, DoorError, Watcher};
 use crate::event::Event;
 use crate::files::{Conflist, FileError, NetworkFile, make_directory};
+use crate::health::{Health, HealthError};
 use crate::lease::Leases;
-use crate::node::NodeKeeper;
+use crate::node::{NodeKeeper, Parts};
 use crate::options::Options;
 use crate::reconcile::{End, Loop};
+use crate::reload::ConfigFile;
+use crate::report::{Reason, told};
 use crate::server::{Server, ServerError};
+use crate::view::View;
 
 /// What of the cluster an agent has to know.
 const INTEREST: [Kind; 3] = [Kind::Node, Kind::Lease, Kind::Claim];
@@ -49,6 +56,9 @@ pub enum Error {
     /// The status socket cannot be opened.
     #[error(transparent)]
     Server(#[from] ServerError),
+    /// The health address is taken.
+    #[error(transparent)]
+    Health(#[from] HealthError),
     /// A file cannot be written or removed.
     #[error(transparent)]
     File(#[from] FileError),
@@ -93,27 +103,43 @@ pub fn run(options: &Options) -> Result<(), Error> {
     // First of all, for threads inherit which signals are blocked.
     let termination = Termination::take_over().map_err(Error::Signals)?;
     check(options)?;
+    make_directory(&options.state_dir)?;
+    let (options, configuration) = configure(options)?;
+    let options = &options;
     let mut pools = options.config.pools()?;
     if !kernel::sysctl::has_ipv6() {
         tracing::warn!("this kernel has no IPv6: the node takes part with IPv4 alone");
         pools.retain(|pool| pool.cluster().addr().is_ipv4());
     }
-    make_directory(&options.state_dir)?;
     // Before anything is touched: a second agent on this node ends here.
     let server = Server::open(&options.state_dir)?;
     let socket = server.path().to_owned();
+    if let (Some(file), None) = (&configuration.file, &configuration.problem) {
+        file.keep();
+    }
     // The kernel is listened to before it is looked at, so that no change falls between the two.
     let (door, watcher) = Door::open().map_err(kernel_error("open netlink"))?;
     let door = refuse_overlaps(options, door)?;
     // The same for the store: its first event is the whole of it.
-    let store = options.store.open()?;
+    let store: Arc<dyn Store> = options.store.open()?.into();
     let watch = store.watch(&INTEREST)?;
-    let node = NodeKeeper::new(options.clone(), pools, door, Leases::new(store, &options.node));
+    let announcer = Announcer::start(&options.node, Arc::clone(&store))?;
+    let health = options.health.map(Health::open).transpose()?;
+    let view = View::new(&options.node, options.config.cluster.deleted_node_grace());
+    let node = NodeKeeper::new(Parts {
+        options: options.clone(),
+        pools,
+        door,
+        leases: Leases::new(store, &options.node),
+        announcer,
+        config_problem: configuration.problem,
+    });
     let (sender, events) = mpsc::channel();
-    start_threads(&sender, Sources { termination, server, watcher, watch })?;
+    let config_file = configuration.file;
+    start_threads(&sender, Sources { termination, server, watcher, watch, health, config_file })?;
     drop(sender);
     tracing::info!(node = options.node, store = %options.store, "the agent has started");
-    let end = Loop::new(node).run(&events);
+    let end = Loop::new(node, view).run(&events);
     // Best effort: a stale socket is replaced by the next agent anyway.
     let _ = std::fs::remove_file(socket);
     match end {
@@ -164,8 +190,33 @@ fn check(options: &Options) -> Result<(), Error> {
         .map_err(|source| Error::Node { node: options.node.clone(), source })
 }
 
-/// Ends the start where the cluster's networks overlap the host's, and takes away the conflist of an earlier run:
-/// pods made now would hide real machines.
+/// What came of the configuration file.
+#[derive(Default)]
+struct Configuration {
+    file: Option<ConfigFile>,
+    /// Why the file is not in force, if it is not.
+    problem: Option<String>,
+}
+
+/// The options with what the configuration file says; a broken one is told to the cluster, and an earlier one used.
+fn configure(options: &Options) -> Result<(Options, Configuration), Error> {
+    let Some(path) = &options.config_file else { return Ok((options.clone(), Configuration::default())) };
+    let opened = ConfigFile::open(path, &options.state_dir)
+        .inspect_err(|error| tell(options, Reason::ConfigurationRefused, told(error)))?;
+    let options = Options { config: opened.config, ..options.clone() };
+    Ok((options, Configuration { file: Some(opened.file), problem: opened.refused }))
+}
+
+/// Tells the cluster why the agent does not start. Best effort: the error goes to the log as well.
+fn tell(options: &Options, reason: Reason, text: String) {
+    match options.store.open() {
+        Ok(store) => tell_at_once(&*store, &options.node, reason, text),
+        Err(error) => tracing::warn!(error = %told(&error), "an event could not be written"),
+    }
+}
+
+/// Ends the start where the cluster's networks overlap the host's, and lets no more pods be attached by what an earlier
+/// run left: pods made now would hide real machines.
 fn refuse_overlaps(options: &Options, mut door: Door) -> Result<Door, Error> {
     let host = door.host().map_err(kernel_error("look at the host's network"))?;
     let own = NetworkFile::new(&options.state_dir).remembered(&options.node);
@@ -174,7 +225,8 @@ fn refuse_overlaps(options: &Options, mut door: Door) -> Result<Door, Error> {
     match overlaps(&host, &networks).into_iter().next() {
         None => Ok(door),
         Some(overlap) => {
-            Conflist::new(options).remove()?;
+            NetworkFile::new(&options.state_dir).suspend(&told(&overlap))?;
+            tell(options, Reason::NetworkOverlap, told(&overlap));
             Err(overlap.into())
         }
     }
@@ -186,10 +238,12 @@ struct Sources {
     server: Server,
     watcher: Watcher,
     watch: store::Events,
+    health: Option<Health>,
+    config_file: Option<ConfigFile>,
 }
 
 fn start_threads(events: &Sender<Event>, sources: Sources) -> Result<(), Error> {
-    let Sources { termination, server, watcher, watch } = sources;
+    let Sources { termination, server, watcher, watch, health, config_file } = sources;
     start("signals", events, move |events| {
         // Either way the agent is to end: nobody could stop it any more.
         let end = termination.wait();
@@ -207,6 +261,12 @@ fn start_threads(events: &Sender<Event>, sources: Sources) -> Result<(), Error> 
         }
         let _ = events.send(Event::Lost("the store can no longer be watched".to_owned()));
     })?;
+    if let Some(health) = health {
+        start("health", events, move |events| health.serve(&events))?;
+    }
+    if let Some(config_file) = config_file {
+        start("configuration", events, move |events| config_file.follow(&events))?;
+    }
     start("socket", events, move |events| server.serve(&events))
 }
 
@@ -216,8 +276,12 @@ fn start(
     body: impl FnOnce(Sender<Event>) + Send + 'static,
 ) -> Result<(), Error> {
     let events = events.clone();
-    let started = thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(move || body(events));
-    // Nobody waits for the thread: it ends with the process.
+    spawn(name, move || body(events))
+}
+
+/// Starts a thread that nobody waits for: it ends by itself, or with the process.
+pub(crate) fn spawn(name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+    let started = thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(body);
     started.map(drop).map_err(|source| Error::Thread { name, source })
 }
 

@@ -27,6 +27,8 @@ pub enum Request {
     Status,
     /// What the agent would change in the kernel now.
     Plan,
+    /// Whether the node can carry a new pod, and a few peers to ask whether it reaches them.
+    Readiness,
 }
 
 /// What the agent answers.
@@ -37,8 +39,24 @@ pub enum Answer {
     Status(Box<Status>),
     /// To [`Request::Plan`].
     Plan(PlanReport),
+    /// To [`Request::Readiness`].
+    Readiness {
+        /// Why the node can carry no new pod; empty if it can.
+        reasons: Vec<String>,
+        /// Some of the peers that are programmed, other ones each time.
+        peers: Vec<Probed>,
+    },
     /// The request could not be understood or carried out.
     Error(String),
+}
+
+/// A peer that can be asked through the tunnel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probed {
+    /// Its name.
+    pub node: String,
+    /// The address of its tunnel device.
+    pub address: IpAddr,
 }
 
 /// A node as its agent sees it.
@@ -51,7 +69,7 @@ pub struct Status {
     pub version: String,
     /// The agent's process.
     pub pid: u32,
-    /// Whether the node can carry a new pod now, which is when the conflist is in place.
+    /// Whether the node can carry a new pod now.
     pub ready: bool,
     /// Why not, where it is not; each a sentence with its hint.
     pub reasons: Vec<String>,
@@ -221,7 +239,7 @@ pub fn ask_status(state_dir: &Path) -> Result<Status, AskError> {
     match ask(state_dir, Request::Status)? {
         Answer::Status(status) => Ok(*status),
         Answer::Error(reason) => Err(AskError::Refused(reason)),
-        Answer::Plan(_) => Err(AskError::Foreign { reason: None }),
+        _ => Err(AskError::Foreign { reason: None }),
     }
 }
 
@@ -233,7 +251,7 @@ pub fn ask_plan(state_dir: &Path) -> Result<PlanReport, AskError> {
     match ask(state_dir, Request::Plan)? {
         Answer::Plan(plan) => Ok(plan),
         Answer::Error(reason) => Err(AskError::Refused(reason)),
-        Answer::Status(_) => Err(AskError::Foreign { reason: None }),
+        _ => Err(AskError::Foreign { reason: None }),
     }
 }
 

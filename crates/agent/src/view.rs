@@ -5,15 +5,21 @@
 //! start, while anything in the store is broken, a node that holds a lease has the benefit of the doubt: its Node
 //! object may be in that file, and a slip in a manifest must not take a node's network down.
 //!
+//! A Node object that is deleted takes the node's network not with it at once: it may have been deleted by mistake, or
+//! come back in a moment, and pods run on meanwhile. For a time of grace the node counts as there with the lease it had
+//! (see `departed.rs`).
+//!
 //! Only nodes, leases and claims are kept: the rest of the cluster is none of this agent's business, and a node of a
 //! large cluster should not pay for it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use cluster::{Change, Key, Node, Snapshot};
 use store::Location;
 
+use crate::departed::Departed;
 use crate::status::StoreStatus;
 
 /// What is known of the cluster.
@@ -25,6 +31,7 @@ pub(crate) struct View {
     pub(crate) in_sync: bool,
     /// Nodes that are taken to be there because they hold a lease and something in the store cannot be read.
     doubted: BTreeSet<Arc<str>>,
+    departed: Departed,
     away: Option<String>,
     broken: Vec<String>,
 }
@@ -38,9 +45,32 @@ pub(crate) enum Standing {
     Absent,
     /// The store is empty, though this node held a lease: more likely lost than meant.
     Doubtful,
+    /// Its Node object was deleted a moment ago.
+    Deleted,
 }
 
 impl View {
+    /// Nothing is known yet. A deleted node keeps its place for `grace`; of the node called `own` only the object is
+    /// kept, for what it held in the store is its own to write again.
+    pub(crate) fn new(own: &str, grace: Duration) -> Self {
+        Self { departed: Departed::new(own, grace), ..Self::default() }
+    }
+
+    /// How long a deleted node keeps its place from now on.
+    pub(crate) fn set_grace(&mut self, grace: Duration) {
+        self.departed.set_grace(grace);
+    }
+
+    /// When the next node's time of grace is over.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.departed.deadline()
+    }
+
+    /// Lets go of deleted nodes whose time is over; true if there was one.
+    pub(crate) fn expire(&mut self, now: Instant) -> bool {
+        self.departed.expire(now, &mut self.snapshot)
+    }
+
     /// Takes news from the store. True if the node's network may have to change.
     pub(crate) fn take(&mut self, event: store::Event) -> bool {
         match event {
@@ -55,8 +85,11 @@ impl View {
                 true
             }
             store::Event::Changes(changes) => {
+                let changes: Vec<Change> = changes.into_iter().filter(concerns_nodes).collect();
+                let changes = self.departed.hold_back(changes, &mut self.snapshot, Instant::now());
+                let held_back = changes.held_back;
                 // Every change has to be applied, so no short cut with `any`.
-                changes.into_iter().filter(concerns_nodes).fold(false, |any, change| {
+                changes.due.into_iter().fold(held_back, |any, change| {
                     let applied = self.apply(change);
                     any || applied
                 })
@@ -132,6 +165,7 @@ impl View {
     pub(crate) fn standing(&self, node: &str, holding: bool) -> Standing {
         let snapshot = &self.snapshot;
         match snapshot.nodes.get(node) {
+            Some(_) if self.departed.contains(node) => Standing::Deleted,
             Some(node) => Standing::Member(node.clone()),
             // Other agents may give back our lease, but only while there are nodes; so a lease that went together
             // with every node did not go on purpose.

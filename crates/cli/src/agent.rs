@@ -61,9 +61,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
         *namespace = arguments.namespace;
     }
     let mut options = Options::new(arguments.node, store);
-    if let Some(file) = arguments.config {
-        options.config = Config::read(&file)?;
-    }
+    options.config_file = arguments.config;
     options.state_dir = arguments.state_dir;
     options.conf_dir = arguments.conf_dir;
     options.ipam_dir = arguments.ipam_dir;

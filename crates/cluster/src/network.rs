@@ -23,6 +23,9 @@ pub struct NodeNetwork {
     pub cluster_cidrs: Vec<IpNet>,
     /// The largest packet, in bytes, that a pod may send.
     pub mtu: u32,
+    /// Why no pod can be attached for now, if none can; those that are there go on, and can be taken away.
+    #[serde(rename = "notReady", default, skip_serializing_if = "Option::is_none")]
+    pub not_ready: Option<String>,
 }
 
 /// A text that is no node network. The reader can do nothing but wait for the agent to write a good one.
@@ -107,6 +110,7 @@ mod tests {
             pod_cidrs: vec!["10.244.1.0/24".parse().unwrap(), "fd00:10:244:1::/64".parse().unwrap()],
             cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/56".parse().unwrap()],
             mtu: 1450,
+            not_ready: None,
         }
     }
 
@@ -116,6 +120,9 @@ mod tests {
         let text = network.to_json().unwrap();
         assert_eq!(NodeNetwork::from_json(&text).unwrap(), network);
         assert!(text.ends_with(b"}\n"));
+        assert!(!String::from_utf8_lossy(&text).contains("notReady"));
+        let network = NodeNetwork { not_ready: Some("no underlay".into()), ..network };
+        assert_eq!(NodeNetwork::from_json(&network.to_json().unwrap()).unwrap(), network);
     }
 
     #[test]

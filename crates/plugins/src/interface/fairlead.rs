@@ -27,7 +27,7 @@ impl Plugin for Fairlead {
 
     fn add(&self, request: &Request) -> Result<AddResult, Error> {
         let settings = Settings::of(&request.config)?;
-        let network = settings.node_network()?;
+        let network = settings.ready_network()?;
         match settings.mode {
             Mode::Bridge => Bridge.add(&settings.bridge(request, Some(&network))?),
             Mode::Routed => {
@@ -60,7 +60,7 @@ impl Plugin for Fairlead {
     fn status(&self, request: &Request) -> Result<(), Error> {
         let ready = || {
             let settings = Settings::of(&request.config)?;
-            let network = settings.node_network()?;
+            let network = settings.ready_network()?;
             match settings.mode {
                 Mode::Bridge => Bridge.status(&settings.bridge(request, Some(&network))?),
                 Mode::Routed => routed::status(&settings.addresses(request, Some(&network))?),

@@ -100,6 +100,18 @@ impl Settings {
         })
     }
 
+    /// The same, to attach a pod by.
+    ///
+    /// # Errors
+    /// As above, and where the agent says that the node cannot carry another pod for now.
+    pub(crate) fn ready_network(&self) -> Result<NodeNetwork, Error> {
+        let network = self.node_network()?;
+        match &network.not_ready {
+            None => Ok(network),
+            Some(reason) => Err(not_ready(format!("this node cannot carry a new pod for now: {reason}"))),
+        }
+    }
+
     /// The call to make at host-local. Without `network` it can find and free addresses but give none.
     ///
     /// # Errors
@@ -211,6 +223,7 @@ mod tests {
             pod_cidrs: vec!["10.244.1.0/24".parse().unwrap(), "fd00:10:244:1::/64".parse().unwrap()],
             cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/56".parse().unwrap()],
             mtu: 1450,
+            not_ready: None,
         }
     }
 

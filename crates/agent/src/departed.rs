@@ -1,0 +1,270 @@
+//! Nodes whose Node object was deleted a moment ago.
+//!
+//! Read [`Departed::hold_back`]: of the changes that the store tells, it keeps those back that would take a deleted
+//! node's network down, until its time of grace is over ([`Departed::expire`]), it is back, or somebody else has what
+//! it held. A Node object is gone together with the node's lease where the lease is a part of it, as in Kubernetes, so
+//! a lease that goes with its node, or after it, is kept back too.
+//!
+//! What stays true: the node's pod CIDRs are never carried by two nodes, for a lease that overlaps a kept one ends its
+//! time at once; and what is kept is kept in memory alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cluster::{Change, Key, Lease, Object, Snapshot};
+use netstate::pool::overlaps;
+
+/// The deleted nodes that still count.
+#[derive(Debug, Default)]
+pub(crate) struct Departed {
+    own: Arc<str>,
+    grace: Duration,
+    nodes: BTreeMap<Arc<str>, Departure>,
+}
+
+/// How it stands with one of them.
+#[derive(Debug, Clone, Copy)]
+struct Departure {
+    /// When its time is over.
+    until: Instant,
+    /// The Node object is there again, and its agent has not published a lease yet.
+    is_back: bool,
+    /// The store has no lease of it any more.
+    lease_gone: bool,
+}
+
+/// What became of changes.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sorted {
+    /// Those that hold now.
+    pub(crate) due: Vec<Change>,
+    /// Whether some were kept back.
+    pub(crate) held_back: bool,
+}
+
+impl Departed {
+    pub(crate) fn new(own: &str, grace: Duration) -> Self {
+        Self { own: own.into(), grace, nodes: BTreeMap::new() }
+    }
+
+    pub(crate) fn set_grace(&mut self, grace: Duration) {
+        self.grace = grace;
+    }
+
+    /// Whether the node has no Node object, though it counts as there.
+    pub(crate) fn contains(&self, node: &str) -> bool {
+        self.nodes.get(node).is_some_and(|departure| !departure.is_back)
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.nodes.values().map(|departure| departure.until).min()
+    }
+
+    /// Sorts out what has to wait.
+    pub(crate) fn hold_back(&mut self, changes: Vec<Change>, snapshot: &mut Snapshot, now: Instant) -> Sorted {
+        let mut sorted = Sorted::default();
+        if self.grace.is_zero() && self.nodes.is_empty() {
+            sorted.due = changes;
+            return sorted;
+        }
+        for node in removed_nodes(&changes) {
+            if self.grace.is_zero() || !snapshot.nodes.contains_key(&node) {
+                continue;
+            }
+            tracing::info!(%node, grace = ?self.grace, "the Node object was deleted; its network stays for a while");
+            let lease_gone = self.nodes.get(&node).is_some_and(|departure| departure.lease_gone);
+            let departure = Departure { until: now + self.grace, is_back: false, lease_gone };
+            self.nodes.insert(node, departure);
+        }
+        for change in changes {
+            if self.keeps(&change) {
+                sorted.held_back = true;
+                continue;
+            }
+            self.note(&change, snapshot);
+            sorted.due.push(change);
+        }
+        sorted
+    }
+
+    /// Whether a change has to wait.
+    fn keeps(&mut self, change: &Change) -> bool {
+        let Change::Removed(key) = change else { return false };
+        match key {
+            Key::Node(node) => self.contains(node),
+            Key::Lease(node) if *node != self.own => self.nodes.get_mut(node).is_some_and(|departure| {
+                departure.lease_gone = true;
+                true
+            }),
+            _ => false,
+        }
+    }
+
+    /// Ends the time of who is back, and of whose pod CIDRs are another node's now.
+    fn note(&mut self, change: &Change, snapshot: &mut Snapshot) {
+        match change {
+            Change::Set(Object::Node(node)) => {
+                // The own node writes its lease again at once; of another one the old lease shows the way until then.
+                let stays = node.name != self.own;
+                match self.nodes.get_mut(&node.name) {
+                    Some(departure) if stays && departure.lease_gone => departure.is_back = true,
+                    _ => drop(self.nodes.remove(&node.name)),
+                }
+            }
+            Change::Set(Object::Lease(lease)) => {
+                self.nodes.remove(&lease.node);
+                let theirs = self.nodes.keys().filter(|node| collides(snapshot, node, lease)).cloned();
+                let theirs: Vec<Arc<str>> = theirs.collect();
+                theirs.iter().for_each(|node| self.end(node, snapshot));
+            }
+            _ => {}
+        }
+    }
+
+    /// Lets go of those whose time is over.
+    pub(crate) fn expire(&mut self, now: Instant, snapshot: &mut Snapshot) -> bool {
+        let over = self.nodes.iter().filter(|(_, departure)| departure.until <= now);
+        let over: Vec<Arc<str>> = over.map(|(node, _)| node.clone()).collect();
+        over.iter().for_each(|node| self.end(node, snapshot));
+        !over.is_empty()
+    }
+
+    fn end(&mut self, node: &Arc<str>, snapshot: &mut Snapshot) {
+        let Some(departure) = self.nodes.remove(node) else { return };
+        if !departure.is_back {
+            snapshot.apply(Change::Removed(Key::Node(node.clone())));
+        }
+        if departure.lease_gone {
+            snapshot.apply(Change::Removed(Key::Lease(node.clone())));
+        }
+    }
+}
+
+fn removed_nodes(changes: &[Change]) -> BTreeSet<Arc<str>> {
+    let removed = changes.iter().filter_map(|change| match change {
+        Change::Removed(Key::Node(node)) => Some(node.clone()),
+        _ => None,
+    });
+    removed.collect()
+}
+
+fn collides(snapshot: &Snapshot, node: &Arc<str>, lease: &Lease) -> bool {
+    let theirs = snapshot.leases.get(node).map(|lease| &*lease.pod_cidrs).unwrap_or_default();
+    theirs.iter().any(|cidr| lease.pod_cidrs.iter().any(|other| overlaps(*cidr, *other)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use cluster::{Backend, Change, Key, Lease, Node};
+
+    use crate::view::{Standing, View};
+
+    const GRACE: Duration = Duration::from_secs(60);
+
+    fn lease(node: &str, cidr: &str) -> Change {
+        let pod_cidrs = [cidr.parse().unwrap()].into();
+        let backend = Backend::Other("any".into());
+        let lease = Lease { node: node.into(), pod_cidrs, underlay: Box::default(), backend, mtu: 1450 };
+        Change::Set(lease.into())
+    }
+
+    fn set(node: &str) -> Change {
+        Change::Set(Node::named(node).into())
+    }
+
+    fn gone(node: &str) -> [Change; 2] {
+        [Change::Removed(Key::Lease(node.into())), Change::Removed(Key::Node(node.into()))]
+    }
+
+    /// node1, our own, and node2, with a lease each.
+    fn view() -> View {
+        let mut view = View::new("node1", GRACE);
+        view.take(store::Event::Snapshot(cluster::Snapshot::default()));
+        view.take(store::Event::InSync);
+        tell(&mut view, [set("node1"), set("node2")]);
+        tell(&mut view, [lease("node1", "10.244.1.0/24"), lease("node2", "10.244.2.0/24")]);
+        view
+    }
+
+    fn tell<const COUNT: usize>(view: &mut View, changes: [Change; COUNT]) -> bool {
+        view.take(store::Event::Changes(changes.to_vec()))
+    }
+
+    fn holds(view: &View, node: &str) -> (bool, bool) {
+        (view.snapshot.nodes.contains_key(node), view.snapshot.leases.contains_key(node))
+    }
+
+    #[test]
+    fn a_deleted_peer_keeps_its_place_until_its_time_is_over() {
+        let mut view = view();
+        let before = Instant::now();
+        assert!(tell(&mut view, gone("node2")));
+        assert_eq!(holds(&view, "node2"), (true, true));
+        assert!(view.deadline().unwrap() >= before + GRACE);
+        assert!(!view.expire(before));
+        assert!(view.expire(Instant::now() + GRACE));
+        assert_eq!(holds(&view, "node2"), (false, false));
+        assert_eq!(view.deadline(), None);
+    }
+
+    #[test]
+    fn a_peer_that_is_back_is_reached_by_its_old_lease_until_it_has_published_a_new_one() {
+        let mut view = view();
+        tell(&mut view, gone("node2"));
+        tell(&mut view, [set("node2")]);
+        assert_eq!(holds(&view, "node2"), (true, true));
+        tell(&mut view, [lease("node2", "10.244.9.0/24")]);
+        assert_eq!(view.snapshot.leases["node2"].pod_cidrs[0].to_string(), "10.244.9.0/24");
+        assert_eq!(view.deadline(), None);
+    }
+
+    #[test]
+    fn a_peer_that_is_back_without_an_agent_loses_its_old_lease_in_the_end() {
+        let mut view = view();
+        tell(&mut view, gone("node2"));
+        tell(&mut view, [set("node2")]);
+        view.expire(Instant::now() + GRACE);
+        assert_eq!(holds(&view, "node2"), (true, false));
+    }
+
+    #[test]
+    fn a_lease_that_its_node_withdraws_goes_at_once() {
+        let mut view = view();
+        tell(&mut view, [Change::Removed(Key::Lease("node2".into()))]);
+        assert_eq!(holds(&view, "node2"), (true, false));
+    }
+
+    #[test]
+    fn a_lease_that_outlives_its_node_in_the_store_is_collected_after_the_time() {
+        let mut view = view();
+        tell(&mut view, [Change::Removed(Key::Node("node2".into()))]);
+        assert_eq!(holds(&view, "node2"), (true, true));
+        view.expire(Instant::now() + GRACE);
+        assert_eq!(holds(&view, "node2"), (false, true), "the store still has it: somebody has to take it out");
+    }
+
+    #[test]
+    fn who_is_given_a_deleted_nodes_cidr_has_it_alone() {
+        let mut view = view();
+        tell(&mut view, gone("node2"));
+        tell(&mut view, [set("node3"), lease("node3", "10.244.2.0/24")]);
+        assert_eq!(holds(&view, "node2"), (false, false));
+    }
+
+    #[test]
+    fn the_own_node_stays_as_it_is_and_writes_its_lease_again_when_it_is_back() {
+        let mut view = view();
+        tell(&mut view, gone("node1"));
+        assert_eq!(holds(&view, "node1"), (true, false));
+        assert!(matches!(view.standing("node1", true), Standing::Deleted));
+        tell(&mut view, [set("node1")]);
+        assert!(matches!(view.standing("node1", true), Standing::Member(_)));
+        assert_eq!(view.deadline(), None);
+        tell(&mut view, gone("node1"));
+        view.expire(Instant::now() + GRACE);
+        assert!(matches!(view.standing("node1", true), Standing::Absent));
+    }
+}

@@ -1,0 +1,220 @@
+//! Whether the agent lives, and whether its node is of use: two questions that a kubelet asks by HTTP.
+//!
+//! Read [`Health::serve`]. `/livez` is answered with 200 as soon as the loop says anything. `/readyz` is answered with
+//! 200 when the node can carry a new pod and at least one of a few of its peers answers through the tunnel (of a peer the
+//! kernel answers, so one whose agent is down counts); else with 503 and the reasons, a line each. A node without peers
+//! needs none.
+//!
+//! The requests are two fixed lines, so the reader is twenty lines and no HTTP library; whatever else is asked is
+//! refused. One client is served after the other, and one that is slow is given up after [`PATIENCE`]. (RFC 9112.)
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc::{self, Sender};
+use std::time::Duration;
+
+use crate::event::Event;
+use crate::reach;
+use crate::status::{Answer, Request};
+
+/// How long a client may take to ask, and to read the answer.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long the loop may take to answer: a pass over 5,000 peers takes well under a second.
+const LOOP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The longest head of a request, in bytes.
+const LONGEST_REQUEST: usize = 4096;
+
+/// The health address cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "listen on {address} for health checks\nhint: is another agent or program there? --health takes another address"
+)]
+pub struct HealthError {
+    address: SocketAddr,
+    source: io::Error,
+}
+
+/// The listening socket.
+#[derive(Debug)]
+pub(crate) struct Health {
+    listener: TcpListener,
+}
+
+/// An answer.
+struct Verdict {
+    status: &'static str,
+    text: String,
+}
+
+impl Health {
+    pub(crate) fn open(address: SocketAddr) -> Result<Self, HealthError> {
+        let listener = TcpListener::bind(address).map_err(|source| HealthError { address, source })?;
+        Ok(Self { listener })
+    }
+
+    /// Serves until the loop is gone.
+    pub(crate) fn serve(&self, events: &Sender<Event>) {
+        for stream in self.listener.incoming().flatten() {
+            // A client that went away or said nothing is its own problem.
+            if let Err(error) = serve_one(stream, events) {
+                tracing::debug!(%error, "a health check was not answered");
+            }
+        }
+    }
+}
+
+fn serve_one(mut stream: TcpStream, events: &Sender<Event>) -> io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let head = read_head(&mut stream)?;
+    let verdict = match asked_path(&head) {
+        Some("/livez") => alive(events),
+        Some("/readyz") => ready(events),
+        Some(_) => Verdict { status: "404 Not Found", text: "ask for /livez or /readyz\n".to_owned() },
+        None => Verdict { status: "400 Bad Request", text: "this is no GET request\n".to_owned() },
+    };
+    let Verdict { status, text } = verdict;
+    let length = text.len();
+    let answer = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{text}"
+    );
+    stream.write_all(answer.as_bytes())
+}
+
+/// Everything up to the empty line that ends a request's head.
+fn read_head(stream: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut head = Vec::new();
+    let mut piece = [0; 512];
+    while !head.windows(4).any(|end| end == b"\r\n\r\n") && head.len() < LONGEST_REQUEST {
+        match stream.read(&mut piece)? {
+            0 => break,
+            length => head.extend_from_slice(&piece[..length]),
+        }
+    }
+    Ok(head)
+}
+
+/// The path that is asked for, without its query.
+fn asked_path(head: &[u8]) -> Option<&str> {
+    let line = std::str::from_utf8(head.split(|byte| *byte == b'\r').next()?).ok()?;
+    let target = line.strip_prefix("GET ")?.strip_suffix(" HTTP/1.1").or_else(|| {
+        let rest = line.strip_prefix("GET ")?;
+        rest.strip_suffix(" HTTP/1.0")
+    })?;
+    target.split('?').next()
+}
+
+fn alive(events: &Sender<Event>) -> Verdict {
+    match ask(events) {
+        Some(_) => Verdict { status: "200 OK", text: "ok\n".to_owned() },
+        None => Verdict { status: "503 Service Unavailable", text: "the agent's loop is stuck\n".to_owned() },
+    }
+}
+
+fn ready(events: &Sender<Event>) -> Verdict {
+    let mut reasons = match ask(events) {
+        Some(Answer::Readiness { reasons, peers }) => {
+            let silent = reach::silent(&peers);
+            // One that is down is no fault of this node's; that none answers, most likely is.
+            let nobody = silent.len() == peers.len() && !peers.is_empty();
+            let named = silent.iter().map(|peer| peer.node.as_str()).collect::<Vec<_>>().join(", ");
+            let unreached = nobody.then(|| format!("no answer through the tunnel from {named}"));
+            reasons.into_iter().chain(unreached).collect()
+        }
+        Some(_) | None => vec!["the agent's loop is stuck".to_owned()],
+    };
+    if reasons.is_empty() {
+        return Verdict { status: "200 OK", text: "ok\n".to_owned() };
+    }
+    reasons.push(String::new());
+    Verdict { status: "503 Service Unavailable", text: reasons.join("\n") }
+}
+
+fn ask(events: &Sender<Event>) -> Option<Answer> {
+    let (answer, answered) = mpsc::channel();
+    events.send(Event::Asked(Request::Readiness, answer)).ok()?;
+    answered.recv_timeout(LOOP_PATIENCE).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{SocketAddr, TcpStream};
+    use std::sync::mpsc;
+
+    use super::{Health, asked_path};
+    use crate::event::Event;
+    use crate::status::Answer;
+
+    /// A server whose loop answers with these reasons, or not at all.
+    fn serving(reasons: Option<&[&str]>) -> SocketAddr {
+        let health = Health::open(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let address = health.listener.local_addr().unwrap();
+        let (sender, events) = mpsc::channel();
+        std::thread::spawn(move || health.serve(&sender));
+        let reasons = reasons.map(|reasons| reasons.iter().map(ToString::to_string).collect::<Vec<_>>());
+        std::thread::spawn(move || {
+            for event in events {
+                let Event::Asked(_, answer) = event else { continue };
+                // Without reasons the sender is dropped: a loop that will never answer.
+                if let Some(reasons) = reasons.clone() {
+                    answer.send(Answer::Readiness { reasons, peers: Vec::new() }).unwrap();
+                }
+            }
+        });
+        address
+    }
+
+    fn get(address: SocketAddr, request: &[u8]) -> String {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(request).unwrap();
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut answer = String::new();
+        // A client that said too much may find the connection reset.
+        let _ = stream.read_to_string(&mut answer);
+        answer
+    }
+
+    #[test]
+    fn a_node_that_can_carry_pods_and_has_no_peers_is_ready() {
+        let address = serving(Some(&[]));
+        assert!(get(address, b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n").starts_with("HTTP/1.1 200 OK"));
+        assert!(get(address, b"GET /livez?verbose HTTP/1.1\r\n\r\n").ends_with("\r\n\r\nok\n"));
+    }
+
+    #[test]
+    fn a_node_that_cannot_says_why_and_its_agent_lives() {
+        let address = serving(Some(&["no underlay", "no lease"]));
+        let answer = get(address, b"GET /readyz HTTP/1.1\r\n\r\n");
+        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("no underlay\nno lease\n"), "{answer}");
+        assert!(get(address, b"GET /livez HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 200 OK"));
+    }
+
+    #[test]
+    fn an_agent_whose_loop_is_stuck_is_not_alive() {
+        let address = serving(None);
+        assert!(get(address, b"GET /livez HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 503 "));
+    }
+
+    #[test]
+    fn nonsense_is_refused_and_the_next_client_is_served() {
+        let address = serving(Some(&[]));
+        let oversized = vec![b'x'; 100_000];
+        let nonsense: [&[u8]; 6] =
+            [b"", b"\r\n\r\n", b"POST /livez HTTP/1.1\r\n\r\n", b"GET /livez\r\n\r\n", b"\xff\xfe\r\n\r\n", &oversized];
+        for bytes in nonsense {
+            let answer = get(address, bytes);
+            assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400 "), "{answer}");
+        }
+        assert!(get(address, b"GET /metrics HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404 "));
+        assert!(get(address, b"GET /livez HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 200 "));
+    }
+
+    #[test]
+    fn the_path_ends_where_the_query_begins() {
+        assert_eq!(asked_path(b"GET /a?b=c HTTP/1.0\r\n"), Some("/a"));
+        assert_eq!(asked_path(b"GET /a HTTP/2\r\n"), None);
+    }
+}

@@ -1,0 +1,190 @@
+//! The configuration file, followed while the agent runs.
+//!
+//! Read [`ConfigFile::open`] and [`ConfigFile::follow`]. The last good text is kept in the state directory, so that an
+//! agent that starts while the file is broken goes on with what it had. The directory of the file is listened to, not the
+//! file: an editor replaces it by a rename, and a kubelet that updates a ConfigMap's volume replaces a link beside it.
+//!
+//! What stays true: a file that cannot be used changes nothing and is told once for each of its texts.
+
+use std::fs;
+use std::mem::MaybeUninit;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::Sender;
+
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
+
+use crate::config::{Config, ConfigError};
+use crate::event::Event;
+use crate::files;
+use crate::report::told;
+
+/// The configuration file and what it said last.
+#[derive(Debug)]
+pub(crate) struct ConfigFile {
+    path: PathBuf,
+    kept: PathBuf,
+    text: String,
+}
+
+/// What was found at the start.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) file: ConfigFile,
+    pub(crate) config: Config,
+    /// Why the file itself is not used, if it is not.
+    pub(crate) refused: Option<String>,
+}
+
+impl ConfigFile {
+    /// The name under which the last good text is kept in the state directory.
+    pub(crate) const KEPT: &'static str = "config.yaml";
+
+    /// Reads the file; if it cannot be used, what an earlier run of this boot found good.
+    ///
+    /// # Errors
+    /// When neither can be used: why the file cannot.
+    pub(crate) fn open(path: &Path, state_dir: &Path) -> Result<Opened, ConfigError> {
+        let kept = state_dir.join(Self::KEPT);
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let file = Self { path: path.to_owned(), kept, text };
+        match Config::read(path) {
+            Ok(config) => Ok(Opened { file, config, refused: None }),
+            Err(error) => {
+                let Ok(config) = Config::read(&file.kept) else { return Err(error) };
+                Ok(Opened { file, config, refused: Some(told(&error)) })
+            }
+        }
+    }
+
+    /// Keeps the text for an agent that starts with a worse one.
+    pub(crate) fn keep(&self) {
+        if let Err(error) = files::replace(&self.kept, self.text.as_bytes()) {
+            tracing::warn!(error = %told(&error), "the configuration was not kept for the next start");
+        }
+    }
+
+    /// Sends every new version of the file, good or bad, until nobody listens or it can no longer be watched.
+    pub(crate) fn follow(mut self, events: &Sender<Event>) {
+        if let Err(error) = self.listen(events) {
+            let path = self.path.display();
+            tracing::warn!(%error, "changes of {path} are not seen any more; hint: restart the agent after a change");
+        }
+    }
+
+    fn listen(&mut self, events: &Sender<Event>) -> Result<(), rustix::io::Errno> {
+        let notifier = inotify::init(CreateFlags::CLOEXEC)?;
+        let wanted =
+            WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::CLOSE_WRITE | WatchFlags::DELETE | WatchFlags::ONLYDIR;
+        let directory = self.path.parent().filter(|path| !path.as_os_str().is_empty());
+        inotify::add_watch(&notifier, directory.unwrap_or(Path::new(".")), wanted)?;
+        // It may have changed between the first reading and now.
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut reader = Reader::new(notifier, &mut buffer);
+        loop {
+            if let Some(news) = self.news()
+                && events.send(Event::Configuration(Box::new(news))).is_err()
+            {
+                return Ok(());
+            }
+            match reader.next() {
+                Ok(event) if event.events().contains(ReadFlags::IGNORED) => return Err(rustix::io::Errno::NOENT),
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The configuration, or what is wrong with it, if the file says something else than before.
+    fn news(&mut self) -> Option<Result<Config, String>> {
+        // One that is away for a moment is about to be replaced.
+        let text = fs::read_to_string(&self.path).ok()?;
+        if text == self.text {
+            return None;
+        }
+        self.text = text;
+        let read = Config::parse(&self.text)
+            .map_err(|fault| ConfigError::File { path: self.path.clone(), fault: Box::new(fault) });
+        if read.is_ok() {
+            self.keep();
+        }
+        Some(read.map_err(|error| told(&error)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::mpsc::{self, Receiver};
+    use std::time::Duration;
+
+    use super::{ConfigFile, Opened};
+    use crate::config::Config;
+    use crate::event::Event;
+
+    fn next(events: &Receiver<Event>) -> Result<Config, String> {
+        match events.recv_timeout(Duration::from_secs(30)) {
+            Ok(Event::Configuration(news)) => *news,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn following(file: ConfigFile) -> Receiver<Event> {
+        let (sender, events) = mpsc::channel();
+        std::thread::spawn(move || file.follow(&sender));
+        events
+    }
+
+    #[test]
+    fn a_broken_file_is_told_and_a_mended_one_is_used() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.yaml");
+        fs::write(&path, "vxlan: {vni: 7}\n").unwrap();
+        let opened = ConfigFile::open(&path, directory.path()).unwrap();
+        assert_eq!((opened.config.vxlan.vni, &opened.refused), (7, &None));
+        let events = following(opened.file);
+        fs::write(&path, "vxlan: {vin: 8}\n").unwrap();
+        // A file that is written in place may be seen empty in between, and an empty one is a good one.
+        let error = loop {
+            if let Err(error) = next(&events) {
+                break error;
+            }
+        };
+        assert!(error.contains("agent.yaml") && error.contains("did you mean vni?"), "{error}");
+        fs::write(directory.path().join("new"), "vxlan: {vni: 8}\n").unwrap();
+        fs::rename(directory.path().join("new"), &path).unwrap();
+        assert_eq!(next(&events).unwrap().vxlan.vni, 8);
+    }
+
+    #[test]
+    fn a_volume_of_a_config_map_is_followed_as_a_kubelet_replaces_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let lay = |version: &str, text: &str| {
+            fs::create_dir(at(version)).unwrap();
+            fs::write(at(version).join("config.yaml"), text).unwrap();
+            std::os::unix::fs::symlink(version, at("..data_tmp")).unwrap();
+            fs::rename(at("..data_tmp"), at("..data")).unwrap();
+        };
+        lay("..1", "vxlan: {vni: 7}\n");
+        std::os::unix::fs::symlink("..data/config.yaml", at("config.yaml")).unwrap();
+        let state = tempfile::tempdir().unwrap();
+        let opened = ConfigFile::open(&at("config.yaml"), state.path()).unwrap();
+        let events = following(opened.file);
+        lay("..2", "vxlan: {vni: 8}\n");
+        assert_eq!(next(&events).unwrap().vxlan.vni, 8);
+    }
+
+    #[test]
+    fn an_agent_that_starts_with_a_broken_file_goes_on_with_the_last_good_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.yaml");
+        fs::write(&path, "vxlan: {vni: 7}\n").unwrap();
+        ConfigFile::open(&path, directory.path()).unwrap().file.keep();
+        fs::write(&path, "vxlan: [\n").unwrap();
+        let Opened { config, refused, .. } = ConfigFile::open(&path, directory.path()).unwrap();
+        assert_eq!(config.vxlan.vni, 7);
+        assert!(refused.unwrap().contains("agent.yaml"));
+        let nothing_kept = tempfile::tempdir().unwrap();
+        assert!(ConfigFile::open(&path, nothing_kept.path()).is_err());
+    }
+}
