@@ -19,6 +19,10 @@ pub struct Node {
     /// The pod CIDRs that the cluster gave it, at most one of each family; empty if its agent is to claim
     /// some out of the cluster's.
     pub pod_cidrs: Box<[IpNet]>,
+    /// Whether the cluster keeps pods off it until its network is said to be there: the startup taint
+    /// `fairlead.io/not-ready`, or the condition `NetworkUnavailable`. Either may come back, with a Node object that is
+    /// made anew or by somebody else's hand.
+    pub awaits_network: bool,
 }
 
 impl Node {
@@ -29,6 +33,7 @@ impl Node {
             labels: Labels::default(),
             addresses: Box::default(),
             pod_cidrs: Box::default(),
+            awaits_network: false,
         }
     }
 }

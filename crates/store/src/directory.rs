@@ -11,9 +11,10 @@ use crate::catalog::Catalog;
 use crate::files;
 use crate::manifest::{self, Fault};
 use crate::own::{self, Lock};
+use crate::report::check_node;
 use crate::scan::{Alone, scan};
 use crate::store::{check_expected, check_reads_back, only, version_of};
-use crate::{Claimed, Error, Event, Events, Expect, Listing, Problem, Store, Version, Watch};
+use crate::{Claimed, Error, Event, Events, Expect, Listing, Notice, Problem, Report, Store, Version, Watch};
 
 /// A directory of manifests. Holds nothing open; every call looks at the disk, any number of processes may
 /// use one directory.
@@ -152,6 +153,27 @@ impl Directory {
         }
     }
 
+    /// Keeps how a node fares, in a file that is no manifest.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for an impossible node name, or a reason that is no word; [`Error::Unavailable`]; the disk's.
+    pub fn report(&self, report: &Report) -> Result<(), Error> {
+        report.check()?;
+        // What it says can be found out again.
+        let durable = false;
+        Lock::take(&self.path)?.replace(&own::report_path(&report.node), &own::encode_report(report), durable)
+    }
+
+    /// What all nodes report that have a Node object.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub fn reports(&self) -> Result<Vec<Report>, Error> {
+        let catalog = self.catalog()?;
+        let nodes = catalog.snapshot().nodes.keys();
+        Ok(nodes.filter_map(|node| own::read_report(&self.path, node)).collect())
+    }
+
     /// Puts a manifest into the directory, whole or not at all, under a file name such as `guestbook.yaml`;
     /// an earlier file of that name is replaced. Only a manifest without problems is taken.
     ///
@@ -265,6 +287,18 @@ impl Store for Directory {
 
     fn release(&self, cidr: IpNet, node: &str) -> Result<bool, Error> {
         Self::release(self, cidr, node)
+    }
+
+    fn report(&self, report: &Report) -> Result<(), Error> {
+        Self::report(self, report)
+    }
+
+    fn reports(&self) -> Result<Vec<Report>, Error> {
+        Self::reports(self)
+    }
+
+    fn notify(&self, notice: &Notice) -> Result<(), Error> {
+        check_node(&notice.node).map(drop)
     }
 }
 

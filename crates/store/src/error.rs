@@ -63,7 +63,7 @@ pub enum Error {
         /// What it said.
         reason: String,
     },
-    /// A lease is part of a Node object, and there is none.
+    /// A lease is part of a Node object, as is a report, and there is none.
     #[error(
         "{key} cannot be kept: there is no Node object {node} (hint: the kubelet makes it; is the node called so?)"
     )]

@@ -11,9 +11,11 @@
 //!   that was read, so of two writers one has to look again;
 //! - the right to a pod CIDR is what the Node's `spec.podCIDRs` says; where the cluster gives out none, it is a Lease
 //!   object (`coordination.k8s.io`) in Fairlead's own namespace;
-//! - what became of a pod stands in the pod, and is the kubelet's to write.
+//! - what became of a pod stands in the pod, and is the kubelet's to write;
+//! - how the node fares is a condition of its Node (`report.rs`), and what happens on it Events (`notice.rs`).
 //!
-//! deploy/kubernetes/rbac.yaml lists what an agent may do, and a test holds it against what an agent does.
+//! deploy/kubernetes/rbac.yaml lists what an agent may do, and a test holds it against what an agent does; admission.yaml
+//! beside it bounds that to the agent's own Node.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -28,14 +30,16 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 
 use crate::manifest;
+use crate::report::check_node;
 use crate::store::{check_expected, check_reads_back, version_of};
-use crate::{Claimed, Error, Event, Events, Expect, Listing, Store, Version};
+use crate::{Claimed, Error, Event, Events, Expect, Listing, Notice, Report, Store, Version};
 use api::{Api, Call, Failure};
 use claim::{Held, verdict};
 use connection::Origin;
 use feed::Feed;
 use form::{Item, LEASE};
 use mirror::{Mirror, News};
+use notice::Notices;
 use resource::Resource;
 
 mod api;
@@ -45,6 +49,8 @@ mod connection;
 mod feed;
 mod form;
 mod mirror;
+mod notice;
+mod report;
 mod resource;
 
 pub use form::read_list;
@@ -59,6 +65,7 @@ const STACK: usize = 2 << 20;
 #[derive(Debug)]
 pub struct Kubernetes {
     api: Arc<Api>,
+    notices: Arc<Notices>,
     runtime: Runtime,
 }
 
@@ -75,7 +82,7 @@ impl Kubernetes {
             let _entered = runtime.handle.enter();
             Api::open(Origin::of(kubeconfig), namespace)
         };
-        Ok(Self { api: Arc::new(opened?), runtime })
+        Ok(Self { api: Arc::new(opened?), notices: Arc::default(), runtime })
     }
 
     /// Does `work` on the runtime's thread and waits for what comes of it.
@@ -161,12 +168,31 @@ impl Store for Kubernetes {
         let (api, node) = (self.api.clone(), node.to_owned());
         self.wait(async move { drop_claim(&api, cidr, &node).await })
     }
+
+    fn report(&self, report: &Report) -> Result<(), Error> {
+        report.check()?;
+        let (api, report) = (self.api.clone(), report.clone());
+        self.wait(async move { report::put(&api, &report).await })
+    }
+
+    fn reports(&self) -> Result<Vec<Report>, Error> {
+        let api = self.api.clone();
+        self.wait(async move { report::every(&api).await })
+    }
+
+    fn notify(&self, notice: &Notice) -> Result<(), Error> {
+        check_node(&notice.node)?;
+        let (api, notices, notice) = (self.api.clone(), self.notices.clone(), notice.clone());
+        self.wait(async move { notices.tell(&api, notice).await })
+    }
 }
 
 /// Who writes what Fairlead does not.
 fn not_ours(key: Key) -> Error {
     let reason = match key.kind() {
-        Kind::Node => "a Node is the kubelet's and the cluster's; only the lease in it is ours",
+        Kind::Node => {
+            "a Node is the kubelet's and the cluster's; only the lease and the report in it are ours"
+        }
         Kind::PodStatus => "phase and addresses of a pod are written by the kubelet",
         Kind::Claim => "a claim is taken and released, so that two nodes cannot hold one CIDR",
         Kind::EndpointSlice => "EndpointSlices are kept by the cluster's own controller",

@@ -12,7 +12,8 @@
 //! In a directory anybody may put manifests anywhere, YAML or JSON, one or many objects a file. A file is taken
 //! whole or not at all; of one object in two files, the file that comes first by path counts, and the other is a
 //! [`Problem`]. Fairlead writes only below `fairlead/`, one object a file, atomically. In the Kubernetes API a node's
-//! lease is an annotation of its Node object, and a claim is a Lease object (`coordination.k8s.io`).
+//! lease is an annotation of its Node object, and a claim is a Lease object (`coordination.k8s.io`). How a node fares is
+//! told the other way, from the agent to those who look after the cluster: see [`Report`] and [`Notice`].
 //!
 //! This is the only crate that knows Kubernetes' forms of the objects, and the only one that speaks HTTP.
 
@@ -25,6 +26,7 @@ mod location;
 mod manifest;
 mod own;
 mod problem;
+mod report;
 mod scan;
 mod share;
 mod store;
@@ -36,6 +38,7 @@ pub use error::Error;
 pub use kubernetes::{Kubernetes, read_list};
 pub use location::Location;
 pub use problem::Problem;
+pub use report::{Notice, Report};
 pub use store::{Claimed, Events, Listing, Store};
 pub use version::{Expect, Version};
 pub use watch::{Event, StopHandle, Watch};

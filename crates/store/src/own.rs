@@ -8,6 +8,8 @@
 //! While a file of others is broken, `fairlead/.last-good/` holds what it said before, so that a restart does
 //! not forget it.
 //!
+//! `fairlead/.reports/` holds what each node says of itself.
+//!
 //! `fairlead/.identity` holds a random text, written once. A directory that comes back with the same identity
 //! was away; one without it was lost, and what is missing in it was not removed by anyone.
 
@@ -20,8 +22,11 @@ use std::path::{Path, PathBuf};
 use cluster::{Key, NamespacedName};
 use ipnet::IpNet;
 use rustix::fs::{FlockOperation, Mode, OFlags};
+use serde::Deserialize;
+use serde_json::json;
 
-use crate::{Error, Version};
+use crate::manifest::OWN_API;
+use crate::{Error, Report, Version};
 
 /// The folder of our own files.
 pub(crate) const FOLDER: &str = "fairlead";
@@ -31,6 +36,11 @@ pub(crate) const CLAIMS: &str = "fairlead/claims";
 
 /// The folder of the last good versions of broken files.
 pub(crate) const LAST_GOOD: &str = "fairlead/.last-good";
+
+/// The file that holds what a node reports. It is nobody's manifest, so it is hidden from those who read them.
+pub(crate) fn report_path(node: &str) -> PathBuf {
+    Path::new(FOLDER).join(".reports").join(format!("{}.json", fitting(node.to_owned())))
+}
 
 /// The file that holds an object of ours, relative to the store directory.
 pub(crate) fn path(key: &Key) -> PathBuf {
@@ -74,6 +84,46 @@ pub(crate) fn claimed_cidr(name: &Path) -> Option<IpNet> {
     let name = name.to_str()?.strip_suffix(".json")?;
     let (address, length) = name.rsplit_once('-')?;
     format!("{address}/{length}").parse().ok()
+}
+
+/// The contents of a report's file.
+pub(crate) fn encode_report(report: &Report) -> Vec<u8> {
+    let Report { node, ready, reason, message, version } = report;
+    let value = json!({
+        "apiVersion": OWN_API, "kind": "NodeReport", "metadata": {"name": node},
+        "status": {"ready": ready, "reason": reason, "message": message, "agentVersion": version},
+    });
+    format!("{value:#}\n").into_bytes()
+}
+
+/// What a node reports, if it does.
+pub(crate) fn read_report(root: &Path, node: &str) -> Option<Report> {
+    #[derive(Deserialize)]
+    struct NodeReport {
+        status: Status,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Status {
+        ready: bool,
+        reason: String,
+        message: String,
+        agent_version: String,
+    }
+    let path = root.join(report_path(node));
+    let read = match fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        read => read.and_then(|bytes| Ok(serde_json::from_slice::<NodeReport>(&bytes)?)),
+    };
+    Some(match read {
+        Ok(NodeReport { status: Status { ready, reason, message, agent_version } }) => {
+            Report { node: node.to_owned(), ready, reason, message, version: agent_version }
+        }
+        Err(error) => {
+            let told = format!("its report in {} cannot be read: {error}", path.display());
+            Report::unknown(node, told, String::new())
+        }
+    })
 }
 
 /// The right to write, held by one writer of all processes at a time.

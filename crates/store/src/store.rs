@@ -10,7 +10,7 @@ use cluster::{Change, Key, Kind, Object, Snapshot};
 use ipnet::IpNet;
 
 use crate::manifest;
-use crate::{Error, Event, Expect, Problem, Version};
+use crate::{Error, Event, Expect, Notice, Problem, Report, Version};
 
 /// Where the cluster's state is. Every method may be called from any thread, and waits for its answer.
 pub trait Store: Debug + Send + Sync {
@@ -59,6 +59,30 @@ pub trait Store: Debug + Send + Sync {
     /// # Errors
     /// [`Error::Unavailable`].
     fn release(&self, cidr: IpNet, node: &str) -> Result<bool, Error>;
+
+    /// Tells the cluster how a node fares; a later report replaces it. In Kubernetes pods come to a node that is ready:
+    /// its condition `NetworkUnavailable` is False, and the startup taint `fairlead.io/not-ready` is taken off it. Other
+    /// hands can undo that; then [`Node::awaits_network`](cluster::Node::awaits_network) says so. A directory keeps the
+    /// report and changes nobody's manifest, so there a Node that awaits the network goes on to do so.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for an impossible node name, or a reason that is no word; [`Error::NoNode`] if the cluster has
+    /// none to write it into; [`Error::Unavailable`]; [`Error::Forbidden`]; [`Error::Refused`].
+    fn report(&self, report: &Report) -> Result<(), Error>;
+
+    /// What all nodes report that are there, in the order of their names. One whose report was spoilt by another hand is
+    /// not ready, for the reason `Unknown`.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]; [`Error::Forbidden`].
+    fn reports(&self) -> Result<Vec<Report>, Error>;
+
+    /// Tells people what happened on a node, where they look for it: among the Node's Events in Kubernetes. The same
+    /// again is counted, not told twice. A directory has no such place, and keeps nothing.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for an impossible node name; [`Error::Unavailable`]; [`Error::Forbidden`]; [`Error::Refused`].
+    fn notify(&self, notice: &Notice) -> Result<(), Error>;
 }
 
 /// The events of a store, as an endless blocking iterator; dropping it ends the watch. Give it a thread of its own.

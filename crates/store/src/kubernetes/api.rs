@@ -63,28 +63,41 @@ impl Verb {
     }
 }
 
+/// How a patch is to be understood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Patch {
+    /// RFC 7396: a list is replaced as a whole.
+    Merge,
+    /// Kubernetes' own: the elements of some lists, such as conditions, are told apart by a key.
+    Strategic,
+}
+
 /// One request.
 #[derive(Debug, Clone)]
 pub(crate) struct Call {
     verb: Verb,
-    resource: Resource,
-    /// Of a Node, its status: the part of it that the role lets us patch.
-    status: bool,
+    /// What a role calls the thing, with its group and, if not in the whole cluster, its namespace.
+    resource: &'static str,
+    group: &'static str,
+    namespace: Option<String>,
+    accept: &'static str,
     path: String,
+    patch: Patch,
     body: Option<serde_json::Value>,
 }
 
 impl Call {
     /// One object.
     pub(crate) fn get(resource: Resource, key: &Key, namespace: &str) -> Self {
-        Self::new(Verb::Get, resource, resource.path_of(key, namespace))
+        Self::new(Verb::Get, resource, namespace, resource.path_of(key, namespace))
     }
 
     /// Part of a list; `next` is what the part before it said.
     pub(crate) fn list(resource: Resource, namespace: &str, limit: u32, next: Option<&str>) -> Self {
         let next = next.map_or_else(String::new, |next| format!("&continue={}", escaped(next)));
         let path = resource.path(namespace);
-        Self::new(Verb::List, resource, format!("{path}?limit={limit}{next}{}", resource.selector()))
+        let path = format!("{path}?limit={limit}{next}{}", resource.selector());
+        Self::new(Verb::List, resource, namespace, path)
     }
 
     /// Every change after `version`.
@@ -94,18 +107,42 @@ impl Call {
         let query = format!(
             "watch=true&allowWatchBookmarks=true&resourceVersion={version}&timeoutSeconds={seconds}{selector}"
         );
-        Self::new(Verb::Watch, resource, format!("{path}?{query}"))
+        Self::new(Verb::Watch, resource, namespace, format!("{path}?{query}"))
     }
 
     /// A new object.
     pub(crate) fn create(resource: Resource, namespace: &str, object: serde_json::Value) -> Self {
-        Self { body: Some(object), ..Self::new(Verb::Create, resource, resource.path(namespace)) }
+        let call = Self::new(Verb::Create, resource, namespace, resource.path(namespace));
+        Self { body: Some(object), ..call }
     }
 
-    /// A merge patch of a Node by its status.
+    /// A merge patch of a Node by its status, and so of its metadata too.
     pub(crate) fn patch_node_status(key: &Key, patch: serde_json::Value) -> Self {
         let path = format!("{}/status", Resource::Nodes.path_of(key, ""));
-        Self { status: true, body: Some(patch), ..Self::new(Verb::Patch, Resource::Nodes, path) }
+        let call = Self::new(Verb::Patch, Resource::Nodes, "", path);
+        Self { resource: "nodes/status", body: Some(patch), ..call }
+    }
+
+    /// The same by a patch that adds to lists which are told apart by a key, such as conditions.
+    pub(crate) fn patch_node_conditions(key: &Key, patch: serde_json::Value) -> Self {
+        Self { patch: Patch::Strategic, ..Self::patch_node_status(key, patch) }
+    }
+
+    /// A merge patch of a Node, but for its status.
+    pub(crate) fn patch_node(key: &Key, patch: serde_json::Value) -> Self {
+        let path = Resource::Nodes.path_of(key, "");
+        Self { body: Some(patch), ..Self::new(Verb::Patch, Resource::Nodes, "", path) }
+    }
+
+    /// A new Event.
+    pub(crate) fn create_event(namespace: &str, event: serde_json::Value) -> Self {
+        Self::of_events(Verb::Create, namespace, format!("/api/v1/namespaces/{namespace}/events"), event)
+    }
+
+    /// A merge patch of an Event.
+    pub(crate) fn patch_event(namespace: &str, name: &str, patch: serde_json::Value) -> Self {
+        let path = format!("/api/v1/namespaces/{namespace}/events/{name}");
+        Self::of_events(Verb::Patch, namespace, path, patch)
     }
 
     /// An end to the object that has this identity and version, and to no other.
@@ -113,32 +150,53 @@ impl Call {
         let options = serde_json::json!({
             "apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid, "resourceVersion": version},
         });
-        Self { body: Some(options), ..Self::new(Verb::Delete, resource, resource.path_of(key, namespace)) }
+        let call = Self::new(Verb::Delete, resource, namespace, resource.path_of(key, namespace));
+        Self { body: Some(options), ..call }
     }
 
-    fn new(verb: Verb, resource: Resource, path: String) -> Self {
-        Self { verb, resource, status: false, path, body: None }
+    fn new(verb: Verb, resource: Resource, namespace: &str, path: String) -> Self {
+        Self {
+            verb,
+            resource: resource.plural(),
+            group: resource.group(),
+            namespace: resource.is_ours().then(|| namespace.to_owned()),
+            accept: resource.accept(verb == Verb::List),
+            path,
+            patch: Patch::Merge,
+            body: None,
+        }
+    }
+
+    fn of_events(verb: Verb, namespace: &str, path: String, body: serde_json::Value) -> Self {
+        Self {
+            verb,
+            resource: "events",
+            group: "",
+            namespace: Some(namespace.to_owned()),
+            accept: "application/json",
+            path,
+            patch: Patch::Merge,
+            body: Some(body),
+        }
     }
 
     fn request(&self) -> Result<Request<Full<Bytes>>, http::Error> {
-        let list = matches!(self.verb, Verb::List);
         let request = Request::builder()
             .method(self.verb.method())
             .uri(&self.path)
-            .header(ACCEPT, self.resource.accept(list))
+            .header(ACCEPT, self.accept)
             .header(http::header::USER_AGENT, concat!("fairlead/", env!("CARGO_PKG_VERSION")));
         match &self.body {
             None => request.body(Full::default()),
             Some(body) => {
-                let patch = self.verb == Verb::Patch;
-                let kind = if patch { "application/merge-patch+json" } else { "application/json" };
+                let kind = match (self.verb, self.patch) {
+                    (Verb::Patch, Patch::Merge) => "application/merge-patch+json",
+                    (Verb::Patch, Patch::Strategic) => "application/strategic-merge-patch+json",
+                    _ => "application/json",
+                };
                 request.header(CONTENT_TYPE, kind).body(Full::from(body.to_string()))
             }
         }
-    }
-
-    fn resource_words(&self) -> &'static str {
-        if self.status { "nodes/status" } else { self.resource.plural() }
     }
 }
 
@@ -258,12 +316,12 @@ impl Api {
     pub(crate) fn error(&self, call: &Call, failure: Failure) -> Error {
         let server = self.server();
         match failure {
-            Failure::Refused(status) if status.code == 403 => Error::Forbidden {
+            Failure::Refused(status) if lacks_a_rule(&status, call.verb) => Error::Forbidden {
                 server,
                 verb: call.verb.as_str(),
-                resource: call.resource_words(),
-                group: call.resource.group(),
-                namespace: call.resource.is_ours().then(|| self.namespace.clone()),
+                resource: call.resource,
+                group: call.group,
+                namespace: call.namespace.clone(),
             },
             Failure::Refused(status) if !may_pass(status.code) => Error::Refused {
                 server,
@@ -287,6 +345,12 @@ impl Api {
         let error = self.error(call, failure);
         told(&error)
     }
+}
+
+/// Whether the account may not do that at all, in the words of every authorizer. Admission forbids too, by what the
+/// object would be, and there another rule would help nobody.
+fn lacks_a_rule(status: &Status, verb: Verb) -> bool {
+    status.code == 403 && status.message.contains(&format!(" cannot {} resource ", verb.as_str()))
 }
 
 /// Whether the same request may be answered another time.

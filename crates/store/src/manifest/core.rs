@@ -5,6 +5,12 @@ use ipnet::IpNet;
 
 use super::field::{Fault, Field};
 
+/// The taint that keeps pods off a node until Fairlead takes it off: a cluster may let its nodes start with it.
+pub(crate) const NOT_READY: &str = "fairlead.io/not-ready";
+
+/// The condition of a Node that says whether pods can be given a network there.
+pub(crate) const NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
+
 /// The annotations that pod networking reads, or the beginnings of their keys.
 const KEPT_ANNOTATIONS: [&str; 4] = [
     "fairlead/",
@@ -34,7 +40,20 @@ pub(crate) fn node(document: &Field<'_, '_>) -> Result<Node, Fault> {
         labels: document.get("metadata")?.get("labels")?.labels()?,
         addresses: addresses.into(),
         pod_cidrs,
+        awaits_network: has_startup_taint(&spec.get("taints")?)? || is_without_network(&status)?,
     })
+}
+
+fn has_startup_taint(taints: &Field<'_, '_>) -> Result<bool, Fault> {
+    Ok(taints.each(|taint| taint.get("key")?.text().map(|key| key == Some(NOT_READY)))?.contains(&true))
+}
+
+fn is_without_network(status: &Field<'_, '_>) -> Result<bool, Fault> {
+    let holds = |condition: &Field<'_, '_>| {
+        Ok(condition.get("type")?.text()? == Some(NETWORK_UNAVAILABLE)
+            && condition.get("status")?.text()? == Some("True"))
+    };
+    Ok(status.get("conditions")?.each(|condition| holds(condition))?.contains(&true))
 }
 
 /// At most one pod CIDR of each family, as Kubernetes has it.

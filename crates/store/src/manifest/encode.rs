@@ -10,6 +10,7 @@ use cluster::{
 use serde_json::{Map, Value, json};
 
 use super::OWN_API;
+use super::core::NOT_READY;
 use super::service::SERVICE_NAME;
 
 /// The object's own file: one JSON object, a line break at the end.
@@ -50,10 +51,15 @@ fn value_of(object: &Object) -> Value {
 
 fn of_node(node: &Node) -> Value {
     let address = |address: &std::net::IpAddr| json!({"type": "InternalIP", "address": address});
+    // Taint or condition is not kept apart; the taint stands for both.
+    let taint = node.awaits_network.then(|| json!({"key": NOT_READY, "effect": "NoSchedule"}));
     json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": {"name": *node.name, "labels": of_labels(&node.labels)},
-        "spec": {"podCIDR": node.pod_cidrs.first().map(ToString::to_string), "podCIDRs": texts(&node.pod_cidrs)},
+        "spec": {
+            "podCIDR": node.pod_cidrs.first().map(ToString::to_string), "podCIDRs": texts(&node.pod_cidrs),
+            "taints": taint.into_iter().collect::<Value>(),
+        },
         "status": {"addresses": node.addresses.iter().map(address).collect::<Value>()},
     })
 }
