@@ -137,11 +137,6 @@ impl Report {
         &self.reasons
     }
 
-    /// How many changes the pass made.
-    pub(crate) fn steps_made(&self) -> usize {
-        self.steps
-    }
-
     /// Whether nothing keeps the node from carrying a pod.
     pub(crate) fn is_ready(&self) -> bool {
         self.reasons.is_empty()

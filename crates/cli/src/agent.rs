@@ -1,10 +1,11 @@
 //! `fairlead agent`: a node's agent, in the foreground.
 
 use std::io::{self, IsTerminal};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use ::agent::{Config, Options};
+use ::agent::Options;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use store::Location;
@@ -13,7 +14,8 @@ use tracing_subscriber::EnvFilter;
 /// Run a node's agent: join this node to the others and keep it joined
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  fairlead agent --store dir:/etc/fairlead/cluster --node node1\n  \
-fairlead agent --store kubernetes:/etc/fairlead/kubeconfig --node node1")]
+fairlead agent --store kubernetes:/etc/fairlead/kubeconfig --node node1\n  \
+fairlead agent --store kubernetes --bin-dir /opt/cni/bin --health 127.0.0.1:7670")]
 pub(crate) struct Arguments {
     /// Where the cluster's state is: dir:PATH, kubernetes:KUBECONFIG, or kubernetes for a pod's service account, else
     /// what kubectl would take
@@ -23,9 +25,9 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "NAME", env = "POD_NAMESPACE", default_value = Location::NAMESPACE, value_parser = parse_namespace)]
     namespace: String,
     /// The node this agent is for
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     node: String,
-    /// The configuration
+    /// The configuration, followed while the agent runs
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Where to leave what the CNI plugin reads, and the socket for status
@@ -37,6 +39,12 @@ pub(crate) struct Arguments {
     /// Where host-local keeps its addresses, if not in its own default directory
     #[arg(long, value_name = "DIR")]
     ipam_dir: Option<PathBuf>,
+    /// Lay the plugins into this directory of the container runtime first
+    #[arg(long, value_name = "DIR")]
+    bin_dir: Option<PathBuf>,
+    /// Answer /livez and /readyz by HTTP at this address
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    health: Option<SocketAddr>,
     /// Attach pods to a bridge (cni0) instead of routing to each
     #[arg(long)]
     bridge: bool,
@@ -66,6 +74,13 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     options.conf_dir = arguments.conf_dir;
     options.ipam_dir = arguments.ipam_dir;
     options.bridge = arguments.bridge;
+    options.health = arguments.health;
+    options.collect = Some(plugins::stale::collect);
+    if let Some(directory) = arguments.bin_dir {
+        let laid = plugins::install::install(&crate::cni::plugins_binary()?, &directory)?;
+        let changed = laid.iter().filter(|one| one.change != plugins::install::Change::Unchanged).count();
+        tracing::info!(directory = %directory.display(), changed, "the plugins are laid");
+    }
     ::agent::run(&options)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -170,12 +170,16 @@ fn text(result: &AddResult, list: &ConfList) -> Result<String> {
     Ok(String::from_utf8_lossy(&json.to_bytes()).into_owned() + "\n")
 }
 
-fn lay(install: &Install) -> Result<()> {
+/// The program that is laid into a runtime's directory of plugins.
+pub(crate) fn plugins_binary() -> Result<PathBuf> {
     let own = env::current_exe().context("cannot find this program's own file")?;
     let beside = own.with_file_name(plugins::install::BINARY);
     // This program has every plugin inside; the small one starts faster.
-    let binary = if beside.is_file() { beside } else { own };
-    let laid = plugins::install::install(&binary, &install.bin_dir)?;
+    Ok(if beside.is_file() { beside } else { own })
+}
+
+fn lay(install: &Install) -> Result<()> {
+    let laid = plugins::install::install(&plugins_binary()?, &install.bin_dir)?;
     if let Some(directory) = &install.conf_dir {
         std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
     }

@@ -25,6 +25,7 @@ pub mod meta;
 mod owner;
 mod reference;
 mod run;
+pub mod stale;
 #[cfg(test)]
 mod testing;
 mod undo;
