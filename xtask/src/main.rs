@@ -15,6 +15,7 @@ mod floors;
 mod fuzz;
 mod licences;
 mod lint;
+mod manifests;
 mod packages;
 mod process;
 mod test;
@@ -25,9 +26,10 @@ use std::process::ExitCode;
 
 const USAGE: &str = "usage: cargo xtask TASK
 
-  lint       format, clippy, floors, budgets, licences, documentation: all without warnings
+  lint       format, clippy, floors, budgets, licences, manifests, documentation: all without warnings
   test       every test; installs the Debian packages it needs; then fuzz and vm-test, bounded
   floors     only: which crate may lean on which
+  manifests  write deploy/fairlead.yaml and the templates of the chart, which are made of deploy/kubernetes
   fuzz [S]   each parser for S seconds (15)
   vm-test [S] the tests whose kernel features this machine lacks, on Debian's cloud kernel in QEMU;
              only the suites whose names contain S
@@ -52,6 +54,7 @@ fn run() -> anyhow::Result<()> {
         ["lint"] => lint::run(),
         ["test"] => test::run(),
         ["floors"] => floors::run(),
+        ["manifests"] => manifests::write(),
         ["fuzz"] => fuzz::run(15),
         ["fuzz", seconds] => fuzz::run(seconds.parse()?),
         ["vm-test"] => vm_test::run(""),

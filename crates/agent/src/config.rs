@@ -11,6 +11,9 @@
 //! # Ok::<(), agent::ConfigError>(())
 //! ```
 
+#[cfg(test)]
+mod schema;
+
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,8 +23,9 @@ use netstate::pool::Pool;
 use route::Family;
 use serde::Deserialize;
 
-/// The whole file.
+/// The whole file. docs/agent.schema.json is the same as a JSON Schema, and docs/configuration.md in words.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Default)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(title = "The configuration of Fairlead's agent"))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Config {
     /// The pod networks of the cluster: the same on every node.
@@ -38,19 +42,24 @@ pub struct Config {
 
 /// Key `cluster`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Cluster {
     /// The networks that pods get addresses from, at most one of each family.
     /// Default: `10.244.0.0/16` and `fd00:10:244::/56`.
     #[serde(rename = "podCIDRs")]
+    #[cfg_attr(test, schemars(with = "Vec<schema::Network>", length(min = 1, max = 2)))]
     pub pod_cidrs: Vec<IpNet>,
     /// The prefix length of the piece of an IPv4 network that each node takes. Default: 24.
     #[serde(rename = "nodePrefixIPv4")]
+    #[cfg_attr(test, schemars(range(max = 30)))]
     pub node_prefix_ipv4: u8,
     /// The same for IPv6. Default: 64.
     #[serde(rename = "nodePrefixIPv6")]
+    #[cfg_attr(test, schemars(range(max = 126)))]
     pub node_prefix_ipv6: u8,
     /// Networks of the host that may overlap the cluster's. Default: none.
+    #[cfg_attr(test, schemars(with = "Vec<schema::Network>"))]
     pub allow_overlap: Vec<IpNet>,
     /// How long, in seconds, a node whose Node object was deleted keeps its network and its peers the way to it, so
     /// that one which was deleted by mistake, or is created anew, loses no packet. Default: 60.
@@ -59,31 +68,39 @@ pub struct Cluster {
 
 /// Key `underlay`. What is not said is found out: see the crate `route`, `underlay.rs`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Default)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct UnderlayConfig {
     /// The link. Default: the one that holds the node's address, else the one of the default route.
     pub interface: Option<String>,
     /// The addresses on this host, at most one of each family. Default: those of the link.
+    #[cfg_attr(test, schemars(with = "Vec<schema::Address>", length(max = 2)))]
     pub addresses: Vec<IpAddr>,
     /// What peers are told instead, at most one of each family, for a node behind address translation. Default:
     /// the same addresses.
+    #[cfg_attr(test, schemars(with = "Vec<schema::Address>", length(max = 2)))]
     pub advertise: Vec<IpAddr>,
     /// The largest packet the underlay carries, in bytes. Default: the link's MTU.
+    #[cfg_attr(test, schemars(range(min = 576, max = 65_535)))]
     pub mtu: Option<u32>,
 }
 
 /// Key `vxlan`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct VxlanConfig {
     /// The network identifier, 1 to 16777215. Default: 1.
+    #[cfg_attr(test, schemars(range(min = 1, max = 16_777_215)))]
     pub vni: u32,
     /// The UDP port. Default: 8472.
+    #[cfg_attr(test, schemars(range(min = 1)))]
     pub port: u16,
 }
 
 /// Key `masquerade`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Masquerade {
     /// Whether pods reach the world with their node's address. Default: true.
@@ -93,6 +110,7 @@ pub struct Masquerade {
 /// Key `plugins`: the plugins that the conflist names behind the network's own. Changed while pods run, it holds for
 /// new ones.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Chained {
     /// Host ports of pods (`hostPort`). Default: true.
