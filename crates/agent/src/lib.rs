@@ -32,7 +32,7 @@ mod view;
 
 pub use config::{Chained, Cluster, Config, ConfigError, Masquerade, UnderlayConfig, VxlanConfig};
 pub use door::DoorError;
-pub use files::FileError;
+pub use files::{CONFLIST, FileError};
 pub use health::HealthError;
 pub use options::{Collect, Options};
 pub use run::{Error, clean, run};
