@@ -372,6 +372,21 @@ impl ApiServer {
         Some((code, serde_json::from_str(answer).unwrap_or_else(|_| Value::from(answer))))
     }
 
+    /// What `kubectl`, as the administrator, says; none where there is no kubectl beside the API server.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn kubectl(&self, arguments: &[&str]) -> Option<String> {
+        let kubectl = self.programs.server.with_file_name("kubectl");
+        if !kubectl.exists() {
+            return None;
+        }
+        let mut command = self.command(&kubectl);
+        // What it has learnt of the API it would keep in the home directory.
+        command.arg("--cache-dir").arg(self.path("kubectl")).arg("--kubeconfig").arg(self.kubeconfig());
+        Some(run_ok(command.args(arguments)))
+    }
+
     /// What has been asked so far, one audit event a request.
     pub fn audit(&self) -> Vec<Value> {
         let log = std::fs::read_to_string(self.path("audit.log")).unwrap_or_default();

@@ -176,12 +176,19 @@ fn a_notice_is_an_event_of_the_node_that_is_counted_when_it_comes_again() {
     let Some(turn) = Turn::take() else { return };
     let opened = Opened::new(turn.server.clone());
     let server = locked(&turn.server);
+    start_node(&server);
     (0..3).for_each(|_| opened.notify(&notice("node1", "no lease")).unwrap());
     let [event] = &events(&server)[..] else { panic!("{:?}", events(&server)) };
     assert_eq!((&event["count"], &event["type"]), (&json!(3), &json!("Warning")));
     assert_eq!((&event["reason"], &event["message"]), (&json!("NetworkNotReady"), &json!("no lease")));
     assert_eq!(event["source"], json!({"component": "fairlead", "host": "node1"}));
     assert_eq!(event["metadata"]["namespace"], "default");
+    if let Some(shown) = server.kubectl(&["describe", "node", "node1"]) {
+        let line = shown.lines().find(|line| line.ends_with("no lease")).unwrap_or_else(|| panic!("{shown}"));
+        let words: Vec<&str> = line.split_whitespace().collect();
+        assert_eq!(words[..2], ["Warning", "NetworkNotReady"], "{shown}");
+        assert!(line.contains("(x3 over ") && line.contains("fairlead"), "{shown}");
+    }
     let normal = Notice { warning: false, ..notice("node1", "a lease") };
     opened.notify(&normal).unwrap();
     opened.notify(&notice("node1", &"\u{e4}".repeat(4000))).unwrap();
