@@ -225,10 +225,8 @@ const METADATA: &str = "an agent may not change a Node's labels, finalizers or o
 const ANNOTATIONS: &str = "of a Node's annotations, an agent may change only those of fairlead.io";
 const STATUS: &str = "of a Node's status, an agent may change only the condition NetworkUnavailable";
 
-#[test]
-fn of_its_own_node_an_agent_writes_only_what_is_fairleads() {
-    let Some(turn) = Turn::take() else { return };
-    let server = locked(&turn.server);
+/// A Node with something of everybody's in it.
+fn put_furnished_node(server: &ApiServer) {
     let taint = json!({"key": "gpu", "value": "yes", "effect": "NoSchedule"});
     let node = json!({
         "metadata": {"name": "node1", "labels": {"zone": "a"}, "annotations": {"other.io/x": "y"}},
@@ -241,6 +239,13 @@ fn of_its_own_node_an_agent_writes_only_what_is_fairleads() {
         "/api/v1/nodes/node1/status",
         &json!({"status": {"conditions": [ready], "addresses": [address], "capacity": {"cpu": "1"}}}),
     );
+}
+
+#[test]
+fn of_its_own_node_an_agent_writes_only_what_is_fairleads() {
+    let Some(turn) = Turn::take() else { return };
+    let server = locked(&turn.server);
+    put_furnished_node(&server);
     let bounds = Bounds::set(&server);
     let taints = server.get("/api/v1/nodes/node1")["spec"]["taints"].clone();
     let others: Vec<&Value> =
