@@ -29,7 +29,7 @@ use anyhow::{Error, Result};
 use clap::Args;
 
 use crate::cni::doctor::{Moment, examine as examine_plugins};
-use crate::finding::{self, Finding};
+use crate::finding::{self, Finding, Severity};
 use crate::output::OutputOption;
 use directories::Directories;
 use network::Network;
@@ -81,7 +81,9 @@ fn examine(arguments: &Arguments) -> Vec<Finding> {
         bins: arguments.bin_dir.iter().map(|directory| root.at(directory)).collect(),
         addresses: root.at(&arguments.ipam_dir),
     };
-    findings.extend(examine_plugins(&directories.conf, &directories.bins, Moment::Before));
+    findings.extend(
+        examine_plugins(&directories.conf, &directories.bins, Moment::Before).into_iter().map(unused),
+    );
     findings.extend(directories.examine());
     findings.extend(clock::examine());
     findings.extend(managers::examine(root));
@@ -89,6 +91,17 @@ fn examine(arguments: &Arguments) -> Vec<Finding> {
     findings.extend(features::examine(&config));
     finding::sort(&mut findings);
     findings
+}
+
+/// What is wrong with a configuration that comes after the agent's keeps no pod from starting.
+fn unused(finding: Finding) -> Finding {
+    let name = Path::new(&finding.subject).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let is_configuration = [".conf", ".conflist", ".json"].iter().any(|end| name.ends_with(end));
+    let behind = is_configuration && name > leftovers::OWN_CONFIGURATION;
+    Finding {
+        severity: if behind { finding.severity.max(Severity::Warning) } else { finding.severity },
+        ..finding
+    }
 }
 
 /// What stands in the kernel's network of this namespace.
@@ -151,13 +164,25 @@ impl Root<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::finding::Severity;
 
     #[test]
     fn paths_of_the_node_are_below_its_root() {
         assert_eq!(Root(Path::new("/")).at("/etc/cni"), Path::new("/etc/cni"));
         assert_eq!(Root(Path::new("/")).at("net.d"), Path::new("net.d"));
         assert_eq!(Root(Path::new("/host")).at("/etc/cni"), Path::new("/host/etc/cni"));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_configuration_behind_the_agents_is_no_error() {
+        let severity = |path: &str| unused(Finding::error(path, "broken", "mend it")).severity;
+        assert_eq!(severity("/etc/cni/net.d/87-podman.conflist"), Severity::Warning);
+        assert_eq!(severity("/etc/cni/net.d/05-other.conflist"), Severity::Error);
+        assert_eq!(severity("/etc/cni/net.d/10-fairlead.conflist"), Severity::Error);
+        assert_eq!(severity("/opt/cni/bin/portmap"), Severity::Error);
+        assert_eq!(
+            unused(Finding::note("/etc/cni/net.d/87-podman.conflist", "seen")).severity,
+            Severity::Note
+        );
     }
 
     #[test]

@@ -81,13 +81,10 @@ impl Finding {
     /// Something that could not be looked at.
     pub(crate) fn unseen(subject: impl AsRef<OsStr>, cause: &anyhow::Error) -> Self {
         let text = crate::failure::render(cause, false);
-        let text = text.strip_prefix("error: ").unwrap_or(&text).replace('\n', " ");
-        Self::new(
-            Severity::Note,
-            subject,
-            format!("could not be looked at: {}", text.trim()),
-            "run it as root",
-        )
+        // The hints say what root would have.
+        let sentence = text.lines().next().unwrap_or_default();
+        let sentence = sentence.strip_prefix("error: ").unwrap_or(sentence);
+        Self::new(Severity::Note, subject, format!("could not be looked at: {sentence}"), "run it as root")
     }
 }
 

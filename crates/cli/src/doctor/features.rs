@@ -18,7 +18,7 @@ const ATTEMPTS: usize = 1000;
 /// of its own, for good: it is the last thing to do.
 pub(super) fn examine(config: &Config) -> Vec<Finding> {
     match absent() {
-        Ok(absent) => absent.into_iter().map(|one| judge(one, config)).collect(),
+        Ok(absent) => absent.into_iter().filter_map(|one| judge(one, config)).collect(),
         Err(error) => vec![Finding::unseen("kernel features", &Error::from(error))],
     }
 }
@@ -43,97 +43,117 @@ fn absent() -> Result<Vec<Absent>, kernel::Error> {
 
 /// What a feature is to people: name, what is lost without it, how to get it.
 struct Words {
+    feature: Feature,
     name: &'static str,
     lost: &'static str,
     option: &'static str,
     module: &'static str,
-    severity: Severity,
 }
 
-fn judge(Absent { feature, error }: Absent, config: &Config) -> Finding {
-    let words = words(feature, config);
+impl Words {
+    const fn new(
+        feature: Feature,
+        name: &'static str,
+        lost: &'static str,
+        (option, module): (&'static str, &'static str),
+    ) -> Self {
+        Self { feature, name, lost, option, module }
+    }
+}
+
+/// Every feature's.
+const WORDS: [Words; Feature::ALL.len()] = [
+    Words::new(Feature::Veth, "veth", "no pod gets a network", ("CONFIG_VETH", "veth")),
+    Words::new(Feature::Vxlan, "vxlan", "no pod reaches another node", ("CONFIG_VXLAN", "vxlan")),
+    Words::new(
+        Feature::Tables,
+        "nf_tables",
+        "the agent does not become ready",
+        ("CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET", "nf_tables"),
+    ),
+    Words::new(
+        Feature::Sets,
+        "sets of nf_tables",
+        "the agent does not become ready",
+        ("CONFIG_NF_TABLES", "nf_tables"),
+    ),
+    Words::new(
+        Feature::Masquerade,
+        "masquerade of nf_tables",
+        "pods cannot leave the cluster, and the agent does not become ready if they are to",
+        ("CONFIG_NFT_MASQ and CONFIG_NF_NAT", "nft_masq"),
+    ),
+    Words::new(
+        Feature::Ipv6,
+        "ipv6",
+        "a cluster with an IPv6 pod network is not for this node",
+        ("CONFIG_IPV6, without ipv6.disable=1 on its command line", "ipv6"),
+    ),
+    Words::new(
+        Feature::Bridge,
+        "bridge",
+        "the agent's --bridge and the plugin bridge fail",
+        ("CONFIG_BRIDGE", "bridge"),
+    ),
+    Words::new(
+        Feature::Ifb,
+        "ifb",
+        "the plugin bandwidth cannot limit what pods send",
+        ("CONFIG_IFB", "ifb"),
+    ),
+    Words::new(Feature::TokenBucket, "tbf", "the plugin bandwidth fails", ("CONFIG_NET_SCH_TBF", "sch_tbf")),
+    Words::new(
+        Feature::IngressHook,
+        "ingress",
+        "the plugin bandwidth cannot limit what pods send",
+        ("CONFIG_NET_SCH_INGRESS", "sch_ingress"),
+    ),
+    Words::new(Feature::Tun, "tun", "the plugin tap fails", ("CONFIG_TUN", "tun")),
+    Words::new(
+        Feature::Conntrack,
+        "conntrack",
+        "the plugins firewall and portmap fail",
+        ("CONFIG_NF_CONNTRACK and CONFIG_NFT_CT", "nft_ct"),
+    ),
+    Words::new(
+        Feature::HostPorts,
+        "dnat of nf_tables",
+        "host ports (the plugin portmap) fail",
+        ("CONFIG_NFT_NAT and CONFIG_NFT_FIB_INET", "-a nft_nat nft_fib_inet"),
+    ),
+    Words::new(
+        Feature::FlowListing,
+        "listing of connections",
+        "after a host port has moved, old UDP flows go on to the pod that is gone",
+        ("CONFIG_NF_CT_NETLINK", "nf_conntrack_netlink"),
+    ),
+];
+
+fn judge(Absent { feature, error }: Absent, config: &Config) -> Option<Finding> {
+    let words = WORDS.iter().find(|words| words.feature == feature)?;
     let denied = matches!(error.errno(), Some(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS));
     let subject = format!("kernel: {}", words.name);
     if denied {
-        return Finding::unseen(subject, &Error::from(error));
+        return Some(Finding::unseen(subject, &Error::from(error)));
     }
     let (said, _) = super::explained(&Error::from(error));
-    Finding::new(
-        words.severity,
+    Some(Finding::new(
+        severity(feature, config),
         subject,
         format!("not there ({said}): {}", words.lost),
         format!("modprobe {}, or a kernel with {}", words.module, words.option),
-    )
+    ))
 }
 
-fn words(feature: Feature, config: &Config) -> Words {
-    let has = |wanted: Family| config.cluster.pod_cidrs.iter().any(|cidr| Family::of_net(cidr) == wanted);
-    let needed = |name, lost, option, module| Words { name, lost, option, module, severity: Severity::Error };
-    let useful =
-        |name, lost, option, module| Words { name, lost, option, module, severity: Severity::Warning };
+/// Whether the agent itself cannot do without it, or a plugin.
+fn severity(feature: Feature, config: &Config) -> Severity {
+    let has_ipv6 = || config.cluster.pod_cidrs.iter().any(|cidr| Family::of_net(cidr) == Family::V6);
     match feature {
-        Feature::Veth => needed("veth", "no pod gets a network", "CONFIG_VETH", "veth"),
-        Feature::Vxlan => needed("vxlan", "no pod reaches another node", "CONFIG_VXLAN", "vxlan"),
-        Feature::Tables => needed(
-            "nf_tables",
-            "the agent does not become ready",
-            "CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET",
-            "nf_tables",
-        ),
-        Feature::Sets => {
-            needed("sets of nf_tables", "the agent does not become ready", "CONFIG_NF_TABLES", "nf_tables")
-        }
-        Feature::Masquerade if config.masquerade.enabled => needed(
-            "masquerade of nf_tables",
-            "the agent does not become ready, for pods could not leave the cluster",
-            "CONFIG_NFT_MASQ, CONFIG_NF_NAT",
-            "nft_masq",
-        ),
-        Feature::Masquerade => useful(
-            "masquerade of nf_tables",
-            "the plugins' ipMasq fails",
-            "CONFIG_NFT_MASQ, CONFIG_NF_NAT",
-            "nft_masq",
-        ),
-        Feature::Ipv6 if has(Family::V6) => needed(
-            "ipv6",
-            "the cluster has an IPv6 pod network that this node cannot carry",
-            "CONFIG_IPV6, without ipv6.disable=1 on its command line; or leave IPv6 out of cluster.podCIDRs",
-            "ipv6",
-        ),
-        Feature::Ipv6 => {
-            Words { severity: Severity::Note, ..useful("ipv6", "pods have IPv4 only", "CONFIG_IPV6", "ipv6") }
-        }
-        Feature::Bridge => useful("bridge", "--bridge and the plugin bridge fail", "CONFIG_BRIDGE", "bridge"),
-        Feature::Ifb => {
-            useful("ifb", "the plugin bandwidth cannot limit what pods send", "CONFIG_IFB", "ifb")
-        }
-        Feature::TokenBucket => useful("tbf", "the plugin bandwidth fails", "CONFIG_NET_SCH_TBF", "sch_tbf"),
-        Feature::IngressHook => useful(
-            "ingress",
-            "the plugin bandwidth cannot limit what pods send",
-            "CONFIG_NET_SCH_INGRESS",
-            "sch_ingress",
-        ),
-        Feature::Tun => useful("tun", "the plugin tap fails", "CONFIG_TUN", "tun"),
-        Feature::Conntrack => useful(
-            "conntrack",
-            "the plugins firewall and portmap fail",
-            "CONFIG_NF_CONNTRACK, CONFIG_NFT_CT",
-            "nft_ct",
-        ),
-        Feature::HostPorts => useful(
-            "dnat of nf_tables",
-            "host ports (the plugin portmap) fail",
-            "CONFIG_NFT_NAT, CONFIG_NFT_FIB_INET",
-            "nft_nat nft_fib_inet",
-        ),
-        Feature::FlowListing => useful(
-            "listing of connections",
-            "after a host port has moved, old UDP flows go on to the pod that is gone",
-            "CONFIG_NF_CT_NETLINK",
-            "nf_conntrack_netlink",
-        ),
+        Feature::Veth | Feature::Vxlan | Feature::Tables | Feature::Sets => Severity::Error,
+        Feature::Masquerade if config.masquerade.enabled => Severity::Error,
+        Feature::Ipv6 if has_ipv6() => Severity::Error,
+        Feature::Ipv6 => Severity::Note,
+        _ => Severity::Warning,
     }
 }
 
@@ -152,18 +172,18 @@ mod tests {
     fn every_feature_names_a_module_an_option_and_what_is_lost() {
         for feature in Feature::ALL {
             // EOPNOTSUPP
-            let finding = judge(absent(feature, 95), &Config::default());
+            let finding = judge(absent(feature, 95), &Config::default()).unwrap();
             assert!(finding.fix.contains("modprobe ") && finding.fix.contains("CONFIG_"), "{finding:#?}");
             assert!(finding.problem.contains("make a thing: Operation not supported"), "{finding:#?}");
         }
-        let vxlan = judge(absent(Feature::Vxlan, 95), &Config::default());
+        let vxlan = judge(absent(Feature::Vxlan, 95), &Config::default()).unwrap();
         assert_eq!(vxlan.severity, Severity::Error);
         assert!(vxlan.fix.starts_with("modprobe vxlan, or a kernel with CONFIG_VXLAN"), "{vxlan:#?}");
     }
 
     #[test]
     fn what_is_forbidden_is_not_said_to_be_missing() {
-        let finding = judge(absent(Feature::Vxlan, 1), &Config::default());
+        let finding = judge(absent(Feature::Vxlan, 1), &Config::default()).unwrap();
         assert_eq!(finding.severity, Severity::Note);
         assert!(finding.problem.contains("could not be looked at"), "{finding:#?}");
     }
@@ -171,8 +191,8 @@ mod tests {
     #[test]
     fn ipv6_is_needed_only_by_a_cluster_that_has_it() {
         let mut config = Config::default();
-        assert_eq!(judge(absent(Feature::Ipv6, 2), &config).severity, Severity::Error);
+        assert_eq!(judge(absent(Feature::Ipv6, 2), &config).unwrap().severity, Severity::Error);
         config.cluster.pod_cidrs.retain(|cidr| cidr.addr().is_ipv4());
-        assert_eq!(judge(absent(Feature::Ipv6, 2), &config).severity, Severity::Note);
+        assert_eq!(judge(absent(Feature::Ipv6, 2), &config).unwrap().severity, Severity::Note);
     }
 }

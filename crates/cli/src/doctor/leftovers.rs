@@ -22,6 +22,8 @@ use super::ruleset::{Program, Ruleset};
 use crate::finding::{Finding, Severity};
 use other::{OTHERS, Other};
 
+pub(super) use configuration::OWN as OWN_CONFIGURATION;
+
 /// Where host-local keeps addresses, a directory for each network.
 pub(super) const ADDRESSES: &str = "/var/lib/cni/networks";
 /// The network of Fairlead's own conflist.

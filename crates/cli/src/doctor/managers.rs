@@ -60,7 +60,7 @@ fn judge_networkd(text: &str) -> Option<Finding> {
 fn is_off(text: &str, key: &str) -> bool {
     let values = text.lines().filter_map(|line| line.split_once('='));
     // Of several the last counts; folders are read after main files.
-    let last = values.filter(|(name, _)| name.trim() == key).map(|(_, value)| value.trim()).last();
+    let last = values.filter(|(name, _)| name.trim() == key).map(|(_, value)| value.trim()).next_back();
     last.is_some_and(|value| {
         ["no", "false", "off", "0", "n", "f"].iter().any(|off| value.eq_ignore_ascii_case(off))
     })

@@ -10,7 +10,7 @@ use super::other::owner_of_plugin;
 use crate::finding::{Finding, Severity};
 
 /// The agent's, by its name.
-const OWN: &str = "10-fairlead.conflist";
+pub(in crate::doctor) const OWN: &str = "10-fairlead.conflist";
 /// The plugin of the agent's.
 const OWN_PLUGIN: &str = "fairlead";
 

@@ -51,7 +51,6 @@ pub(super) const OTHERS: [Other; 8] = [
         protocols: &[(12, "bird"), (80, "80")],
         files: &["/var/lib/calico", "/run/calico"],
         plugins: &["calico"],
-        ..NONE
     },
     Other {
         name: "cilium",
