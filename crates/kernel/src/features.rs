@@ -160,11 +160,7 @@ impl Probe {
     }
 
     fn make(&mut self, name: &str, kind: NewKind<'_>) -> Result<(), Error> {
-        match self.socket.execute(link::create(&NewLink::new(name, kind))) {
-            // The module of some kinds makes a first one when it is loaded.
-            Err(error) if error.exists() => Ok(()),
-            other => other,
-        }
+        self.socket.execute(link::create(&NewLink::new(name, kind)))
     }
 
     fn cable(&mut self) -> Result<Option<u32>, Error> {
