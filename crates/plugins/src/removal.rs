@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use cni::{Cache, ConfList};
-use kernel::nft::{Batch, Nft};
+use kernel::nft::{Nft, Transaction};
 use netstate::PLUGIN_TABLES;
 
 use crate::PLUGINS;
@@ -55,9 +55,9 @@ fn remove_tables(said: &mut Vec<String>) -> Result<(), kernel::Error> {
     let mut nft = Nft::open()?;
     let tables = nft.tables()?.into_iter().filter(|table| PLUGIN_TABLES.contains(&table.name.as_str()));
     for table in tables {
-        let mut batch = Batch::new();
-        batch.delete_table(&table);
-        nft.commit(&batch)?;
+        let mut transaction = Transaction::new();
+        transaction.delete_table(&table);
+        nft.commit(transaction)?;
         said.push(format!("- nft table {}", table.name));
     }
     Ok(())

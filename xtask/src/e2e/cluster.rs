@@ -78,6 +78,7 @@ impl Cluster {
         for node in 1..=nodes {
             cluster.start_kube_proxy(node)?;
         }
+        cluster.route_to_pods(nodes)?;
         let pause = format!("/pause={}", cluster.path("pause").display());
         // What the suite of Kubernetes asks for by itself.
         cluster.image("registry.k8s.io/pause:3.10.2", "[\"/pause\"]", &[pause])?;
@@ -86,11 +87,6 @@ impl Cluster {
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
-    }
-
-    /// The path of the network namespace in which the API server is.
-    pub(super) fn control_plane(&self) -> &str {
-        &self.control_plane
     }
 
     /// Runs the script and returns what it says.
@@ -256,6 +252,19 @@ impl Cluster {
         self.start(&killed, &["--root-ca-file", &authority])
     }
 
+    /// The API server proxies to pods, and its machine is no node here: it is told the way by hand.
+    fn route_to_pods(&self, nodes: usize) -> anyhow::Result<()> {
+        let given = eventually("every node has a pod CIDR", || {
+            let list = self.get(&["nodes"])?;
+            let given: Vec<(String, String)> = items(&list).filter_map(cidr_and_address).collect();
+            Ok((given.len() == nodes).then_some(given))
+        })?;
+        for (cidr, address) in given {
+            process::output(self.beside_the_api_server("ip").args(["route", "replace", &cidr, "via", &address]))?;
+        }
+        Ok(())
+    }
+
     /// kube-proxy as kubeadm runs it, but that it leaves the machine's own conntrack limits alone.
     fn start_kube_proxy(&mut self, node: usize) -> anyhow::Result<()> {
         let program = assets().join("kube-proxy").display().to_string();
@@ -288,6 +297,18 @@ impl Drop for Cluster {
             eprintln!("warning: the cluster in {} was not taken down whole", self.directory.display());
         }
     }
+}
+
+/// The objects of a list.
+pub(super) fn items(list: &Value) -> impl Iterator<Item = &Value> {
+    list["items"].as_array().into_iter().flatten()
+}
+
+/// A node's pod CIDR, and its own address.
+pub(super) fn cidr_and_address(node: &Value) -> Option<(String, String)> {
+    let addresses = node["status"]["addresses"].as_array()?;
+    let internal = addresses.iter().find(|address| address["type"] == "InternalIP")?;
+    Some((node["spec"]["podCIDR"].as_str()?.to_owned(), internal["address"].as_str()?.to_owned()))
 }
 
 /// A process of the cluster that was killed.

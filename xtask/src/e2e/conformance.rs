@@ -50,7 +50,7 @@ pub(super) fn run(cluster: &Cluster) -> anyhow::Result<()> {
     for (test, result) in &results {
         println!("conformance: {result:<7} {test}");
     }
-    let count = |wanted: &str| results.values().filter(|result| *result == wanted).count();
+    let count = |wanted: &str| results.values().filter(|result| **result == wanted).count();
     println!("conformance: {} passed, {} failed", count("passed"), count("failed"));
     if !has_dns {
         println!("conformance: without a cluster DNS these were left out: {NEEDS_DNS}");

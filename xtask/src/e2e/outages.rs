@@ -16,8 +16,7 @@ use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
 use super::{
-    cluster::{Cluster, eventually},
-    pods::items,
+    cluster::{Cluster, eventually, items},
     witness::{self, Witness},
 };
 use crate::process;

@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
-use super::cluster::{Cluster, eventually};
+use super::cluster::{Cluster, cidr_and_address, eventually, items};
 use crate::process;
 
 const PER_NODE: usize = 30;
@@ -30,11 +30,8 @@ pub(super) fn over_the_reference() -> anyhow::Result<()> {
         return Ok(());
     };
     let cluster = Cluster::up(super::NODES, Some(&plugins))?;
-    let nodes = eventually("every node has a pod CIDR", || {
-        let list = cluster.get(&["nodes"])?;
-        let nodes: Vec<(String, String)> = items(&list).filter_map(cidr_and_address).collect();
-        Ok((nodes.len() == super::NODES).then_some(nodes))
-    })?;
+    let list = cluster.get(&["nodes"])?;
+    let nodes: Vec<(String, String)> = items(&list).filter_map(cidr_and_address).collect();
     for node in 1..=super::NODES {
         let (own, _) = &nodes[node - 1];
         let mut script = String::new();
@@ -47,12 +44,6 @@ pub(super) fn over_the_reference() -> anyhow::Result<()> {
     }
     cluster.await_nodes(super::NODES)?;
     run(&cluster, "reference")
-}
-
-fn cidr_and_address(node: &Value) -> Option<(String, String)> {
-    let addresses = node["status"]["addresses"].as_array()?;
-    let internal = addresses.iter().find(|address| address["type"] == "InternalIP")?;
-    Some((node["spec"]["podCIDR"].as_str()?.to_owned(), internal["address"].as_str()?.to_owned()))
 }
 
 fn reference_conflist(cidr: &str) -> Value {
@@ -113,11 +104,6 @@ fn manifest() -> Value {
     let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "many" } });
     let items: Vec<Value> = std::iter::once(namespace).chain(pods).collect();
     json!({ "apiVersion": "v1", "kind": "List", "items": items })
-}
-
-/// The objects of a list.
-pub(super) fn items(list: &Value) -> impl Iterator<Item = &Value> {
-    list["items"].as_array().into_iter().flatten()
 }
 
 /// When a condition of a pod became true, in seconds of the day.

@@ -62,7 +62,12 @@ fn networks_of_the_cluster_do_not_change_under_pods() {
 
 #[test]
 fn health_tells_whether_the_node_can_carry_pods_and_reaches_a_peer() {
-    let mut rig = Rig::joined(2);
+    let mut rig = Rig::new(2);
+    for node in &mut rig.nodes {
+        node.configure("");
+        node.start();
+    }
+    rig.await_joined();
     for node in &rig.nodes {
         assert_eq!(node.health("/livez"), "ok\n200");
         assert_eq!(node.health("/readyz"), "ok\n200");
@@ -76,8 +81,8 @@ fn health_tells_whether_the_node_can_carry_pods_and_reaches_a_peer() {
     rig.nodes[1].start();
     rig.await_joined();
     eventually("an answer", || (rig.nodes[0].health("/readyz") == "ok\n200").then_some(()));
-    rig.nodes[0].netns.ip("link set eth0 down");
+    rig.nodes[0].configure("underlay: {interface: eth9}\n");
     rig.nodes[0].await_status("not ready", |status| !status.ready);
     let answer = rig.nodes[0].health("/readyz");
-    assert!(answer.ends_with("\n503") && answer.contains("eth0"), "{answer}");
+    assert!(answer.ends_with("\n503") && answer.contains("there is no link eth9"), "{answer}");
 }
