@@ -55,6 +55,13 @@ pub(super) fn judge(rulesets: &[Ruleset], config: &Config, tunnel: Family) -> Ve
     findings
 }
 
+/// A program whose rules are not to be changed behind its back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keeper {
+    Firewalld,
+    Ufw,
+}
+
 struct Chain<'a> {
     ruleset: &'a Ruleset,
     base: &'a Base,
@@ -66,12 +73,7 @@ impl Chain<'_> {
         let severity = severity(self.opinion(|rule| rule.mentions(&network)))?;
         let problem =
             format!("{}from or to the pods' network {cidr}: pods reach no other node", self.drops(severity));
-        Some(Finding::new(
-            severity,
-            self.subject(),
-            problem,
-            self.let_in(&[("-s", "saddr"), ("-d", "daddr")], cidr),
-        ))
+        Some(Finding::new(severity, self.subject(), problem, self.let_pods_through(cidr)))
     }
 
     fn judge_tunnel(&self, port: u16) -> Option<Finding> {
@@ -83,13 +85,7 @@ impl Chain<'_> {
         let severity = severity(opinion)?;
         let problem =
             format!("{}for UDP port {port}: no tunnel from other nodes comes in", self.drops(severity));
-        let fix = match &self.ruleset.program {
-            Program::Iptables(program, _) => {
-                format!("{program} -I {} -p udp --dport {port} -j ACCEPT", self.base.name)
-            }
-            Program::Nft => format!("nft insert rule {} udp dport {port} accept", self.place()),
-        };
-        Some(Finding::new(severity, self.subject(), problem, self.permanently(fix)))
+        Some(Finding::new(severity, self.subject(), problem, self.let_tunnels_in(port)))
     }
 
     /// What the chain does to first packets that the rules which are `meant` are for.
@@ -152,19 +148,48 @@ impl Chain<'_> {
         }
     }
 
-    /// How to let a network in, in both directions.
-    fn let_in(&self, directions: &[(&str, &str)], cidr: IpNet) -> String {
-        let word = if cidr.addr().is_ipv4() { "ip" } else { "ip6" };
-        let commands = directions.iter().map(|(option, field)| match &self.ruleset.program {
-            Program::Iptables(program, _) => {
-                format!("{program} -I {} {option} {cidr} -j ACCEPT", self.base.name)
-            }
-            Program::Nft => format!("nft insert rule {} {word} {field} {cidr} accept", self.place()),
-        });
-        self.permanently(commands.collect::<Vec<_>>().join("; "))
+    /// Who writes these rules, where it can be told.
+    fn keeper(&self) -> Option<Keeper> {
+        if self.ruleset.name.ends_with(" firewalld") {
+            return Some(Keeper::Firewalld);
+        }
+        self.ruleset.chains.iter().any(|chain| chain.starts_with("ufw-")).then_some(Keeper::Ufw)
     }
 
-    fn permanently(&self, commands: String) -> String {
+    fn let_tunnels_in(&self, port: u16) -> String {
+        match (self.keeper(), &self.ruleset.program) {
+            (Some(Keeper::Firewalld), _) => {
+                format!("firewall-cmd --permanent --add-port={port}/udp; firewall-cmd --reload")
+            }
+            (Some(Keeper::Ufw), _) => format!("ufw allow {port}/udp"),
+            (None, Program::Iptables(program, _)) => {
+                self.permanently(&format!("{program} -I {} -p udp --dport {port} -j ACCEPT", self.base.name))
+            }
+            (None, Program::Nft) => {
+                self.permanently(&format!("nft insert rule {} udp dport {port} accept", self.place()))
+            }
+        }
+    }
+
+    /// From and to the pods.
+    fn let_pods_through(&self, cidr: IpNet) -> String {
+        let word = if cidr.addr().is_ipv4() { "ip" } else { "ip6" };
+        let (chain, place) = (&self.base.name, self.place());
+        match (self.keeper(), &self.ruleset.program) {
+            (Some(Keeper::Firewalld), _) => {
+                format!("firewall-cmd --permanent --zone=trusted --add-source={cidr}; firewall-cmd --reload")
+            }
+            (Some(Keeper::Ufw), _) => format!("ufw route allow from {cidr}; ufw route allow to {cidr}"),
+            (None, Program::Iptables(program, _)) => self.permanently(&format!(
+                "{program} -I {chain} -s {cidr} -j ACCEPT; {program} -I {chain} -d {cidr} -j ACCEPT"
+            )),
+            (None, Program::Nft) => self.permanently(&format!(
+                "nft insert rule {place} {word} saddr {cidr} accept; nft insert rule {place} {word} daddr {cidr} accept"
+            )),
+        }
+    }
+
+    fn permanently(&self, commands: &str) -> String {
         format!("{commands}; and the same where the firewall keeps its rules")
     }
 }
@@ -308,6 +333,19 @@ mod tests {
             finding.fix.starts_with("iptables-legacy -I base -p udp --dport 8472 -j ACCEPT"),
             "{finding:#?}"
         );
+    }
+
+    #[test]
+    fn rules_that_a_program_keeps_are_changed_by_that_program() {
+        let firewalld =
+            Ruleset { name: "nf_tables inet firewalld".into(), ..ruleset(Hook::Forward, true, &[]) };
+        let ufw = Ruleset { chains: vec!["ufw-user-input".into()], ..ruleset(Hook::Input, true, &[]) };
+        let found = judge(&[firewalld, ufw], &Config::default(), Family::V4);
+        assert!(
+            found[0].fix.starts_with("firewall-cmd --permanent --zone=trusted --add-source=10.244.0.0/16"),
+            "{found:#?}"
+        );
+        assert_eq!(found[1].fix, "ufw allow 8472/udp");
     }
 
     #[test]
