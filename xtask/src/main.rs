@@ -11,6 +11,7 @@
 
 mod bench;
 mod budgets;
+mod e2e;
 mod floors;
 mod fuzz;
 mod licences;
@@ -35,6 +36,8 @@ const USAGE: &str = "usage: cargo xtask TASK
              only the suites whose names contain S
   bench [S]  ours, the reference's and the kernel's floor, side by side; only the parts whose names contain S:
              plugins, status, burst, crowd, cluster
+  e2e [S]    a real Kubernetes on this machine with Fairlead installed from deploy/; only the parts whose names contain S:
+             install, pods, outages, conformance
 ";
 
 fn main() -> ExitCode {
@@ -61,6 +64,8 @@ fn run() -> anyhow::Result<()> {
         ["vm-test", part] => vm_test::run(part),
         ["bench"] => bench::run(""),
         ["bench", part] => bench::run(part),
+        ["e2e"] => e2e::run(""),
+        ["e2e", part] => e2e::run(part),
         ["bench", "inside", part] => bench::inside(part),
         _ => {
             eprint!("{USAGE}");

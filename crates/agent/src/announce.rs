@@ -39,6 +39,8 @@ enum Word {
 pub(crate) struct Announcer {
     voice: Voice,
     last: Option<Report>,
+    /// Whether the Node waited for a network when it was last looked at.
+    waited: bool,
 }
 
 /// Says that something happened; any thread may have one.
@@ -53,7 +55,7 @@ impl Announcer {
     pub(crate) fn start(node: &str, store: Arc<dyn Store>) -> Result<Self, Error> {
         let (words, heard) = mpsc::channel();
         spawn("announce", move || Crier { store, report: None, notices: VecDeque::new() }.run(&heard))?;
-        Ok(Self { voice: Voice { node: node.to_owned(), words }, last: None })
+        Ok(Self { voice: Voice { node: node.to_owned(), words }, last: None, waited: false })
     }
 
     /// How the node fares. Told if it is news, or if the cluster does not know it: its Node says that it `waits` for
@@ -66,7 +68,10 @@ impl Announcer {
             message,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        if self.last.as_ref() == Some(&report) && !(report.ready && waits) {
+        // Told once: there are stores in which nobody takes that back.
+        let undone = report.ready && waits && !self.waited;
+        self.waited = waits;
+        if self.last.as_ref() == Some(&report) && !undone {
             return;
         }
         let was_ready = self.last.as_ref().map(|last| last.ready);
@@ -76,6 +81,12 @@ impl Announcer {
         }
         self.last = Some(report.clone());
         self.voice.say(Word::Report(report));
+    }
+
+    /// The Node object is another one now, or knows nothing any more: what was told has to be told again.
+    pub(crate) fn forget(&mut self) {
+        self.last = None;
+        self.waited = false;
     }
 
     /// For whoever sees something happen.

@@ -8,18 +8,16 @@ use std::collections::BTreeSet;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use kernel::link;
 use kernel::monitor::{self, Monitor, Notification, Topic};
 use kernel::netlink::{Protocol, Socket};
-use kernel::{address, link, route as routes, sysctl};
-use netstate::{
-    LINK_ALIAS, MAIN_TABLE, POD_ROUTE_PROTOCOL, Plan, ROUTE_PROTOCOL, RULE_PRIORITIES, State, Step,
-    owns_table,
-};
+use netstate::{MAIN_TABLE, POD_ROUTE_PROTOCOL, Plan, RULE_PRIORITIES, State, Step, owns_table};
+use route::Host;
 use route::vxlan::DEVICE;
-use route::{Family, Host, HostAddress, HostLink, HostRoute};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::event::{Event, Touched};
+use crate::host::{is_pod_alias, read_host};
 
 /// The kernel could not be read or changed. Looked at again soon.
 #[derive(Debug, thiserror::Error)]
@@ -90,19 +88,7 @@ impl Door {
 
     /// The host's links, addresses and routes.
     pub(crate) fn host(&mut self) -> Result<Host, DoorError> {
-        let links = link::list(&mut self.facts, link::Filter::default())?;
-        let name = |index: u32| links.iter().find(|link| link.index == index).map(|link| link.name.clone());
-        let addresses = address::list(&mut self.facts, None, None)?
-            .iter()
-            .filter_map(|entry| Some(host_address(entry, name(entry.link)?)))
-            .collect();
-        let main = routes::Filter { table: Some(MAIN_TABLE), ..routes::Filter::default() };
-        let routes = routes::list(&mut self.facts, main)?
-            .iter()
-            .filter(|route| route.kind == routes::Kind::Unicast)
-            .map(|route| host_route(route, name))
-            .collect();
-        Ok(Host { links: links.iter().map(host_link).collect(), addresses, routes })
+        Ok(read_host(&mut self.facts)?)
     }
 
     /// The steps to the wanted state, and what stands in the way.
@@ -128,60 +114,6 @@ impl Door {
     /// The links that carry the tunnels: from now on, of all that look like pods' only their changes are told.
     pub(crate) fn interest(&self, links: impl Iterator<Item = String>) {
         self.interest.set(links);
-    }
-}
-
-fn host_link(link: &link::Link) -> HostLink {
-    let outside = !link.is_loopback() && !is_ours(link);
-    // A link that goes away meanwhile, or a kernel without IPv6, has no such sysctl.
-    let accept_ra = outside
-        .then(|| sysctl::read(&format!("net/ipv6/conf/{}/accept_ra", link.name)).ok())
-        .flatten()
-        .and_then(|value| value.parse().ok());
-    HostLink {
-        name: link.name.clone(),
-        mtu: link.mtu,
-        up: link.is_up(),
-        loopback: link.is_loopback(),
-        ours: is_ours(link),
-        accept_ra,
-    }
-}
-
-/// Whether a link carries the agent's mark or that of the plugins.
-fn is_ours(link: &link::Link) -> bool {
-    link.alias.as_deref().is_some_and(|alias| alias == LINK_ALIAS || is_pod_alias(alias))
-}
-
-fn is_pod_alias(alias: &str) -> bool {
-    alias.strip_prefix(LINK_ALIAS).is_some_and(|rest| rest.starts_with(':'))
-}
-
-fn host_address(entry: &address::Address, link: String) -> HostAddress {
-    /// Address flags of linux/if_addr.h. The first means "temporary" for IPv6 only.
-    const TEMPORARY: u32 = 0x01;
-    const DEPRECATED: u32 = 0x20;
-    /// `RT_SCOPE_UNIVERSE`.
-    const GLOBAL: u8 = 0;
-    let temporary = Family::of_net(&entry.net) == Family::V6 && entry.flags & TEMPORARY != 0;
-    HostAddress {
-        link,
-        address: entry.net,
-        global: entry.scope == GLOBAL,
-        avoid: temporary || entry.flags & DEPRECATED != 0 || entry.is_tentative() || entry.is_duplicate(),
-        permanent: entry.is_permanent(),
-    }
-}
-
-fn host_route(route: &routes::Route, name: impl Fn(u32) -> Option<String>) -> HostRoute {
-    let hop = route.hops.first();
-    HostRoute {
-        destination: route.destination,
-        link: hop.and_then(|hop| hop.link).and_then(name),
-        gateway: hop.and_then(|hop| hop.gateway),
-        source: route.source,
-        metric: route.metric,
-        ours: matches!(route.protocol, ROUTE_PROTOCOL | POD_ROUTE_PROTOCOL),
     }
 }
 

@@ -94,11 +94,8 @@ pub(crate) struct Conflist {
 }
 
 impl Conflist {
-    /// The file's name within the directory of conflists. Runtimes take the first by name.
-    pub(crate) const NAME: &'static str = "10-fairlead.conflist";
-
     pub(crate) fn new(options: &Options) -> Self {
-        Self { path: options.conf_dir.join(Self::NAME), text: conflist(options) }
+        Self { path: options.conf_dir.join(CONFLIST), text: conflist(options) }
     }
 
     /// Where it is.
@@ -116,6 +113,9 @@ impl Conflist {
         remove(&self.path)
     }
 }
+
+/// The conflist's name within the directory of conflists. Runtimes take the first by name.
+pub const CONFLIST: &str = "10-fairlead.conflist";
 
 /// The network's name: it is part of what every attachment's leavings are found by.
 pub(crate) const NETWORK: &str = "fairlead";
@@ -180,7 +180,7 @@ pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<bool, FileError> {
     Ok(true)
 }
 
-fn remove(path: &Path) -> Result<bool, FileError> {
+pub(crate) fn remove(path: &Path) -> Result<bool, FileError> {
     match fs::remove_file(path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),

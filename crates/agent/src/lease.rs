@@ -266,7 +266,7 @@ mod tests {
 
     /// What an agent of that node does at its start, up to the lease.
     fn join(store: &Directory, name: &str, remembered: &[IpNet]) -> Result<Vec<IpNet>, String> {
-        let leases = Leases::new(Box::new(store.clone()), name);
+        let leases = Leases::new(std::sync::Arc::new(store.clone()), name);
         let mut snapshot = seen(store);
         let node = snapshot.nodes[name].clone();
         let cidrs =
@@ -305,7 +305,7 @@ mod tests {
         let pools = [pools()[0], Pool::new("fd00:10:244::/56".parse().unwrap(), 64).unwrap()];
         let mut snapshot = seen(&store);
         let node = snapshot.nodes["node1"].clone();
-        let leases = Leases::new(Box::new(store.clone()), "node1");
+        let leases = Leases::new(std::sync::Arc::new(store.clone()), "node1");
         let cidrs = leases.claim(&mut snapshot, &node, &pools, &[]).unwrap();
         assert_eq!(cidrs, [net("10.244.1.0/24"), net("fd00:10:244:1::/64")]);
     }
@@ -325,7 +325,7 @@ mod tests {
 
     /// As [`join`], while others do the same.
     fn join_alone(store: &Directory, name: &str) -> Vec<IpNet> {
-        let leases = Leases::new(Box::new(store.clone()), name);
+        let leases = Leases::new(std::sync::Arc::new(store.clone()), name);
         let mut snapshot = seen(store);
         let node = snapshot.nodes[name].clone();
         let cidrs = leases.claim(&mut snapshot, &node, &pools(), &[]).unwrap();
@@ -353,11 +353,11 @@ mod tests {
         let (_directory, store) = store(&[("node1", ""), ("node2", "")]);
         join(&store, "node1", &[]).unwrap();
         let held = join(&store, "node2", &[]).unwrap();
-        let leases = Leases::new(Box::new(store.clone()), "node2");
+        let leases = Leases::new(std::sync::Arc::new(store.clone()), "node2");
         assert!(leases.give_back(&mut seen(&store)).unwrap());
         assert!(!leases.give_back(&mut seen(&store)).unwrap());
         assert_eq!(seen(&store).claims_of("node2").next(), None);
-        Leases::new(Box::new(store.clone()), "node1").give_back(&mut seen(&store)).unwrap();
+        Leases::new(std::sync::Arc::new(store.clone()), "node1").give_back(&mut seen(&store)).unwrap();
         assert_eq!(join(&store, "node2", &held), Ok(held));
     }
 
@@ -371,7 +371,7 @@ mod tests {
         std::fs::remove_file(directory.path().join("node3.yaml")).unwrap();
         let mut late = seen(&store);
         put(directory.path(), "node3", "");
-        let leases = Leases::new(Box::new(store.clone()), "node1");
+        let leases = Leases::new(std::sync::Arc::new(store.clone()), "node1");
         let collected = leases.collect(&mut late).unwrap();
         assert_eq!(collected, ["node2".into()]);
         let now = seen(&store);
@@ -388,7 +388,7 @@ mod tests {
         std::fs::remove_file(directory.path().join("node2.yaml")).unwrap();
         let mut snapshot = seen(&store);
         assert_eq!(
-            Leases::new(Box::new(store.clone()), "node1").collect(&mut snapshot).unwrap(),
+            Leases::new(std::sync::Arc::new(store.clone()), "node1").collect(&mut snapshot).unwrap(),
             ["node2".into()]
         );
         assert!(seen(&store).claims.is_empty() && snapshot.claims.is_empty());
@@ -402,7 +402,7 @@ mod tests {
         let mut snapshot = seen(&store);
         let (_, version) = store.read(&Key::Lease("node2".into())).unwrap().unwrap();
         store.write(&lease("node2", &[net("10.244.7.0/24")]).into(), Expect::Any).unwrap();
-        let leases = Leases::new(Box::new(store.clone()), "node1");
+        let leases = Leases::new(std::sync::Arc::new(store.clone()), "node1");
         assert!(!leases.remove(&mut snapshot, &"node2".into(), Expect::Version(version)).unwrap());
         assert!(seen(&store).leases.contains_key("node2"));
         snapshot.apply(Change::Set(Node::named("node2").into()));

@@ -18,6 +18,7 @@ mod door;
 mod event;
 mod files;
 mod health;
+mod host;
 mod lease;
 mod node;
 mod options;
@@ -32,8 +33,9 @@ mod view;
 
 pub use config::{Chained, Cluster, Config, ConfigError, Masquerade, UnderlayConfig, VxlanConfig};
 pub use door::DoorError;
-pub use files::FileError;
+pub use files::{CONFLIST, FileError};
 pub use health::HealthError;
+pub use host::read_host;
 pub use options::{Collect, Options};
 pub use run::{Error, clean, run};
 pub use server::ServerError;

@@ -284,9 +284,14 @@ impl NodeKeeper {
             return;
         }
         outcome.contested = self.has_a_double(view, &lease);
-        if let Err(error) = self.leases.publish(&mut view.snapshot, &lease) {
-            self.report.not_ready(Reason::LeaseNotPublished, told(&error));
-            outcome.failed = true;
+        match self.leases.publish(&mut view.snapshot, &lease) {
+            // Where the lease was lost, so was the report.
+            Ok(true) => self.announcer.forget(),
+            Ok(false) => {}
+            Err(error) => {
+                self.report.not_ready(Reason::LeaseNotPublished, told(&error));
+                outcome.failed = true;
+            }
         }
         self.remembered = lease.pod_cidrs.to_vec();
         self.lease = Some(lease);
@@ -414,7 +419,10 @@ impl NodeKeeper {
         }
         let name = self.options.node.as_str();
         // Where there is no Node object there is nobody to tell it of.
-        let Standing::Member(node) = view.standing(name, self.lease.is_some()) else { return };
+        let Standing::Member(node) = view.standing(name, self.lease.is_some()) else {
+            self.announcer.forget();
+            return;
+        };
         match (self.report.is_ready(), &self.lease) {
             (true, Some(lease)) => {
                 let message = crate::report::summary(lease, self.underlays.values().next());

@@ -56,6 +56,11 @@ impl ConfigFile {
         }
     }
 
+    /// Removes what was kept; true if something was.
+    pub(crate) fn forget(state_dir: &Path) -> Result<bool, files::FileError> {
+        files::remove(&state_dir.join(Self::KEPT))
+    }
+
     /// Keeps the text for an agent that starts with a worse one.
     pub(crate) fn keep(&self) {
         if let Err(error) = files::replace(&self.kept, self.text.as_bytes()) {

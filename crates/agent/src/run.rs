@@ -178,6 +178,9 @@ fn clean_alone(options: &Options) -> Result<Vec<String>, Error> {
     if NetworkFile::new(&options.state_dir).remove()? {
         said.push(format!("- file {}", options.state_dir.join(NetworkFile::NAME).display()));
     }
+    if ConfigFile::forget(&options.state_dir)? {
+        said.push(format!("- file {}", options.state_dir.join(ConfigFile::KEPT).display()));
+    }
     let (mut door, _) = Door::open().map_err(kernel_error("open netlink"))?;
     let plan = door.plan(&State::default()).map_err(kernel_error("look at the kernel"))?;
     said.extend(plan.steps.iter().map(ToString::to_string));

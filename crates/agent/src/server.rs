@@ -146,7 +146,7 @@ mod tests {
                     Request::Status => {
                         Answer::Status(Box::new(Status { node: "node1".into(), ..Status::default() }))
                     }
-                    Request::Plan => Answer::Error("there is no plan yet".into()),
+                    _ => Answer::Error("there is no plan yet".into()),
                 };
                 answer.send(told).unwrap();
             }

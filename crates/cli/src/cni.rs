@@ -3,7 +3,7 @@
 //! `install` lays them, `doctor` says what a kubelet would trip over. `add`, `del`, `check`, `gc` and `status` do what the reference's `cnitool` does and listen to the same
 //! environment variables, in one process: plugins that this program has inside need no file.
 
-mod doctor;
+pub(crate) mod doctor;
 
 use std::env;
 use std::path::PathBuf;

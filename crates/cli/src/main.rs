@@ -8,7 +8,9 @@
 mod agent;
 mod clean;
 mod cni;
+mod doctor;
 mod failure;
+mod finding;
 mod lab;
 mod node;
 mod output;
@@ -41,6 +43,7 @@ enum Verb {
     Status(status::Arguments),
     Plan(plan::Arguments),
     Clean(clean::Arguments),
+    Doctor(doctor::Arguments),
     Cni(cni::Arguments),
 }
 
@@ -62,6 +65,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Status(arguments) => status::run(&arguments),
         Verb::Plan(arguments) => plan::run(&arguments),
         Verb::Clean(arguments) => clean::run(&arguments),
+        Verb::Doctor(arguments) => doctor::run(&arguments),
         Verb::Cni(arguments) => cni::run(arguments),
     }
 }

@@ -1,4 +1,6 @@
-//! `fairlead status`: a node as its agent sees it.
+//! `fairlead status`: a node as its agent sees it, or with `--all` every node as the store has it.
+
+mod all;
 
 use std::process::ExitCode;
 
@@ -12,16 +14,22 @@ use crate::table::{Table, joined};
 
 /// Show a node as its agent sees it; fails when the node cannot carry pods
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  fairlead status\n  fairlead status --lab default --node node1 -o json")]
+#[command(after_help = "Examples:\n  fairlead status\n  fairlead status --lab default --node node1 -o json\n  \
+fairlead status --all --store kubernetes:/etc/kubernetes/admin.conf")]
 pub(crate) struct Arguments {
     #[command(flatten)]
     node: NodeOption,
+    #[command(flatten)]
+    all: all::Options,
     #[command(flatten)]
     output: OutputOption,
 }
 
 /// Runs the verb.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if let Some(location) = arguments.all.store() {
+        return all::run(&location, &arguments.output);
+    }
     let status = ::agent::ask_status(&arguments.node.state_directory()?)?;
     arguments.output.output.print(&status, tables)?;
     Ok(if status.ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })

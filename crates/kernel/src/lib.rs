@@ -46,9 +46,11 @@
 mod abi;
 pub mod activation;
 pub mod address;
+pub mod clock;
 pub mod conntrack;
 mod error;
 mod family;
+pub mod features;
 pub mod filter;
 pub mod foreign;
 pub mod forwarding;
@@ -69,6 +71,7 @@ pub mod signals;
 pub mod start;
 pub mod sysctl;
 pub mod tap;
+pub mod udp;
 pub mod user_namespace;
 pub mod xtables;
 

@@ -109,6 +109,20 @@ pub fn has_ipv6() -> bool {
     Path::new(ROOT).join("net/ipv6").exists()
 }
 
+/// Whether `/proc/sys` is mounted so that nobody can write to it, as in an unprivileged container.
+///
+/// # Errors
+/// When `/proc/sys` is not there.
+pub fn is_read_only() -> Result<bool, Error> {
+    let failed = |errno: rustix::io::Errno| Error::File {
+        tried: "look at",
+        path: PathBuf::from(ROOT),
+        source: errno.into(),
+    };
+    let flags = rustix::fs::statvfs(ROOT).map_err(failed)?.f_flag;
+    Ok(flags.contains(rustix::fs::StatVfsMountFlags::RDONLY))
+}
+
 /// [`Directory::set`] from the root.
 ///
 /// # Errors

@@ -102,6 +102,12 @@ impl Table {
         self.rules.chains()
     }
 
+    /// Those of its built-in chains that drop what no rule decided on.
+    #[must_use]
+    pub fn dropping_chains(&self) -> Vec<String> {
+        self.rules.dropping_chains()
+    }
+
     /// Its rules in order, without what every chain ends with.
     #[must_use]
     pub fn rules(&self) -> Vec<ForeignRule> {

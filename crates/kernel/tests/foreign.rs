@@ -7,7 +7,7 @@ use harness::{Namespace, not_run, run, run_ok};
 use kernel::foreign::{ForeignRule, NARROWED};
 use kernel::nft::{IptablesRule, Nft, Transaction};
 use kernel::xtables::{self, Table};
-use netstate::nft::{Family, IpVersion, TableKey, Verdict};
+use netstate::nft::{Family, Hook, IpVersion, Policy, TableKey, Verdict};
 
 fn inside<T: Send>(namespace: &Namespace, work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
@@ -313,5 +313,35 @@ fn what_a_rule_asks_beyond_whole_addresses_does_not_go_unseen() {
                 assert_eq!(shown, is_plain, "{program} {words}: {rule:?}");
             }
         }
+    }
+}
+
+#[test]
+fn chains_that_drop_what_no_rule_decided_on_are_told_from_those_that_accept() {
+    let host = Namespace::with_loopback();
+    for line in [
+        "add table inet other",
+        "add chain inet other shut { type filter hook forward priority 5; policy drop; }",
+        "add chain inet other open { type filter hook input priority 0; }",
+        "add chain inet other called",
+    ] {
+        run_ok(host.command("nft").arg(line));
+    }
+    let key = TableKey::new(Family::Inet, "other");
+    let mut found = inside(&host, || Nft::open().unwrap().base_chains(&key).unwrap());
+    found.sort_by(|one, other| one.0.cmp(&other.0));
+    let told: Vec<_> = found.iter().map(|(name, base)| (name.as_str(), base.hook, base.policy)).collect();
+    assert_eq!(told, [("open", Hook::Input, Policy::Accept), ("shut", Hook::Forward, Policy::Drop)]);
+    let none = TableKey::new(Family::Inet, "none");
+    assert_eq!(inside(&host, || Nft::open().unwrap().base_chains(&none).unwrap()), []);
+
+    for (version, program) in [(IpVersion::V4, "iptables-legacy"), (IpVersion::V6, "ip6tables-legacy")] {
+        if !run(host.command(program).args(["-w", "-P", "FORWARD", "DROP"])).status.success() {
+            return not_run("the kernel has no older iptables interface (CONFIG_IP_NF_IPTABLES_LEGACY)");
+        }
+        run_ok(host.command(program).args(["-w", "-A", "INPUT", "-j", "DROP"]));
+        run_ok(host.command(program).args(["-w", "-N", "CALLED"]));
+        let table = inside(&host, || Table::read(version, "filter").unwrap().unwrap());
+        assert_eq!(table.dropping_chains(), ["FORWARD"], "a rule is no policy");
     }
 }

@@ -24,6 +24,7 @@ mod masquerade;
 pub mod meta;
 mod owner;
 mod reference;
+pub mod removal;
 mod run;
 pub mod stale;
 #[cfg(test)]

@@ -55,15 +55,25 @@ pub fn collect_in(conflist: &Path, cache: &Path) -> Result<Vec<String>, String> 
     let list = ConfList::load(conflist).map_err(|error| error.to_string())?;
     let holders = holders(&data_directory(&list), &list.name)?;
     let gone = gone(&list.name, holders, &aliases()?, Clock::read());
+    delete(&list, &Cache::new(cache), gone)
+}
+
+/// Deletes every attachment of a list that holds an address, whether it is in use or not.
+pub(crate) fn detach_all(list: &ConfList, cache: &Cache) -> Result<Vec<String>, String> {
+    let holders = holders(&data_directory(list), &list.name)?;
+    delete(list, cache, holders.into_iter().map(|holder| holder.attachment).collect())
+}
+
+fn delete(list: &ConfList, cache: &Cache, attachments: Vec<Attachment>) -> Result<Vec<String>, String> {
     // The directories of other programs are not looked into: those plugins are all inside.
-    let runner = Runner { path: Vec::new(), cache: Cache::new(cache), resolver: Some(crate::find) };
+    let runner = Runner { path: Vec::new(), cache: cache.clone(), resolver: Some(crate::find) };
     let mut deleted = Vec::new();
     let mut errors = Vec::new();
-    for attachment in gone {
+    for attachment in attachments {
         let named = format!("{}/{}", attachment.container_id, attachment.ifname);
         let Attachment { container_id, ifname } = attachment;
         let arguments = RuntimeArguments { container_id, ifname, ..RuntimeArguments::default() };
-        match runner.del(&list, &arguments) {
+        match runner.del(list, &arguments) {
             Ok(()) => deleted.push(named),
             Err(error) => errors.push(format!("delete {named}: {error}")),
         }
@@ -72,7 +82,7 @@ pub fn collect_in(conflist: &Path, cache: &Path) -> Result<Vec<String>, String> 
 }
 
 /// Where the network's host-local keeps its addresses.
-fn data_directory(list: &ConfList) -> PathBuf {
+pub(crate) fn data_directory(list: &ConfList) -> PathBuf {
     let told = list.plugins.iter().find_map(|plugin| match &plugin.document {
         Json::Object(members) => members.iter().find_map(|(key, value)| match value {
             Json::String(text) if key == "dataDir" => Some(text.as_str()),

@@ -15,5 +15,11 @@ mod directory;
 #[path = "contract/kubernetes.rs"]
 mod kubernetes;
 
+#[path = "contract/report.rs"]
+mod report;
+
+#[path = "contract/rights.rs"]
+mod rights;
+
 #[path = "contract/api.rs"]
 mod api;

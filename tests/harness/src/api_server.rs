@@ -162,7 +162,7 @@ impl ApiServer {
         command.args(options.map(|(name, value)| format!("--{name}={value}")));
         self.server = Some(kept(command, self.path("kube-apiserver.log")));
         eventually("the API server is ready", || {
-            let (code, _) = self.ask("GET", "/readyz", None)?;
+            let (code, _) = self.ask(&self.token, "GET", "/readyz", None)?;
             (code == 200).then_some(())
         });
     }
@@ -255,10 +255,20 @@ impl ApiServer {
 
     /// A token of a service account, good for an hour.
     pub fn token_of(&self, namespace: &str, account: &str) -> String {
+        self.token_bound(namespace, account, &json!({}))
+    }
+
+    /// The same, bound to a node as is the token of a pod that runs there.
+    pub fn token_on(&self, namespace: &str, account: &str, node: &str) -> String {
+        let uid = &self.get(&format!("/api/v1/nodes/{node}"))["metadata"]["uid"];
+        let object = json!({"apiVersion": "v1", "kind": "Node", "name": node, "uid": uid});
+        self.token_bound(namespace, account, &json!({"boundObjectRef": object}))
+    }
+
+    fn token_bound(&self, namespace: &str, account: &str, spec: &Value) -> String {
         let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token");
-        let answer =
-            self.create(&path, &json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest"}));
-        answer["status"]["token"].as_str().expect("a token").to_owned()
+        let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec});
+        self.create(&path, &request)["status"]["token"].as_str().expect("a token").to_owned()
     }
 
     /// One request of the administrator: the status code and the body.
@@ -266,7 +276,16 @@ impl ApiServer {
     /// # Panics
     /// When nobody answers.
     pub fn request(&self, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
-        self.ask(method, path, body).unwrap_or_else(|| panic!("{method} {path}: no answer\n{}", self.log()))
+        self.request_as(&self.token, method, path, body)
+    }
+
+    /// The same of whoever has this token.
+    ///
+    /// # Panics
+    /// When nobody answers.
+    pub fn request_as(&self, token: &str, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
+        let answer = self.ask(token, method, path, body);
+        answer.unwrap_or_else(|| panic!("{method} {path}: no answer\n{}", self.log()))
     }
 
     /// The same for what must be there; gives the body.
@@ -299,7 +318,11 @@ impl ApiServer {
             let namespace =
                 namespace.map_or_else(String::new, |namespace| format!("/namespaces/{namespace}"));
             let kind = text(&object["kind"]).expect("a kind").to_lowercase();
-            let list = format!("{root}{namespace}/{kind}s");
+            let plural = match kind.strip_suffix('y') {
+                Some(stem) => format!("{stem}ies"),
+                None => format!("{kind}s"),
+            };
+            let list = format!("{root}{namespace}/{plural}");
             self.delete(&format!("{list}/{}", text(&object["metadata"]["name"]).expect("a name")));
             self.create(&list, &object);
         }
@@ -330,11 +353,11 @@ impl ApiServer {
         answer
     }
 
-    fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Option<(u16, Value)> {
+    fn ask(&self, token: &str, method: &str, path: &str, body: Option<&Value>) -> Option<(u16, Value)> {
         let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
         let mut command = self.command(Path::new("curl"));
         command.args(["-s", "-m", "20", "-X", method, "--cacert"]).arg(self.authority());
-        command.args(["-H", &format!("Authorization: Bearer {}", self.token)]);
+        command.args(["-H", &format!("Authorization: Bearer {token}")]);
         command.args(["-H", &format!("Content-Type: {kind}"), "--data-binary", "@-", "-w", "\n%{http_code}"]);
         command.arg(format!("{}{path}", self.url()));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -347,6 +370,21 @@ impl ApiServer {
         let (answer, code) = text.rsplit_once('\n')?;
         let code = code.trim().parse().ok().filter(|code| *code != 0)?;
         Some((code, serde_json::from_str(answer).unwrap_or_else(|_| Value::from(answer))))
+    }
+
+    /// What `kubectl`, as the administrator, says; none where there is no kubectl beside the API server.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn kubectl(&self, arguments: &[&str]) -> Option<String> {
+        let kubectl = self.programs.server.with_file_name("kubectl");
+        if !kubectl.exists() {
+            return None;
+        }
+        let mut command = self.command(&kubectl);
+        // What it has learnt of the API it would keep in the home directory.
+        command.arg("--cache-dir").arg(self.path("kubectl")).arg("--kubeconfig").arg(self.kubeconfig());
+        Some(run_ok(command.args(arguments)))
     }
 
     /// What has been asked so far, one audit event a request.

@@ -12,6 +12,7 @@
 mod healing;
 mod kubernetes;
 mod membership;
+mod operation;
 mod restart;
 mod rig;
 mod store;

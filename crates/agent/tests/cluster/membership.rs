@@ -131,7 +131,7 @@ fn scenario_5_a_changed_cidr_in_the_manifest_moves_the_node_and_its_peers_follow
 }
 
 #[test]
-fn the_conflist_comes_last_and_goes_first() {
+fn the_conflist_comes_last_and_stays_for_the_pods_that_are_there() {
     let mut rig = Rig::new(1);
     rig.remove_node("node1");
     rig.nodes[0].start();
@@ -149,9 +149,9 @@ fn the_conflist_comes_last_and_goes_first() {
     assert_eq!(conflist["plugins"][0]["type"], "fairlead");
 
     rig.remove_node("node1");
-    eventually("the conflist is gone", || (!rig.nodes[0].conflist().exists()).then_some(()));
     rig.nodes[0].await_status("nothing held", |status| status.pod_cidrs.is_empty());
-    assert!(rig.nodes[0].network_file().is_none());
+    assert!(rig.nodes[0].network_file().is_none(), "no pod can be attached");
+    assert!(rig.nodes[0].conflist().exists(), "and those that are there can go");
     assert_eq!(rig.nodes[0].netns.link_names(), ["eth0"]);
     assert_eq!(rig.nodes[0].tunnel_routes(), Vec::<String>::new());
     assert!(rig.nodes[0].netns.nft_ruleset().iter().all(|item| item.get("table").is_none()));
@@ -159,7 +159,46 @@ fn the_conflist_comes_last_and_goes_first() {
     assert!(listing.leases.is_empty() && listing.claims.is_empty());
 
     rig.put_node("node1", "");
-    eventually("the conflist is back", || rig.nodes[0].conflist().exists().then_some(()));
+    eventually("pods can be attached again", || rig.nodes[0].network_file());
+}
+
+#[test]
+fn a_node_whose_object_is_deleted_and_created_anew_loses_nothing_meanwhile() {
+    let mut rig = Rig::new(2);
+    for node in &mut rig.nodes {
+        node.configure("cluster: {deletedNodeGraceSeconds: 600}\n");
+        node.start();
+    }
+    rig.await_joined();
+    rig.add_pods();
+    let before: Vec<_> = rig.nodes.iter().map(|node| (node.tunnel_routes(), node.fdb())).collect();
+    rig.remove_node("node2");
+    rig.nodes[1].await_status("says that it was deleted", |status| {
+        status.reasons.iter().any(|reason| reason.contains("the Node object of this node was deleted"))
+    });
+    assert!(rig.nodes[1].network_file().unwrap()["notReady"].to_string().contains("was deleted"));
+    rig.assert_reachable();
+    rig.put_node("node2", "");
+    rig.await_joined();
+    assert!(rig.nodes[1].network_file().unwrap().get("notReady").is_none());
+    let after: Vec<_> = rig.nodes.iter().map(|node| (node.tunnel_routes(), node.fdb())).collect();
+    assert_eq!(after, before);
+    rig.assert_reachable();
+}
+
+#[test]
+fn a_deleted_node_is_gone_once_its_time_is_over() {
+    let mut rig = Rig::new(2);
+    for node in &mut rig.nodes {
+        node.configure("cluster: {deletedNodeGraceSeconds: 1}\n");
+        node.start();
+    }
+    rig.await_joined();
+    rig.remove_node("node2");
+    rig.nodes[0].await_status("node2 is gone", |status| status.peers.is_empty());
+    assert_eq!(rig.nodes[0].tunnel_routes(), Vec::<String>::new());
+    rig.nodes[1].await_status("nothing held", |status| status.pod_cidrs.is_empty());
+    assert_eq!(rig.nodes[1].netns.link_names(), ["eth0"]);
 }
 
 #[test]

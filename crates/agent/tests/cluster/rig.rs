@@ -14,6 +14,9 @@ use harness::{Namespace, eventually, run, run_ok};
 use serde_json::Value;
 use tempfile::TempDir;
 
+/// Where each agent answers health checks, in its own namespace.
+const HEALTH: &str = "127.0.0.1:7670";
+
 /// An underlay and the nodes on it.
 pub(crate) struct Rig {
     pub(crate) underlay: Namespace,
@@ -178,7 +181,10 @@ impl Node {
 
     pub(crate) fn configure(&mut self, text: &str) {
         let path = self.directory.path().join("config.yaml");
-        std::fs::write(&path, text).unwrap();
+        // As an editor would: a file that is written in place can be seen half.
+        let half = path.with_extension("half");
+        std::fs::write(&half, text).unwrap();
+        std::fs::rename(half, &path).unwrap();
         self.config = Some(path);
     }
 
@@ -187,6 +193,7 @@ impl Node {
         let mut command = self.netns.command(harness::binary("examples/agent"));
         command.args(first).arg(&self.name).arg(&self.store).arg(self.state_dir());
         command.arg(self.directory.path().join("net.d")).args(&self.config);
+        command.env("AGENT_HEALTH", HEALTH);
         command
     }
 
@@ -251,6 +258,13 @@ impl Node {
 
     pub(crate) fn status(&self) -> Option<Status> {
         agent::ask_status(&self.state_dir()).ok()
+    }
+
+    /// What a kubelet is answered, status line and body, asked by `curl`.
+    pub(crate) fn health(&self, path: &str) -> String {
+        let url = format!("http://{HEALTH}{path}");
+        let output = self.netns.command("curl").args(["-s", "-m", "10", "-w", "%{http_code}", &url]).output();
+        String::from_utf8_lossy(&output.unwrap().stdout).into_owned()
     }
 
     pub(crate) fn await_status(&self, what: &str, good: impl Fn(&Status) -> bool) -> Status {

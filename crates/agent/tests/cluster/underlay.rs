@@ -99,7 +99,10 @@ fn an_underlay_that_is_not_there_is_said_and_waited_for() {
     assert_eq!(status.underlay.unwrap().link, "eth1");
     node.netns.ip("link del eth1");
     node.await_status("not ready", |status| !status.ready);
-    assert!(!node.conflist().exists());
+    // The runtime needs the conflist to delete pods by; that no new one is possible stands in the other file.
+    assert!(node.conflist().exists());
+    let told = node.network_file().unwrap()["notReady"].to_string();
+    assert!(told.contains("there is no link eth1"), "{told}");
 }
 
 #[test]

@@ -15,10 +15,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use serde::Serialize;
 
+use crate::finding::{self, Finding};
 use crate::output::OutputOption;
-use crate::table::Table;
 use configuration::Configurations;
 use executable::Executables;
 
@@ -27,7 +26,7 @@ use executable::Executables;
 #[command(after_help = "Examples:\n  fairlead cni doctor\n  \
     fairlead cni doctor --conf-dir /etc/cni/net.d --bin-dir /opt/cni/bin -o json\n\n\
     Fails when a pod could not be started, or not be cleaned up. NETCONFPATH and CNI_PATH are honoured.")]
-pub(super) struct Arguments {
+pub(crate) struct Arguments {
     /// Where the runtime looks for network configurations
     #[arg(long, value_name = "DIR", env = "NETCONFPATH", default_value = "/etc/cni/net.d")]
     conf_dir: PathBuf,
@@ -38,79 +37,29 @@ pub(super) struct Arguments {
     output: OutputOption,
 }
 
-/// How much a finding matters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Severity {
-    /// Pods do not start, or leave something behind.
-    Error,
-    /// Something that was meant does not happen.
-    Warning,
-    /// Good to know.
-    Note,
-}
-
-/// One thing that was found.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-struct Finding {
-    severity: Severity,
-    /// The file or directory.
-    path: PathBuf,
-    /// What is so.
-    problem: String,
-    /// What to do about it; empty when nothing needs to be done.
-    fix: String,
-}
-
-impl Finding {
-    fn new(severity: Severity, path: &Path, problem: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { severity, path: path.to_owned(), problem: problem.into(), fix: fix.into() }
-    }
-
-    fn error(path: &Path, problem: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self::new(Severity::Error, path, problem, fix)
-    }
-
-    fn warning(path: &Path, problem: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self::new(Severity::Warning, path, problem, fix)
-    }
-
-    fn note(path: &Path, problem: impl Into<String>) -> Self {
-        Self::new(Severity::Note, path, problem, "")
-    }
-}
-
 /// Runs the verb.
-pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let findings = examine(&arguments.conf_dir, &arguments.bin_dir);
-    arguments.output.output.print(&findings, |findings, _| vec![table(findings)])?;
-    let failed = findings.iter().any(|finding| finding.severity == Severity::Error);
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let findings = examine(&arguments.conf_dir, &arguments.bin_dir, Moment::Running);
+    finding::report(&findings, arguments.output)
+}
+
+/// When the examination is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Moment {
+    /// Pods are to start now.
+    Running,
+    /// The agent has yet to come and to write its configuration.
+    Before,
 }
 
 /// Everything there is to say, the worst first.
-fn examine(conf_dir: &Path, bin_dirs: &[PathBuf]) -> Vec<Finding> {
+pub(crate) fn examine(conf_dir: &Path, bin_dirs: &[PathBuf], moment: Moment) -> Vec<Finding> {
     let mut findings = Vec::new();
     let executables = Executables::new(bin_dirs);
     executables.examine(&mut findings);
-    Configurations::new(conf_dir).examine(&executables, &mut findings);
-    findings.sort();
-    findings.dedup();
+    Configurations::new(conf_dir, moment).examine(&executables, &mut findings);
+    finding::sort(&mut findings);
     findings
-}
-
-fn table(findings: &[Finding]) -> Table {
-    let mut table = Table::new(["SEVERITY", "WHERE", "WHAT", "WHAT TO DO"]);
-    for finding in findings {
-        let severity = format!("{:?}", finding.severity).to_lowercase();
-        table.row([
-            severity,
-            finding.path.display().to_string(),
-            finding.problem.clone(),
-            finding.fix.clone(),
-        ]);
-    }
-    table
 }
 
 #[cfg(test)]

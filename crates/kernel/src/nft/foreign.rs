@@ -3,7 +3,7 @@
 //! Read [`Nft::holds_chains`] and [`Nft::foreign_rules`]. A rule that a program wrote which spoke iptables is made
 //! of "match" and "target" expressions beside the ordinary ones; its comment is one of them.
 
-use netstate::nft::TableKey;
+use netstate::nft::{BaseChain, TableKey};
 
 use super::{Nft, Transaction, constant as c, message, userdata};
 use crate::Error;
@@ -50,6 +50,21 @@ impl Nft {
             let name = attributes.find(c::CHAIN_NAME)?.map(|name| name.foreign_text());
             Ok(name.filter(|_| of_table))
         })
+    }
+
+    /// The base chains of a table, without their rules; none when there is no such table. Those on hooks that we never
+    /// use are left out.
+    ///
+    /// # Errors
+    /// When the kernel refuses to list.
+    pub fn base_chains(&mut self, table: &TableKey) -> Result<Vec<(String, BaseChain)>, Error> {
+        match self.chains(table) {
+            Err(error) if error.is_missing() || error.is_unsupported() => Ok(Vec::new()),
+            chains => {
+                let chains = chains?.into_values();
+                Ok(chains.filter_map(|chain| Some((chain.name, chain.base?))).collect())
+            }
+        }
     }
 
     /// The rules of a table, or of one of its chains, in order, whoever wrote them. A table or chain that is not

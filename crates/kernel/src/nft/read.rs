@@ -222,7 +222,7 @@ impl Nft {
         Ok(parts.into_iter().flatten().collect())
     }
 
-    fn chains(&mut self, key: &TableKey) -> Result<BTreeMap<String, Chain>, Error> {
+    pub(super) fn chains(&mut self, key: &TableKey) -> Result<BTreeMap<String, Chain>, Error> {
         let request = Request::new(
             message(c::GET_CHAIN, 0, key.family),
             Purpose::new("list chains of", key.to_string()),

@@ -77,6 +77,14 @@ impl Rules {
         self.placed().1
     }
 
+    pub(super) fn dropping_chains(&self) -> Vec<String> {
+        let (placed, chains) = self.placed();
+        let is_last = |entry: &Entry<'_>| self.last.iter().any(|last| *last as usize == entry.at);
+        let drops = |entry: &Entry<'_>| entry.verdict().and_then(verdict_name) == Some("drop");
+        let tails = placed.iter().filter(|placed| is_last(&placed.entry) && drops(&placed.entry));
+        tails.filter_map(|placed| chains.get(placed.chain).cloned()).collect()
+    }
+
     pub(super) fn rules(&self) -> Vec<ForeignRule> {
         let (placed, chains) = self.placed();
         let starts = starts(&placed);

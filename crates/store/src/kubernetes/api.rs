@@ -365,8 +365,16 @@ fn hint(code: u16) -> &'static str {
     }
 }
 
+/// What the API server says must not reach a terminal as it is, but names in quotation marks are to be read.
 fn words(status: &Status) -> String {
-    format!("{} ({} {})", status.message.escape_debug(), status.code, status.reason.escape_debug())
+    let plain = |text: &str| -> String {
+        let shown = |character: char| match character {
+            '"' | '\'' => character.to_string(),
+            other => other.escape_debug().to_string(),
+        };
+        text.chars().map(shown).collect()
+    };
+    format!("{} ({} {})", plain(&status.message), status.code, plain(&status.reason))
 }
 
 async fn whole(response: Response<Incoming>, largest: usize) -> Result<Bytes, String> {

@@ -79,10 +79,14 @@ impl Node {
         self.status.conditions.iter().find(|condition| condition.name == NETWORK_UNAVAILABLE)
     }
 
-    /// The taints without ours; none if ours is not among them.
-    fn other_taints(&self) -> Option<Vec<&Value>> {
+    /// A patch that leaves the taints without ours, if ours is among them. It holds for this version only: the list goes
+    /// as a whole, and what somebody adds meanwhile must not go with it.
+    fn without_startup_taint(&self) -> Option<Value> {
         let others: Vec<&Value> = self.spec.taints.iter().filter(|taint| taint["key"] != NOT_READY).collect();
-        (others.len() < self.spec.taints.len()).then_some(others)
+        let Metadata { uid, resource_version, .. } = &self.metadata;
+        (others.len() < self.spec.taints.len()).then(|| {
+            json!({"metadata": {"uid": uid, "resourceVersion": resource_version}, "spec": {"taints": others}})
+        })
     }
 
     /// What it reports; none if nobody ever did.
@@ -145,12 +149,8 @@ fn patch_of(node: &Node, report: &Report, now: Timestamp) -> Value {
 
 async fn take_off_taint(api: &Api, key: &Key, mut node: Node) -> Result<(), Error> {
     for _ in 0..MOST_RACES {
-        let Some(others) = node.other_taints() else { return Ok(()) };
-        let Metadata { uid, resource_version, .. } = &node.metadata;
-        let call = Call::patch_node(
-            key,
-            json!({"metadata": {"uid": uid, "resourceVersion": resource_version}, "spec": {"taints": others}}),
-        );
+        let Some(patch) = node.without_startup_taint() else { return Ok(()) };
+        let call = Call::patch_node(key, patch);
         match api.answer(&call).await {
             Ok(_) => return Ok(()),
             // Somebody wrote the Node meanwhile, perhaps its taints.
@@ -275,12 +275,14 @@ mod tests {
             {"key": "a", "value": "b", "effect": "NoSchedule", "later": {"x": 1}},
             {"key": "fairlead.io/not-ready-yet", "effect": "NoExecute", "timeAdded": "2023-11-14T22:13:20Z"},
         ]);
-        assert_eq!(node(json!({}), others.clone()).other_taints(), None);
+        assert_eq!(node(json!({}), others.clone()).without_startup_taint(), None);
         let mut with = others.clone();
         let ours = |effect| json!({"key": "fairlead.io/not-ready", "value": "x", "effect": effect});
         with.as_array_mut().unwrap().insert(1, ours("NoSchedule"));
         with.as_array_mut().unwrap().push(ours("NoExecute"));
-        assert_eq!(json!(node(json!({}), with).other_taints().unwrap()), others);
+        let patch = node(json!({}), with).without_startup_taint().unwrap();
+        let version = json!({"uid": "u1", "resourceVersion": "42"});
+        assert_eq!(patch, json!({"metadata": version, "spec": {"taints": others}}));
     }
 
     #[test]

@@ -272,3 +272,25 @@ fn thousands_of_documents_in_one_file_are_read() {
     let text: String = (0..3_000).map(|n| POD.replace("web-0", &format!("web-{n}")) + "---\n").collect();
     assert_eq!(objects(&text).len(), 3_000);
 }
+
+#[test]
+fn a_node_awaits_its_network_by_our_taint_or_the_condition_whatever_else_it_has() {
+    let awaits = |rest: &str| {
+        let node = format!("apiVersion: v1\nkind: Node\nmetadata: {{name: node1}}\n{rest}");
+        match &objects(&node)[..] {
+            [Object::Node(node)] => node.awaits_network,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(awaits(
+        "spec: {taints: [{key: a, effect: NoExecute}, {key: fairlead.io/not-ready, effect: NoSchedule}]}"
+    ));
+    assert!(awaits(
+        "status: {conditions: [{type: Ready, status: 'True'}, {type: NetworkUnavailable, status: 'True'}]}"
+    ));
+    assert!(!awaits("spec: {taints: [{key: node.kubernetes.io/not-ready, effect: NoSchedule}]}"));
+    assert!(!awaits(
+        "status: {conditions: [{type: NetworkUnavailable, status: 'False'}, {type: Ready, status: 'True'}]}"
+    ));
+    assert!(!awaits("spec: {}"));
+}

@@ -60,6 +60,10 @@ fn clean(server: &ApiServer) {
     ] {
         server.delete(path);
     }
+    server.delete("/api/v1/namespaces/default/events");
+    for kind in ["validatingadmissionpolicybindings", "validatingadmissionpolicies"] {
+        server.delete(&format!("/apis/admissionregistration.k8s.io/v1/{kind}/fairlead"));
+    }
     delete_namespace(server, "shop");
 }
 

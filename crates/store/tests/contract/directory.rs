@@ -9,9 +9,9 @@ use std::sync::mpsc::Receiver;
 
 use cluster::{Key, Kind, NamespacedName, Object};
 use ipnet::IpNet;
-use store::{Claimed, Directory, Error, Event, Expect, Listing, Store, Version};
+use store::{Claimed, Directory, Error, Event, Expect, Listing, Notice, Report, Store, Version};
 
-use crate::suite::{self, Subject, Witness, lease, pod, sent};
+use crate::suite::{self, Subject, Witness, lease, pod, report, sent};
 
 struct Opened(Directory);
 
@@ -53,6 +53,18 @@ impl Subject for Opened {
 
     fn release(&self, cidr: IpNet, node: &str) -> Result<bool, Error> {
         self.store().release(cidr, node)
+    }
+
+    fn report(&self, report: &Report) -> Result<(), Error> {
+        self.store().report(report)
+    }
+
+    fn reports(&self) -> Result<Vec<Report>, Error> {
+        self.store().reports()
+    }
+
+    fn notify(&self, notice: &Notice) -> Result<(), Error> {
+        self.store().notify(notice)
     }
 
     fn opened_again(&self) -> Box<dyn Subject> {
@@ -120,6 +132,16 @@ fn an_object_that_cannot_be_read_back_is_refused() {
 #[test]
 fn an_outage_takes_nothing_away() {
     on_a_directory(suite::an_outage_takes_nothing_away);
+}
+
+#[test]
+fn what_nodes_report_is_told_to_all_as_long_as_there_is_the_node() {
+    on_a_directory(suite::what_nodes_report_is_told_to_all_as_long_as_there_is_the_node);
+}
+
+#[test]
+fn a_report_that_leads_astray_is_refused() {
+    on_a_directory(suite::a_report_that_leads_astray_is_refused);
 }
 
 #[test]
@@ -212,6 +234,26 @@ fn a_broken_file_is_reported_and_its_last_good_version_stays_in_force() {
     assert_eq!(witness.removals, 1);
     fs::remove_file(fixture.path("web.yaml")).unwrap();
     witness.until(|witness| names(&witness.snapshot) == ["c"]);
+}
+
+#[test]
+fn a_report_is_no_manifest_and_one_that_cannot_be_read_is_not_ready() {
+    let fixture = Fixture::new();
+    fixture.put("node1.yaml", "apiVersion: v1\nkind: Node\nmetadata: {name: node1}\n");
+    let mut witness = fixture.witness();
+    fixture.store.report(&report("node1", true)).unwrap();
+    fixture.put("fairlead/.reports/node1.json", "{");
+    fixture.catch_up(&mut witness);
+    assert_eq!((witness.problems.len(), witness.snapshot.nodes.len()), (0, 1));
+    let reports = fixture.store.reports().unwrap();
+    assert_eq!((reports.len(), reports[0].ready, &*reports[0].reason), (1, false, "Unknown"));
+    let path = fixture.path("fairlead/.reports/node1.json").display().to_string();
+    assert!(
+        reports[0].message.starts_with(&format!("its report in {path} cannot be read: EOF")),
+        "{reports:?}"
+    );
+    fixture.store.report(&report("node1", true)).unwrap();
+    assert_eq!(fixture.store.reports().unwrap(), [report("node1", true)]);
 }
 
 #[test]

@@ -13,27 +13,27 @@ use cluster::{Change, Key, Kind, NamespacedName, Node, Object};
 use harness::{Credential, run_ok};
 use ipnet::IpNet;
 use serde_json::{Value, json};
-use store::{Claimed, Error, Event, Expect, Kubernetes, Listing, Store, Version};
+use store::{Claimed, Error, Event, Expect, Kubernetes, Listing, Notice, Report, Store, Version};
 
 use crate::api::{self, Server, Turn, is_its_own, locked};
 use crate::suite::{self, Subject, Witness, lease, pod, sent};
 
 /// A store that is opened, and the server behind it.
-struct Opened {
-    store: Kubernetes,
+pub(crate) struct Opened {
+    pub(crate) store: Kubernetes,
     kubeconfig: PathBuf,
     server: Server,
 }
 
 impl Opened {
-    fn new(server: Server) -> Self {
+    pub(crate) fn new(server: Server) -> Self {
         let kubeconfig = locked(&server).kubeconfig();
         let store = Kubernetes::open(Some(&kubeconfig), "kube-system").unwrap();
         Self { store, kubeconfig, server }
     }
 
     /// Every lease and claim needs the node's Node object; what a kubelet does.
-    fn await_node(&self, name: &str) {
+    pub(crate) fn await_node(&self, name: &str) {
         let server = locked(&self.server);
         let (code, _) = server.request("GET", &format!("/api/v1/nodes/{name}"), None);
         if code == 404 {
@@ -99,6 +99,18 @@ impl Subject for Opened {
 
     fn release(&self, cidr: IpNet, node: &str) -> Result<bool, Error> {
         self.store.release(cidr, node)
+    }
+
+    fn report(&self, report: &Report) -> Result<(), Error> {
+        self.store.report(report)
+    }
+
+    fn reports(&self) -> Result<Vec<Report>, Error> {
+        self.store.reports()
+    }
+
+    fn notify(&self, notice: &Notice) -> Result<(), Error> {
+        self.store.notify(notice)
     }
 
     fn opened_again(&self) -> Box<dyn Subject> {
@@ -185,14 +197,24 @@ fn an_outage_takes_nothing_away() {
 }
 
 #[test]
+fn what_nodes_report_is_told_to_all_as_long_as_there_is_the_node() {
+    on_an_api_server(suite::what_nodes_report_is_told_to_all_as_long_as_there_is_the_node);
+}
+
+#[test]
+fn a_report_that_leads_astray_is_refused() {
+    on_an_api_server(suite::a_report_that_leads_astray_is_refused);
+}
+
+#[test]
 fn after_a_restart_everything_is_there() {
     on_an_api_server(suite::after_a_restart_everything_is_there);
 }
 
 /// What an agent has to know.
-const AGENT: [Kind; 3] = [Kind::Node, Kind::Lease, Kind::Claim];
+pub(crate) const AGENT: [Kind; 3] = [Kind::Node, Kind::Lease, Kind::Claim];
 
-fn cidr(text: &str) -> IpNet {
+pub(crate) fn cidr(text: &str) -> IpNet {
     text.parse().unwrap()
 }
 
@@ -413,93 +435,6 @@ fn what_the_server_has_lost_stays_in_force() {
     assert_eq!(witness.removals, 0);
     api::remove(&locked(&turn.server), &Key::Node("node0".into()));
     witness.until(|witness| nodes(witness) == ["node1"]);
-}
-
-/// What an agent does in its life.
-fn live(store: &dyn Store, wanted: IpNet) {
-    let mut witness = Witness::in_sync(sent(store.watch(&AGENT).unwrap()));
-    assert!(witness.available, "nothing is forbidden");
-    assert_eq!(store.claim(wanted, "node1").unwrap(), Claimed::Granted);
-    let version = store.write(&lease("node1", 1450), Expect::Any).unwrap();
-    assert!(store.read(&Key::Node("node1".into())).unwrap().is_some());
-    assert_eq!(store.read(&Key::Lease("node1".into())).unwrap().unwrap().1, version);
-    assert!(matches!(store.claim(wanted, "node2").unwrap(), Claimed::Held { .. }));
-    witness.until(|witness| witness.snapshot.leases.len() == 1 && witness.snapshot.claims.len() == 1);
-    assert!(store.release(wanted, "node1").unwrap());
-    assert!(store.delete(&Key::Lease("node1".into()), Expect::Version(version)).unwrap());
-    witness.until(|witness| witness.snapshot.leases.is_empty() && witness.snapshot.claims.is_empty());
-}
-
-const RULES: &str = include_str!("../../../../deploy/kubernetes/rbac.yaml");
-
-#[test]
-fn the_role_allows_exactly_what_an_agent_does() {
-    let Some(turn) = Turn::take() else { return };
-    let opened = Opened::new(turn.server.clone());
-    ["node1", "node2"].iter().for_each(|name| opened.await_node(name));
-    let server = locked(&turn.server);
-    server.apply(RULES);
-    let token = server.token_of("kube-system", "fairlead");
-    let kubeconfig = server.kubeconfig_for("fairlead", Credential::Token(&token));
-    drop(server);
-    let store = Kubernetes::open(Some(&kubeconfig), "kube-system").unwrap();
-    live(&store, cidr("10.244.1.0/24"));
-
-    let mut allowed = BTreeSet::new();
-    for manifest in serde_saphyr::from_multiple::<Value>(RULES).unwrap() {
-        for rule in manifest["rules"].as_array().into_iter().flatten() {
-            let texts = |key: &str| {
-                rule[key].as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned())
-            };
-            for (group, resource) in texts("apiGroups").zip(texts("resources")) {
-                allowed.extend(texts("verbs").map(|verb| (verb, group.clone(), resource.clone())));
-            }
-        }
-    }
-    let mut used = BTreeSet::new();
-    for event in locked(&turn.server).audit() {
-        if event["user"]["username"] != "system:serviceaccount:kube-system:fairlead" {
-            continue;
-        }
-        assert_ne!(event["responseStatus"]["code"], 403, "{event}");
-        let object = &event["objectRef"];
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let resource = match object["subresource"].as_str() {
-            Some(part) => format!("{}/{part}", text(&object["resource"])),
-            None => text(&object["resource"]),
-        };
-        used.insert((text(&event["verb"]), text(&object["apiGroup"]), resource));
-    }
-    assert_eq!(used, allowed);
-}
-
-#[test]
-fn what_is_forbidden_names_the_missing_rule() {
-    let Some(turn) = Turn::take() else { return };
-    let server = locked(&turn.server);
-    let (account, list) =
-        (json!({"metadata": {"name": "nobody"}}), "/api/v1/namespaces/kube-system/serviceaccounts");
-    server.delete(&format!("{list}/nobody"));
-    server.create(list, &account);
-    let token = server.token_of("kube-system", "nobody");
-    let kubeconfig = server.kubeconfig_for("nobody", Credential::Token(&token));
-    let url = server.url();
-    drop(server);
-    let store = Kubernetes::open(Some(&kubeconfig), "kube-system").unwrap();
-    let error = store.list(&[Kind::Claim]).unwrap_err().to_string();
-    let who = format!("API server {url}/ (kubeconfig {})", kubeconfig.display());
-    let want = format!(
-        "{who} forbids to list leases in namespace kube-system (hint: add to the Role that this account is bound to: \
-         {{apiGroups: [\"coordination.k8s.io\"], resources: [\"leases\"], verbs: [\"list\"]}})"
-    );
-    assert_eq!(error, want);
-    let mut events = store.watch(&[Kind::Node]).unwrap();
-    let Some(Event::Unavailable { reason }) = events.next() else { panic!("no events yet") };
-    let want = format!(
-        "{who} forbids to list nodes (hint: add to the ClusterRole that this account is bound to: {{apiGroups: [\"\"], \
-         resources: [\"nodes\"], verbs: [\"list\"]}})"
-    );
-    assert_eq!(reason, want);
 }
 
 #[test]

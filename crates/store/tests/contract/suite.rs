@@ -15,7 +15,7 @@ use cluster::{
     ServicePort, ServiceType, Snapshot, TargetPort,
 };
 use ipnet::IpNet;
-use store::{Claimed, Error, Event, Expect, Listing, Version};
+use store::{Claimed, Error, Event, Expect, Listing, Notice, Report, Version};
 
 /// What a store offers to the suite; every method may be called from any thread. What a store leaves to others to
 /// write, its subject writes in their place.
@@ -34,6 +34,9 @@ pub(crate) trait Subject: Send + Sync {
     fn delete(&self, key: &Key, expect: Expect) -> Result<bool, Error>;
     fn claim(&self, cidr: IpNet, node: &str) -> Result<Claimed, Error>;
     fn release(&self, cidr: IpNet, node: &str) -> Result<bool, Error>;
+    fn report(&self, report: &Report) -> Result<(), Error>;
+    fn reports(&self) -> Result<Vec<Report>, Error>;
+    fn notify(&self, notice: &Notice) -> Result<(), Error>;
     /// The same store as another process would open it.
     fn opened_again(&self) -> Box<dyn Subject>;
     /// Takes the store away, as by an outage, and brings it back with all its objects.
@@ -136,6 +139,7 @@ fn everything_else() -> Vec<Object> {
     let mut node = Node::named("node1");
     node.labels = Labels::from_iter([("zone", "a")]);
     node.addresses = [IpAddr::from([198, 18, 0, 1])].into();
+    node.awaits_network = true;
     let mut pod = pod("web");
     pod.labels = Labels::from_iter([("app", "web")]);
     pod.annotations = Labels::from_iter([("kubernetes.io/ingress-bandwidth", "1M")]);
@@ -370,6 +374,50 @@ pub(crate) fn an_object_that_cannot_be_read_back_is_refused(store: &dyn Subject)
     assert_eq!(store.list().unwrap(), Listing::default());
 }
 
+pub(crate) fn report(node: &str, ready: bool) -> Report {
+    let reason = if ready { "NetworkReady" } else { "NoLease" }.to_owned();
+    let message = format!("pods \u{e4} {ready}: \"10.244.1.0/24\"\n");
+    Report { node: node.to_owned(), ready, reason, message, version: "0.1.0".to_owned() }
+}
+
+pub(crate) fn notice(node: &str, message: &str) -> Notice {
+    let (node, reason) = (node.to_owned(), "NetworkNotReady".to_owned());
+    Notice { node, warning: true, reason, message: message.to_owned() }
+}
+
+pub(crate) fn what_nodes_report_is_told_to_all_as_long_as_there_is_the_node(store: &dyn Subject) {
+    for node in ["node1", "node2", "node3"] {
+        store.write(&Node::named(node).into(), Expect::Absent).unwrap();
+    }
+    assert_eq!(store.reports().unwrap(), []);
+    store.report(&report("node2", true)).unwrap();
+    store.report(&report("node1", true)).unwrap();
+    store.report(&report("node1", false)).unwrap();
+    let later = Report { version: "0.2.0".to_owned(), message: String::new(), ..report("node2", true) };
+    store.report(&later).unwrap();
+    assert_eq!(store.reports().unwrap(), [report("node1", false), later.clone()]);
+    assert_eq!(store.opened_again().reports().unwrap(), [report("node1", false), later.clone()]);
+    store.notify(&notice("node1", "no lease")).unwrap();
+    let listing = store.list().unwrap();
+    assert_eq!((listing.problems, listing.snapshot.objects().count()), (vec![], 3), "a report is no object");
+    assert!(store.delete(&Key::Node("node1".into()), Expect::Any).unwrap());
+    assert_eq!(store.reports().unwrap(), [later]);
+}
+
+pub(crate) fn a_report_that_leads_astray_is_refused(store: &dyn Subject) {
+    for bad in ["../../node1", "Node1", "", "a b", "node1/status", "node1?dryRun=All"] {
+        let told = store.report(&report(bad, true));
+        assert!(matches!(&told, Err(Error::Invalid { .. })), "{bad:?}: {told:?}");
+        let told = store.notify(&notice(bad, "no lease"));
+        assert!(matches!(&told, Err(Error::Invalid { .. })), "{bad:?}: {told:?}");
+    }
+    for bad in ["", "no lease", "1st", "a-b", "Ä"] {
+        let told = store.report(&Report { reason: bad.to_owned(), ..report("node1", true) });
+        assert!(matches!(&told, Err(Error::Invalid { .. })), "{bad:?}: {told:?}");
+    }
+    assert_eq!(store.reports().unwrap(), []);
+}
+
 pub(crate) fn an_outage_takes_nothing_away(store: &dyn Subject) {
     store.write(&lease("node1", 1450), Expect::Absent).unwrap();
     let mut witness = Witness::in_sync(store.watch());
@@ -379,6 +427,8 @@ pub(crate) fn an_outage_takes_nothing_away(store: &dyn Subject) {
     assert!(matches!(store.list(), Err(Error::Unavailable { .. })));
     assert!(matches!(store.write(&lease("node2", 1450), Expect::Any), Err(Error::Unavailable { .. })));
     assert!(matches!(store.claim(cidr(1), "node1"), Err(Error::Unavailable { .. })));
+    assert!(matches!(store.report(&report("node1", true)), Err(Error::Unavailable { .. })));
+    assert!(matches!(store.reports(), Err(Error::Unavailable { .. })));
     let mut late = Witness::new(store.watch());
     late.until(|late| !late.available);
     assert!(!late.in_sync);

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use ::cni::{Cache, ConfList, Fields, PluginConf, Runner, Version};
 
-use super::Finding;
+use super::Moment;
 use super::executable::Executables;
+use crate::finding::Finding;
 
 /// Plugins that only change what an earlier one has made.
 const CHAINED: [&str; 7] = ["portmap", "bandwidth", "firewall", "tuning", "sbr", "vrf", "route-override"];
@@ -21,17 +23,20 @@ const CAPABILITIES: [(&str, &str, &str); 2] = [
 /// The directory of configurations.
 pub(super) struct Configurations<'a> {
     directory: &'a Path,
+    moment: Moment,
 }
 
 impl<'a> Configurations<'a> {
-    pub(super) fn new(directory: &'a Path) -> Self {
-        Self { directory }
+    pub(super) fn new(directory: &'a Path, moment: Moment) -> Self {
+        Self { directory, moment }
     }
 
     /// Looks at every file in the order of their names.
     pub(super) fn examine(&self, executables: &Executables<'_>, findings: &mut Vec<Finding>) {
         let files = match self.files() {
             Ok(files) => files,
+            // The agent makes it.
+            Err(cause) if cause.kind() == ErrorKind::NotFound && self.moment == Moment::Before => Vec::new(),
             Err(cause) => {
                 let problem = format!("the directory of configurations cannot be read: {cause}");
                 findings.push(Finding::error(self.directory, problem, "make it, and put a conflist into it"));
@@ -42,11 +47,7 @@ impl<'a> Configurations<'a> {
             files.into_iter().partition(|file| is_candidate(file));
         findings.extend(others.iter().filter_map(|file| overlooked(file)));
         if candidates.is_empty() {
-            findings.push(Finding::error(
-                self.directory,
-                "no network configuration: the runtime stays \"cni plugin not initialized\", the node NotReady",
-                "put a conflist into it; with Fairlead's agent running, ask fairlead status why it has not",
-            ));
+            findings.push(self.empty());
         }
         let mut names: BTreeMap<String, &Path> = BTreeMap::new();
         for (index, file) in candidates.iter().enumerate() {
@@ -67,6 +68,22 @@ impl<'a> Configurations<'a> {
                     format!("it cannot be used: {error}"),
                     "mend it or move it away: a runtime that meets it first uses no network at all",
                 )),
+            }
+        }
+    }
+
+    /// What it means that there is no configuration.
+    fn empty(&self) -> Finding {
+        match self.moment {
+            Moment::Running => Finding::error(
+                self.directory,
+                "no network configuration: the runtime stays \"cni plugin not initialized\", the node NotReady",
+                "put a conflist into it; with Fairlead's agent running, ask fairlead status why it has not",
+            ),
+            Moment::Before => {
+                let problem =
+                    "no network configuration yet: the agent writes one when the node can carry a pod";
+                Finding::note(self.directory, problem)
             }
         }
     }

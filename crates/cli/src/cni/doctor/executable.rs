@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use ::cni::{Version, exec};
 
-use super::Finding;
+use crate::finding::Finding;
 
 /// What containerd and CRI-O start for every pod, whatever the configuration says.
 const ALWAYS_NEEDED: &str = "loopback";

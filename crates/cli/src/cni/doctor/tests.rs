@@ -3,6 +3,7 @@
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use super::*;
+use crate::finding::Severity;
 
 /// Two directories, for configurations and for plugins. The plugins are scripts that answer VERSION.
 struct Node {
@@ -39,7 +40,7 @@ impl Node {
 
     /// What is found, without the notes: severity and words.
     fn found(&self) -> Vec<String> {
-        let findings = examine(&self.conf(), &[self.bin()]).into_iter();
+        let findings = examine(&self.conf(), &[self.bin()], Moment::Running).into_iter();
         findings
             .filter(|finding| finding.severity != Severity::Note)
             .map(|finding| format!("{:?}: {}", finding.severity, finding.problem))
@@ -66,7 +67,7 @@ fn a_good_node_has_nothing_to_complain_about_and_says_which_file_counts() {
     node.plugin("portmap", "1.0.0");
     node.write("10-pods.conflist", GOOD);
     assert_found(&node, &[]);
-    let notes = examine(&node.conf(), &[node.bin()]);
+    let notes = examine(&node.conf(), &[node.bin()], Moment::Running);
     assert!(notes.iter().any(|note| note.problem.contains("takes this one")), "{notes:#?}");
 }
 
@@ -84,6 +85,18 @@ fn directories_that_are_empty_or_missing_are_errors() {
             "no plugin loopback",
         ],
     );
+}
+
+#[test]
+fn before_the_agent_has_come_an_empty_or_missing_directory_of_configurations_is_a_note() {
+    let node = Node::new();
+    let severities = || -> Vec<Severity> {
+        let findings = examine(&node.conf(), &[node.bin()], Moment::Before);
+        findings.into_iter().map(|finding| finding.severity).collect()
+    };
+    assert_eq!(severities(), [Severity::Note]);
+    std::fs::remove_dir(node.conf()).unwrap();
+    assert_eq!(severities(), [Severity::Note]);
 }
 
 #[test]
@@ -153,6 +166,6 @@ fn one_network_in_two_files_and_a_file_that_nobody_reads_are_told() {
     node.write("20-pods.conflist", GOOD);
     node.write("10-pods.conflist.bak", GOOD);
     assert_found(&node, &["network pods is in", "not used for pods"]);
-    let findings = examine(&node.conf(), &[node.bin()]);
+    let findings = examine(&node.conf(), &[node.bin()], Moment::Running);
     assert!(findings.iter().any(|note| note.problem.contains(".bak is not read")), "{findings:#?}");
 }

@@ -1,0 +1,88 @@
+//! What an operator does to agents that run: another configuration, health checks.
+
+use harness::eventually;
+
+use crate::rig::{Node, Rig};
+
+fn has_problem(node: &Node, part: &str) -> bool {
+    node.status().is_some_and(|status| status.problems.iter().any(|problem| problem.contains(part)))
+}
+
+#[test]
+fn another_configuration_is_followed_and_a_broken_one_refused() {
+    let mut rig = Rig::new(2);
+    for node in &mut rig.nodes {
+        node.configure("vxlan: {vni: 7}\n");
+        node.start();
+    }
+    rig.await_joined();
+    for node in &mut rig.nodes {
+        node.configure("vxlan: {vni: 8}\nplugins: {portmap: false, bandwidth: false}\n");
+    }
+    for node in &rig.nodes {
+        node.await_status("the new identifier", |status| status.backend.vni == 8);
+        let link = node.netns.ip("-d -j link show fairlead0");
+        assert!(link.contains("\"id\":8"), "{link}");
+        eventually("the conflist of the new configuration", || {
+            let text = std::fs::read_to_string(node.conflist()).ok()?;
+            (!text.contains("portmap")).then_some(())
+        });
+    }
+    rig.await_joined();
+    rig.add_pods();
+    rig.assert_reachable();
+    let node = &mut rig.nodes[0];
+    node.configure("vxlan: {vin: 9}\n");
+    eventually("the broken one is told", || has_problem(node, "did you mean vni?").then_some(()));
+    let status = node.status().unwrap();
+    assert!(status.ready && status.backend.vni == 8, "{status:?}");
+    // An agent that is started now goes on with the last good one too.
+    node.kill();
+    node.start();
+    node.await_status("ready", |status| status.ready && status.backend.vni == 8);
+    assert!(has_problem(node, "did you mean vni?"));
+    node.configure("vxlan: {vni: 8}\n");
+    node.await_status("nothing wrong", |status| status.problems.is_empty());
+}
+
+#[test]
+fn networks_of_the_cluster_do_not_change_under_pods() {
+    let mut rig = Rig::new(1);
+    let node = &mut rig.nodes[0];
+    node.configure("cluster: {podCIDRs: [10.244.0.0/16]}\n");
+    node.start();
+    node.await_status("ready", |status| status.ready);
+    let before = node.pod_cidrs();
+    node.configure("cluster: {podCIDRs: [10.99.0.0/16]}\n");
+    eventually("told", || has_problem(node, "cluster.podCIDRs").then_some(()));
+    assert_eq!(node.pod_cidrs(), before);
+    node.configure("cluster: {podCIDRs: [10.244.0.0/16]}\n");
+    node.await_status("nothing wrong", |status| status.problems.is_empty());
+}
+
+#[test]
+fn health_tells_whether_the_node_can_carry_pods_and_reaches_a_peer() {
+    let mut rig = Rig::new(2);
+    for node in &mut rig.nodes {
+        node.configure("");
+        node.start();
+    }
+    rig.await_joined();
+    for node in &rig.nodes {
+        assert_eq!(node.health("/livez"), "ok\n200");
+        assert_eq!(node.health("/readyz"), "ok\n200");
+    }
+    // The peer's kernel answers, also for an agent that is dead; without its tunnel nobody does.
+    rig.nodes[1].kill();
+    assert_eq!(rig.nodes[0].health("/readyz"), "ok\n200");
+    rig.nodes[1].netns.ip("link del fairlead0");
+    assert_eq!(rig.nodes[0].health("/readyz"), "no answer through the tunnel from node2\n503");
+    assert_eq!(rig.nodes[0].health("/livez"), "ok\n200");
+    rig.nodes[1].start();
+    rig.await_joined();
+    eventually("an answer", || (rig.nodes[0].health("/readyz") == "ok\n200").then_some(()));
+    rig.nodes[0].configure("underlay: {interface: eth9}\n");
+    rig.nodes[0].await_status("not ready", |status| !status.ready);
+    let answer = rig.nodes[0].health("/readyz");
+    assert!(answer.ends_with("\n503") && answer.contains("there is no link eth9"), "{answer}");
+}
