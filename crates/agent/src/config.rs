@@ -2,7 +2,8 @@
 //!
 //! Read [`Config`]: every key of the file is a field of it or of one of its sections. The file is YAML (so JSON
 //! as well); an empty one is a good one. A key that does not exist is refused with the one that was probably meant,
-//! and every value is checked before the agent touches anything.
+//! and every value is checked before the agent touches anything. docs/agent.schema.json is made of these types: what is
+//! said of a field here is what an editor shows there.
 //!
 //! ```
 //! let config = agent::Config::parse("underlay:\n  interface: eth1\n")?;
@@ -23,7 +24,7 @@ use netstate::pool::Pool;
 use route::Family;
 use serde::Deserialize;
 
-/// The whole file. docs/agent.schema.json is the same as a JSON Schema, and docs/configuration.md in words.
+/// The configuration of an agent: docs/configuration.md says more of each key.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Default)]
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(title = "The configuration of Fairlead's agent"))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
