@@ -59,21 +59,23 @@ pub(crate) fn check() -> anyhow::Result<()> {
 
 /// Every file that is made from others, with what it has to say.
 fn derived() -> anyhow::Result<Vec<(String, String)>> {
-    let mut files = vec![(ONE_FILE.to_owned(), concatenation()?)];
-    files.extend(chart::templates()?);
+    let resources = resources()?;
+    let texts: Vec<&str> = resources.iter().map(|(_, text)| text.as_str()).collect();
+    let mut files = vec![(ONE_FILE.to_owned(), texts.join("---\n"))];
+    files.extend(chart::templates(&resources)?);
     Ok(files)
 }
 
-/// The resources of the kustomization, in its order.
-fn concatenation() -> anyhow::Result<String> {
-    let kustomization = yaml("deploy/kubernetes/kustomization.yaml")?;
+/// The resources of the kustomization with their texts, in its order.
+fn resources() -> anyhow::Result<Vec<(String, String)>> {
+    let kustomization = yaml(&format!("{SOURCE}/kustomization.yaml"))?;
     let names = kustomization["resources"].as_array().context("the kustomization has no resources")?;
-    let mut documents = Vec::new();
+    let mut resources = Vec::new();
     for name in names {
         let name = name.as_str().context("a resource of the kustomization is no name")?;
-        documents.push(read(&format!("{SOURCE}/{name}"))?);
+        resources.push((name.to_owned(), read(&format!("{SOURCE}/{name}"))?));
     }
-    Ok(documents.join("---\n"))
+    Ok(resources)
 }
 
 fn read(path: &str) -> anyhow::Result<String> {

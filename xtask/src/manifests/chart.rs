@@ -8,13 +8,10 @@
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
-use super::{SOURCE, parse, read, yaml};
+use super::{SOURCE, parse, yaml};
 
 /// Where the chart is.
 const CHART: &str = "deploy/helm/fairlead";
-
-/// The manifests that become templates.
-const MANIFESTS: [&str; 4] = ["rbac.yaml", "admission.yaml", "config.yaml", "daemonset.yaml"];
 
 /// What the namespace is where there is no release: as a namespace, and within the name of the account.
 const NAMESPACES: [(&str, &str); 2] = [
@@ -72,14 +69,11 @@ const LINES: [(&str, &str, &[&str]); 5] = [
     ),
 ];
 
-/// Every template with its text.
-pub(super) fn templates() -> anyhow::Result<Vec<(String, String)>> {
-    let mut templates = Vec::new();
-    for manifest in MANIFESTS {
-        let text = template(manifest, &read(&format!("{SOURCE}/{manifest}"))?)?;
-        templates.push((format!("{CHART}/templates/{manifest}"), text));
-    }
-    Ok(templates)
+/// A template for each manifest, with its text.
+pub(super) fn templates(manifests: &[(String, String)]) -> anyhow::Result<Vec<(String, String)>> {
+    let made =
+        manifests.iter().map(|(name, text)| Ok((format!("{CHART}/templates/{name}"), template(name, text)?)));
+    made.collect()
 }
 
 /// The manifest as a template.
