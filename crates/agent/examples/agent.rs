@@ -46,7 +46,7 @@ fn start(arguments: &[String], clean: bool) -> Result<(), Box<dyn std::error::Er
     options.health = std::env::var("AGENT_HEALTH").ok().map(|address| address.parse()).transpose()?;
     options.config_file = rest.first().map(Into::into);
     if clean {
-        agent::clean(&options)?.iter().for_each(|step| println!("{step}"));
+        agent::clean(&options, || Ok(Vec::new()))?.iter().for_each(|step| println!("{step}"));
         return Ok(());
     }
     Ok(agent::run(&options)?)

@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use store::{Notice, Report, Store};
 
@@ -19,17 +19,29 @@ use crate::run::{Error, spawn};
 /// How many notices wait for a store that is away.
 const MOST_NOTICES: usize = 32;
 
+/// The same notice is told at most once in this time: what goes on and on is no news.
+const SAME_AGAIN: Duration = Duration::from_secs(60);
+
+/// How many notices are remembered for that.
+const REMEMBERED: usize = 64;
+
 /// The first pause after a failure; doubled with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 
 /// The longest pause after a failure.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
+/// The condition's reason where the node can carry pods, and where it cannot.
+const READY: &str = "FairleadIsUp";
+const NOT_READY: &str = "FairleadIsNotReady";
+
 /// Something to be told.
 #[derive(Debug)]
 enum Word {
     Report(Report),
     Notice(Notice),
+    /// What was to be reported is no longer so.
+    Forget,
     /// The store is back.
     Now,
 }
@@ -54,7 +66,7 @@ impl Announcer {
     /// Starts the thread that tells.
     pub(crate) fn start(node: &str, store: Arc<dyn Store>) -> Result<Self, Error> {
         let (words, heard) = mpsc::channel();
-        spawn("announce", move || Crier { store, report: None, notices: VecDeque::new() }.run(&heard))?;
+        spawn("announce", move || Crier::new(store).run(&heard))?;
         Ok(Self { voice: Voice { node: node.to_owned(), words }, last: None, waited: false })
     }
 
@@ -64,7 +76,7 @@ impl Announcer {
         let report = Report {
             node: self.voice.node.clone(),
             ready: reason.is_none(),
-            reason: if reason.is_none() { "FairleadIsUp" } else { "FairleadIsNotReady" }.to_owned(),
+            reason: if reason.is_none() { READY } else { NOT_READY }.to_owned(),
             message,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
@@ -87,6 +99,7 @@ impl Announcer {
     pub(crate) fn forget(&mut self) {
         self.last = None;
         self.waited = false;
+        self.voice.say(Word::Forget);
     }
 
     /// For whoever sees something happen.
@@ -103,10 +116,7 @@ impl Announcer {
 impl Voice {
     /// Something happened.
     pub(crate) fn notify(&self, reason: Reason, message: String) {
-        let warning = reason.is_warning();
-        let notice =
-            Notice { node: self.node.clone(), warning, reason: reason.as_str().to_owned(), message };
-        self.say(Word::Notice(notice));
+        self.say(Word::Notice(reason.notice(&self.node, message)));
     }
 
     fn say(&self, word: Word) {
@@ -115,16 +125,18 @@ impl Voice {
     }
 }
 
-/// Tells a store one notice and waits for it: for those who are about to end.
+/// Tells a store that the node can carry no new pods, and why, and waits for it: for an agent that does not start.
 pub(crate) fn tell_at_once(store: &dyn Store, node: &str, reason: Reason, message: String) {
-    let notice = Notice {
+    let report = Report {
         node: node.to_owned(),
-        warning: reason.is_warning(),
-        reason: reason.as_str().to_owned(),
-        message,
+        ready: false,
+        reason: NOT_READY.to_owned(),
+        message: message.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    if let Err(error) = store.notify(&notice) {
-        tracing::warn!(error = %told(&error), "an event could not be written");
+    let told_all = store.report(&report).and_then(|()| store.notify(&reason.notice(node, message)));
+    if let Err(error) = told_all {
+        tracing::warn!(error = %told(&error), "the cluster could not be told");
     }
 }
 
@@ -133,17 +145,24 @@ struct Crier {
     store: Arc<dyn Store>,
     report: Option<Report>,
     notices: VecDeque<Notice>,
+    /// What was told lately.
+    lately: VecDeque<(Notice, Instant)>,
+    /// Failures in a row, and when to try again after them.
+    failures: u32,
+    not_before: Option<Instant>,
 }
 
 impl Crier {
+    fn new(store: Arc<dyn Store>) -> Self {
+        let (notices, lately) = (VecDeque::new(), VecDeque::new());
+        Self { store, report: None, notices, lately, failures: 0, not_before: None }
+    }
+
     fn run(mut self, heard: &Receiver<Word>) {
-        let mut failures = 0_u32;
         loop {
-            let word = if self.report.is_none() && self.notices.is_empty() {
-                heard.recv().map_err(|_| RecvTimeoutError::Disconnected)
-            } else {
-                let pause = FIRST_PAUSE.saturating_mul(1 << failures.min(8)).min(LONGEST_PAUSE);
-                heard.recv_timeout(pause)
+            let word = match self.not_before {
+                None => heard.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(at) => heard.recv_timeout(at.saturating_duration_since(Instant::now())),
             };
             match word {
                 Ok(word) => self.take(word),
@@ -151,32 +170,71 @@ impl Crier {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             heard.try_iter().for_each(|word| self.take(word));
-            failures = if self.tell() { 0 } else { failures.saturating_add(1) };
+            if self.not_before.is_none_or(|at| at <= Instant::now()) {
+                self.try_all();
+            }
         }
     }
 
     fn take(&mut self, word: Word) {
         match word {
             Word::Report(report) => self.report = Some(report),
-            Word::Notice(notice) => {
-                if self.notices.len() >= MOST_NOTICES {
-                    self.notices.pop_front();
-                }
-                self.notices.push_back(notice);
-            }
-            Word::Now => {}
+            Word::Notice(notice) => self.remember(notice, Instant::now()),
+            Word::Forget => self.report = None,
+            Word::Now => self.not_before = None,
         }
     }
 
-    /// Tells what is to be told; false if something has to be tried again.
-    fn tell(&mut self) -> bool {
-        if let Some(report) = self.report.take()
-            && let Err(error) = self.store.report(&report)
-        {
-            tracing::warn!(error = %told(&error), "the Node's condition could not be written; tried again");
-            self.report = Some(report);
-            return false;
+    /// Keeps a notice to be told, unless the same was told a moment ago.
+    fn remember(&mut self, notice: Notice, now: Instant) {
+        self.lately.retain(|(_, at)| now.duration_since(*at) < SAME_AGAIN);
+        if self.lately.iter().any(|(told, _)| *told == notice) {
+            return;
         }
+        if self.lately.len() >= REMEMBERED {
+            self.lately.pop_front();
+        }
+        self.lately.push_back((notice.clone(), now));
+        if self.notices.len() >= MOST_NOTICES {
+            self.notices.pop_front();
+        }
+        self.notices.push_back(notice);
+    }
+
+    /// Tells what is to be told, and sets the time for what could not be.
+    fn try_all(&mut self) {
+        // The one may be refused and the other be what explains it.
+        let done = [self.tell_report(), self.tell_notices()];
+        if done.contains(&false) {
+            let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(8)).min(LONGEST_PAUSE);
+            self.failures = self.failures.saturating_add(1);
+            self.not_before = Some(Instant::now() + pause);
+        } else {
+            self.failures = 0;
+            self.not_before = None;
+        }
+    }
+
+    /// True if there is nothing left to report.
+    fn tell_report(&mut self) -> bool {
+        let Some(report) = self.report.take() else { return true };
+        match self.store.report(&report) {
+            Ok(()) => true,
+            // Whoever finds it there again reports again.
+            Err(error @ store::Error::NoNode { .. }) => {
+                tracing::debug!(error = %told(&error), "there is no Node to report of");
+                true
+            }
+            Err(error) => {
+                tracing::warn!(error = %told(&error), "the Node's condition could not be written; tried again");
+                self.report = Some(report);
+                false
+            }
+        }
+    }
+
+    /// True if no notice is left.
+    fn tell_notices(&mut self) -> bool {
         while let Some(notice) = self.notices.pop_front() {
             match self.store.notify(&notice) {
                 Ok(()) => {}
@@ -190,5 +248,114 @@ impl Crier {
             }
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex, mpsc};
+    use std::time::Duration;
+
+    use cluster::{Key, Kind, Object};
+    use ipnet::IpNet;
+    use store::{Claimed, Error, Events, Expect, Listing, Notice, Report, Store, Version};
+
+    use super::Announcer;
+    use crate::report::Reason;
+
+    /// A store of which only the words count; those that `refuse` names are refused.
+    #[derive(Debug)]
+    struct Ear {
+        heard: Mutex<mpsc::Sender<String>>,
+        refuse: fn(&str) -> bool,
+    }
+
+    impl Ear {
+        fn hear(&self, word: String) -> Result<(), Error> {
+            let refused = (self.refuse)(&word);
+            // Who listens may have heard enough.
+            let _ = self.heard.lock().unwrap().send(word);
+            let key = Key::Node("node1".into());
+            if refused { Err(Error::Invalid { key, reason: "refused".to_owned() }) } else { Ok(()) }
+        }
+    }
+
+    impl Store for Ear {
+        fn list(&self, _: &[Kind]) -> Result<Listing, Error> {
+            unreachable!("nobody lists")
+        }
+        fn watch(&self, _: &[Kind]) -> Result<Events, Error> {
+            unreachable!("nobody watches")
+        }
+        fn read(&self, _: &Key) -> Result<Option<(Object, Version)>, Error> {
+            unreachable!("nobody reads")
+        }
+        fn write(&self, _: &Object, _: Expect) -> Result<Version, Error> {
+            unreachable!("nobody writes")
+        }
+        fn delete(&self, _: &Key, _: Expect) -> Result<bool, Error> {
+            unreachable!("nobody deletes")
+        }
+        fn claim(&self, _: IpNet, _: &str) -> Result<Claimed, Error> {
+            unreachable!("nobody claims")
+        }
+        fn release(&self, _: IpNet, _: &str) -> Result<bool, Error> {
+            unreachable!("nobody releases")
+        }
+        fn report(&self, report: &Report) -> Result<(), Error> {
+            self.hear(format!("report {}", report.ready))
+        }
+        fn reports(&self) -> Result<Vec<Report>, Error> {
+            unreachable!("nobody asks")
+        }
+        fn notify(&self, notice: &Notice) -> Result<(), Error> {
+            self.hear(format!("{} {}", notice.reason, notice.message))
+        }
+    }
+
+    fn announcer(refuse: fn(&str) -> bool) -> (Announcer, mpsc::Receiver<String>) {
+        let (sender, heard) = mpsc::channel();
+        let store = Arc::new(Ear { heard: Mutex::new(sender), refuse });
+        (Announcer::start("node1", store).unwrap(), heard)
+    }
+
+    /// The next so many words, sorted.
+    fn next(heard: &mpsc::Receiver<String>, count: usize) -> Vec<String> {
+        let words = (0..count).map(|_| heard.recv_timeout(Duration::from_secs(30)).unwrap());
+        let mut words: Vec<String> = words.collect();
+        words.sort();
+        words
+    }
+
+    #[test]
+    fn a_node_is_reported_once_and_again_when_it_is_another_or_somebody_undid_it() {
+        let (mut announcer, heard) = announcer(|_| false);
+        let ready = |announcer: &mut Announcer, waits| announcer.report(None, "well".to_owned(), waits);
+        ready(&mut announcer, true);
+        assert_eq!(next(&heard, 2), ["NetworkReady well", "report true"]);
+        // As it is until the store has told that the report was written.
+        ready(&mut announcer, true);
+        ready(&mut announcer, false);
+        announcer.report(Some("why"), "badly".to_owned(), false);
+        assert_eq!(next(&heard, 2), ["NetworkNotReady badly", "report false"]);
+        // Of the readiness people heard a moment ago; the condition follows all the same.
+        ready(&mut announcer, false);
+        assert_eq!(next(&heard, 1), ["report true"]);
+        ready(&mut announcer, true);
+        assert_eq!(next(&heard, 1), ["report true"], "somebody set the condition");
+        announcer.forget();
+        ready(&mut announcer, false);
+        assert_eq!(next(&heard, 1), ["report true"], "it is another Node object");
+        assert!(heard.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_report_that_is_refused_is_tried_again_and_holds_nothing_back() {
+        let (mut announcer, heard) = announcer(|word| word.starts_with("report"));
+        announcer.report(None, "well".to_owned(), false);
+        announcer.voice().notify(Reason::NetworkOverlap, "two networks".to_owned());
+        let mut words = next(&heard, 4);
+        words.dedup();
+        assert_eq!(words, ["NetworkOverlap two networks", "NetworkReady well", "report true"]);
     }
 }

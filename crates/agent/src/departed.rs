@@ -1,18 +1,22 @@
-//! Nodes whose Node object was deleted a moment ago.
+//! Nodes whose Node object was deleted a moment ago, or lost its lease while it stayed.
 //!
 //! Read [`Departed::hold_back`]: of the changes that the store tells, it keeps those back that would take a deleted
 //! node's network down, until its time of grace is over ([`Departed::expire`]), it is back, or somebody else has what
 //! it held. A Node object is gone together with the node's lease where the lease is a part of it, as in Kubernetes, so
-//! a lease that goes with its node, or after it, is kept back too.
+//! a lease that goes with its node, or after it, is kept back too; and so is one that goes alone, for a Node that was
+//! deleted and created anew between two looks at the store is told as no more than that. Only the own lease is believed to
+//! be gone at once: this agent writes it again.
 //!
-//! What stays true: the node's pod CIDRs are never carried by two nodes, for a lease that overlaps a kept one ends its
-//! time at once; and what is kept is kept in memory alone.
+//! What stays true: the node's pod CIDRs are never carried by two nodes, for a lease or a Node that overlaps what a
+//! deleted one held ends its time at once; no time runs out while the store is away; and what is kept is kept in memory
+//! alone, but for the own node, whose file says what it carried.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cluster::{Change, Key, Lease, Object, Snapshot};
+use cluster::{Change, Key, Node, Object, Snapshot};
+use ipnet::IpNet;
 use netstate::pool::overlaps;
 
 /// The deleted nodes that still count.
@@ -24,7 +28,7 @@ pub(crate) struct Departed {
 }
 
 /// How it stands with one of them.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Departure {
     /// When its time is over.
     until: Instant,
@@ -32,6 +36,8 @@ struct Departure {
     is_back: bool,
     /// The store has no lease of it any more.
     lease_gone: bool,
+    /// What it held.
+    pod_cidrs: Box<[IpNet]>,
 }
 
 /// What became of changes.
@@ -57,6 +63,25 @@ impl Departed {
         self.nodes.get(node).is_some_and(|departure| !departure.is_back)
     }
 
+    /// Gives everyone the whole time again: the store was away, and what it did not tell meanwhile is still to come.
+    pub(crate) fn prolong(&mut self, now: Instant) {
+        let until = now + self.grace;
+        self.nodes.values_mut().for_each(|departure| departure.until = until);
+    }
+
+    /// The own node has no Node object at the start, though an earlier agent carried these pod CIDRs here.
+    pub(crate) fn miss_own(&mut self, pod_cidrs: &[IpNet], snapshot: &mut Snapshot, now: Instant) {
+        let own = self.own.clone();
+        if self.grace.is_zero() || pod_cidrs.is_empty() || snapshot.nodes.contains_key(&own) {
+            return;
+        }
+        tracing::warn!(node = %own, grace = ?self.grace, "there is no Node object; its network stays for a while");
+        snapshot.apply(Change::Set(Node::named(own.clone()).into()));
+        let departure =
+            Departure { until: now + self.grace, is_back: false, lease_gone: true, pod_cidrs: pod_cidrs.into() };
+        self.nodes.insert(own, departure);
+    }
+
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.nodes.values().map(|departure| departure.until).min()
     }
@@ -74,11 +99,12 @@ impl Departed {
             }
             tracing::info!(%node, grace = ?self.grace, "the Node object was deleted; its network stays for a while");
             let lease_gone = self.nodes.get(&node).is_some_and(|departure| departure.lease_gone);
-            let departure = Departure { until: now + self.grace, is_back: false, lease_gone };
+            let pod_cidrs = held(snapshot, &node);
+            let departure = Departure { until: now + self.grace, is_back: false, lease_gone, pod_cidrs };
             self.nodes.insert(node, departure);
         }
         for change in changes {
-            if self.keeps(&change) {
+            if self.keeps(&change, snapshot, now) {
                 sorted.held_back = true;
                 continue;
             }
@@ -89,16 +115,28 @@ impl Departed {
     }
 
     /// Whether a change has to wait.
-    fn keeps(&mut self, change: &Change) -> bool {
-        let Change::Removed(key) = change else { return false };
-        match key {
-            Key::Node(node) => self.contains(node),
-            Key::Lease(node) if *node != self.own => self.nodes.get_mut(node).is_some_and(|departure| {
-                departure.lease_gone = true;
-                true
-            }),
+    fn keeps(&mut self, change: &Change, snapshot: &Snapshot, now: Instant) -> bool {
+        match change {
+            Change::Removed(Key::Node(node)) => self.contains(node),
+            Change::Removed(Key::Lease(node)) if *node != self.own => self.keeps_lease(node, snapshot, now),
             _ => false,
         }
+    }
+
+    fn keeps_lease(&mut self, node: &Arc<str>, snapshot: &Snapshot, now: Instant) -> bool {
+        if let Some(departure) = self.nodes.get_mut(node) {
+            departure.lease_gone = true;
+            return true;
+        }
+        let stays = snapshot.nodes.contains_key(node) && snapshot.leases.contains_key(node);
+        if !stays || self.grace.is_zero() {
+            return false;
+        }
+        tracing::info!(%node, grace = ?self.grace, "the Node has lost its lease; the way to it stays for a while");
+        let pod_cidrs = held(snapshot, node);
+        let departure = Departure { until: now + self.grace, is_back: true, lease_gone: true, pod_cidrs };
+        self.nodes.insert(node.clone(), departure);
+        true
     }
 
     /// Ends the time of who is back, and of whose pod CIDRs are another node's now.
@@ -111,15 +149,24 @@ impl Departed {
                     Some(departure) if stays && departure.lease_gone => departure.is_back = true,
                     _ => drop(self.nodes.remove(&node.name)),
                 }
+                self.make_room(&node.name, &node.pod_cidrs, snapshot);
             }
             Change::Set(Object::Lease(lease)) => {
                 self.nodes.remove(&lease.node);
-                let theirs = self.nodes.keys().filter(|node| collides(snapshot, node, lease)).cloned();
-                let theirs: Vec<Arc<str>> = theirs.collect();
-                theirs.iter().for_each(|node| self.end(node, snapshot));
+                self.make_room(&lease.node, &lease.pod_cidrs, snapshot);
             }
             _ => {}
         }
+    }
+
+    /// Ends the time of those who held some of what `owner` has now.
+    fn make_room(&mut self, owner: &Arc<str>, pod_cidrs: &[IpNet], snapshot: &mut Snapshot) {
+        let collides = |departure: &Departure| {
+            departure.pod_cidrs.iter().any(|cidr| pod_cidrs.iter().any(|other| overlaps(*cidr, *other)))
+        };
+        let theirs = self.nodes.iter().filter(|(node, departure)| *node != owner && collides(departure));
+        let theirs: Vec<Arc<str>> = theirs.map(|(node, _)| node.clone()).collect();
+        theirs.iter().for_each(|node| self.end(node, snapshot));
     }
 
     /// Lets go of those whose time is over.
@@ -149,9 +196,8 @@ fn removed_nodes(changes: &[Change]) -> BTreeSet<Arc<str>> {
     removed.collect()
 }
 
-fn collides(snapshot: &Snapshot, node: &Arc<str>, lease: &Lease) -> bool {
-    let theirs = snapshot.leases.get(node).map(|lease| &*lease.pod_cidrs).unwrap_or_default();
-    theirs.iter().any(|cidr| lease.pod_cidrs.iter().any(|other| overlaps(*cidr, *other)))
+fn held(snapshot: &Snapshot, node: &str) -> Box<[IpNet]> {
+    snapshot.leases.get(node).map(|lease| lease.pod_cidrs.clone()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -231,10 +277,51 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_that_its_node_withdraws_goes_at_once() {
+    fn a_node_that_was_deleted_and_created_anew_between_two_looks_is_seen_by_its_lease_alone() {
         let mut view = view();
-        tell(&mut view, [Change::Removed(Key::Lease("node2".into()))]);
+        assert!(tell(&mut view, [Change::Removed(Key::Lease("node2".into())), set("node2")]));
+        assert_eq!(holds(&view, "node2"), (true, true));
+        view.expire(Instant::now() + GRACE);
         assert_eq!(holds(&view, "node2"), (true, false));
+    }
+
+    #[test]
+    fn no_time_runs_out_while_the_store_is_away() {
+        let mut view = view();
+        tell(&mut view, gone("node2"));
+        view.take(store::Event::Unavailable { reason: "gone".to_owned() });
+        assert_eq!(view.deadline(), None);
+        assert!(!view.expire(Instant::now() + GRACE * 2));
+        let before = Instant::now();
+        view.take(store::Event::Available);
+        assert!(view.deadline().unwrap() >= before + GRACE);
+    }
+
+    #[test]
+    fn a_cidr_that_the_cluster_gives_to_another_node_is_free_at_once_also_of_the_own_node() {
+        for name in ["node1", "node2"] {
+            let mut view = view();
+            let cidr = view.snapshot.leases[name].pod_cidrs.clone();
+            tell(&mut view, gone(name));
+            let node = Node { pod_cidrs: cidr, ..Node::named("node3") };
+            tell(&mut view, [Change::Set(node.into())]);
+            assert_eq!(holds(&view, name), (false, false), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_agent_that_starts_without_a_node_object_does_not_take_down_what_an_earlier_one_carried() {
+        let start = |remembered: &[ipnet::IpNet]| {
+            let mut view = View::new("node1", GRACE).remembering(remembered);
+            view.take(store::Event::Snapshot(cluster::Snapshot::default()));
+            view.take(store::Event::InSync);
+            view
+        };
+        let mut view = start(&["10.244.1.0/24".parse().unwrap()]);
+        assert!(matches!(view.standing("node1", false), Standing::Deleted));
+        view.expire(Instant::now() + GRACE);
+        assert!(matches!(view.standing("node1", false), Standing::Absent));
+        assert!(matches!(start(&[]).standing("node1", false), Standing::Absent));
     }
 
     #[test]

@@ -11,7 +11,7 @@
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::{self, Sender};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::event::Event;
 use crate::reach;
@@ -54,7 +54,7 @@ impl Health {
         Ok(Self { listener })
     }
 
-    /// Serves until the loop is gone.
+    /// Serves until the process ends.
     pub(crate) fn serve(&self, events: &Sender<Event>) {
         for stream in self.listener.incoming().flatten() {
             // A client that went away or said nothing is its own problem.
@@ -66,9 +66,8 @@ impl Health {
 }
 
 fn serve_one(mut stream: TcpStream, events: &Sender<Event>) -> io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    let head = read_head(&mut stream)?;
+    let head = read_head(&mut stream, Instant::now() + PATIENCE)?;
     let verdict = match asked_path(&head) {
         Some("/livez") => alive(events),
         Some("/readyz") => ready(events),
@@ -84,10 +83,15 @@ fn serve_one(mut stream: TcpStream, events: &Sender<Event>) -> io::Result<()> {
 }
 
 /// Everything up to the empty line that ends a request's head.
-fn read_head(stream: &mut impl Read) -> io::Result<Vec<u8>> {
+fn read_head(stream: &mut TcpStream, deadline: Instant) -> io::Result<Vec<u8>> {
     let mut head = Vec::new();
     let mut piece = [0; 512];
     while !head.windows(4).any(|end| end == b"\r\n\r\n") && head.len() < LONGEST_REQUEST {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
         match stream.read(&mut piece)? {
             0 => break,
             length => head.extend_from_slice(&piece[..length]),

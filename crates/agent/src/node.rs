@@ -34,6 +34,8 @@ const LOOKS: usize = 4;
 pub(crate) struct Outcome {
     /// The kernel was changed.
     pub(crate) changed: bool,
+    /// It was changed though nothing else was wanted than before: somebody had changed what is ours.
+    pub(crate) healed: bool,
     /// Another agent publishes this node's lease too.
     pub(crate) contested: bool,
     /// Something failed that may succeed later without any event.
@@ -56,6 +58,9 @@ pub(crate) struct NodeKeeper {
     design: Option<Design>,
     report: Report,
     announcer: Announcer,
+    /// The lease that was last written to the store, and the one before it.
+    published: Option<Lease>,
+    superseded: Option<Lease>,
     /// What is wrong with the configuration, if something is.
     config_problem: Option<String>,
     /// Whether what is gone has been collected, or is being so.
@@ -109,6 +114,8 @@ impl NodeKeeper {
             design: None,
             report: Report::default(),
             announcer,
+            published: None,
+            superseded: None,
             config_problem,
             collected: false,
             options,
@@ -167,6 +174,7 @@ impl NodeKeeper {
         self.report.not_ready(reason, text);
         if let Some(state) = self.design.as_ref().map(|design| design.state.clone()) {
             self.make(&state, &mut outcome);
+            outcome.healed = outcome.changed;
         }
         self.publish_readiness(&mut outcome);
         outcome
@@ -174,6 +182,9 @@ impl NodeKeeper {
 
     /// Gives back what nodes hold that are no longer in the cluster. A failure is no reason not to carry pods.
     fn collect(&mut self, view: &mut View, outcome: &mut Outcome) {
+        if view.is_away() {
+            return;
+        }
         match self.leases.collect(&mut view.snapshot) {
             Ok(nodes) => {
                 nodes.iter().for_each(|node| tracing::info!(%node, "what a vanished node held is given back"))
@@ -277,6 +288,8 @@ impl NodeKeeper {
             }
         }
         let made = self.make(&design.state, outcome);
+        outcome.healed =
+            outcome.changed && self.design.as_ref().is_some_and(|before| before.state == design.state);
         self.design = Some(design);
         // A node whose kernel refuses the tunnel must not draw its peers' packets; one that carried them before
         // goes on.
@@ -284,24 +297,38 @@ impl NodeKeeper {
             return;
         }
         outcome.contested = self.has_a_double(view, &lease);
-        match self.leases.publish(&mut view.snapshot, &lease) {
-            // Where the lease was lost, so was the report.
-            Ok(true) => self.announcer.forget(),
+        self.publish(view, &lease, outcome);
+        self.remembered = lease.pod_cidrs.to_vec();
+        self.lease = Some(lease);
+    }
+
+    /// Publishes the lease. While the store is away that waits, for what is published already still holds.
+    fn publish(&mut self, view: &mut View, lease: &Lease, outcome: &mut Outcome) {
+        let stands = view.snapshot.leases.get(&lease.node);
+        if view.is_away() && stands.is_some_and(|stands| **stands != *lease) {
+            self.report.problem(Reason::LeaseNotPublished, "the lease has changed and waits for the store to be back");
+            return;
+        }
+        match self.leases.publish(&mut view.snapshot, lease) {
+            Ok(true) => {
+                let before = self.published.replace(lease.clone());
+                self.superseded = before.or_else(|| self.superseded.take());
+            }
             Ok(false) => {}
             Err(error) => {
                 self.report.not_ready(Reason::LeaseNotPublished, told(&error));
                 outcome.failed = true;
             }
         }
-        self.remembered = lease.pod_cidrs.to_vec();
-        self.lease = Some(lease);
     }
 
-    /// Whether the lease in the store is neither the one last published nor the one to be published.
+    /// Whether the lease in the store is none that this agent has published, and not the one to be published.
     fn has_a_double(&mut self, view: &View, lease: &Lease) -> bool {
         let theirs = view.snapshot.leases.get(&lease.node);
-        let (Some(theirs), Some(ours)) = (theirs, &self.lease) else { return false };
-        let contested = **theirs != *ours && **theirs != *lease;
+        let (Some(theirs), Some(published)) = (theirs, &self.published) else { return false };
+        // What was published before may be told only now.
+        let ours = [Some(published), self.superseded.as_ref(), Some(lease)];
+        let contested = !ours.into_iter().flatten().any(|ours| **theirs == *ours);
         if contested {
             self.report.problem(Reason::LeaseContested, format!(
                 "publish the lease of node {node}: somebody else has published another one, with underlay {underlay:?}\n\
@@ -458,9 +485,19 @@ impl NodeKeeper {
     }
 
     /// Says that somebody else changed what is ours, and that it is as it was.
-    pub(crate) fn tell_healed(&self, cause: &str) {
-        let text = format!("the node's network was not as it should be ({cause}) and has been put right");
+    pub(crate) fn tell_healed(&self) {
+        let text = "somebody changed what is Fairlead's in the node's kernel; it has been put right".to_owned();
         self.announcer.voice().notify(Reason::NetworkHealed, text);
+    }
+
+    /// The Node object is another one now, or has lost what was told of it.
+    pub(crate) fn forget_what_was_told(&mut self) {
+        self.announcer.forget();
+    }
+
+    /// The pod CIDRs that an earlier agent of this node carried.
+    pub(crate) fn remembered(&self) -> &[IpNet] {
+        &self.remembered
     }
 
     /// What could not be told while the store was away can be told now.

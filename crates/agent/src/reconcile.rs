@@ -5,7 +5,7 @@
 //! also repairs everything, and what happened between two passes costs one.
 //!
 //! The order within a pass is what makes each moment safe to die at: claims, kernel, lease, `network.json`, conflist;
-//! and backwards when the node is no longer part of the cluster. Nothing happens at all before the store has been
+//! and backwards when the node is no longer part of the cluster, but for the conflist, by which pods are deleted. Nothing happens at all before the store has been
 //! read whole.
 //!
 //! Our own changes come back as events of the kernel; the pass they cause finds nothing to do, and so ends it. A
@@ -15,6 +15,8 @@
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
+
+use cluster::{Change, Key};
 
 use crate::config::Config;
 use crate::event::{Event, Touched};
@@ -118,6 +120,9 @@ impl Loop {
         if matches!(event, store::Event::Available) {
             self.node.store_is_back();
         }
+        if self.is_about_our_own(&event) {
+            self.node.forget_what_was_told();
+        }
         if let store::Event::Lost(keys) = &event
             && self.view.lose(self.node.name(), keys)
         {
@@ -125,6 +130,18 @@ impl Loop {
         }
         if self.view.take(event) {
             self.due.mark(if first { "start" } else { "the cluster changed" });
+        }
+    }
+
+    /// Whether the store has lost our Node or its lease, and with it what was told of the node.
+    fn is_about_our_own(&self, event: &store::Event) -> bool {
+        let own = |key: &Key| matches!(key, Key::Node(node) | Key::Lease(node) if **node == *self.node.name());
+        match event {
+            store::Event::Lost(keys) => keys.iter().any(own),
+            store::Event::Changes(changes) => {
+                changes.iter().any(|change| matches!(change, Change::Removed(key) if own(key)))
+            }
+            _ => false,
         }
     }
 
@@ -144,7 +161,7 @@ impl Loop {
         if !self.view.in_sync {
             return;
         }
-        let Outcome { changed, contested, failed } = self.node.pass(&mut self.view, cause);
+        let Outcome { changed, healed, contested, failed } = self.node.pass(&mut self.view, cause);
         let now = Instant::now();
         if failed {
             self.due.failed(now)
@@ -155,8 +172,10 @@ impl Loop {
             self.due.pause(now);
         }
         // Any number of nodes may come at once; only who changes the kernel may be a program to quarrel with.
+        if healed {
+            self.node.tell_healed();
+        }
         if changed && KERNEL_CAUSES.contains(&cause) {
-            self.node.tell_healed(cause);
             self.due.changed(now);
         }
     }

@@ -7,6 +7,7 @@
 //! What stays true: a file that cannot be used changes nothing and is told once for each of its texts.
 
 use std::fs;
+use std::io;
 use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
@@ -45,9 +46,8 @@ impl ConfigFile {
     /// When neither can be used: why the file cannot.
     pub(crate) fn open(path: &Path, state_dir: &Path) -> Result<Opened, ConfigError> {
         let kept = state_dir.join(Self::KEPT);
-        let text = fs::read_to_string(path).unwrap_or_default();
-        let file = Self { path: path.to_owned(), kept, text };
-        match Config::read(path) {
+        let mut file = Self { path: path.to_owned(), kept, text: String::new() };
+        match file.read() {
             Ok(config) => Ok(Opened { file, config, refused: None }),
             Err(error) => {
                 let Ok(config) = Config::read(&file.kept) else { return Err(error) };
@@ -99,16 +99,25 @@ impl ConfigFile {
         }
     }
 
+    /// Reads the file and what it says.
+    fn read(&mut self) -> Result<Config, ConfigError> {
+        let read = fs::read_to_string(&self.path);
+        self.text = read.map_err(|source| ConfigError::Read { path: self.path.clone(), source })?;
+        Config::parse(&self.text)
+            .map_err(|fault| ConfigError::File { path: self.path.clone(), fault: Box::new(fault) })
+    }
+
     /// The configuration, or what is wrong with it, if the file says something else than before.
     fn news(&mut self) -> Option<Result<Config, String>> {
-        // One that is away for a moment is about to be replaced.
-        let text = fs::read_to_string(&self.path).ok()?;
-        if text == self.text {
-            return None;
+        match fs::read(&self.path) {
+            Ok(text) if text == self.text.as_bytes() => return None,
+            // One that is about to be written: an empty one would be a good one, and undo everything for a moment.
+            Ok(text) if text.is_empty() => return None,
+            // One that is away for a moment is about to be replaced.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            _ => {}
         }
-        self.text = text;
-        let read = Config::parse(&self.text)
-            .map_err(|fault| ConfigError::File { path: self.path.clone(), fault: Box::new(fault) });
+        let read = self.read();
         if read.is_ok() {
             self.keep();
         }

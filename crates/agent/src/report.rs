@@ -11,6 +11,7 @@ use netstate::Conflict;
 use netstate::pool::base_address;
 use route::Underlay;
 use route::vxlan::{self, Design};
+use store::Notice;
 
 use crate::options::Options;
 use crate::status::{BackendStatus, PeerState, PeerStatus, Probed, ReconcileStatus, Status, UnderlayStatus};
@@ -63,6 +64,12 @@ impl Reason {
             Self::ConfigurationReloaded => "ConfigurationReloaded",
             Self::LeftoversFreed => "LeftoversFreed",
         }
+    }
+
+    /// What is told of a node.
+    pub(crate) fn notice(self, node: &str, message: String) -> Notice {
+        let (node, reason) = (node.to_owned(), self.as_str().to_owned());
+        Notice { node, warning: self.is_warning(), reason, message }
     }
 
     /// Whether somebody should do something about it.

@@ -1,7 +1,7 @@
 //! Starting an agent: its parts in order, each with the reason for its place.
 //!
-//! Read [`run`]. Everything that can be refused is refused before anything is touched: configuration, a second
-//! agent, networks that overlap. The threads only block and report; the loop in `reconcile.rs` decides.
+//! Read [`run`]. Everything that can be refused is refused before the network is touched: configuration, a
+//! second agent, networks that overlap. The threads only block and report; the loop in `reconcile.rs` decides.
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
@@ -86,6 +86,9 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// What was to be cleaned with the agent's own things could not be.
+    #[error("{0}")]
+    Also(String),
     /// A thread that the agent cannot do without has ended.
     #[error("run the agent: {0}")]
     Lost(String),
@@ -125,7 +128,6 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let watch = store.watch(&INTEREST)?;
     let announcer = Announcer::start(&options.node, Arc::clone(&store))?;
     let health = options.health.map(Health::open).transpose()?;
-    let view = View::new(&options.node, options.config.cluster.deleted_node_grace());
     let node = NodeKeeper::new(Parts {
         options: options.clone(),
         pools,
@@ -139,6 +141,8 @@ pub fn run(options: &Options) -> Result<(), Error> {
     start_threads(&sender, Sources { termination, server, watcher, watch, health, config_file })?;
     drop(sender);
     tracing::info!(node = options.node, store = %options.store, "the agent has started");
+    let view = View::new(&options.node, options.config.cluster.deleted_node_grace());
+    let view = view.remembering(node.remembered());
     let end = Loop::new(node, view).run(&events);
     // Best effort: a stale socket is replaced by the next agent anyway.
     let _ = std::fs::remove_file(socket);
@@ -152,31 +156,37 @@ pub fn run(options: &Options) -> Result<(), Error> {
 }
 
 /// Removes everything an agent made in the network namespace of the calling process, with the files it left, and
-/// returns the steps taken, one a line. Pods keep their links; their routes to other nodes are gone. The lease
+/// returns the steps taken, one a line. `also` is done in between: when no agent can start any more and no pod be attached,
+/// and while the conflist is still there. Pods keep their links; their routes to other nodes are gone. The lease
 /// stays: it goes with the Node object.
 ///
 /// # Errors
 /// When an agent is running, or the kernel or the disk refuses. What could be removed is.
-pub fn clean(options: &Options) -> Result<Vec<String>, Error> {
-    if options.state_dir.exists() {
-        // Held until the end of this function, so that no agent starts meanwhile.
-        let _server = Server::open(&options.state_dir)?;
-        return clean_alone(options).inspect(|_| {
-            // Best effort, as above.
-            let _ = std::fs::remove_file(options.state_dir.join(crate::status::SOCKET));
-        });
+pub fn clean(options: &Options, also: impl FnOnce() -> Result<Vec<String>, String>) -> Result<Vec<String>, Error> {
+    if !options.state_dir.exists() {
+        return clean_alone(options, also);
     }
-    clean_alone(options)
+    // Held until the end of this function, so that no agent starts meanwhile.
+    let _server = Server::open(&options.state_dir)?;
+    clean_alone(options, also).inspect(|_| {
+        // Best effort: a stale socket is replaced by the next agent anyway.
+        let _ = std::fs::remove_file(options.state_dir.join(crate::status::SOCKET));
+    })
 }
 
-fn clean_alone(options: &Options) -> Result<Vec<String>, Error> {
+fn clean_alone(
+    options: &Options,
+    also: impl FnOnce() -> Result<Vec<String>, String>,
+) -> Result<Vec<String>, Error> {
     let mut said = Vec::new();
+    // Without it no pod can be attached.
+    if NetworkFile::new(&options.state_dir).remove()? {
+        said.push(format!("- file {}", options.state_dir.join(NetworkFile::NAME).display()));
+    }
+    let done = also();
     let conflist = Conflist::new(options);
     if conflist.remove()? {
         said.push(format!("- file {}", conflist.path().display()));
-    }
-    if NetworkFile::new(&options.state_dir).remove()? {
-        said.push(format!("- file {}", options.state_dir.join(NetworkFile::NAME).display()));
     }
     if ConfigFile::forget(&options.state_dir)? {
         said.push(format!("- file {}", options.state_dir.join(ConfigFile::KEPT).display()));
@@ -185,6 +195,7 @@ fn clean_alone(options: &Options) -> Result<Vec<String>, Error> {
     let plan = door.plan(&State::default()).map_err(kernel_error("look at the kernel"))?;
     said.extend(plan.steps.iter().map(ToString::to_string));
     door.apply(&plan.steps).map_err(kernel_error("clean the kernel"))?;
+    said.extend(done.map_err(Error::Also)?);
     Ok(said)
 }
 

@@ -16,7 +16,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cluster::{Change, Key, Node, Snapshot};
+use cluster::{Change, Key, Node, Object, Snapshot};
+use ipnet::IpNet;
 use store::Location;
 
 use crate::departed::Departed;
@@ -32,6 +33,9 @@ pub(crate) struct View {
     /// Nodes that are taken to be there because they hold a lease and something in the store cannot be read.
     doubted: BTreeSet<Arc<str>>,
     departed: Departed,
+    own: Arc<str>,
+    /// The pod CIDRs that an earlier agent of this node carried.
+    remembered: Vec<IpNet>,
     away: Option<String>,
     broken: Vec<String>,
 }
@@ -53,7 +57,17 @@ impl View {
     /// Nothing is known yet. A deleted node keeps its place for `grace`; of the node called `own` only the object is
     /// kept, for what it held in the store is its own to write again.
     pub(crate) fn new(own: &str, grace: Duration) -> Self {
-        Self { departed: Departed::new(own, grace), ..Self::default() }
+        Self { departed: Departed::new(own, grace), own: own.into(), ..Self::default() }
+    }
+
+    /// The same where an earlier agent of this node carried these pod CIDRs.
+    pub(crate) fn remembering(self, pod_cidrs: &[IpNet]) -> Self {
+        Self { remembered: pod_cidrs.to_vec(), ..self }
+    }
+
+    /// Whether the store is away, so that to ask it is to wait in vain.
+    pub(crate) fn is_away(&self) -> bool {
+        self.away.is_some()
     }
 
     /// How long a deleted node keeps its place from now on.
@@ -63,12 +77,12 @@ impl View {
 
     /// When the next node's time of grace is over.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.departed.deadline()
+        self.departed.deadline().filter(|_| !self.is_away())
     }
 
     /// Lets go of deleted nodes whose time is over; true if there was one.
     pub(crate) fn expire(&mut self, now: Instant) -> bool {
-        self.departed.expire(now, &mut self.snapshot)
+        !self.is_away() && self.departed.expire(now, &mut self.snapshot)
     }
 
     /// Takes news from the store. True if the node's network may have to change.
@@ -76,16 +90,23 @@ impl View {
         match event {
             store::Event::Snapshot(snapshot) => {
                 let Snapshot { nodes, leases, claims, .. } = snapshot;
-                self.snapshot = Snapshot { nodes, leases, claims, ..Snapshot::default() };
+                self.snapshot = Snapshot { leases, claims, ..Snapshot::default() };
+                for node in nodes.into_values() {
+                    let set = self.without_foreign_waiting(Change::Set(Object::Node(node)));
+                    self.snapshot.apply(set);
+                }
                 false
             }
             store::Event::InSync => {
                 self.in_sync = true;
                 self.doubt();
+                let remembered = std::mem::take(&mut self.remembered);
+                self.departed.miss_own(&remembered, &mut self.snapshot, Instant::now());
                 true
             }
             store::Event::Changes(changes) => {
-                let changes: Vec<Change> = changes.into_iter().filter(concerns_nodes).collect();
+                let changes = changes.into_iter().filter(concerns_nodes);
+                let changes: Vec<Change> = changes.map(|change| self.without_foreign_waiting(change)).collect();
                 let changes = self.departed.hold_back(changes, &mut self.snapshot, Instant::now());
                 let held_back = changes.held_back;
                 // Every change has to be applied, so no short cut with `any`.
@@ -107,6 +128,7 @@ impl View {
             store::Event::Available => {
                 tracing::info!("the store is back");
                 self.away = None;
+                self.departed.prolong(Instant::now());
                 // What could not be written meanwhile is due now.
                 self.in_sync
             }
@@ -138,6 +160,17 @@ impl View {
             self.doubted.remove(&name);
         }
         self.snapshot.apply(change)
+    }
+
+    /// Whether another node waits for its network is its own agent's business, and wakes nobody else.
+    fn without_foreign_waiting(&self, change: Change) -> Change {
+        match change {
+            Change::Set(Object::Node(mut node)) if node.name != self.own && node.awaits_network => {
+                Arc::make_mut(&mut node).awaits_network = false;
+                Change::Set(Object::Node(node))
+            }
+            other => other,
+        }
     }
 
     /// Takes nodes with a lease to be there although no Node object could be read, if something could not be read.

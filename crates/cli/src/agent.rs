@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use ::agent::Options;
@@ -77,12 +77,27 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     options.health = arguments.health;
     options.collect = Some(plugins::stale::collect);
     if let Some(directory) = arguments.bin_dir {
-        let laid = plugins::install::install(&crate::cni::plugins_binary()?, &directory)?;
-        let changed = laid.iter().filter(|one| one.change != plugins::install::Change::Unchanged).count();
-        tracing::info!(directory = %directory.display(), changed, "the plugins are laid");
+        lay_plugins(&directory)?;
     }
     ::agent::run(&options)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Lays the plugins. Where some are there already, those do, and an agent is worth more than a new plugin.
+fn lay_plugins(directory: &Path) -> Result<()> {
+    let laid = crate::cni::plugins_binary()
+        .and_then(|binary| Ok(plugins::install::install(&binary, directory)?));
+    match laid {
+        Ok(laid) => {
+            let changed = laid.iter().filter(|one| one.change != plugins::install::Change::Unchanged).count();
+            tracing::info!(directory = %directory.display(), changed, "the plugins are laid");
+        }
+        Err(error) if directory.join(plugins::install::BINARY).exists() => {
+            tracing::warn!("the plugins stay as they are: {error:#}");
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(())
 }
 
 /// Asks the kernel to end this process with its parent, and makes sure that it has not ended already.

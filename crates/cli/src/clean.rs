@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use ::agent::Options;
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use clap::Args;
 use kernel::signals::Termination;
 use plugins::removal::Removal;
@@ -47,16 +47,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut options = Options::new("", Location::Directory(PathBuf::new()));
     options.state_dir.clone_from(&arguments.state_dir);
     options.conf_dir.clone_from(&arguments.conf_dir);
-    let mut steps = Vec::new();
-    if arguments.all {
-        let removal = Removal {
-            conflist: &arguments.conf_dir.join(::agent::CONFLIST),
-            bin_dir: &arguments.bin_dir,
-            cache_dir: &arguments.cache_dir,
-        };
-        steps = plugins::removal::remove(removal).map_err(|error| anyhow!("remove the plugins: {error}"))?;
-    }
-    steps.extend(::agent::clean(&options)?);
+    let conflist = arguments.conf_dir.join(::agent::CONFLIST);
+    let removal =
+        Removal { conflist: &conflist, bin_dir: &arguments.bin_dir, cache_dir: &arguments.cache_dir };
+    let steps = ::agent::clean(&options, || match arguments.all {
+        true => plugins::removal::remove(removal).map_err(|error| format!("remove the plugins: {error}")),
+        false => Ok(Vec::new()),
+    })?;
     print(&steps.iter().map(|step| format!("{step}\n")).collect::<String>())?;
     if let Some(termination) = termination {
         eprintln!("this node is clean; waiting to be ended");

@@ -34,21 +34,27 @@ pub struct Removal<'a> {
 /// What was tried and why it failed, as text. What could be removed is.
 pub fn remove(removal: Removal<'_>) -> Result<Vec<String>, String> {
     let mut said = Vec::new();
+    let mut errors = Vec::new();
     if removal.conflist.exists() {
-        let list = ConfList::load(removal.conflist).map_err(|error| error.to_string())?;
-        let detached = stale::detach_all(&list, &Cache::new(removal.cache_dir))?;
-        said.extend(detached.iter().map(|attachment| format!("- attachment {attachment}")));
-        remove_directory(&stale::data_directory(&list).join(&list.name), &mut said)?;
+        errors.extend(detach(removal, &mut said).err());
     }
-    remove_tables(&mut said).map_err(|error| error.to_string())?;
+    errors.extend(remove_tables(&mut said).err().map(|error| error.to_string()));
     for plugin in PLUGINS {
         let link = removal.bin_dir.join(plugin.name());
         if fs::read_link(&link).is_ok_and(|target| target == Path::new(BINARY)) {
-            remove_file(link, &mut said)?;
+            errors.extend(remove_file(link, &mut said).err());
         }
     }
-    remove_file(removal.bin_dir.join(BINARY), &mut said)?;
-    Ok(said)
+    errors.extend(remove_file(removal.bin_dir.join(BINARY), &mut said).err());
+    if errors.is_empty() { Ok(said) } else { Err(errors.join("; ")) }
+}
+
+/// Detaches every pod of the network; only then are the records of who has which address of no use.
+fn detach(removal: Removal<'_>, said: &mut Vec<String>) -> Result<(), String> {
+    let list = ConfList::load(removal.conflist).map_err(|error| error.to_string())?;
+    let detached = stale::detach_all(&list, &Cache::new(removal.cache_dir))?;
+    said.extend(detached.iter().map(|attachment| format!("- attachment {attachment}")));
+    remove_directory(&stale::data_directory(&list).join(&list.name), said)
 }
 
 fn remove_tables(said: &mut Vec<String>) -> Result<(), kernel::Error> {

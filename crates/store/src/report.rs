@@ -15,7 +15,7 @@ pub struct Report {
     pub node: String,
     /// Whether they can.
     pub ready: bool,
-    /// Why, in one word for programs, such as `NetworkReady`: letters and digits, the first a letter.
+    /// Why, in one word for programs, such as `FairleadIsUp`: letters and digits, the first a letter.
     pub reason: String,
     /// Why, for people.
     pub message: String,
