@@ -77,8 +77,12 @@ impl Departed {
         }
         tracing::warn!(node = %own, grace = ?self.grace, "there is no Node object; its network stays for a while");
         snapshot.apply(Change::Set(Node::named(own.clone()).into()));
-        let departure =
-            Departure { until: now + self.grace, is_back: false, lease_gone: true, pod_cidrs: pod_cidrs.into() };
+        let departure = Departure {
+            until: now + self.grace,
+            is_back: false,
+            lease_gone: true,
+            pod_cidrs: pod_cidrs.into(),
+        };
         self.nodes.insert(own, departure);
     }
 
@@ -87,7 +91,12 @@ impl Departed {
     }
 
     /// Sorts out what has to wait.
-    pub(crate) fn hold_back(&mut self, changes: Vec<Change>, snapshot: &mut Snapshot, now: Instant) -> Sorted {
+    pub(crate) fn hold_back(
+        &mut self,
+        changes: Vec<Change>,
+        snapshot: &mut Snapshot,
+        now: Instant,
+    ) -> Sorted {
         let mut sorted = Sorted::default();
         if self.grace.is_zero() && self.nodes.is_empty() {
             sorted.due = changes;
@@ -330,7 +339,11 @@ mod tests {
         tell(&mut view, [Change::Removed(Key::Node("node2".into()))]);
         assert_eq!(holds(&view, "node2"), (true, true));
         view.expire(Instant::now() + GRACE);
-        assert_eq!(holds(&view, "node2"), (false, true), "the store still has it: somebody has to take it out");
+        assert_eq!(
+            holds(&view, "node2"),
+            (false, true),
+            "the store still has it: somebody has to take it out"
+        );
     }
 
     #[test]

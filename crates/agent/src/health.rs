@@ -192,7 +192,10 @@ mod tests {
     fn a_node_that_cannot_says_why_and_its_agent_lives() {
         let address = serving(Some(&["no underlay", "no lease"]));
         let answer = get(address, b"GET /readyz HTTP/1.1\r\n\r\n");
-        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("no underlay\nno lease\n"), "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("no underlay\nno lease\n"),
+            "{answer}"
+        );
         assert!(get(address, b"GET /livez HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 200 OK"));
     }
 
@@ -206,8 +209,14 @@ mod tests {
     fn nonsense_is_refused_and_the_next_client_is_served() {
         let address = serving(Some(&[]));
         let oversized = vec![b'x'; 100_000];
-        let nonsense: [&[u8]; 6] =
-            [b"", b"\r\n\r\n", b"POST /livez HTTP/1.1\r\n\r\n", b"GET /livez\r\n\r\n", b"\xff\xfe\r\n\r\n", &oversized];
+        let nonsense: [&[u8]; 6] = [
+            b"",
+            b"\r\n\r\n",
+            b"POST /livez HTTP/1.1\r\n\r\n",
+            b"GET /livez\r\n\r\n",
+            b"\xff\xfe\r\n\r\n",
+            &oversized,
+        ];
         for bytes in nonsense {
             let answer = get(address, bytes);
             assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400 "), "{answer}");

@@ -40,6 +40,6 @@ pub use options::{Collect, Options};
 pub use run::{Error, clean, run};
 pub use server::ServerError;
 pub use status::{
-    Answer, AskError, BackendStatus, PeerState, PeerStatus, PlanReport, Probed, ReconcileStatus, Request, SOCKET,
-    Status, StoreStatus, UnderlayStatus, ask_plan, ask_status,
+    Answer, AskError, BackendStatus, PeerState, PeerStatus, PlanReport, Probed, ReconcileStatus, Request,
+    SOCKET, Status, StoreStatus, UnderlayStatus, ask_plan, ask_status,
 };

@@ -15,12 +15,12 @@ use netstate::{Conflict, RouteKind, State};
 use route::vxlan::{self, Design, Inputs};
 use route::{Family, Host, Networks, Underlay, Wish, choose_underlay, overlaps, vxlan_mtu};
 
+use crate::announce::Announcer;
+use crate::config::Config;
 use crate::door::Door;
 use crate::files::{Conflist, NetworkFile};
 use crate::lease::Leases;
 use crate::options::Options;
-use crate::announce::Announcer;
-use crate::config::Config;
 use crate::report::{Reason, Report, told};
 use crate::status::{Answer, PlanReport, Status};
 use crate::view::{Standing, View};
@@ -211,7 +211,9 @@ impl NodeKeeper {
         let own = [self.remembered.as_slice(), &pod_cidrs].concat();
         let cluster = &self.options.config.cluster;
         let networks = Networks { cluster: &cluster.pod_cidrs, own: &own, allowed: &cluster.allow_overlap };
-        overlaps(&host, &networks).iter().for_each(|overlap| self.report.problem(Reason::NetworkOverlap, told(overlap)));
+        overlaps(&host, &networks)
+            .iter()
+            .for_each(|overlap| self.report.problem(Reason::NetworkOverlap, told(overlap)));
         let lease = self.lease_of(pod_cidrs, mtu);
         let design = vxlan::design(&Inputs {
             snapshot: &view.snapshot,
@@ -250,11 +252,10 @@ impl NodeKeeper {
         // A tunnel that runs stays in its family: an address that is away for a moment, as while a lease is renewed,
         // is no reason to tear it down and leave the peers, who are all in that family.
         let family = self.lease.as_ref().and(self.underlays.keys().next()).or(chosen.keys().next());
-        let tunnel =
-            family.and_then(|family| chosen.get(family)).cloned().ok_or_else(|| Refusal {
-                reason: Reason::UnderlayMissing,
-                text: errors.join("; "),
-            })?;
+        let tunnel = family
+            .and_then(|family| chosen.get(family))
+            .cloned()
+            .ok_or_else(|| Refusal { reason: Reason::UnderlayMissing, text: errors.join("; ") })?;
         self.underlays = chosen;
         self.door.interest(self.underlays.values().map(|underlay| underlay.link.clone()));
         Ok(tunnel)
@@ -306,7 +307,10 @@ impl NodeKeeper {
     fn publish(&mut self, view: &mut View, lease: &Lease, outcome: &mut Outcome) {
         let stands = view.snapshot.leases.get(&lease.node);
         if view.is_away() && stands.is_some_and(|stands| **stands != *lease) {
-            self.report.problem(Reason::LeaseNotPublished, "the lease has changed and waits for the store to be back");
+            self.report.problem(
+                Reason::LeaseNotPublished,
+                "the lease has changed and waits for the store to be back",
+            );
             return;
         }
         match self.leases.publish(&mut view.snapshot, lease) {
@@ -417,10 +421,13 @@ impl NodeKeeper {
     /// Takes down what the node carried, for it is not part of the cluster.
     fn leave(&mut self, view: &mut View) -> Outcome {
         let mut outcome = Outcome::default();
-        self.report.not_ready(Reason::NetworkNotReady, format!(
-            "node {node} is not in the cluster\nhint: put a Node object named {node} into the store",
-            node = self.options.node
-        ));
+        self.report.not_ready(
+            Reason::NetworkNotReady,
+            format!(
+                "node {node} is not in the cluster\nhint: put a Node object named {node} into the store",
+                node = self.options.node
+            ),
+        );
         if let Err(error) = self.network_file.remove() {
             self.report.problem(Reason::NodeRefused, told(&error));
             outcome.failed = true;
@@ -469,7 +476,11 @@ impl NodeKeeper {
         let work = move || match collect(&conflist) {
             Ok(freed) if freed.is_empty() => tracing::debug!("no attachment has left anything behind"),
             Ok(freed) => {
-                let text = format!("freed what {} attachments left that are gone: {}", freed.len(), freed.join(", "));
+                let text = format!(
+                    "freed what {} attachments left that are gone: {}",
+                    freed.len(),
+                    freed.join(", ")
+                );
                 tracing::info!("{text}");
                 voice.notify(Reason::LeftoversFreed, text);
             }
@@ -486,7 +497,8 @@ impl NodeKeeper {
 
     /// Says that somebody else changed what is ours, and that it is as it was.
     pub(crate) fn tell_healed(&self) {
-        let text = "somebody changed what is Fairlead's in the node's kernel; it has been put right".to_owned();
+        let text =
+            "somebody changed what is Fairlead's in the node's kernel; it has been put right".to_owned();
         self.announcer.voice().notify(Reason::NetworkHealed, text);
     }
 

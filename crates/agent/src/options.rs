@@ -37,7 +37,6 @@ pub struct Options {
 /// Frees what attachments left that are gone, and says which those were; or what went wrong.
 pub type Collect = fn(conflist: &Path) -> Result<Vec<String>, String>;
 
-
 impl Options {
     /// The default state directory.
     pub const STATE_DIR: &'static str = "/run/fairlead";

@@ -54,8 +54,11 @@ impl Echo {
 
     /// Asks those of this family, and takes out of `waiting` who answers.
     fn ask(&self, waiting: &mut Vec<&Probed>) {
-        let asked: Vec<IpAddr> =
-            waiting.iter().map(|peer| peer.address).filter(|address| address.is_ipv4() == self.is_ipv4).collect();
+        let asked: Vec<IpAddr> = waiting
+            .iter()
+            .map(|peer| peer.address)
+            .filter(|address| address.is_ipv4() == self.is_ipv4)
+            .collect();
         for address in &asked {
             let to = SocketAddr::from((*address, 0));
             // A refusal (no route, say) is an answer that does not come.

@@ -135,7 +135,8 @@ impl Loop {
 
     /// Whether the store has lost our Node or its lease, and with it what was told of the node.
     fn is_about_our_own(&self, event: &store::Event) -> bool {
-        let own = |key: &Key| matches!(key, Key::Node(node) | Key::Lease(node) if **node == *self.node.name());
+        let own =
+            |key: &Key| matches!(key, Key::Node(node) | Key::Lease(node) if **node == *self.node.name());
         match event {
             store::Event::Lost(keys) => keys.iter().any(own),
             store::Event::Changes(changes) => {

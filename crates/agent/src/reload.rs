@@ -78,8 +78,11 @@ impl ConfigFile {
 
     fn listen(&mut self, events: &Sender<Event>) -> Result<(), rustix::io::Errno> {
         let notifier = inotify::init(CreateFlags::CLOEXEC)?;
-        let wanted =
-            WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::CLOSE_WRITE | WatchFlags::DELETE | WatchFlags::ONLYDIR;
+        let wanted = WatchFlags::CREATE
+            | WatchFlags::MOVED_TO
+            | WatchFlags::CLOSE_WRITE
+            | WatchFlags::DELETE
+            | WatchFlags::ONLYDIR;
         let directory = self.path.parent().filter(|path| !path.as_os_str().is_empty());
         inotify::add_watch(&notifier, directory.unwrap_or(Path::new(".")), wanted)?;
         // It may have changed between the first reading and now.
@@ -92,7 +95,9 @@ impl ConfigFile {
                 return Ok(());
             }
             match reader.next() {
-                Ok(event) if event.events().contains(ReadFlags::IGNORED) => return Err(rustix::io::Errno::NOENT),
+                Ok(event) if event.events().contains(ReadFlags::IGNORED) => {
+                    return Err(rustix::io::Errno::NOENT);
+                }
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error),
             }

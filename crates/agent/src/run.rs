@@ -162,7 +162,10 @@ pub fn run(options: &Options) -> Result<(), Error> {
 ///
 /// # Errors
 /// When an agent is running, or the kernel or the disk refuses. What could be removed is.
-pub fn clean(options: &Options, also: impl FnOnce() -> Result<Vec<String>, String>) -> Result<Vec<String>, Error> {
+pub fn clean(
+    options: &Options,
+    also: impl FnOnce() -> Result<Vec<String>, String>,
+) -> Result<Vec<String>, Error> {
     if !options.state_dir.exists() {
         return clean_alone(options, also);
     }

@@ -106,7 +106,8 @@ impl View {
             }
             store::Event::Changes(changes) => {
                 let changes = changes.into_iter().filter(concerns_nodes);
-                let changes: Vec<Change> = changes.map(|change| self.without_foreign_waiting(change)).collect();
+                let changes: Vec<Change> =
+                    changes.map(|change| self.without_foreign_waiting(change)).collect();
                 let changes = self.departed.hold_back(changes, &mut self.snapshot, Instant::now());
                 let held_back = changes.held_back;
                 // Every change has to be applied, so no short cut with `any`.

@@ -85,8 +85,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
 
 /// Lays the plugins. Where some are there already, those do, and an agent is worth more than a new plugin.
 fn lay_plugins(directory: &Path) -> Result<()> {
-    let laid = crate::cni::plugins_binary()
-        .and_then(|binary| Ok(plugins::install::install(&binary, directory)?));
+    let laid =
+        crate::cni::plugins_binary().and_then(|binary| Ok(plugins::install::install(&binary, directory)?));
     match laid {
         Ok(laid) => {
             let changed = laid.iter().filter(|one| one.change != plugins::install::Change::Unchanged).count();

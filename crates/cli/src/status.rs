@@ -14,8 +14,10 @@ use crate::table::{Table, joined};
 
 /// Show a node as its agent sees it; fails when the node cannot carry pods
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  fairlead status\n  fairlead status --lab default --node node1 -o json\n  \
-fairlead status --all --store kubernetes:/etc/kubernetes/admin.conf")]
+#[command(
+    after_help = "Examples:\n  fairlead status\n  fairlead status --lab default --node node1 -o json\n  \
+fairlead status --all --store kubernetes:/etc/kubernetes/admin.conf"
+)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     node: NodeOption,

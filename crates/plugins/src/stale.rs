@@ -111,7 +111,8 @@ fn holders(data_dir: &Path, network: &str) -> Result<Vec<Holder>, String> {
 
 /// The aliases of the host's links.
 fn aliases() -> Result<HashSet<String>, String> {
-    let links = Socket::open(Protocol::Route).and_then(|mut socket| link::list(&mut socket, link::Filter::default()));
+    let links =
+        Socket::open(Protocol::Route).and_then(|mut socket| link::list(&mut socket, link::Filter::default()));
     let links = links.map_err(|error| error.to_string())?;
     Ok(links.into_iter().filter_map(|link| link.alias).collect())
 }
@@ -120,9 +121,11 @@ fn aliases() -> Result<HashSet<String>, String> {
 fn gone(network: &str, holders: Vec<Holder>, aliases: &HashSet<String>, clock: Clock) -> Vec<Attachment> {
     let is_young = |since: SystemTime| {
         // A file of the future is one of now by a clock that was set back.
-        since >= clock.boot && clock.now.duration_since(since).is_ok_and(|age| age < YOUNG) || since > clock.now
+        since >= clock.boot && clock.now.duration_since(since).is_ok_and(|age| age < YOUNG)
+            || since > clock.now
     };
-    let is_there = |attachment: &Attachment| aliases.contains(&Owner::new(network, attachment.clone()).alias());
+    let is_there =
+        |attachment: &Attachment| aliases.contains(&Owner::new(network, attachment.clone()).alias());
     let gone = holders.into_iter().filter(|holder| !is_young(holder.since) && !is_there(&holder.attachment));
     gone.map(|holder| holder.attachment).collect()
 }

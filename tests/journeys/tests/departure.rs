@@ -74,7 +74,16 @@ fn a_node_that_leaves_fairlead_keeps_nothing_of_it() {
     let (state, conf) = (text(&home.join("state")), text(&home.join("conf")));
     let cache = text(directory.path());
     let clean = [
-        "clean", "--all", "--state-dir", &state, "--conf-dir", &conf, "--bin-dir", &text(&bin), "--cache-dir", &cache,
+        "clean",
+        "--all",
+        "--state-dir",
+        &state,
+        "--conf-dir",
+        &conf,
+        "--bin-dir",
+        &text(&bin),
+        "--cache-dir",
+        &cache,
     ];
     let said = inside(&binary("fairlead"), &clean);
     assert!(said.contains("- attachment ") && said.contains("fairlead0"), "{said}");
@@ -95,8 +104,10 @@ fn a_node_that_leaves_fairlead_keeps_nothing_of_it() {
 fn every_node_is_shown_by_what_stands_in_the_store() {
     let (lab, _) = lab(&[]);
     let store = format!("dir:{}", lab.store().display());
-    let status = || run(Command::new(binary("fairlead")).args(["status", "--all", "--store", &store, "-o", "json"]));
-    let output = eventually("both nodes have reported", || Some(status()).filter(|output| output.status.success()));
+    let status =
+        || run(Command::new(binary("fairlead")).args(["status", "--all", "--store", &store, "-o", "json"]));
+    let output =
+        eventually("both nodes have reported", || Some(status()).filter(|output| output.status.success()));
     let rows = decode(&String::from_utf8(output.stdout).unwrap());
     let nodes: Vec<_> = rows.as_array().unwrap().iter().map(|row| (&row["node"], &row["ready"])).collect();
     assert_eq!(nodes, [(&"node1".into(), &true.into()), (&"node2".into(), &true.into())]);

@@ -72,7 +72,8 @@ impl Cluster {
             words.extend(["--cni-bin", plugins]);
         }
         let told = cluster.script(&words)?;
-        let network = told.lines().find_map(|line| line.split_once("nsenter --net=").map(|(_, path)| path.to_owned()));
+        let network =
+            told.lines().find_map(|line| line.split_once("nsenter --net=").map(|(_, path)| path.to_owned()));
         cluster.control_plane = network.context("the script names no network of the control plane")?;
         cluster.restart_controller_manager()?;
         for node in 1..=nodes {
@@ -157,7 +158,8 @@ impl Cluster {
     /// Has the API server judge every object of a manifest strictly, without keeping it.
     pub(super) fn validate(&self, manifest: &Path) -> anyhow::Result<()> {
         let file = manifest.display().to_string();
-        let objects = self.kubectl(&["create", "--dry-run=client", "--validate=false", "-o", "json", "-f", &file])?;
+        let objects =
+            self.kubectl(&["create", "--dry-run=client", "--validate=false", "-o", "json", "-f", &file])?;
         let mut count = 0;
         for object in serde_json::Deserializer::from_str(&objects).into_iter::<Value>() {
             self.validate_object(&object?)?;
@@ -170,7 +172,8 @@ impl Cluster {
     fn validate_object(&self, object: &Value) -> anyhow::Result<()> {
         let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let (version, kind) = (word(&object["apiVersion"]), word(&object["kind"]));
-        let group = if version.contains('/') { format!("/apis/{version}") } else { format!("/api/{version}") };
+        let group =
+            if version.contains('/') { format!("/apis/{version}") } else { format!("/api/{version}") };
         let resource = match kind.to_lowercase() {
             kind if kind.ends_with('y') => format!("{}ies", &kind[..kind.len() - 1]),
             kind => format!("{kind}s"),
@@ -260,7 +263,9 @@ impl Cluster {
             Ok((given.len() == nodes).then_some(given))
         })?;
         for (cidr, address) in given {
-            process::output(self.beside_the_api_server("ip").args(["route", "replace", &cidr, "via", &address]))?;
+            process::output(
+                self.beside_the_api_server("ip").args(["route", "replace", &cidr, "via", &address]),
+            )?;
         }
         Ok(())
     }

@@ -59,7 +59,10 @@ pub(super) fn run(cluster: &Cluster) -> anyhow::Result<()> {
         // For whoever looks at it: the cluster is gone by then.
         fs::copy(cluster.path("e2e.log"), workspace::root().join("target/e2e.log"))?;
     }
-    ensure!(status.success() && count("failed") == 0, "the suite ended with {status}; target/e2e.log has more");
+    ensure!(
+        status.success() && count("failed") == 0,
+        "the suite ended with {status}; target/e2e.log has more"
+    );
     Ok(())
 }
 

@@ -62,7 +62,8 @@ pub(super) fn run(cluster: &mut Cluster) -> anyhow::Result<()> {
 /// The agent's pod on a node.
 fn agent(cluster: &Cluster, node: usize) -> anyhow::Result<String> {
     let field = format!("--field-selector=spec.nodeName=node{node}");
-    let list = cluster.get(&["pods", "-n", "kube-system", "-l", "app.kubernetes.io/name=fairlead", &field])?;
+    let list =
+        cluster.get(&["pods", "-n", "kube-system", "-l", "app.kubernetes.io/name=fairlead", &field])?;
     let found = items(&list).find(|pod| pod["metadata"]["deletionTimestamp"].is_null());
     let name = found.and_then(|pod| pod["metadata"]["name"].as_str());
     name.map(str::to_owned).with_context(|| format!("no agent on node{node}"))
@@ -221,12 +222,14 @@ fn config_map_broken(cluster: &mut Cluster) -> anyhow::Result<String> {
         cluster.kubectl(&["patch", "configmap", "fairlead", "-n", "kube-system", "-p", &patch])?;
         // A kubelet looks at a volume's content now and then; a pod that changes makes it look.
         let stamp = format!("looked-at={}", text.len());
-        let all = ["-n", "kube-system", "annotate", "pods", "-l", "app.kubernetes.io/name=fairlead", "--overwrite"];
+        let all =
+            ["-n", "kube-system", "annotate", "pods", "-l", "app.kubernetes.io/name=fairlead", "--overwrite"];
         cluster.kubectl(&[&all[..], &[stamp.as_str()]].concat()).map(drop)
     };
     set(cluster, &format!("{good}vxlan: {{prot: 8472}}\n"))?;
     let told = eventually("an Event says what is wrong", || {
-        let list = cluster.get(&["events", "-n", "default", "--field-selector=reason=ConfigurationRefused"])?;
+        let list =
+            cluster.get(&["events", "-n", "default", "--field-selector=reason=ConfigurationRefused"])?;
         let message = items(&list).find_map(|event| event["message"].as_str().map(str::to_owned));
         Ok(message)
     })?;

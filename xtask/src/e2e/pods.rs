@@ -26,7 +26,9 @@ const CHAINED: [&str; 5] = ["fairlead", "bridge", "portmap", "bandwidth", "loopb
 /// The reference's chain on a cluster of its own. Without `FAIRLEAD_REFERENCE` there is nothing to compare with.
 pub(super) fn over_the_reference() -> anyhow::Result<()> {
     let Some(plugins) = std::env::var_os("FAIRLEAD_REFERENCE").map(PathBuf::from) else {
-        println!("pods over the reference plugins: not run, because FAIRLEAD_REFERENCE names no build of them");
+        println!(
+            "pods over the reference plugins: not run, because FAIRLEAD_REFERENCE names no build of them"
+        );
         return Ok(());
     };
     let cluster = Cluster::up(super::NODES, Some(&plugins))?;
@@ -158,7 +160,16 @@ struct Recording {
 impl Recording {
     fn start(file: &Path) -> anyhow::Result<Self> {
         let mut perf = Command::new("perf");
-        perf.args(["record", "-q", "-a", "-e", "sched:sched_process_exec", "-e", "sched:sched_process_exit", "-o"]);
+        perf.args([
+            "record",
+            "-q",
+            "-a",
+            "-e",
+            "sched:sched_process_exec",
+            "-e",
+            "sched:sched_process_exit",
+            "-o",
+        ]);
         perf.arg(file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let perf = perf.spawn().context("starting perf")?;
         eventually("perf records", || Ok(file.exists().then_some(())))?;

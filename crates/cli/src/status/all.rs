@@ -70,7 +70,9 @@ fn rows(snapshot: &Snapshot, reports: Vec<Report>) -> Vec<Row> {
     let mut reports: BTreeMap<String, Report> =
         reports.into_iter().map(|report| (report.node.clone(), report)).collect();
     let nodes = snapshot.nodes.keys();
-    nodes.map(|node| Row::of(node, snapshot.leases.get(node).map(|lease| &**lease), reports.remove(&**node))).collect()
+    nodes
+        .map(|node| Row::of(node, snapshot.leases.get(node).map(|lease| &**lease), reports.remove(&**node)))
+        .collect()
 }
 
 impl Row {
@@ -114,7 +116,8 @@ fn tables(rows: &Vec<Row>, wide: bool) -> Vec<Table> {
             Some(false) => "no",
             None => "unknown",
         };
-        let mut cells = vec![row.node.clone(), ready.to_owned(), joined(&row.pod_cidrs), joined(&row.underlay)];
+        let mut cells =
+            vec![row.node.clone(), ready.to_owned(), joined(&row.pod_cidrs), joined(&row.underlay)];
         if wide {
             let mtu = row.mtu.map(|mtu| mtu.to_string()).unwrap_or_default();
             cells.extend([row.backend.clone(), mtu, row.version.clone()]);
@@ -157,7 +160,10 @@ mod tests {
         let seen: Vec<_> = rows.iter().map(|row| (row.node.as_str(), row.ready)).collect();
         assert_eq!(seen, [("node1", Some(true)), ("node2", Some(false)), ("node3", None)]);
         let text: String = tables(&rows, true).iter().map(|table| table.render(false)).collect();
-        assert!(text.contains("10.244.1.0/24") && text.contains("1.2.3") && text.contains("no agent has said"), "{text}");
+        assert!(
+            text.contains("10.244.1.0/24") && text.contains("1.2.3") && text.contains("no agent has said"),
+            "{text}"
+        );
         assert!(!text.contains("hint"), "{text}");
     }
 }

@@ -301,6 +301,31 @@ fn of_its_own_node_an_agent_writes_only_what_is_fairleads() {
     server.patch("/api/v1/nodes/node1", &json!({"metadata": {"labels": {"zone": "b"}}}));
 }
 
+#[test]
+fn of_lease_objects_an_agent_writes_only_claims() {
+    let Some(turn) = Turn::take() else { return };
+    let server = locked(&turn.server);
+    put_furnished_node(&server);
+    let bounds = Bounds::set(&server);
+    let leases = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases";
+    let lease = |name: &str, labels: Value| json!({"metadata": {"name": name, "labels": labels}});
+    // Those by which the control plane elects its leaders.
+    let lock = format!("{leases}/kube-scheduler");
+    server.delete(&lock);
+    server.create(leases, &lease("kube-scheduler", json!({})));
+    let rehearse = format!("{leases}?dryRun=All");
+    let (_, told) = eventually("the policy is in force", || {
+        let answer = server.request_as(&bounds.token, "POST", &rehearse, Some(&lease("leader", json!({}))));
+        (answer.0 == 422).then_some(answer)
+    });
+    assert!(told["message"].as_str().unwrap().contains("may only create and delete claims"), "{told}");
+    let (code, told) = server.request_as(&bounds.token, "DELETE", &lock, None);
+    assert!(code == 422 && told.to_string().contains("fairlead-claims"), "{code} {told}");
+    let claim = lease("fairlead-10-244-3-0-24", json!({"fairlead.io/claim": "pod-cidr"}));
+    assert_eq!(server.request_as(&bounds.token, "POST", &rehearse, Some(&claim)).0, 201);
+    assert!(server.delete(&lock));
+}
+
 /// The policy in force, and the token of an agent on node1.
 struct Bounds {
     token: String,
