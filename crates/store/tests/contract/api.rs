@@ -62,7 +62,9 @@ fn clean(server: &ApiServer) {
     }
     server.delete("/api/v1/namespaces/default/events");
     for kind in ["validatingadmissionpolicybindings", "validatingadmissionpolicies"] {
-        server.delete(&format!("/apis/admissionregistration.k8s.io/v1/{kind}/fairlead"));
+        for name in ["fairlead", "fairlead-claims"] {
+            server.delete(&format!("/apis/admissionregistration.k8s.io/v1/{kind}/{name}"));
+        }
     }
     delete_namespace(server, "shop");
 }

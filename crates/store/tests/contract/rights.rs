@@ -74,6 +74,11 @@ fn the_role_allows_exactly_what_an_agent_does() {
     allow(&server);
     server.patch("/api/v1/nodes/node1", &json!({"spec": {"taints": [startup_taint()]}}));
     let token = server.token_of("kube-system", "fairlead");
+    eventually("no policy of another test is in force any more", || {
+        let beat = json!({"metadata": {"annotations": {"fairlead.io/x": "y"}}});
+        let answer = server.request_as(&token, "PATCH", "/api/v1/nodes/node1/status", Some(&beat));
+        (answer.0 == 200).then_some(())
+    });
     let kubeconfig = server.kubeconfig_for("fairlead", Credential::Token(&token));
     drop(server);
     let store = Kubernetes::open(Some(&kubeconfig), "kube-system").unwrap();
