@@ -56,7 +56,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     })?;
     print(&steps.iter().map(|step| format!("{step}\n")).collect::<String>())?;
     if let Some(termination) = termination {
-        eprintln!("this node is clean; waiting to be ended");
         termination.wait()?;
     }
     Ok(ExitCode::SUCCESS)

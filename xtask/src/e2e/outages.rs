@@ -168,10 +168,13 @@ fn time_of_a_change(cluster: &Cluster) -> anyhow::Result<f64> {
     eventually("the API server answers", || {
         Ok((cluster.kubectl(&["get", "--raw", "/readyz"])? == "ok").then_some(()))
     })?;
-    let lease = json!({
-        "podCIDRs": ["10.244.200.0/24"], "underlay": ["172.30.0.200"], "backend": "vxlan",
-        "vxlan": { "vni": 1, "port": 8472, "mac": "02:00:00:00:00:c8" }, "mtu": 1450,
-    });
+    // In the form of another node's.
+    let theirs = cluster.get(&["node", "node3"])?;
+    let theirs = theirs["metadata"]["annotations"]["fairlead.io/lease"].as_str().context("node3 has no lease")?;
+    let mut lease: Value = serde_json::from_str(theirs)?;
+    lease["podCIDRs"] = json!(["10.244.200.0/24"]);
+    lease["underlay"] = json!(["172.30.0.200"]);
+    lease["backend"]["mac"] = json!("02:00:00:00:00:c8");
     let node = json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": { "name": "stranger", "annotations": { "fairlead.io/lease": lease.to_string() } },

@@ -1,0 +1,87 @@
+//! What people and kubelets ask of a node that is kept: another configuration, its status, its plan, whether it is ready.
+//!
+//! Nothing here looks at the cluster or changes the kernel; the next pass does, by what was left here.
+
+use netstate::State;
+
+use super::NodeKeeper;
+use crate::config::{Cluster, Config};
+use crate::files::Conflist;
+use crate::report::{Reason, told};
+use crate::status::{Answer, PlanReport, Status};
+use crate::view::{Standing, View};
+
+impl NodeKeeper {
+    /// Goes on with another configuration, as far as one can without a new start.
+    pub(crate) fn reconfigure(&mut self, config: Config) {
+        let now = &self.options.config.cluster;
+        let new = &config.cluster;
+        let fixed = (&now.pod_cidrs, now.node_prefix_ipv4, now.node_prefix_ipv6);
+        self.config_problem = (fixed != (&new.pod_cidrs, new.node_prefix_ipv4, new.node_prefix_ipv6)).then(|| {
+            "use the new configuration: cluster.podCIDRs and the node prefixes stay as they were, for pods have addresses \
+             by them\nhint: restart the agent of each node to change them; the pods of a node that gets another pod CIDR \
+             must be made anew"
+                .to_owned()
+        });
+        let cluster = Cluster {
+            pod_cidrs: now.pod_cidrs.clone(),
+            node_prefix_ipv4: now.node_prefix_ipv4,
+            node_prefix_ipv6: now.node_prefix_ipv6,
+            ..config.cluster
+        };
+        self.options.config = Config { cluster, ..config };
+        self.conflist = Conflist::new(&self.options);
+        tracing::info!("the configuration was read again");
+        let text = "the new configuration is in force".to_owned();
+        self.announcer.voice().notify(Reason::ConfigurationReloaded, text);
+    }
+
+    /// Goes on with the configuration there is, for the new one cannot be used.
+    pub(crate) fn refuse_configuration(&mut self, problem: String) {
+        self.config_problem = Some(problem);
+    }
+
+    /// Whether the node can carry a new pod, with some peers to ask; `turn` says which.
+    pub(crate) fn readiness(&self, view: &View, turn: usize) -> Answer {
+        let status = self.report.status();
+        let reasons = match status.ready {
+            true => Vec::new(),
+            false if status.reasons.is_empty() => vec!["nothing has been looked at yet".to_owned()],
+            false => status.reasons,
+        };
+        let peers = self.design.as_ref().map(|design| crate::report::probed(&view.snapshot, design, turn));
+        Answer::Readiness { reasons, peers: peers.unwrap_or_default() }
+    }
+
+    /// What would be changed now. Looks at the kernel, changes nothing.
+    pub(crate) fn plan(&mut self, view: &View) -> Result<PlanReport, String> {
+        let member = matches!(view.standing(&self.options.node, self.lease.is_some()), Standing::Member(_));
+        let want = match &self.design {
+            Some(design) => design.state.clone(),
+            None if view.in_sync && !member => State::default(),
+            None => return Err(format!("there is no plan yet: {}", self.report.reason())),
+        };
+        let plan = self.door.plan(&want).map_err(|error| told(&error))?;
+        Ok(PlanReport {
+            steps: plan.steps.iter().map(ToString::to_string).collect(),
+            conflicts: plan.conflicts.iter().map(ToString::to_string).collect(),
+            text: plan.to_string(),
+        })
+    }
+
+    pub(crate) fn status(&self, view: &View) -> Status {
+        let mut status = self.report.status();
+        status.node.clone_from(&self.options.node);
+        status.cluster_cidrs.clone_from(&self.options.config.cluster.pod_cidrs);
+        status.backend = crate::report::backend(&self.options);
+        status.store = view.status(&self.options.store);
+        if let Some(lease) = &self.lease {
+            status.pod_cidrs = lease.pod_cidrs.to_vec();
+            status.mtu = lease.mtu;
+        }
+        let tunnel = self.underlays.values().next();
+        status.underlay = tunnel.map(|tunnel| crate::report::underlay(tunnel, self.lease.as_ref()));
+        status.peers = crate::report::peers(&self.options.node, &view.snapshot, self.design.as_ref());
+        status
+    }
+}
