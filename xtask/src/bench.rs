@@ -6,11 +6,12 @@
 //!
 //! [`run`] builds and moves into a network namespace of its own; [`inside`] measures there: [`plugins`] one
 //! pod at a time, [`status`] how long a kubelet's question takes, [`burst`] fifty pods ten at a time, [`crowd`] a
-//! hundred at once, [`cluster`] the demo and an idle agent.
+//! hundred at once, [`cluster`] the demo and an idle agent, [`kubernetes`] an agent of a large Kubernetes.
 
 mod burst;
 mod cluster;
 mod crowd;
+mod kubernetes;
 mod plugins;
 mod status;
 mod subject;
@@ -29,12 +30,13 @@ use crate::{packages, process, workspace};
 type Part = fn() -> anyhow::Result<()>;
 
 /// The parts, by the names that they are asked for with.
-const PARTS: [(&str, Part); 5] = [
+const PARTS: [(&str, Part); 6] = [
     ("plugins", plugins::run),
     ("status", status::run),
     ("burst", burst::run),
     ("crowd", crowd::run),
     ("cluster", cluster::run),
+    ("kubernetes", kubernetes::run),
 ];
 
 /// Builds what is measured, then runs [`inside`] in a fresh network namespace.

@@ -347,6 +347,35 @@ impl ApiServer {
         code != 404
     }
 
+    /// Many requests of the administrator, several at a time over one connection: each a method, a path and a body. For
+    /// clusters of a size, where a process for each would take minutes. Patches are strategic ones, as kubelets send them.
+    ///
+    /// # Panics
+    /// When one is refused.
+    pub fn batch(&self, requests: &[(&str, String, Value)]) {
+        let quoted = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
+        let mut config = String::new();
+        for (method, path, body) in requests {
+            let kind = if *method == "PATCH" { "strategic-merge-patch+json" } else { "json" };
+            config.push_str(&format!(
+                "next\nurl = \"{}{path}\"\nrequest = {method}\ncacert = \"{}\"\nmax-time = 60\n\
+                 header = \"Authorization: Bearer {}\"\nheader = \"Content-Type: application/{kind}\"\n\
+                 data-binary = \"{}\"\noutput = /dev/null\nwrite-out = \"%{{http_code}}\\n\"\n",
+                self.url(),
+                self.authority().display(),
+                self.token,
+                quoted(&body.to_string())
+            ));
+        }
+        let file = self.path("batch.curl");
+        std::fs::write(&file, config).expect("the requests");
+        let mut command = self.command(Path::new("curl"));
+        command.args(["-s", "--parallel", "--parallel-max", "8", "--config"]).arg(file);
+        let codes = run_ok(&mut command);
+        let good = codes.lines().filter(|code| code.starts_with('2')).count();
+        assert_eq!(good, requests.len(), "these are not all good: {codes}\n{}", self.log());
+    }
+
     fn good(&self, method: &str, path: &str, body: Option<&Value>) -> Value {
         let (code, answer) = self.request(method, path, body);
         assert!((200..300).contains(&code), "{method} {path}: {code} {answer}");

@@ -44,7 +44,7 @@ fn at_rest(list: &str) -> anyhow::Result<()> {
         println!(
             "agent of {} at rest: {:.1} MB resident, {} ms of processor in {} s",
             node["name"].as_str().unwrap_or_default(),
-            resident(process)?,
+            memory(process, "VmRSS")?,
             (ticks(process)? - before) * 10,
             REST.as_secs()
         );
@@ -52,16 +52,17 @@ fn at_rest(list: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Resident memory in MB, from /proc/PID/status.
-fn resident(process: u64) -> anyhow::Result<f64> {
+/// Memory in MB: the line of /proc/PID/status that begins with `name`, such as `VmRSS`.
+pub(super) fn memory(process: u64, name: &str) -> anyhow::Result<f64> {
     let text = std::fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS in status")?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let line = line.with_context(|| format!("{name} in status"))?;
     let kilobytes: f64 = line.trim().trim_end_matches(" kB").parse()?;
     Ok(kilobytes / 1000.0)
 }
 
 /// User and system time in clock ticks (10 ms), from /proc/PID/stat.
-fn ticks(process: u64) -> anyhow::Result<u64> {
+pub(super) fn ticks(process: u64) -> anyhow::Result<u64> {
     let text = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
     let (_, rest) = text.rsplit_once(") ").context("the end of the name in stat")?;
     let fields: Vec<&str> = rest.split(' ').collect();
