@@ -27,9 +27,14 @@ pub(crate) fn not_run(what: &str, reason: &str) {
     let _ = list.and_then(|mut list| list.write_all(line.as_bytes()));
 }
 
-/// The cargo that runs us.
+/// The cargo that runs us, without what it has told us of ourselves: build scripts that look at it (ring's does) would
+/// otherwise run anew, and all that stands on them be built anew, whenever a person and a task build in turn.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let told = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(told)) {
+        command.env_remove(name);
+    }
     command.current_dir(root());
     command
 }

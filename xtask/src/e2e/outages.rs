@@ -170,7 +170,8 @@ fn time_of_a_change(cluster: &Cluster) -> anyhow::Result<f64> {
     })?;
     // In the form of another node's.
     let theirs = cluster.get(&["node", "node3"])?;
-    let theirs = theirs["metadata"]["annotations"]["fairlead.io/lease"].as_str().context("node3 has no lease")?;
+    let theirs =
+        theirs["metadata"]["annotations"]["fairlead.io/lease"].as_str().context("node3 has no lease")?;
     let mut lease: Value = serde_json::from_str(theirs)?;
     lease["podCIDRs"] = json!(["10.244.200.0/24"]);
     lease["underlay"] = json!(["172.30.0.200"]);
