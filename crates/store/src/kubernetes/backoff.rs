@@ -3,7 +3,8 @@
 //! The pauses double and are jittered, so that a thousand agents do not come back as one. Where nobody answers at all
 //! they stay short, for what changed meanwhile is to be known within a second of the API server's return, and a
 //! connection that is refused costs nobody anything. Where a server answers that it cannot, or that we may not, they
-//! grow longer. One success starts again from the beginning.
+//! grow longer. Each is counted by itself: an API server that is back refuses for a moment, until it knows its own rules,
+//! however long nobody answered before. One success starts again from the beginning.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
@@ -20,7 +21,10 @@ pub(crate) enum Failure {
 /// The pauses of one who tries again and again.
 #[derive(Debug)]
 pub(crate) struct Backoff {
-    failures: u32,
+    /// How often nobody answered since the last success.
+    unreachable: u32,
+    /// How often a server refused since then.
+    refused: u32,
     random: u64,
 }
 
@@ -38,17 +42,17 @@ impl Backoff {
     }
 
     fn seeded(seed: u64) -> Self {
-        Self { failures: 0, random: seed | 1 }
+        Self { unreachable: 0, refused: 0, random: seed | 1 }
     }
 
     /// The next pause: between a half and the whole of what the failures so far come to.
     pub(crate) fn pause(&mut self, failure: Failure) -> Duration {
-        let (first, longest) = match failure {
-            Failure::Unreachable => UNREACHABLE,
-            Failure::Refused(_) => REFUSED,
+        let ((first, longest), failures) = match failure {
+            Failure::Unreachable => (UNREACHABLE, &mut self.unreachable),
+            Failure::Refused(_) => (REFUSED, &mut self.refused),
         };
-        let whole = first.saturating_mul(1 << self.failures.min(16)).min(longest);
-        self.failures = self.failures.saturating_add(1);
+        let whole = first.saturating_mul(1 << (*failures).min(16)).min(longest);
+        *failures = failures.saturating_add(1);
         let part = whole.mul_f64(0.5 + 0.5 * self.fraction());
         match failure {
             Failure::Refused(Some(asked)) => asked.min(PATIENCE) + part,
@@ -58,7 +62,7 @@ impl Backoff {
 
     /// It worked.
     pub(crate) fn reset(&mut self) {
-        self.failures = 0;
+        (self.unreachable, self.refused) = (0, 0);
     }
 
     /// How long a watch is asked to last: spread out, so that those of many agents do not end together.
@@ -98,6 +102,11 @@ mod tests {
                 let pause = backoff.pause(Failure::Unreachable);
                 prop_assert!(pause >= whole / 2 && pause <= whole, "{pause:?} of {whole:?}");
                 whole = (whole * 2).min(UNREACHABLE.1);
+            }
+            // The first word of a server that is back, however long it was away.
+            prop_assert!(backoff.pause(Failure::Refused(None)) <= REFUSED.0);
+            for _ in 0..10 {
+                backoff.pause(Failure::Refused(None));
             }
             let refused = backoff.pause(Failure::Refused(None));
             prop_assert!(refused >= REFUSED.1 / 2 && refused <= REFUSED.1);
