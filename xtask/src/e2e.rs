@@ -8,7 +8,8 @@
 //! - `pods`: thirty pods a node, how long until each is Ready, and who reaches whom; with `FAIRLEAD_REFERENCE=DIR` the same
 //!   once more over the reference plugins' chain and static routes;
 //! - `outages`: what dies while a witness counts packets between pods (outages.rs has the list);
-//! - `conformance`: Kubernetes' own suite, every `[sig-network]` `[Conformance]` test, with kube-proxy beside us.
+//! - `conformance`: Kubernetes' own suite, every `[sig-network]` `[Conformance]` test, with kube-proxy beside us;
+//! - `uninstall`: deploy/uninstall.yaml, and whether anything of Fairlead is left on a node.
 //!
 //! The cluster is started by a script that is not in this repository; where it, or Kubernetes' binaries (`KUBEBUILDER_ASSETS`,
 //! else /usr/local/kubebuilder/bin), are not there, nothing is run. `FAIRLEAD_E2E_KEEP=1` leaves the cluster up.
@@ -74,12 +75,16 @@ pub(crate) fn run(part: &str) -> anyhow::Result<()> {
     judge("install", install(&cluster));
     if wanted("pods") {
         judge("pods", pods::run(&cluster, "fairlead"));
+        judge("bandwidth", pods::bandwidth(&cluster));
     }
     if wanted("outages") {
         judge("outages", outages::run(&mut cluster));
     }
     if wanted("conformance") {
         judge("conformance", conformance::run(&cluster));
+    }
+    if wanted("uninstall") {
+        judge("uninstall", uninstall(&cluster));
     }
     drop(cluster);
     if !failures.is_empty() {
@@ -103,6 +108,31 @@ fn install(cluster: &Cluster) -> anyhow::Result<()> {
     println!("install: {NODES} nodes Ready {:.1} s after kubectl apply began", start.elapsed().as_secs_f64());
     cluster.kubectl(&["-n", "kube-system", "rollout", "status", "daemonset/fairlead", "--timeout=60s"])?;
     println!("install: every agent ready after {:.1} s", start.elapsed().as_secs_f64());
+    // Fails where a node is not ready.
+    let status = ["exec", "-n", "kube-system", "daemonset/fairlead", "--", "/fairlead", "status", "--all"];
+    print!("{}", cluster.kubectl(&status)?);
+    Ok(())
+}
+
+/// Takes Fairlead off, as docs/uninstall.md says, while a pod still has its network.
+fn uninstall(cluster: &Cluster) -> anyhow::Result<()> {
+    pods::born(cluster, "last", 1)?;
+    cluster.kubectl(&["delete", "daemonset", "fairlead", "-n", "kube-system", "--wait=true"])?;
+    let manifest = workspace::root().join("deploy/uninstall.yaml");
+    cluster.validate(&manifest)?;
+    cluster.apply(&manifest)?;
+    let words = ["-n", "kube-system", "rollout", "status", "daemonset/fairlead-uninstall", "--timeout=60s"];
+    cluster.kubectl(&words)?;
+    for node in 1..=NODES {
+        let left = cluster.sh(
+            node,
+            "ip -d -o link | grep fairlead; nft list tables | grep fairlead; ip route show proto 70; ip route show proto 71; \
+             ls -A /etc/cni/net.d /run/fairlead /var/lib/cni/networks 2>/dev/null | grep -v ':$' | grep .; \
+             ls /opt/cni/bin | grep -E 'fairlead|bridge|portmap'; true",
+        )?;
+        anyhow::ensure!(left.trim().is_empty(), "left on node{node}: {left}");
+    }
+    println!("uninstall: nothing of Fairlead is left on {NODES} nodes");
     Ok(())
 }
 

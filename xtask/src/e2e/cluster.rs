@@ -165,7 +165,7 @@ impl Cluster {
             self.validate_object(&object?)?;
             count += 1;
         }
-        println!("install: the API server finds nothing wrong in the {count} objects of {file}");
+        println!("manifest: the API server finds nothing wrong in the {count} objects of {file}");
         Ok(())
     }
 

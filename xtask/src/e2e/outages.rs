@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use super::{
     cluster::{Cluster, eventually, items},
+    pods::born,
     witness::{self, Witness},
 };
 use crate::process;
@@ -86,19 +87,6 @@ fn agent_deleted(cluster: &mut Cluster) -> anyhow::Result<String> {
     let took = start.elapsed();
     await_agents(cluster)?;
     Ok(format!("3 pods born and gone meanwhile in {:.1} s", took.as_secs_f64()))
-}
-
-/// Makes a pod on a node and waits until it runs.
-fn born(cluster: &Cluster, name: &str, node: usize) -> anyhow::Result<()> {
-    let pod = json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "labels": { "newborn": "yes" } },
-        "spec": {
-            "nodeName": format!("node{node}"), "terminationGracePeriodSeconds": 0,
-            "containers": [{ "name": "sleep", "image": "registry.k8s.io/pause:3.10" }],
-        },
-    });
-    cluster.apply_text(&pod.to_string())?;
-    cluster.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=60s"]).map(drop)
 }
 
 fn agent_killed(cluster: &mut Cluster) -> anyhow::Result<String> {

@@ -93,6 +93,39 @@ pub(super) fn run(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
     reached
 }
 
+/// A pod whose annotations limit it, as a kubelet hands them on.
+pub(super) fn bandwidth(cluster: &Cluster) -> anyhow::Result<()> {
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": { "name": "limited", "annotations": { "kubernetes.io/ingress-bandwidth": "23M" } },
+        "spec": {
+            "nodeName": "node1", "terminationGracePeriodSeconds": 0,
+            "containers": [{ "name": "sleep", "image": "registry.k8s.io/pause:3.10" }],
+        },
+    });
+    cluster.apply_text(&pod.to_string())?;
+    cluster.kubectl(&["wait", "--for=condition=Ready", "pod/limited", "--timeout=60s"])?;
+    let limits = || cluster.sh(1, "tc qdisc show | grep -c 'rate 23Mbit' || true");
+    ensure!(limits()?.trim() == "1", "the annotation has no effect");
+    cluster.kubectl(&["delete", "pod", "limited", "--wait=true"])?;
+    ensure!(limits()?.trim() == "0", "the limit outlives its pod");
+    println!("bandwidth: the annotation kubernetes.io/ingress-bandwidth limits a pod, and goes with it");
+    Ok(())
+}
+
+/// Makes a pod on a node and waits until it runs.
+pub(super) fn born(cluster: &Cluster, name: &str, node: usize) -> anyhow::Result<()> {
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "labels": { "newborn": "yes" } },
+        "spec": {
+            "nodeName": format!("node{node}"), "terminationGracePeriodSeconds": 0,
+            "containers": [{ "name": "sleep", "image": "registry.k8s.io/pause:3.10" }],
+        },
+    });
+    cluster.apply_text(&pod.to_string())?;
+    cluster.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=60s"]).map(drop)
+}
+
 fn manifest() -> Value {
     let pods = (0..PER_NODE * super::NODES).map(|number| {
         json!({
