@@ -46,8 +46,10 @@ fn start(arguments: &[String], clean: bool) -> Result<(), Box<dyn std::error::Er
     options.health = std::env::var("AGENT_HEALTH").ok().map(|address| address.parse()).transpose()?;
     options.config_file = rest.first().map(Into::into);
     if clean {
-        agent::clean(&options, || Ok(Vec::new()))?.iter().for_each(|step| println!("{step}"));
-        return Ok(());
+        let mut said = Vec::new();
+        let done = agent::clean(&options, &mut said, |_| Ok(()));
+        said.iter().for_each(|step| println!("{step}"));
+        return Ok(done?);
     }
     Ok(agent::run(&options)?)
 }

@@ -125,18 +125,22 @@ impl Voice {
     }
 }
 
-/// Tells a store that the node can carry no new pods, and why, and waits for it: for an agent that does not start.
-pub(crate) fn tell_at_once(store: &dyn Store, node: &str, reason: Reason, message: String) {
+/// Tells a store why an agent does not start, and waits for it; an overlap keeps the node from carrying new pods, while with
+/// a broken configuration it goes on with what an earlier agent left.
+pub(crate) fn tell_at_once(store: &dyn Store, node: &str, reason: Reason, message: &str) {
     let report = Report {
         node: node.to_owned(),
         ready: false,
         reason: NOT_READY.to_owned(),
-        message: message.clone(),
+        message: message.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let told_all = store.report(&report).and_then(|()| store.notify(&reason.notice(node, message)));
-    if let Err(error) = told_all {
-        tracing::warn!(error = %told(&error), "the cluster could not be told");
+    let reported = if reason == Reason::NetworkOverlap { store.report(&report) } else { Ok(()) };
+    // The one may be refused and the other be what explains it.
+    for told_it in [reported, store.notify(&reason.notice(node, message.to_owned()))] {
+        if let Err(error) = told_it {
+            tracing::warn!(error = %told(&error), "the cluster could not be told");
+        }
     }
 }
 
@@ -187,7 +191,9 @@ impl Crier {
 
     /// Keeps a notice to be told, unless the same was told a moment ago.
     fn remember(&mut self, notice: Notice, now: Instant) {
-        self.lately.retain(|(_, at)| now.duration_since(*at) < SAME_AGAIN);
+        let opposite =
+            |told: &Notice| Reason::opposite(&notice.reason).is_some_and(|reason| reason == told.reason);
+        self.lately.retain(|(told, at)| now.duration_since(*at) < SAME_AGAIN && !opposite(told));
         if self.lately.iter().any(|(told, _)| *told == notice) {
             return;
         }
@@ -338,9 +344,8 @@ mod tests {
         ready(&mut announcer, false);
         announcer.report(Some("why"), "badly".to_owned(), false);
         assert_eq!(next(&heard, 2), ["NetworkNotReady badly", "report false"]);
-        // Of the readiness people heard a moment ago; the condition follows all the same.
         ready(&mut announcer, false);
-        assert_eq!(next(&heard, 1), ["report true"]);
+        assert_eq!(next(&heard, 2), ["NetworkReady well", "report true"]);
         ready(&mut announcer, true);
         assert_eq!(next(&heard, 1), ["report true"], "somebody set the condition");
         announcer.forget();

@@ -19,6 +19,9 @@ use cluster::{Change, Key, Node, Object, Snapshot};
 use ipnet::IpNet;
 use netstate::pool::overlaps;
 
+/// How long a store that is back may take to tell what has changed.
+const CATCHING_UP: Duration = Duration::from_secs(10);
+
 /// The deleted nodes that still count.
 #[derive(Debug, Default)]
 pub(crate) struct Departed {
@@ -63,16 +66,20 @@ impl Departed {
         self.nodes.get(node).is_some_and(|departure| !departure.is_back)
     }
 
-    /// Gives everyone the whole time again: the store was away, and what it did not tell meanwhile is still to come.
+    /// Lets nobody's time be over yet: the store was away, and what it did not tell meanwhile is still to come.
     pub(crate) fn prolong(&mut self, now: Instant) {
-        let until = now + self.grace;
-        self.nodes.values_mut().for_each(|departure| departure.until = until);
+        let least = now + CATCHING_UP;
+        self.nodes.values_mut().for_each(|departure| departure.until = departure.until.max(least));
     }
 
     /// The own node has no Node object at the start, though an earlier agent carried these pod CIDRs here.
     pub(crate) fn miss_own(&mut self, pod_cidrs: &[IpNet], snapshot: &mut Snapshot, now: Instant) {
         let own = self.own.clone();
         if self.grace.is_zero() || pod_cidrs.is_empty() || snapshot.nodes.contains_key(&own) {
+            return;
+        }
+        // Somebody else has them now.
+        if snapshot.nodes.keys().any(|node| collide(pod_cidrs, &held(snapshot, node))) {
             return;
         }
         tracing::warn!(node = %own, grace = ?self.grace, "there is no Node object; its network stays for a while");
@@ -160,6 +167,7 @@ impl Departed {
                 }
                 self.make_room(&node.name, &node.pod_cidrs, snapshot);
             }
+            Change::Set(Object::Claim(claim)) => self.make_room(&claim.node, &[claim.cidr], snapshot),
             Change::Set(Object::Lease(lease)) => {
                 self.nodes.remove(&lease.node);
                 self.make_room(&lease.node, &lease.pod_cidrs, snapshot);
@@ -170,10 +178,9 @@ impl Departed {
 
     /// Ends the time of those who held some of what `owner` has now.
     fn make_room(&mut self, owner: &Arc<str>, pod_cidrs: &[IpNet], snapshot: &mut Snapshot) {
-        let collides = |departure: &Departure| {
-            departure.pod_cidrs.iter().any(|cidr| pod_cidrs.iter().any(|other| overlaps(*cidr, *other)))
-        };
-        let theirs = self.nodes.iter().filter(|(node, departure)| *node != owner && collides(departure));
+        let theirs = self.nodes.iter();
+        let theirs =
+            theirs.filter(|(node, departure)| *node != owner && collide(&departure.pod_cidrs, pod_cidrs));
         let theirs: Vec<Arc<str>> = theirs.map(|(node, _)| node.clone()).collect();
         theirs.iter().for_each(|node| self.end(node, snapshot));
     }
@@ -205,8 +212,15 @@ fn removed_nodes(changes: &[Change]) -> BTreeSet<Arc<str>> {
     removed.collect()
 }
 
+/// What a node carries, and what the cluster gave it.
 fn held(snapshot: &Snapshot, node: &str) -> Box<[IpNet]> {
-    snapshot.leases.get(node).map(|lease| lease.pod_cidrs.clone()).unwrap_or_default()
+    let lease = snapshot.leases.get(node).map(|lease| &*lease.pod_cidrs).unwrap_or_default();
+    let given = snapshot.nodes.get(node).map(|node| &*node.pod_cidrs).unwrap_or_default();
+    lease.iter().chain(given).copied().collect()
+}
+
+fn collide(some: &[IpNet], others: &[IpNet]) -> bool {
+    some.iter().any(|cidr| others.iter().any(|other| overlaps(*cidr, *other)))
 }
 
 #[cfg(test)]
@@ -301,9 +315,10 @@ mod tests {
         view.take(store::Event::Unavailable { reason: "gone".to_owned() });
         assert_eq!(view.deadline(), None);
         assert!(!view.expire(Instant::now() + GRACE * 2));
-        let before = Instant::now();
+        let later = Instant::now() + GRACE;
+        view.departed.prolong(later);
         view.take(store::Event::Available);
-        assert!(view.deadline().unwrap() >= before + GRACE);
+        assert!(view.deadline().unwrap() > later, "what happened meanwhile is still to be told");
     }
 
     #[test]
@@ -331,6 +346,16 @@ mod tests {
         view.expire(Instant::now() + GRACE);
         assert!(matches!(view.standing("node1", false), Standing::Absent));
         assert!(matches!(start(&[]).standing("node1", false), Standing::Absent));
+    }
+
+    #[test]
+    fn a_store_that_lost_every_node_is_not_believed_in_whichever_order_it_says_so() {
+        let mut view = view();
+        tell(&mut view, gone("node1"));
+        tell(&mut view, gone("node2"));
+        let own = view.deadline().unwrap();
+        view.expire(own);
+        assert!(matches!(view.standing("node1", true), Standing::Doubtful));
     }
 
     #[test]

@@ -7,7 +7,7 @@
 
 mod operation;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Instant;
 
@@ -29,6 +29,9 @@ use crate::view::{Standing, View};
 /// How often the kernel is looked at again within one pass until it is as it should be. Once is the rule; a link
 /// that was down takes routes with it that only the next look shows.
 const LOOKS: usize = 4;
+
+/// How many of the leases that it wrote an agent recognises as its own.
+const OWN_LEASES: usize = 8;
 
 /// What came of a pass.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -59,9 +62,12 @@ pub(crate) struct NodeKeeper {
     design: Option<Design>,
     report: Report,
     announcer: Announcer,
-    /// The lease that was last written to the store, and the one before it.
-    published: Option<Lease>,
-    superseded: Option<Lease>,
+    /// The leases that were last written to the store, the newest last.
+    published: VecDeque<Lease>,
+    /// The node was given up, and has not been carried again since.
+    left: bool,
+    /// The last pass failed half-way, so what the next one changes is no healing.
+    failed: bool,
     /// What is wrong with the configuration, if something is.
     config_problem: Option<String>,
     /// Whether what is gone has been collected, or is being so.
@@ -115,8 +121,9 @@ impl NodeKeeper {
             design: None,
             report: Report::default(),
             announcer,
-            published: None,
-            superseded: None,
+            published: VecDeque::new(),
+            left: false,
+            failed: false,
             config_problem,
             collected: false,
             options,
@@ -135,7 +142,7 @@ impl NodeKeeper {
         if let Some(problem) = &self.config_problem {
             self.report.problem(Reason::ConfigurationRefused, problem);
         }
-        let outcome = match view.standing(&self.options.node, self.lease.is_some()) {
+        let outcome = match self.standing(view) {
             Standing::Member(node) => self.carry(view, &node),
             Standing::Absent => self.leave(view),
             Standing::Deleted => self.stay(
@@ -149,9 +156,16 @@ impl NodeKeeper {
                  object again, the node's network stays as it is",
             ),
         };
+        self.failed = outcome.failed;
         self.report.end(cause, started);
         self.announce(view);
         outcome
+    }
+
+    /// What the node is in the cluster. An agent that has just started holds what an earlier one carried.
+    fn standing(&self, view: &View) -> Standing {
+        let remembers = !self.left && !self.remembered.is_empty();
+        view.standing(&self.options.node, self.lease.is_some() || remembers)
     }
 
     /// Carries the node's part of the cluster.
@@ -175,7 +189,7 @@ impl NodeKeeper {
         self.report.not_ready(reason, text);
         if let Some(state) = self.design.as_ref().map(|design| design.state.clone()) {
             self.make(&state, &mut outcome);
-            outcome.healed = outcome.changed;
+            outcome.healed = outcome.changed && !outcome.failed && !self.failed;
         }
         self.publish_readiness(&mut outcome);
         outcome
@@ -290,8 +304,8 @@ impl NodeKeeper {
             }
         }
         let made = self.make(&design.state, outcome);
-        outcome.healed =
-            outcome.changed && self.design.as_ref().is_some_and(|before| before.state == design.state);
+        let as_before = self.design.as_ref().is_some_and(|before| before.state == design.state);
+        outcome.healed = outcome.changed && made && as_before && !self.failed;
         self.design = Some(design);
         // A node whose kernel refuses the tunnel must not draw its peers' packets; one that carried them before
         // goes on.
@@ -302,6 +316,7 @@ impl NodeKeeper {
         self.publish(view, &lease, outcome);
         self.remembered = lease.pod_cidrs.to_vec();
         self.lease = Some(lease);
+        self.left = false;
     }
 
     /// Publishes the lease. While the store is away that waits, for what is published already still holds.
@@ -316,8 +331,11 @@ impl NodeKeeper {
         }
         match self.leases.publish(&mut view.snapshot, lease) {
             Ok(true) => {
-                let before = self.published.replace(lease.clone());
-                self.superseded = before.or_else(|| self.superseded.take());
+                self.published.retain(|published| published != lease);
+                self.published.push_back(lease.clone());
+                if self.published.len() > OWN_LEASES {
+                    self.published.pop_front();
+                }
             }
             Ok(false) => {}
             Err(error) => {
@@ -330,10 +348,9 @@ impl NodeKeeper {
     /// Whether the lease in the store is none that this agent has published, and not the one to be published.
     fn has_a_double(&mut self, view: &View, lease: &Lease) -> bool {
         let theirs = view.snapshot.leases.get(&lease.node);
-        let (Some(theirs), Some(published)) = (theirs, &self.published) else { return false };
+        let Some(theirs) = theirs.filter(|_| !self.published.is_empty()) else { return false };
         // What was published before may be told only now.
-        let ours = [Some(published), self.superseded.as_ref(), Some(lease)];
-        let contested = !ours.into_iter().flatten().any(|ours| **theirs == *ours);
+        let contested = **theirs != *lease && !self.published.contains(theirs);
         if contested {
             self.report.problem(Reason::LeaseContested, format!(
                 "publish the lease of node {node}: somebody else has published another one, with underlay {underlay:?}\n\
@@ -444,6 +461,7 @@ impl NodeKeeper {
             }
         }
         self.lease = None;
+        self.left = true;
         outcome
     }
 
@@ -452,9 +470,8 @@ impl NodeKeeper {
         for (reason, text) in self.report.take_news() {
             self.announcer.voice().notify(reason, text);
         }
-        let name = self.options.node.as_str();
         // Where there is no Node object there is nobody to tell it of.
-        let Standing::Member(node) = view.standing(name, self.lease.is_some()) else {
+        let Standing::Member(node) = self.standing(view) else {
             self.announcer.forget();
             return;
         };

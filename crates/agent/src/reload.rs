@@ -106,6 +106,8 @@ impl ConfigFile {
 
     /// Reads the file and what it says.
     fn read(&mut self) -> Result<Config, ConfigError> {
+        // A text that cannot be read is none that the next one could be the same as.
+        self.text.clear();
         let read = fs::read_to_string(&self.path);
         self.text = read.map_err(|source| ConfigError::Read { path: self.path.clone(), source })?;
         Config::parse(&self.text)

@@ -66,6 +66,15 @@ impl Reason {
         }
     }
 
+    /// What the opposite of a reason is called, where there is one: who hears of the one again is to hear of the other.
+    pub(crate) fn opposite(reason: &str) -> Option<&'static str> {
+        let pair = [Self::NetworkReady.as_str(), Self::NetworkNotReady.as_str()];
+        match pair.iter().position(|each| *each == reason)? {
+            0 => Some(pair[1]),
+            _ => Some(pair[0]),
+        }
+    }
+
     /// What is told of a node.
     pub(crate) fn notice(self, node: &str, message: String) -> Notice {
         let (node, reason) = (node.to_owned(), self.as_str().to_owned());

@@ -155,23 +155,24 @@ pub fn run(options: &Options) -> Result<(), Error> {
     }
 }
 
-/// Removes everything an agent made in the network namespace of the calling process, with the files it left, and
-/// returns the steps taken, one a line. `also` is done in between: when no agent can start any more and no pod be attached,
-/// and while the conflist is still there. Pods keep their links; their routes to other nodes are gone. The lease
-/// stays: it goes with the Node object.
+/// Removes everything an agent made in the network namespace of the calling process, with the files it left, and says
+/// in `said` what was done, a line each. `also` is done in between: when no pod can be attached any more, and while the
+/// conflist is still there. Pods keep their links; their routes to other nodes are gone. The lease stays: it goes with the
+/// Node object.
 ///
 /// # Errors
-/// When an agent is running, or the kernel or the disk refuses. What could be removed is.
+/// When an agent is running, `also` fails, or the kernel or the disk refuses. What was done by then is said.
 pub fn clean(
     options: &Options,
-    also: impl FnOnce() -> Result<Vec<String>, String>,
-) -> Result<Vec<String>, Error> {
+    said: &mut Vec<String>,
+    also: impl FnOnce(&mut Vec<String>) -> Result<(), String>,
+) -> Result<(), Error> {
     if !options.state_dir.exists() {
-        return clean_alone(options, also);
+        return clean_alone(options, said, also);
     }
     // Held until the end of this function, so that no agent starts meanwhile.
     let _server = Server::open(&options.state_dir)?;
-    clean_alone(options, also).inspect(|_| {
+    clean_alone(options, said, also).inspect(|()| {
         // Best effort: a stale socket is replaced by the next agent anyway.
         let _ = std::fs::remove_file(options.state_dir.join(crate::status::SOCKET));
     })
@@ -179,14 +180,15 @@ pub fn clean(
 
 fn clean_alone(
     options: &Options,
-    also: impl FnOnce() -> Result<Vec<String>, String>,
-) -> Result<Vec<String>, Error> {
-    let mut said = Vec::new();
+    said: &mut Vec<String>,
+    also: impl FnOnce(&mut Vec<String>) -> Result<(), String>,
+) -> Result<(), Error> {
     // Without it no pod can be attached.
     if NetworkFile::new(&options.state_dir).remove()? {
         said.push(format!("- file {}", options.state_dir.join(NetworkFile::NAME).display()));
     }
-    let done = also();
+    // What failed is tried again with the conflist that is still there.
+    also(said).map_err(Error::Also)?;
     let conflist = Conflist::new(options);
     if conflist.remove()? {
         said.push(format!("- file {}", conflist.path().display()));
@@ -197,9 +199,7 @@ fn clean_alone(
     let (mut door, _) = Door::open().map_err(kernel_error("open netlink"))?;
     let plan = door.plan(&State::default()).map_err(kernel_error("look at the kernel"))?;
     said.extend(plan.steps.iter().map(ToString::to_string));
-    door.apply(&plan.steps).map_err(kernel_error("clean the kernel"))?;
-    said.extend(done.map_err(Error::Also)?);
-    Ok(said)
+    door.apply(&plan.steps).map_err(kernel_error("clean the kernel"))
 }
 
 fn check(options: &Options) -> Result<(), Error> {
@@ -219,13 +219,13 @@ struct Configuration {
 fn configure(options: &Options) -> Result<(Options, Configuration), Error> {
     let Some(path) = &options.config_file else { return Ok((options.clone(), Configuration::default())) };
     let opened = ConfigFile::open(path, &options.state_dir)
-        .inspect_err(|error| tell(options, Reason::ConfigurationRefused, told(error)))?;
+        .inspect_err(|error| tell(options, Reason::ConfigurationRefused, &told(error)))?;
     let options = Options { config: opened.config, ..options.clone() };
     Ok((options, Configuration { file: Some(opened.file), problem: opened.refused }))
 }
 
 /// Tells the cluster why the agent does not start. Best effort: the error goes to the log as well.
-fn tell(options: &Options, reason: Reason, text: String) {
+fn tell(options: &Options, reason: Reason, text: &str) {
     match options.store.open() {
         Ok(store) => tell_at_once(&*store, &options.node, reason, text),
         Err(error) => tracing::warn!(error = %told(&error), "an event could not be written"),
@@ -243,7 +243,7 @@ fn refuse_overlaps(options: &Options, mut door: Door) -> Result<Door, Error> {
         None => Ok(door),
         Some(overlap) => {
             NetworkFile::new(&options.state_dir).suspend(&told(&overlap))?;
-            tell(options, Reason::NetworkOverlap, told(&overlap));
+            tell(options, Reason::NetworkOverlap, &told(&overlap));
             Err(overlap.into())
         }
     }

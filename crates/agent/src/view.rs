@@ -32,7 +32,7 @@ pub(crate) struct View {
     pub(crate) in_sync: bool,
     /// Nodes that are taken to be there because they hold a lease and something in the store cannot be read.
     doubted: BTreeSet<Arc<str>>,
-    departed: Departed,
+    pub(crate) departed: Departed,
     own: Arc<str>,
     /// The pod CIDRs that an earlier agent of this node carried.
     remembered: Vec<IpNet>,
@@ -203,11 +203,16 @@ impl View {
             Some(node) => Standing::Member(node.clone()),
             // Other agents may give back our lease, but only while there are nodes; so a lease that went together
             // with every node did not go on purpose.
-            None if holding && snapshot.nodes.is_empty() && !snapshot.leases.contains_key(node) => {
+            None if holding && self.has_no_nodes() && !snapshot.leases.contains_key(node) => {
                 Standing::Doubtful
             }
             None => Standing::Absent,
         }
+    }
+
+    /// Whether the store has no Node object at all, those left out that only count as there for a while.
+    fn has_no_nodes(&self) -> bool {
+        self.snapshot.nodes.keys().all(|node| self.departed.contains(node))
     }
 
     pub(crate) fn status(&self, store: &Location) -> StoreStatus {

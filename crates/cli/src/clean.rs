@@ -50,11 +50,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let conflist = arguments.conf_dir.join(::agent::CONFLIST);
     let removal =
         Removal { conflist: &conflist, bin_dir: &arguments.bin_dir, cache_dir: &arguments.cache_dir };
-    let steps = ::agent::clean(&options, || match arguments.all {
-        true => plugins::removal::remove(removal).map_err(|error| format!("remove the plugins: {error}")),
-        false => Ok(Vec::new()),
-    })?;
+    let mut steps = Vec::new();
+    let done = ::agent::clean(&options, &mut steps, |said| match arguments.all {
+        true => {
+            plugins::removal::remove(removal, said).map_err(|error| format!("remove the plugins: {error}"))
+        }
+        false => Ok(()),
+    });
     print(&steps.iter().map(|step| format!("{step}\n")).collect::<String>())?;
+    done?;
     if let Some(termination) = termination {
         termination.wait()?;
     }

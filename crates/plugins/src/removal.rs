@@ -28,25 +28,25 @@ pub struct Removal<'a> {
     pub cache_dir: &'a Path,
 }
 
-/// Removes it, and returns what was removed, a line each.
+/// Removes it, and says in `said` what was removed, a line each.
 ///
 /// # Errors
-/// What was tried and why it failed, as text. What could be removed is.
-pub fn remove(removal: Removal<'_>) -> Result<Vec<String>, String> {
-    let mut said = Vec::new();
-    let mut errors = Vec::new();
+/// What was tried and why it failed, as text. Where a pod cannot be detached, all that is needed to try again stays; of the
+/// rest, what could be removed is.
+pub fn remove(removal: Removal<'_>, said: &mut Vec<String>) -> Result<(), String> {
     if removal.conflist.exists() {
-        errors.extend(detach(removal, &mut said).err());
+        detach(removal, said)?;
     }
-    errors.extend(remove_tables(&mut said).err().map(|error| error.to_string()));
+    let mut errors = Vec::new();
+    errors.extend(remove_tables(said).err().map(|error| error.to_string()));
     for plugin in PLUGINS {
         let link = removal.bin_dir.join(plugin.name());
         if fs::read_link(&link).is_ok_and(|target| target == Path::new(BINARY)) {
-            errors.extend(remove_file(link, &mut said).err());
+            errors.extend(remove_file(link, said).err());
         }
     }
-    errors.extend(remove_file(removal.bin_dir.join(BINARY), &mut said).err());
-    if errors.is_empty() { Ok(said) } else { Err(errors.join("; ")) }
+    errors.extend(remove_file(removal.bin_dir.join(BINARY), said).err());
+    if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
 }
 
 /// Detaches every pod of the network; only then are the records of who has which address of no use.

@@ -55,10 +55,10 @@ impl NodeKeeper {
 
     /// What would be changed now. Looks at the kernel, changes nothing.
     pub(crate) fn plan(&mut self, view: &View) -> Result<PlanReport, String> {
-        let member = matches!(view.standing(&self.options.node, self.lease.is_some()), Standing::Member(_));
+        let absent = matches!(self.standing(view), Standing::Absent);
         let want = match &self.design {
             Some(design) => design.state.clone(),
-            None if view.in_sync && !member => State::default(),
+            None if view.in_sync && absent => State::default(),
             None => return Err(format!("there is no plan yet: {}", self.report.reason())),
         };
         let plan = self.door.plan(&want).map_err(|error| told(&error))?;
