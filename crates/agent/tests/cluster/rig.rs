@@ -326,6 +326,10 @@ impl Node {
 
     /// Everything about the tunnel as text: what must not change when something else does.
     pub(crate) fn tunnel_text(&self) -> String {
+        // An address whose uniqueness the kernel still looks into brings its routes only afterwards.
+        eventually("no address is tentative", || {
+            self.netns.ip("-6 address show tentative").trim().is_empty().then_some(())
+        });
         let parts = [
             self.netns.ip("-d link show fairlead0"),
             self.netns.ip("address show fairlead0"),
