@@ -66,8 +66,8 @@ impl Options {
 enum Event {
     /// The store said something.
     Store(store::Event),
-    /// A configuration directory of some node changed.
-    Conflists,
+    /// A directory changed in which an agent says whether its node takes pods.
+    Readiness,
     /// An agent has made a route to other nodes' pods, or removed it.
     Route { node: usize, destination: IpNet, present: bool },
     /// An agent runs.
@@ -136,7 +136,7 @@ fn start(
     let listener = UnixListener::bind(&socket).map_err(Error::file("listen on", &socket))?;
     let (sender, events) = channel();
     // Watching begins before agents start: a conflist can appear in a few milliseconds.
-    watch::conflists(&nodes, sender.clone())?;
+    watch::readiness(&nodes, sender.clone())?;
     watch::routes(&nodes, &sender)?;
     watch::store(Directory::at(home.store()), sender.clone())?;
     watch::termination(termination, sender.clone())?;
@@ -230,7 +230,7 @@ impl Supervisor {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Store(event) => self.handle_store(event),
-            Event::Conflists => self.nodes.iter_mut().for_each(Node::look_for_conflist),
+            Event::Readiness => self.nodes.iter_mut().for_each(Node::look_at_readiness),
             Event::Route { node, destination, present: true } => {
                 self.nodes[node].routes.insert(destination);
             }

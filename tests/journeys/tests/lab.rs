@@ -406,10 +406,13 @@ fn a_node_whose_agent_was_killed_often_is_waited_for_like_any_other() {
             lab.node("node1")["agentPid"].as_u64().filter(|pid| *pid != before)
         });
     }
-    let (manifest, conf) = (lab.store().join("node1.yaml"), lab.store().with_file_name("node1").join("conf"));
+    let manifest = lab.store().join("node1.yaml");
+    let network = lab.store().with_file_name("node1").join("state/network.json");
     let text = std::fs::read_to_string(&manifest).unwrap();
     std::fs::remove_file(&manifest).unwrap();
-    eventually("the node takes no pods", || (std::fs::read_dir(&conf).unwrap().count() == 0).then_some(()));
+    eventually("the node takes no pods", || {
+        std::fs::read_to_string(&network).unwrap().contains("notReady").then_some(())
+    });
     lab.put("node1.yaml", &text);
     lab.put("a.yaml", &pod_manifest("a", "node1", 80));
     let file = lab.runtime().join("b.yaml");

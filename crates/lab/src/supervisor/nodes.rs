@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
-use cluster::Snapshot;
+use cluster::{NodeNetwork, Snapshot};
 use ipnet::IpNet;
 use kernel::netns::Netns;
 
@@ -25,7 +25,7 @@ pub(super) struct Node {
     pub(super) ends: u32,
     /// How the agent ended last, for the person who waits for it.
     pub(super) last_end: Option<String>,
-    /// The agent's conflist is in place: the node can carry a pod.
+    /// The agent's conflist is in place, and what it left beside it says that the node can carry a new pod.
     pub(super) ready: bool,
     /// The pod CIDRs that the agent has made routes to.
     pub(super) routes: BTreeSet<IpNet>,
@@ -44,10 +44,14 @@ impl Node {
         (format!("{name}.yaml"), text)
     }
 
-    pub(super) fn look_for_conflist(&mut self) {
+    /// Sees whether pods can be attached, as a kubelet learns from the conflist and from what the plugin answers.
+    pub(super) fn look_at_readiness(&mut self) {
         let entries = fs::read_dir(self.home.conf()).into_iter().flatten().flatten();
-        self.ready =
+        let has_conflist =
             entries.into_iter().any(|entry| entry.path().extension().is_some_and(|kind| kind == "conflist"));
+        let network = fs::read(self.home.state().join("network.json")).unwrap_or_default();
+        let takes_pods = NodeNetwork::from_json(&network).is_ok_and(|network| network.not_ready.is_none());
+        self.ready = has_conflist && takes_pods;
         if self.ready {
             // What has worked once is not hopeless.
             self.ends = 0;

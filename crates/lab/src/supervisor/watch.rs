@@ -29,8 +29,9 @@ pub(super) fn store(directory: Directory, events: Sender<Event>) -> Result<()> {
     })
 }
 
-/// Tells when a conflist may have come or gone on some node.
-pub(super) fn conflists(nodes: &[Node], events: Sender<Event>) -> Result<()> {
+/// Tells when some node may have become able to take pods, or unable: a conflist came, or its agent left another word for
+/// the plugin.
+pub(super) fn readiness(nodes: &[Node], events: Sender<Event>) -> Result<()> {
     let failed = |errno: rustix::io::Errno| Error::Thread { source: errno.into() };
     let descriptor = inotify::init(inotify::CreateFlags::CLOEXEC).map_err(failed)?;
     let changes = inotify::WatchFlags::MOVED_TO
@@ -38,9 +39,11 @@ pub(super) fn conflists(nodes: &[Node], events: Sender<Event>) -> Result<()> {
         | inotify::WatchFlags::CLOSE_WRITE
         | inotify::WatchFlags::DELETE;
     for node in nodes {
-        inotify::add_watch(&descriptor, node.home.conf(), changes).map_err(failed)?;
+        for directory in [node.home.conf(), node.home.state()] {
+            inotify::add_watch(&descriptor, directory, changes).map_err(failed)?;
+        }
     }
-    thread("conflists", move || {
+    thread("readiness", move || {
         let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
         let mut reader = inotify::Reader::new(descriptor, &mut buffer);
         loop {
@@ -48,9 +51,9 @@ pub(super) fn conflists(nodes: &[Node], events: Sender<Event>) -> Result<()> {
                 // Which one does not matter: the loop looks at all, there are few.
                 Ok(_) => {}
                 Err(rustix::io::Errno::INTR) => continue,
-                Err(error) => return log(&format!("cannot watch for conflists: {error}")),
+                Err(error) => return log(&format!("cannot see whether nodes take pods: {error}")),
             }
-            if events.send(Event::Conflists).is_err() {
+            if events.send(Event::Readiness).is_err() {
                 return;
             }
         }
