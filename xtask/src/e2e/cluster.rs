@@ -24,6 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// Where Kubernetes' binaries are by the convention of envtest.
 const ASSETS: &str = "/usr/local/kubebuilder/bin";
 
+/// Where the suite's images come from.
+const IMAGES: &str = "registry.k8s.io/e2e-test-images";
+
 /// Programs of Kubernetes that a cluster needs.
 const PROGRAMS: [&str; 6] =
     ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"];
@@ -104,10 +107,18 @@ impl Cluster {
         self.script(&words).map(drop)
     }
 
-    /// The images that Kubernetes' suite works with.
-    pub(super) fn agnhost(&self) -> anyhow::Result<()> {
+    /// The images that Kubernetes' suite works with. Of the one for names it wants a shell and `dig`, which agnhost's has.
+    pub(super) fn agnhost(&self, nodes: usize) -> anyhow::Result<()> {
         let binary = assets().join("agnhost").display().to_string();
-        self.script(&["agnhost", &binary]).map(drop)
+        self.script(&["agnhost", &binary])?;
+        for node in 1..=nodes {
+            let socket = self.path(&format!("node{node}/containerd.sock"));
+            let mut tag = Command::new("ctr");
+            tag.arg("-a").arg(socket).args(["-n", "k8s.io", "image", "tag"]);
+            tag.args(["agnhost:2.63.0", "glibc-dns-testing:2.0.0"].map(|name| format!("{IMAGES}/{name}")));
+            process::output(&mut tag)?;
+        }
+        Ok(())
     }
 
     /// A program that is started where the API server is.

@@ -32,7 +32,7 @@ pub(super) fn run(cluster: &Cluster) -> anyhow::Result<()> {
         workspace::not_run("e2e conformance", &reason);
         return Ok(());
     }
-    cluster.agnhost()?;
+    cluster.agnhost(super::NODES)?;
     let has_dns = start_dns(cluster)?;
     let reports = cluster.path("e2e");
     fs::create_dir_all(&reports)?;
