@@ -5,6 +5,7 @@
 //! server's certificate as the authority of service accounts, and a kube-proxy on every node. Everything ends with the value.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::Write,
     path::{Path, PathBuf},
@@ -23,6 +24,16 @@ const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Where Kubernetes' binaries are by the convention of envtest.
 const ASSETS: &str = "/usr/local/kubebuilder/bin";
+
+/// Programs that the suite calls in its pods, with the files they are here.
+const TOOLS: [(&str, &str); 6] = [
+    ("/usr/bin/getent", "/usr/bin/getent"),
+    ("/bin/sh", "/bin/dash"),
+    ("/usr/bin/curl", "/usr/bin/curl"),
+    ("/usr/bin/dig", "/usr/bin/dig"),
+    ("/usr/bin/nslookup", "/usr/bin/nslookup"),
+    ("/usr/bin/nc", "/usr/bin/nc.openbsd"),
+];
 
 /// Where the suite's images come from.
 const IMAGES: &str = "registry.k8s.io/e2e-test-images";
@@ -107,10 +118,14 @@ impl Cluster {
         self.script(&words).map(drop)
     }
 
-    /// The images that Kubernetes' suite works with. Of the one for names it wants a shell and `dig`, which agnhost's has.
+    /// The images that Kubernetes' suite works with. The script's agnhost lacks what the real one does without arguments and
+    /// the certificate by which it serves, so it is made anew. Of the image for names the suite wants a shell and `dig`,
+    /// which agnhost's has.
     pub(super) fn agnhost(&self, nodes: usize) -> anyhow::Result<()> {
         let binary = assets().join("agnhost").display().to_string();
         self.script(&["agnhost", &binary])?;
+        let name = format!("{IMAGES}/agnhost:2.63.0");
+        self.image(&name, "[\"/start\"]", &self.agnhost_files(&binary)?)?;
         for node in 1..=nodes {
             let socket = self.path(&format!("node{node}/containerd.sock"));
             let mut tag = Command::new("ctr");
@@ -119,6 +134,41 @@ impl Cluster {
             process::output(&mut tag)?;
         }
         Ok(())
+    }
+
+    /// What is in the image of agnhost, as `PATH=FILE`.
+    fn agnhost_files(&self, binary: &str) -> anyhow::Result<Vec<String>> {
+        let start = self.path("start");
+        fs::write(&start, "#!/bin/sh\n[ $# -gt 0 ] || set -- pause\ncd /\nexec /agnhost \"$@\"\n")?;
+        let (key, certificate) = (self.path("localhost.key"), self.path("localhost.crt"));
+        let mut openssl = Command::new("openssl");
+        openssl.args([
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "30",
+            "-subj",
+            "/CN=localhost",
+        ]);
+        process::output(openssl.arg("-keyout").arg(&key).arg("-out").arg(&certificate))?;
+        let file = |path: &str, file: &Path| format!("{path}={}", file.display());
+        let mut files = vec![
+            format!("/agnhost={binary}"),
+            file("/start", &start),
+            file("/localhost.key", &key),
+            file("/localhost.crt", &certificate),
+            "/bin/busybox=/bin/busybox".to_owned(),
+        ];
+        files.extend(TOOLS.map(|(path, file)| format!("{path}={file}")));
+        let linked = process::output(Command::new("ldd").args(TOOLS.map(|(_, file)| file)))?;
+        let libraries =
+            linked.split_whitespace().filter(|word| word.starts_with('/') && !word.ends_with(':'));
+        let libraries: BTreeSet<&str> = libraries.collect();
+        files.extend(libraries.into_iter().map(|library| format!("{library}={library}")));
+        Ok(files)
     }
 
     /// A program that is started where the API server is.
