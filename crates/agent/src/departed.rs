@@ -48,8 +48,8 @@ struct Departure {
 pub(crate) struct Sorted {
     /// Those that hold now.
     pub(crate) due: Vec<Change>,
-    /// Whether some were kept back.
-    pub(crate) held_back: bool,
+    /// Whether some were kept back, or somebody's time ended or changed: a Node that is back as it was is news, too.
+    pub(crate) is_news: bool,
 }
 
 impl Departed {
@@ -121,10 +121,10 @@ impl Departed {
         }
         for change in changes {
             if self.keeps(&change, snapshot, now) {
-                sorted.held_back = true;
+                sorted.is_news = true;
                 continue;
             }
-            self.note(&change, snapshot);
+            sorted.is_news |= self.note(&change, snapshot);
             sorted.due.push(change);
         }
         sorted
@@ -155,34 +155,37 @@ impl Departed {
         true
     }
 
-    /// Ends the time of who is back, and of whose pod CIDRs are another node's now.
-    fn note(&mut self, change: &Change, snapshot: &mut Snapshot) {
+    /// Ends the time of who is back, and of whose pod CIDRs are another node's now; true if there was one.
+    fn note(&mut self, change: &Change, snapshot: &mut Snapshot) -> bool {
         match change {
             Change::Set(Object::Node(node)) => {
                 // The own node writes its lease again at once; of another one the old lease shows the way until then.
                 let stays = node.name != self.own;
-                match self.nodes.get_mut(&node.name) {
-                    Some(departure) if stays && departure.lease_gone => departure.is_back = true,
-                    _ => drop(self.nodes.remove(&node.name)),
-                }
-                self.make_room(&node.name, &node.pod_cidrs, snapshot);
+                let was_gone = match self.nodes.get_mut(&node.name) {
+                    Some(departure) if stays && departure.lease_gone => {
+                        !std::mem::replace(&mut departure.is_back, true)
+                    }
+                    _ => self.nodes.remove(&node.name).is_some(),
+                };
+                self.make_room(&node.name, &node.pod_cidrs, snapshot) || was_gone
             }
             Change::Set(Object::Claim(claim)) => self.make_room(&claim.node, &[claim.cidr], snapshot),
             Change::Set(Object::Lease(lease)) => {
-                self.nodes.remove(&lease.node);
-                self.make_room(&lease.node, &lease.pod_cidrs, snapshot);
+                let was_gone = self.nodes.remove(&lease.node).is_some();
+                self.make_room(&lease.node, &lease.pod_cidrs, snapshot) || was_gone
             }
-            _ => {}
+            _ => false,
         }
     }
 
-    /// Ends the time of those who held some of what `owner` has now.
-    fn make_room(&mut self, owner: &Arc<str>, pod_cidrs: &[IpNet], snapshot: &mut Snapshot) {
+    /// Ends the time of those who held some of what `owner` has now; true if there were any.
+    fn make_room(&mut self, owner: &Arc<str>, pod_cidrs: &[IpNet], snapshot: &mut Snapshot) -> bool {
         let theirs = self.nodes.iter();
         let theirs =
             theirs.filter(|(node, departure)| *node != owner && collide(&departure.pod_cidrs, pod_cidrs));
         let theirs: Vec<Arc<str>> = theirs.map(|(node, _)| node.clone()).collect();
         theirs.iter().for_each(|node| self.end(node, snapshot));
+        !theirs.is_empty()
     }
 
     /// Lets go of those whose time is over.
@@ -341,6 +344,10 @@ mod tests {
             view.take(store::Event::InSync);
             view
         };
+        assert!(
+            tell(&mut start(&["10.244.1.0/24".parse().unwrap()]), [set("node1")]),
+            "it is there after all"
+        );
         let mut view = start(&["10.244.1.0/24".parse().unwrap()]);
         assert!(matches!(view.standing("node1", false), Standing::Deleted));
         view.expire(Instant::now() + GRACE);
@@ -385,7 +392,7 @@ mod tests {
         tell(&mut view, gone("node1"));
         assert_eq!(holds(&view, "node1"), (true, false));
         assert!(matches!(view.standing("node1", true), Standing::Deleted));
-        tell(&mut view, [set("node1")]);
+        assert!(tell(&mut view, [set("node1")]), "it is as it was, and that is news");
         assert!(matches!(view.standing("node1", true), Standing::Member(_)));
         assert_eq!(view.deadline(), None);
         tell(&mut view, gone("node1"));

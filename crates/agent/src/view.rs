@@ -109,9 +109,9 @@ impl View {
                 let changes: Vec<Change> =
                     changes.map(|change| self.without_foreign_waiting(change)).collect();
                 let changes = self.departed.hold_back(changes, &mut self.snapshot, Instant::now());
-                let held_back = changes.held_back;
+                let is_news = changes.is_news;
                 // Every change has to be applied, so no short cut with `any`.
-                changes.due.into_iter().fold(held_back, |any, change| {
+                changes.due.into_iter().fold(is_news, |any, change| {
                     let applied = self.apply(change);
                     any || applied
                 })
