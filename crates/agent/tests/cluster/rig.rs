@@ -324,12 +324,16 @@ impl Node {
         found
     }
 
-    /// Everything about the tunnel as text: what must not change when something else does.
-    pub(crate) fn tunnel_text(&self) -> String {
-        // An address whose uniqueness the kernel still looks into brings its routes only afterwards.
+    /// Waits until the kernel has looked into the uniqueness of every address: its routes come only afterwards.
+    fn await_addresses(&self) {
         eventually("no address is tentative", || {
             self.netns.ip("-6 address show tentative").trim().is_empty().then_some(())
         });
+    }
+
+    /// Everything about the tunnel as text: what must not change when something else does.
+    pub(crate) fn tunnel_text(&self) -> String {
+        self.await_addresses();
         let parts = [
             self.netns.ip("-d link show fairlead0"),
             self.netns.ip("address show fairlead0"),
@@ -344,6 +348,7 @@ impl Node {
 
     /// All of the host's network as text.
     pub(crate) fn host_text(&self) -> String {
+        self.await_addresses();
         let tool = |line: &str| {
             let (program, arguments) = line.split_once(' ').unwrap();
             run_ok(self.netns.command(program).args(arguments.split_whitespace()))
