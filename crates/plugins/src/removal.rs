@@ -15,6 +15,7 @@ use netstate::PLUGIN_TABLES;
 
 use crate::PLUGINS;
 use crate::install::BINARY;
+use crate::ipam::host_local;
 use crate::stale;
 
 /// What is to be removed, and where it is.
@@ -54,7 +55,10 @@ fn detach(removal: Removal<'_>, said: &mut Vec<String>) -> Result<(), String> {
     let list = ConfList::load(removal.conflist).map_err(|error| error.to_string())?;
     let detached = stale::detach_all(&list, &Cache::new(removal.cache_dir))?;
     said.extend(detached.iter().map(|attachment| format!("- attachment {attachment}")));
-    remove_directory(&stale::data_directory(&list).join(&list.name), said)
+    let data_dir = stale::data_directory(&list);
+    remove_directory(&data_dir.join(&list.name), said)?;
+    // The index by container, which is of no use to other people's host-local.
+    remove_directory(&data_dir.join(host_local::INDEX), said)
 }
 
 fn remove_tables(said: &mut Vec<String>) -> Result<(), kernel::Error> {

@@ -92,7 +92,11 @@ fn a_node_that_leaves_fairlead_keeps_nothing_of_it() {
     let ruleset = inside(Path::new("nft"), &["list", "tables"]);
     assert!(!ruleset.contains("fairlead"), "{ruleset}");
     assert!(!inside(Path::new("ip"), &["-j", "route", "show"]).contains("10.244."));
-    assert!(!home.join("networks/fairlead").exists());
+    assert_eq!(
+        std::fs::read_dir(home.join("networks")).unwrap().count(),
+        0,
+        "neither addresses nor their index"
+    );
     let mut left: Vec<_> = std::fs::read_dir(&bin).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     left.sort();
     assert_eq!(left, ["bridge", "calico"], "what is not ours stays");

@@ -108,7 +108,8 @@ pub(super) fn bandwidth(cluster: &Cluster) -> anyhow::Result<()> {
     let limits = || cluster.sh(1, "tc qdisc show | grep -c 'rate 23Mbit' || true");
     ensure!(limits()?.trim() == "1", "the annotation has no effect");
     cluster.kubectl(&["delete", "pod", "limited", "--wait=true"])?;
-    ensure!(limits()?.trim() == "0", "the limit outlives its pod");
+    // The object goes before its sandbox does.
+    eventually("the limit has gone with its pod", || Ok((limits()?.trim() == "0").then_some(())))?;
     println!("bandwidth: the annotation kubernetes.io/ingress-bandwidth limits a pod, and goes with it");
     Ok(())
 }

@@ -24,6 +24,7 @@ pub use allocator::{Allocator, collect, release};
 pub use config::{DATA_DIR, Settings};
 pub use error::{Error, FileError};
 pub(crate) use files::{Reserved, every_reserved};
+pub(crate) use hints::FOLDER as INDEX;
 pub use range::{Pool, Range, RangeError, RangeSet, RangeSpec};
 pub use resolv::parse as parse_resolv_conf;
 

@@ -29,7 +29,7 @@ use rustix::time::{ClockId, clock_gettime};
 use sha2::{Digest, Sha256};
 
 /// Below `dataDir`; no network can have this name, for theirs begin with a letter or digit.
-pub(super) const FOLDER: &str = ".fairlead";
+pub(crate) const FOLDER: &str = ".fairlead";
 
 /// A longer name than this would not fit into a directory entry together with what a person may add to it.
 const LONGEST_NAME: usize = 200;
