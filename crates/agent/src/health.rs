@@ -173,7 +173,8 @@ mod tests {
 
     fn get(address: SocketAddr, request: &[u8]) -> String {
         let mut stream = TcpStream::connect(address).unwrap();
-        stream.write_all(request).unwrap();
+        // A client that says too much may find the door closed: what counts is that others are served.
+        let _ = stream.write_all(request);
         let _ = stream.shutdown(std::net::Shutdown::Write);
         let mut answer = String::new();
         // A client that said too much may find the connection reset.
