@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use store::{Notice, Report, Store};
 
+use crate::pause;
 use crate::report::{Reason, told};
 use crate::run::{Error, spawn};
 
@@ -24,12 +25,6 @@ const SAME_AGAIN: Duration = Duration::from_secs(60);
 
 /// How many notices are remembered for that.
 const REMEMBERED: usize = 64;
-
-/// The first pause after a failure; doubled with each further one.
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
-
-/// The longest pause after a failure.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// The condition's reason where the node can carry pods, and where it cannot.
 const READY: &str = "FairleadIsUp";
@@ -212,7 +207,7 @@ impl Crier {
         // The one may be refused and the other be what explains it.
         let done = [self.tell_report(), self.tell_notices()];
         if done.contains(&false) {
-            let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(8)).min(LONGEST_PAUSE);
+            let pause = pause::after(self.failures);
             self.failures = self.failures.saturating_add(1);
             self.not_before = Some(Instant::now() + pause);
         } else {

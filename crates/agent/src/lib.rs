@@ -22,6 +22,7 @@ mod host;
 mod lease;
 mod node;
 mod options;
+mod pause;
 mod reach;
 mod reconcile;
 mod reload;

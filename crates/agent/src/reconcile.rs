@@ -21,6 +21,7 @@ use cluster::{Change, Key};
 use crate::config::Config;
 use crate::event::{Event, Touched};
 use crate::node::{NodeKeeper, Outcome};
+use crate::pause;
 use crate::status::{Answer, Request, Status};
 use crate::view::View;
 
@@ -29,12 +30,6 @@ const PACE: Duration = Duration::from_secs(2);
 
 /// How many passes that changed something may happen within [`PACE`].
 const MOST_PASSES: usize = 40;
-
-/// The first pause after a failure; doubled with each further one.
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
-
-/// The longest pause after a failure.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Why the loop ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -254,7 +249,7 @@ impl Due {
     }
 
     fn failed(&mut self, now: Instant) {
-        let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(8)).min(LONGEST_PAUSE);
+        let pause = pause::after(self.failures);
         self.failures = self.failures.saturating_add(1);
         self.retry = Some(now + pause);
     }
@@ -282,7 +277,7 @@ impl Due {
 
 #[cfg(test)]
 mod tests {
-    use super::{Due, FIRST_PAUSE, Instant, LONGEST_PAUSE, MOST_PASSES, PACE};
+    use super::{Due, Instant, MOST_PASSES, PACE, pause};
 
     #[test]
     fn failures_are_tried_again_with_growing_pauses_until_one_succeeds() {
@@ -290,11 +285,11 @@ mod tests {
         let now = Instant::now();
         assert_eq!(due.deadline(), None, "an idle agent sleeps");
         due.failed(now);
-        assert_eq!(due.deadline(), Some(now + FIRST_PAUSE));
+        assert_eq!(due.deadline(), Some(now + pause::FIRST));
         due.failed(now);
-        assert_eq!(due.deadline(), Some(now + FIRST_PAUSE * 2));
+        assert_eq!(due.deadline(), Some(now + pause::FIRST * 2));
         (0..40).for_each(|_| due.failed(now));
-        assert_eq!(due.deadline(), Some(now + LONGEST_PAUSE));
+        assert_eq!(due.deadline(), Some(now + pause::LONGEST));
         due.succeeded();
         assert_eq!(due.deadline(), None);
     }
