@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use netstate::pool::Pool;
 use netstate::{Conflict, RouteKind, State};
 use route::vxlan::{self, Design, Inputs};
-use route::{Family, Host, Networks, Underlay, Wish, choose_underlay, overlaps, vxlan_mtu};
+use route::{Family, Host, Networks, Taken, Underlay, Wish, choose_underlay, overlaps, vxlan_mtu};
 
 use crate::announce::Announcer;
 use crate::door::Door;
@@ -223,6 +223,7 @@ impl NodeKeeper {
             .leases
             .claim(&mut view.snapshot, node, &self.pools, &self.remembered)
             .map_err(refused(Reason::LeaseNotPublished))?;
+        let pod_cidrs = self.with_retained(view, &host, pod_cidrs);
         let own = [self.remembered.as_slice(), &pod_cidrs].concat();
         let cluster = &self.options.config.cluster;
         let networks = Networks { cluster: &cluster.pod_cidrs, own: &own, allowed: &cluster.allow_overlap };
@@ -239,6 +240,32 @@ impl NodeKeeper {
             host: &host,
         });
         Ok(Decided { lease, design })
+    }
+
+    /// The pod CIDRs of the lease: those that pods get addresses of, then those of before that pods still have some of.
+    fn with_retained(&mut self, view: &View, host: &Host, mut pod_cidrs: Vec<IpNet>) -> Vec<IpNet> {
+        let found = self.leases.retained(&view.snapshot, host, &self.pools, &pod_cidrs, &self.remembered);
+        for cidr in &found.kept {
+            self.report.problem(
+                Reason::PodCidrChanged,
+                format!(
+                    "give up pod CIDR {cidr}, which this node had before: pods here still have addresses of it, and are \
+                     reached as before\nhint: it is given up with the last of them; make them anew when it suits"
+                ),
+            );
+        }
+        for Taken { cidr, node } in &found.lost {
+            self.report.problem(
+                Reason::PodCidrChanged,
+                format!(
+                    "reach pods with addresses of {cidr}, which this node had before: node {node} has it now\nhint: \
+                     delete those pods, so that they are made anew"
+                ),
+            );
+        }
+        self.door.await_pods(!found.kept.is_empty());
+        pod_cidrs.extend(found.kept);
+        pod_cidrs
     }
 
     /// Chooses an underlay for each family that has one; the tunnel runs over IPv4 where there is one.
@@ -429,7 +456,7 @@ impl NodeKeeper {
         let lease = self.lease.as_ref()?;
         Some(NodeNetwork {
             node: self.options.node.clone(),
-            pod_cidrs: lease.pod_cidrs.to_vec(),
+            pod_cidrs: lease.current().collect(),
             cluster_cidrs: self.options.config.cluster.pod_cidrs.clone(),
             mtu: lease.mtu,
             not_ready: None,

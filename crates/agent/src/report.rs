@@ -27,6 +27,8 @@ pub(crate) enum Reason {
     LeaseNotPublished,
     /// Another machine publishes this node's lease.
     LeaseContested,
+    /// Pods have addresses of a pod CIDR that the node had before.
+    PodCidrChanged,
     /// There is no link or address that tunnels could start from.
     UnderlayMissing,
     /// One of the host's networks overlaps the cluster's.
@@ -54,6 +56,7 @@ impl Reason {
             Self::NetworkNotReady => "NetworkNotReady",
             Self::LeaseNotPublished => "LeaseNotPublished",
             Self::LeaseContested => "LeaseContested",
+            Self::PodCidrChanged => "PodCIDRChanged",
             Self::UnderlayMissing => "UnderlayMissing",
             Self::NetworkOverlap => "NetworkOverlap",
             Self::PeerIgnored => "PeerIgnored",

@@ -16,7 +16,8 @@ use ipnet::IpNet;
 pub struct Lease {
     /// The node.
     pub node: Arc<str>,
-    /// The pod CIDRs it carries, at most one of each family.
+    /// The pod CIDRs it carries. New pods get addresses of the [first of each family](Self::current); further ones are
+    /// [of before](Self::retained), and carried for the pods that still run there.
     pub pod_cidrs: Box<[IpNet]>,
     /// Its addresses in the network that joins the nodes, at most one of each family.
     pub underlay: Box<[IpAddr]>,
@@ -24,6 +25,24 @@ pub struct Lease {
     pub backend: Backend,
     /// The largest packet, in bytes, that its pods send.
     pub mtu: u32,
+}
+
+impl Lease {
+    /// The pod CIDRs that new pods get addresses of: one of each family.
+    pub fn current(&self) -> impl Iterator<Item = IpNet> {
+        self.pod_cidrs.iter().copied().filter(|cidr| !self.is_retained(cidr))
+    }
+
+    /// The pod CIDRs that the node had before, and that pods of it still have addresses of.
+    pub fn retained(&self) -> impl Iterator<Item = IpNet> {
+        self.pod_cidrs.iter().copied().filter(|cidr| self.is_retained(cidr))
+    }
+
+    /// Whether a CIDR of this lease is one of before.
+    pub fn is_retained(&self, cidr: &IpNet) -> bool {
+        let of_family = |other: &&IpNet| other.addr().is_ipv4() == cidr.addr().is_ipv4();
+        self.pod_cidrs.iter().find(of_family).is_some_and(|first| first != cidr)
+    }
 }
 
 /// How packets to a node's pods travel.
@@ -103,7 +122,22 @@ impl FromStr for MacAddress {
 
 #[cfg(test)]
 mod tests {
-    use super::MacAddress;
+    use super::{Backend, Lease, MacAddress};
+
+    #[test]
+    fn the_first_cidr_of_each_family_is_the_current_one_and_the_others_are_of_before() {
+        let cidrs = ["10.244.1.0/24", "fd00:1::/64", "10.244.9.0/24", "fd00:9::/64", "10.244.7.0/24"];
+        let lease = Lease {
+            node: "node1".into(),
+            pod_cidrs: cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
+            underlay: Box::default(),
+            backend: Backend::Other("any".into()),
+            mtu: 1450,
+        };
+        let texts = |nets: Vec<ipnet::IpNet>| nets.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(texts(lease.current().collect()), cidrs[..2]);
+        assert_eq!(texts(lease.retained().collect()), cidrs[2..]);
+    }
 
     #[test]
     fn a_link_layer_address_reads_back_as_it_prints() {

@@ -22,6 +22,7 @@ mod host;
 mod masquerade;
 mod mtu;
 mod overlap;
+mod retain;
 #[cfg(test)]
 mod testing;
 mod underlay;
@@ -33,4 +34,5 @@ pub use host::{Host, HostAddress, HostLink, HostRoute};
 pub use masquerade::{TABLE as MASQUERADE_TABLE, table as masquerade};
 pub use mtu::{MtuError, smallest as smallest_mtu, vxlan as vxlan_mtu, vxlan_overhead};
 pub use overlap::{Networks, Overlap, conflicts as overlaps};
+pub use retain::{Retained, Retention, retained};
 pub use underlay::{Underlay, UnderlayError, Wish, choose as choose_underlay};

@@ -152,12 +152,14 @@ pub fn design(inputs: &Inputs<'_>) -> Design {
     let mut design = Design::default();
     let Ok(device) = DEVICE.parse::<LinkName>() else { return design };
     own_part(&mut design.state, inputs, device);
-    let overlaps = find_overlaps(inputs);
+    let Overlaps { nodes: overlaps, cidrs: superseded } = find_overlaps(inputs);
     let mut seen = Seen::of(inputs);
     for lease in peers(inputs) {
         match check(inputs, lease, &overlaps, &mut seen) {
             Ok(tunnel) => {
-                peer_part(&mut design.state, inputs.lease, lease, &tunnel, device);
+                let cidrs =
+                    lease.pod_cidrs.iter().filter(|cidr| !superseded.contains(&(&lease.node, **cidr)));
+                peer_part(&mut design.state, inputs.lease, cidrs, &tunnel, device);
                 design.peers.insert(lease.node.clone());
             }
             Err(problem) => {
@@ -233,8 +235,14 @@ struct Tunnel {
 }
 
 /// A family that this node does not carry itself is left out: its kernel may have none of it.
-fn peer_part(state: &mut State, own: &Lease, lease: &Lease, tunnel: &Tunnel, device: LinkName) {
-    for cidr in lease.pod_cidrs.iter().filter(|cidr| carries(own, Family::of_net(cidr))) {
+fn peer_part<'a>(
+    state: &mut State,
+    own: &Lease,
+    cidrs: impl Iterator<Item = &'a IpNet>,
+    tunnel: &Tunnel,
+    device: LinkName,
+) {
+    for cidr in cidrs.filter(|cidr| carries(own, Family::of_net(cidr))) {
         let gateway = base_address(*cidr);
         state.insert_neighbour(Neighbour { link: device, address: gateway, mac: tunnel.mac });
         state.insert_route(Route::via_onlink(*cidr, gateway, device));
@@ -312,36 +320,51 @@ fn check<'a>(
 struct Carried<'a> {
     cidr: IpNet,
     node: &'a Arc<str>,
+    retained: bool,
     claimed: bool,
 }
 
 impl Carried<'_> {
-    /// The smaller rank keeps the addresses: a claim goes before none, then the node's name decides.
-    fn rank(&self) -> (bool, &str) {
-        (!self.claimed, self.node)
+    /// The smaller rank keeps the addresses: what is given to pods now goes before what was, a claim before none, and
+    /// then the node's name decides.
+    fn rank(&self) -> (bool, bool, &str) {
+        (self.retained, !self.claimed, self.node)
     }
 }
 
-/// The nodes that must be left out because another one holds addresses of theirs. CIDRs nest or are apart, so one
-/// sweep in address order with a stack of what encloses the current one finds every pair.
-fn find_overlaps(inputs: &Inputs<'_>) -> BTreeMap<Arc<str>, Problem> {
+/// What must be left out because another node holds the addresses.
+#[derive(Default)]
+struct Overlaps<'a> {
+    /// Whole nodes.
+    nodes: BTreeMap<Arc<str>, Problem>,
+    /// CIDRs of before of nodes that are otherwise well.
+    cidrs: BTreeSet<(&'a Arc<str>, IpNet)>,
+}
+
+/// CIDRs nest or are apart, so one sweep in address order with a stack of what encloses the current one finds every
+/// pair.
+fn find_overlaps<'a>(inputs: &Inputs<'a>) -> Overlaps<'a> {
     let claims = &inputs.snapshot.claims;
     let mut carried: Vec<Carried<'_>> = peers(inputs)
         .chain([inputs.lease])
         .flat_map(|lease| lease.pod_cidrs.iter().map(move |cidr| (lease, *cidr)))
         .map(|(lease, cidr)| {
             let claimed = claims.get(&cidr).is_some_and(|claim| claim.node == lease.node);
-            Carried { cidr, node: &lease.node, claimed }
+            Carried { cidr, node: &lease.node, retained: lease.is_retained(&cidr), claimed }
         })
         .collect();
     carried.sort_by_key(|one| (one.cidr.network(), one.cidr.prefix_len()));
-    let mut losers = BTreeMap::new();
+    let mut losers = Overlaps::default();
     let mut enclosing: Vec<&Carried<'_>> = Vec::new();
     for one in &carried {
         enclosing.retain(|outer| overlaps(outer.cidr, one.cidr));
         for outer in enclosing.iter().filter(|outer| outer.node != one.node) {
             let (keeps, loses) = if outer.rank() <= one.rank() { (*outer, one) } else { (one, *outer) };
-            losers.entry(loses.node.clone()).or_insert_with(|| Problem::Overlap {
+            if loses.retained {
+                losers.cidrs.insert((loses.node, loses.cidr));
+                continue;
+            }
+            losers.nodes.entry(loses.node.clone()).or_insert_with(|| Problem::Overlap {
                 node: loses.node.clone(),
                 cidr: loses.cidr,
                 holder: keeps.node.clone(),

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use cluster::{Backend, Claim, Lease, MacAddress, PodStatus, check_subdomain};
+use ipnet::IpNet;
 
 use super::core;
 use super::field::{Fault, Field};
@@ -14,15 +15,28 @@ pub(super) fn lease(document: &Field<'_, '_>) -> Result<Lease, Fault> {
 
 /// The lease of `node` that `spec` tells: what stands in a NodeLease, and in an annotation of a Node.
 pub(crate) fn lease_of(node: Arc<str>, spec: &Field<'_, '_>) -> Result<Lease, Fault> {
-    let pod_cidrs = spec.get("podCIDRs")?;
     let mtu = spec.get("mtu")?;
     Ok(Lease {
         node,
-        pod_cidrs: core::pod_cidrs(&pod_cidrs)?,
+        pod_cidrs: all_pod_cidrs(spec)?,
         underlay: spec.get("underlay")?.each(underlay)?,
         backend: backend(&spec.get("backend")?)?,
         mtu: mtu.number(68, 65_535)?.ok_or_else(|| mtu.fault("is missing".into()))?,
     })
+}
+
+/// Those that new pods get addresses of, then those that some pods still have addresses of: the fields are two, so that
+/// the first reads as it does in a Node.
+fn all_pod_cidrs(spec: &Field<'_, '_>) -> Result<Box<[IpNet]>, Fault> {
+    let mut all = core::pod_cidrs(&spec.get("podCIDRs")?)?.into_vec();
+    let retained = spec.get("retainedPodCIDRs")?;
+    for cidr in retained.each(Field::cidr)? {
+        if !all.iter().any(|other| other.addr().is_ipv4() == cidr.addr().is_ipv4()) {
+            return Err(retained.fault(format!("has {cidr}, of a family that podCIDRs has none of")));
+        }
+        all.push(cidr);
+    }
+    Ok(all.into())
 }
 
 /// An address that one machine in the network can have: tunnels to any other would lead astray on every peer.
