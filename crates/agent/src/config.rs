@@ -19,6 +19,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use cluster::Backend;
 use ipnet::IpNet;
 use netstate::pool::Pool;
 use route::Family;
@@ -33,7 +34,9 @@ pub struct Config {
     pub cluster: Cluster,
     /// The host's link and addresses that tunnels start from.
     pub underlay: UnderlayConfig,
-    /// The tunnel: the same on every node.
+    /// How packets travel from node to node: meant to be the same on every node. Default: `vxlan`.
+    pub backend: BackendKind,
+    /// The VXLAN tunnels: the same on every node.
     pub vxlan: VxlanConfig,
     /// Translation of what leaves the cluster.
     pub masquerade: Masquerade,
@@ -86,6 +89,20 @@ pub struct UnderlayConfig {
     pub mtu: Option<u32>,
 }
 
+/// Key `backend`. Nodes of different backends reach each other while a cluster is moved from one to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Serialize))]
+#[serde(rename_all = "kebab-case")]
+pub enum BackendKind {
+    /// In VXLAN.
+    #[default]
+    Vxlan,
+    /// By plain routes, for nodes that share a link.
+    HostGw,
+    /// By whatever others see to: nodes have their pod CIDRs, and Fairlead routes nothing between them.
+    None,
+}
+
 /// Key `vxlan`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -97,6 +114,8 @@ pub struct VxlanConfig {
     /// The UDP port. Default: 8472.
     #[cfg_attr(test, schemars(range(min = 1)))]
     pub port: u16,
+    /// Whether nodes on one link reach each other without the tunnel. Default: false.
+    pub direct_routing: bool,
 }
 
 /// Key `masquerade`.
@@ -150,7 +169,7 @@ impl Default for Cluster {
 
 impl Default for VxlanConfig {
     fn default() -> Self {
-        Self { vni: 1, port: 8472 }
+        Self { vni: 1, port: 8472, direct_routing: false }
     }
 }
 
@@ -261,6 +280,19 @@ impl Config {
         Ok(pools)
     }
 
+    /// What a node of that name tells its peers of how it is reached.
+    #[must_use]
+    pub fn backend_of(&self, node: &str) -> Backend {
+        match self.backend {
+            BackendKind::Vxlan => {
+                let mac = route::vxlan::tunnel_mac(node);
+                Backend::Vxlan { vni: self.vxlan.vni, port: self.vxlan.port, mac }
+            }
+            BackendKind::HostGw => Backend::HostGw,
+            BackendKind::None => Backend::None,
+        }
+    }
+
     fn check(&self) -> Result<(), ConfigError> {
         if self.cluster.pod_cidrs.is_empty() {
             return Err(value("cluster.podCIDRs", "is empty".to_owned()));
@@ -354,7 +386,7 @@ fn distance(one: &str, other: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::{Config, ConfigError};
+    use super::{BackendKind, Config, ConfigError};
 
     fn error(text: &str) -> String {
         Config::parse(text).unwrap_err().to_string()
@@ -381,7 +413,8 @@ underlay:
   addresses: [192.0.2.5]
   advertise: [203.0.113.5, '2001:db8::5']
   mtu: 9000
-vxlan: {vni: 7, port: 4789}
+backend: host-gw
+vxlan: {vni: 7, port: 4789, directRouting: true}
 masquerade: {enabled: false}
 plugins: {portmap: false, bandwidth: false}
 ";
@@ -390,6 +423,7 @@ plugins: {portmap: false, bandwidth: false}
         assert_eq!((config.cluster.node_prefix_ipv4, config.cluster.node_prefix_ipv6), (26, 72));
         assert_eq!(config.underlay.advertise.len(), 2);
         assert_eq!((config.vxlan.vni, config.vxlan.port, config.masquerade.enabled), (7, 4789, false));
+        assert_eq!((config.backend, config.vxlan.direct_routing), (BackendKind::HostGw, true));
         assert_eq!((config.plugins.portmap, config.plugins.bandwidth), (false, false));
         assert_eq!(config.cluster.deleted_node_grace_seconds, 5);
         assert_eq!(config.pools().unwrap().len(), 2);
@@ -400,8 +434,11 @@ plugins: {portmap: false, bandwidth: false}
         let text = error("vxlan:\n  vni: 1\n  prot: 8472\n");
         assert!(text.contains("line 3") && text.contains("no key prot"), "{text}");
         assert!(text.contains("did you mean port?"), "{text}");
-        let text = error("backend: vxlan\n");
-        assert!(text.contains("the keys here are cluster, underlay, vxlan, masquerade, plugins"), "{text}");
+        let text = error("encapsulation: vxlan\n");
+        assert!(
+            text.contains("the keys here are cluster, underlay, backend, vxlan, masquerade, plugins"),
+            "{text}"
+        );
         assert!(error("cluster:\n  podcidrs: []\n").contains("did you mean podCIDRs?"));
     }
 
@@ -421,9 +458,14 @@ plugins: {portmap: false, bandwidth: false}
         ] {
             assert!(error(text).contains(want), "{text}: {}", error(text));
         }
-        for text in
-            ["cluster: {podCIDRs: [10.1.0.0]}", "vxlan: {port: 70000}", "vxlan: [", "- a", "vxlan: no"]
-        {
+        for text in [
+            "cluster: {podCIDRs: [10.1.0.0]}",
+            "vxlan: {port: 70000}",
+            "vxlan: [",
+            "- a",
+            "vxlan: no",
+            "backend: hostgw",
+        ] {
             assert!(matches!(Config::parse(text), Err(ConfigError::Syntax { .. })), "{text}");
         }
     }

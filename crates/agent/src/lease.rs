@@ -15,7 +15,7 @@ use std::sync::Arc;
 use cluster::{Change, Key, Lease, Node, Object, Snapshot};
 use ipnet::IpNet;
 use netstate::pool::Pool;
-use route::{AllocateError, Host, Request, Retained, Retention, Taken, choose_pod_cidr};
+use route::{AllocateError, Request, Taken, choose_pod_cidr};
 use store::{Claimed, Expect, Store};
 
 /// Races lost in a row before the agent lets others go first; every node of a cluster could start at once.
@@ -114,19 +114,12 @@ impl Leases {
             .into())
     }
 
-    /// The pod CIDRs of before that pods of this host still have addresses of.
-    pub(crate) fn retained(
-        &self,
-        snapshot: &Snapshot,
-        host: &Host,
-        pools: &[Pool],
-        current: &[IpNet],
-        remembered: &[IpNet],
-    ) -> Retained {
-        let known: Vec<IpNet> = self.known(snapshot).into_iter().chain(remembered.iter().copied()).collect();
+    /// The CIDRs that this node is known to have had, by the store's word and by these; and what is others'.
+    pub(crate) fn past(&self, snapshot: &Snapshot, remembered: &[IpNet]) -> (Vec<IpNet>, Vec<Taken>) {
+        let known = self.known(snapshot).into_iter().chain(remembered.iter().copied()).collect();
         let mut taken = taken_by_others(snapshot, &self.node);
         taken.extend(promised(snapshot, &self.node));
-        route::retained(host, &Retention { pools, current, known: &known, taken: &taken })
+        (known, taken)
     }
 
     /// Publishes the lease unless the store has it already, and gives up the claims it does not need. True if

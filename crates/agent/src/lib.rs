@@ -42,5 +42,5 @@ pub use run::{Error, clean, run};
 pub use server::ServerError;
 pub use status::{
     Answer, AskError, BackendStatus, PeerState, PeerStatus, PlanReport, Probed, ReconcileStatus, Request,
-    SOCKET, Status, StoreStatus, UnderlayStatus, ask_plan, ask_status,
+    SOCKET, Status, StoreStatus, TunnelStatus, UnderlayStatus, ask_plan, ask_status,
 };

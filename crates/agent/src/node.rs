@@ -2,22 +2,24 @@
 //!
 //! Read [`NodeKeeper::pass`]: it finds out what the node is in the cluster and then either [carries](NodeKeeper) its
 //! part (claim, design, kernel, lease, files) or [leaves](NodeKeeper), the same backwards. What it decides by is in
-//! the crate `route`; what it found and did goes into the report that `fairlead status` shows. What people ask of the
-//! node is in `operation.rs`.
+//! the crate `route`, asked in `decide.rs`; what it found and did goes into the report that `fairlead status` shows. What
+//! people ask of the node is in `operation.rs`.
 
+mod changeover;
+mod decide;
 mod operation;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::IpAddr;
 use std::time::Instant;
 
-use cluster::{Backend, Lease, Node, NodeNetwork};
+use cluster::{Lease, Node, NodeNetwork};
 use ipnet::IpNet;
 use netstate::pool::Pool;
 use netstate::{Conflict, RouteKind, State};
-use route::vxlan::{self, Design, Inputs};
-use route::{Family, Host, Networks, Taken, Underlay, Wish, choose_underlay, overlaps, vxlan_mtu};
+use route::{Design, Family, Underlay};
 
+use self::changeover::Changeover;
+use self::decide::{Decided, Refusal};
 use crate::announce::Announcer;
 use crate::door::Door;
 use crate::files::{Conflist, NetworkFile};
@@ -72,12 +74,8 @@ pub(crate) struct NodeKeeper {
     config_problem: Option<String>,
     /// Whether what is gone has been collected, or is being so.
     collected: bool,
-}
-
-/// What a node's part of the cluster is decided to be, before anything is done about it.
-struct Decided {
-    lease: Lease,
-    design: Design,
+    /// The node's change from one backend to another; none before the first.
+    changeover: Option<Changeover>,
 }
 
 /// What a node is kept by.
@@ -90,17 +88,6 @@ pub(crate) struct Parts {
     pub(crate) announcer: Announcer,
     /// What is wrong with the configuration, if something is.
     pub(crate) config_problem: Option<String>,
-}
-
-/// Why the node's part cannot be decided.
-struct Refusal {
-    reason: Reason,
-    text: String,
-}
-
-/// Makes a [`Refusal`] of an error.
-fn refused<E: std::error::Error>(reason: Reason) -> impl FnOnce(E) -> Refusal {
-    move |error| Refusal { reason, text: told(&error) }
 }
 
 impl NodeKeeper {
@@ -126,6 +113,7 @@ impl NodeKeeper {
             failed: false,
             config_problem,
             collected: false,
+            changeover: None,
             options,
         }
     }
@@ -209,115 +197,6 @@ impl NodeKeeper {
                 outcome.failed = true;
             }
         }
-    }
-
-    /// What the node's part is, by the cluster and the host as they are now.
-    fn decide(&mut self, view: &mut View, node: &Node) -> Result<Decided, Refusal> {
-        let host = self.door.host().map_err(refused(Reason::NodeRefused))?;
-        let tunnel = self.choose_underlays(&host, node)?;
-        let families: Vec<Family> = self.pools.iter().map(|pool| Family::of_net(&pool.cluster())).collect();
-        let carried = self.options.config.underlay.mtu.unwrap_or(tunnel.mtu).min(tunnel.mtu);
-        let mtu = vxlan_mtu(&tunnel.link, carried, Family::of(tunnel.address), &families)
-            .map_err(refused(Reason::UnderlayMissing))?;
-        let pod_cidrs = self
-            .leases
-            .claim(&mut view.snapshot, node, &self.pools, &self.remembered)
-            .map_err(refused(Reason::LeaseNotPublished))?;
-        let pod_cidrs = self.with_retained(view, &host, pod_cidrs);
-        let own = [self.remembered.as_slice(), &pod_cidrs].concat();
-        let cluster = &self.options.config.cluster;
-        let networks = Networks { cluster: &cluster.pod_cidrs, own: &own, allowed: &cluster.allow_overlap };
-        overlaps(&host, &networks)
-            .iter()
-            .for_each(|overlap| self.report.problem(Reason::NetworkOverlap, told(overlap)));
-        let lease = self.lease_of(pod_cidrs, mtu);
-        let design = vxlan::design(&Inputs {
-            snapshot: &view.snapshot,
-            lease: &lease,
-            underlay: &tunnel,
-            cluster: &cluster.pod_cidrs,
-            masquerade: self.options.config.masquerade.enabled,
-            host: &host,
-        });
-        Ok(Decided { lease, design })
-    }
-
-    /// The pod CIDRs of the lease: those that pods get addresses of, then those of before that pods still have some of.
-    fn with_retained(&mut self, view: &View, host: &Host, mut pod_cidrs: Vec<IpNet>) -> Vec<IpNet> {
-        let found = self.leases.retained(&view.snapshot, host, &self.pools, &pod_cidrs, &self.remembered);
-        for cidr in &found.kept {
-            self.report.problem(
-                Reason::PodCidrChanged,
-                format!(
-                    "give up pod CIDR {cidr}, which this node had before: pods here still have addresses of it, and are \
-                     reached as before\nhint: it is given up with the last of them; make them anew when it suits"
-                ),
-            );
-        }
-        for Taken { cidr, node } in &found.lost {
-            self.report.problem(
-                Reason::PodCidrChanged,
-                format!(
-                    "reach pods with addresses of {cidr}, which this node had before: node {node} has it now\nhint: \
-                     delete those pods, so that they are made anew"
-                ),
-            );
-        }
-        self.door.await_pods(!found.kept.is_empty());
-        pod_cidrs.extend(found.kept);
-        pod_cidrs
-    }
-
-    /// Chooses an underlay for each family that has one; the tunnel runs over IPv4 where there is one.
-    fn choose_underlays(&mut self, host: &Host, node: &Node) -> Result<Underlay, Refusal> {
-        let config = &self.options.config.underlay;
-        let mut errors = Vec::new();
-        let mut chosen = BTreeMap::new();
-        for family in Family::ALL {
-            let wish = Wish {
-                interface: config.interface.as_deref(),
-                addresses: &config.addresses,
-                node: &node.addresses,
-                previous: self.underlays.get(&family),
-            };
-            match choose_underlay(host, &wish, family) {
-                Ok(underlay) => {
-                    if self.underlays.get(&family) != Some(&underlay) {
-                        let Underlay { link, address, mtu, reason } = &underlay;
-                        tracing::info!(%family, %link, %address, mtu, reason, "underlay chosen");
-                    }
-                    chosen.insert(family, underlay);
-                }
-                Err(error) => errors.push(told(&error)),
-            }
-        }
-        // A tunnel that runs stays in its family: an address that is away for a moment, as while a lease is renewed,
-        // is no reason to tear it down and leave the peers, who are all in that family.
-        let family = self.lease.as_ref().and(self.underlays.keys().next()).or(chosen.keys().next());
-        let tunnel = family
-            .and_then(|family| chosen.get(family))
-            .cloned()
-            .ok_or_else(|| Refusal { reason: Reason::UnderlayMissing, text: errors.join("; ") })?;
-        self.underlays = chosen;
-        self.door.interest(self.underlays.values().map(|underlay| underlay.link.clone()));
-        Ok(tunnel)
-    }
-
-    fn lease_of(&self, pod_cidrs: Vec<IpNet>, mtu: u32) -> Lease {
-        let config = &self.options.config;
-        let told: Vec<IpAddr> = self
-            .underlays
-            .iter()
-            .map(|(family, underlay)| {
-                let instead =
-                    config.underlay.advertise.iter().find(|address| Family::of(**address) == *family);
-                *instead.unwrap_or(&underlay.address)
-            })
-            .collect();
-        let node = self.options.node.as_str();
-        let backend =
-            Backend::Vxlan { vni: config.vxlan.vni, port: config.vxlan.port, mac: vxlan::tunnel_mac(node) };
-        Lease { node: node.into(), pod_cidrs: pod_cidrs.into(), underlay: told.into(), backend, mtu }
     }
 
     /// Makes the kernel so, then tells the peers, then the plugin.

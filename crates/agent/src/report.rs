@@ -3,18 +3,20 @@
 //! Read [`Report`]: begun with each pass, filled while it goes, ended with it. The free functions turn what the
 //! agent holds into the words of [`Status`].
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use cluster::{Lease, Snapshot};
+use cluster::{Backend, Lease, Snapshot};
 use netstate::Conflict;
 use netstate::pool::base_address;
-use route::Underlay;
-use route::vxlan::{self, Design};
+use route::{Design, Family, Underlay, Way, vxlan};
 use store::Notice;
 
 use crate::options::Options;
-use crate::status::{BackendStatus, PeerState, PeerStatus, Probed, ReconcileStatus, Status, UnderlayStatus};
+use crate::status::{
+    BackendStatus, PeerState, PeerStatus, Probed, ReconcileStatus, Status, TunnelStatus, UnderlayStatus,
+};
 
 /// What an Event about the node is called, in the words that an operator will look for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -229,15 +231,23 @@ pub(crate) fn told(error: &dyn std::error::Error) -> String {
 /// How many peers are asked at once whether they are reached.
 const PROBED: usize = 3;
 
-/// The base addresses of a few of the peers that are programmed, other ones with each turn.
+/// Addresses of a few of the peers that are programmed, other ones with each turn: of its tunnel's end where there is one,
+/// so that the answer shows the tunnel, else of the machine.
 pub(crate) fn probed(snapshot: &Snapshot, design: &Design, turn: usize) -> Vec<Probed> {
     let count = design.peers.len();
     let from = turn.wrapping_mul(PROBED).checked_rem(count).unwrap_or(0);
     let peers = design.peers.iter().cycle().skip(from).take(count.min(PROBED));
     peers
-        .filter_map(|node| {
-            let cidr = snapshot.leases.get(node)?.pod_cidrs.first()?;
-            Some(Probed { node: node.to_string(), address: base_address(*cidr) })
+        .filter_map(|(node, ways)| {
+            let (family, way) = ways.first_key_value()?;
+            let cidrs = &snapshot.leases.get(node)?.pod_cidrs;
+            let address = match way {
+                Way::Vxlan { .. } => {
+                    base_address(*cidrs.iter().find(|cidr| Family::of_net(cidr) == *family)?)
+                }
+                Way::Direct { gateway, .. } => *gateway,
+            };
+            Some(Probed { node: node.to_string(), address })
         })
         .collect()
 }
@@ -250,14 +260,17 @@ pub(crate) fn summary(lease: &Lease, tunnel: Option<&Underlay>) -> String {
 }
 
 /// How packets travel.
-pub(crate) fn backend(options: &Options) -> BackendStatus {
-    BackendStatus {
-        kind: "vxlan".to_owned(),
+pub(crate) fn backend(options: &Options, design: Option<&Design>) -> BackendStatus {
+    let kind = options.config.backend_of(&options.node).name().to_owned();
+    let has_device =
+        design.is_some_and(|design| design.state.links.keys().any(|name| name.as_str() == vxlan::DEVICE));
+    let tunnel = has_device.then(|| TunnelStatus {
         device: vxlan::DEVICE.to_owned(),
         vni: options.config.vxlan.vni,
         port: options.config.vxlan.port,
         mac: vxlan::tunnel_mac(&options.node).to_string(),
-    }
+    });
+    BackendStatus { kind, tunnel }
 }
 
 /// The host's end of the tunnels.
@@ -274,24 +287,38 @@ pub(crate) fn underlay(tunnel: &Underlay, lease: Option<&Lease>) -> UnderlayStat
 
 /// The other nodes, in the order of their names.
 pub(crate) fn peers(own: &str, snapshot: &Snapshot, design: Option<&Design>) -> Vec<PeerStatus> {
+    let routes_nothing = snapshot.leases.get(own).is_some_and(|lease| lease.backend == Backend::None);
     let others = snapshot.nodes.keys().filter(|name| ***name != *own);
     others
         .map(|name| {
             let lease = snapshot.leases.get(name);
-            let programmed = design.is_some_and(|design| design.peers.contains(name));
+            let ways = design.and_then(|design| design.peers.get(name));
             let problem = design.and_then(|design| design.problems.get(name));
-            let state = match (programmed, problem) {
-                (true, _) => PeerState::Programmed,
-                (false, Some(_)) => PeerState::Ignored,
-                (false, None) => PeerState::Waiting,
+            let state = match (ways, problem) {
+                (Some(_), _) => PeerState::Programmed,
+                (None, Some(_)) => PeerState::Ignored,
+                (None, None) if lease.is_some() && routes_nothing => PeerState::Unrouted,
+                (None, None) => PeerState::Waiting,
             };
             PeerStatus {
                 node: name.to_string(),
                 pod_cidrs: lease.map(|lease| lease.pod_cidrs.to_vec()).unwrap_or_default(),
                 underlay: lease.map(|lease| lease.underlay.to_vec()).unwrap_or_default(),
                 state,
+                path: ways.map(path).unwrap_or_default(),
                 problem: problem.map(|problem| told(problem)),
             }
         })
         .collect()
+}
+
+/// The ways to a peer in words: one where its families have the same.
+fn path(ways: &BTreeMap<Family, Way>) -> String {
+    let mut names = ways.values().map(Way::name);
+    match names.next() {
+        Some(first) if names.all(|name| name == first) => first.to_owned(),
+        _ => {
+            ways.iter().map(|(family, way)| format!("{family} {}", way.name())).collect::<Vec<_>>().join(", ")
+        }
+    }
 }

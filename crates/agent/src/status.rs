@@ -103,16 +103,25 @@ pub struct Status {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BackendStatus {
-    /// `vxlan`.
+    /// Its name in configuration and leases.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The tunnel's device.
+    /// This node's VXLAN tunnel, where it has one: with another backend it does while there are peers that need it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnel: Option<TunnelStatus>,
+}
+
+/// This node's end of the VXLAN tunnels.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TunnelStatus {
+    /// The device.
     pub device: String,
     /// The VXLAN network identifier.
     pub vni: u32,
     /// The UDP port.
     pub port: u16,
-    /// The link address of this node's end.
+    /// The link address.
     pub mac: String,
 }
 
@@ -145,6 +154,8 @@ pub struct PeerStatus {
     pub underlay: Vec<IpAddr>,
     /// Where it stands.
     pub state: PeerState,
+    /// How its pods are reached: `vxlan` or `direct`, by family where those differ; empty where they are not.
+    pub path: String,
     /// Why it is ignored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
@@ -160,6 +171,8 @@ pub enum PeerState {
     Waiting,
     /// It cannot be reached; its `problem` says why.
     Ignored,
+    /// It has a lease, and the way to it is left to others: this node's backend is `none`.
+    Unrouted,
 }
 
 /// Where the cluster's state comes from.

@@ -57,6 +57,10 @@ pub enum Backend {
         /// The link address of the tunnel end.
         mac: MacAddress,
     },
+    /// By a plain route over the nodes' common link.
+    HostGw,
+    /// By whatever others see to: the node has its pod CIDRs, and nobody is told a way.
+    None,
     /// By a backend that this version does not know; peers report it and leave the node alone.
     Other(Box<str>),
 }
@@ -66,6 +70,8 @@ impl Backend {
     pub fn name(&self) -> &str {
         match self {
             Self::Vxlan { .. } => "vxlan",
+            Self::HostGw => "host-gw",
+            Self::None => "none",
             Self::Other(name) => name,
         }
     }

@@ -7,12 +7,14 @@
 //! `FAIRLEAD_E2E_OUTAGE` says how many seconds the API server stays away (60; the goal is held with 600).
 
 use std::{
+    net::IpAddr,
     process::Command,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, ensure};
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::{
@@ -27,7 +29,7 @@ type Scenario = fn(&mut Cluster) -> anyhow::Result<String>;
 
 /// Runs them all, in an order in which each leaves the cluster as it found it.
 pub(super) fn run(cluster: &mut Cluster) -> anyhow::Result<()> {
-    let scenarios: [(&str, Scenario); 9] = [
+    let scenarios: [(&str, Scenario); 10] = [
         ("agent deleted while pods come and go", agent_deleted),
         ("agent killed with -9", agent_killed),
         ("containerd killed with -9", containerd_killed),
@@ -35,6 +37,7 @@ pub(super) fn run(cluster: &mut Cluster) -> anyhow::Result<()> {
         ("API server away", api_server_away),
         ("etcd lost and restored from a snapshot", etcd_restored),
         ("Node object deleted and created anew", node_object_deleted),
+        ("Node object deleted and registered anew by its kubelet", node_registered_anew),
         ("broken ConfigMap, then a mended one", config_map_broken),
         ("DaemonSet removed and installed again", reinstalled),
     ];
@@ -204,6 +207,34 @@ fn node_object_deleted(cluster: &mut Cluster) -> anyhow::Result<String> {
     let took = start.elapsed().as_secs_f64();
     cluster.await_nodes(super::NODES)?;
     Ok(format!("away for 5 s, its lease back {took:.2} s after it was created"))
+}
+
+/// The controller manager gives a Node that is registered anew the next pod CIDR; pods that run keep their addresses.
+fn node_registered_anew(cluster: &mut Cluster) -> anyhow::Result<String> {
+    let cidr = |cluster: &Cluster| -> anyhow::Result<Option<String>> {
+        let node = cluster.get(&["node", "node2"])?;
+        Ok(node["spec"]["podCIDR"].as_str().map(str::to_owned))
+    };
+    let before = cidr(cluster)?.context("node2 has no pod CIDR")?;
+    cluster.kubectl(&["delete", "node", "node2"])?;
+    let killed = cluster.kill("node2-kubelet")?;
+    cluster.start(&killed, &[])?;
+    let after = eventually("node2 has a pod CIDR", || cidr(cluster))?;
+    ensure!(after != before, "it was given its old pod CIDR again, so nothing was tried");
+    cluster.await_nodes(super::NODES)?;
+    cluster.route_to_pods(super::NODES)?;
+    // Both are carried: the new one for those that are born, the old one for those that run.
+    born(cluster, "in-the-new", 2)?;
+    let address = cluster.kubectl(&["get", "pod", "in-the-new", "-o", "jsonpath={.status.podIP}"])?;
+    let address: IpAddr = address.trim().parse()?;
+    ensure!(after.parse::<IpNet>()?.contains(&address), "{address} is not of {after}");
+    cluster.sh(1, &format!("ping -n -q -c 3 -W 2 {address}"))?;
+    eventually("an Event says so", || {
+        let list = cluster.get(&["events", "-n", "default", "--field-selector=reason=PodCIDRChanged"])?;
+        Ok(items(&list).next().map(drop))
+    })?;
+    cluster.kubectl(&["delete", "pod", "in-the-new", "--wait=true"])?;
+    Ok(format!("given {after} instead of {before}, which its pods still have addresses of"))
 }
 
 fn config_map_broken(cluster: &mut Cluster) -> anyhow::Result<String> {

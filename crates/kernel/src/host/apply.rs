@@ -179,8 +179,10 @@ impl Work<'_> {
         for step in steps {
             match self.request(step) {
                 Some(request) => {
-                    batch.push(request);
-                    sent.push(step);
+                    for request in self.making_room(step).into_iter().chain([request]) {
+                        batch.push(request);
+                        sent.push(step);
+                    }
                 }
                 None => self.report.skipped += 1,
             }
@@ -196,6 +198,18 @@ impl Work<'_> {
             }
         }
         Ok(())
+    }
+
+    /// What has to come before the request for a step. IPv6 refuses an on-link gateway that any route leads to over
+    /// another link, also the very route that is to be replaced: so that one goes first, in the same send.
+    fn making_room(&self, step: &Step) -> Option<Request> {
+        let Step::SetRoute { route, was: Some(was) } = step else { return None };
+        let destination = route.key.destination;
+        let through_itself = route.target.via.is_some_and(|via| via.is_ipv6() && destination.contains(&via));
+        if !route.target.onlink || !through_itself || route.target.link == was.link {
+            return None;
+        }
+        self.request(&Step::DeleteRoute(Route { target: *was, ..*route }))
     }
 
     /// The request for a step; `None` when what it stands on is not there.

@@ -161,7 +161,7 @@ fn of_lease(lease: &Lease) -> Value {
         Backend::Vxlan { vni, port, mac } => {
             json!({"type": lease.backend.name(), "vni": vni, "port": port, "mac": mac.to_string()})
         }
-        Backend::Other(name) => json!({"type": name}),
+        Backend::HostGw | Backend::None | Backend::Other(_) => json!({"type": lease.backend.name()}),
     };
     let (current, retained): (Vec<IpNet>, Vec<IpNet>) =
         (lease.current().collect(), lease.retained().collect());

@@ -59,10 +59,15 @@ fn unicast(field: &Field<'_, '_>) -> Result<MacAddress, Fault> {
 }
 
 fn backend(field: &Field<'_, '_>) -> Result<Backend, Fault> {
-    let name = field.get("type")?.required_text()?;
-    if name != "vxlan" {
-        return Ok(Backend::Other(name.into()));
+    match field.get("type")?.required_text()? {
+        "vxlan" => vxlan(field),
+        "host-gw" => Ok(Backend::HostGw),
+        "none" => Ok(Backend::None),
+        other => Ok(Backend::Other(other.into())),
     }
+}
+
+fn vxlan(field: &Field<'_, '_>) -> Result<Backend, Fault> {
     let vni = field.get("vni")?;
     let port = field.get("port")?;
     Ok(Backend::Vxlan {

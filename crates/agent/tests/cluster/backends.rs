@@ -1,0 +1,151 @@
+//! The ways between nodes: host-gw, direct routing, none, and a cluster that is moved from one to another under traffic.
+
+use std::process::{Child, Stdio};
+
+use agent::PeerState;
+use harness::{eventually, run_ok};
+
+use crate::rig::{Node, Rig};
+
+const HOST_GW: &str = "backend: host-gw\n";
+
+/// A witness: two hundred echoes a second from one pod to another, counted at the end.
+struct Witness(Child);
+
+impl Witness {
+    fn start(from: &Node, to: &Node, family: usize) -> Self {
+        let (source, target) = (&from.pod_addresses()[family], &to.pod_addresses()[family]);
+        let mut ping = from.netns.command("ping");
+        ping.args(["-n", "-q", "-i", "0.005", "-I", source, target]);
+        Self(ping.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    /// How many of the packets sent were not answered.
+    fn lost(self) -> i64 {
+        run_ok(std::process::Command::new("kill").args(["-INT", &self.0.id().to_string()]));
+        let output = self.0.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let numbers: Vec<i64> = text
+            .lines()
+            .find(|line| line.contains("packets transmitted"))
+            .unwrap_or_else(|| panic!("ping said {text:?}"))
+            .split(',')
+            .filter_map(|part| part.trim().split(' ').next()?.parse().ok())
+            .collect();
+        assert!(numbers[0] > 100, "{text}");
+        numbers[0] - numbers[1]
+    }
+}
+
+/// Two nodes with this configuration and a pod each.
+fn joined(config: &str) -> Rig {
+    let mut rig = Rig::new(2);
+    for node in &mut rig.nodes {
+        node.configure(config);
+        node.start();
+    }
+    rig.await_joined();
+    rig.add_pods();
+    rig
+}
+
+fn paths(node: &Node) -> Vec<String> {
+    node.status().unwrap().peers.into_iter().map(|peer| peer.path).collect()
+}
+
+fn plain_routes(node: &Node) -> Vec<String> {
+    let mut found = Vec::new();
+    for family in ["-4", "-6"] {
+        let routes = node.netns.ip_json(&format!("{family} route show proto 70"));
+        let plain = routes.as_array().unwrap().iter().filter(|route| route["dev"] == "eth0");
+        found
+            .extend(plain.map(|route| format!("{} via {}", route["dst"], route["gateway"]).replace('"', "")));
+    }
+    found
+}
+
+#[test]
+fn host_gw_joins_nodes_by_plain_routes_with_the_links_own_mtu() {
+    let rig = joined(HOST_GW);
+    rig.assert_reachable();
+    let [first, second] = &rig.nodes[..] else { panic!("two nodes") };
+    let cidrs = second.pod_cidrs();
+    let wanted = [format!("{} via 198.18.0.2", cidrs[0]), format!("{} via fd00:198:18::2", cidrs[1])];
+    assert_eq!(plain_routes(first), wanted);
+    assert_eq!(first.network_file().unwrap()["mtu"], 1500);
+    assert!(!first.netns.link_names().contains(&"fairlead0".to_owned()), "there is no tunnel");
+    assert_eq!(paths(first), ["direct"]);
+    eventually("ready, with its peer asked", || first.health("/readyz").ends_with("200").then_some(()));
+}
+
+#[test]
+fn scenarios_11_and_17_host_gw_routes_come_back_when_they_are_deleted_and_when_the_link_is_up_again() {
+    let rig = joined(HOST_GW);
+    let [first, second] = &rig.nodes[..] else { panic!("two nodes") };
+    let before = plain_routes(first);
+    first.netns.ip(&format!("route delete {}", second.pod_cidrs()[0]));
+    eventually("the route is back", || (plain_routes(first) == before).then_some(()));
+    first.netns.ip("link set eth0 down");
+    eventually("the kernel has taken the routes", || plain_routes(first).is_empty().then_some(()));
+    first.netns.ip("link set eth0 up");
+    // The administrator's own addresses of IPv6 go with the link.
+    first.netns.ip("address add fd00:198:18::1/64 dev eth0 nodad");
+    eventually("the routes are back", || (plain_routes(first) == before).then_some(()));
+    rig.assert_reachable();
+}
+
+#[test]
+fn direct_routing_takes_the_tunnel_only_where_it_must() {
+    let rig = joined("vxlan: {directRouting: true}\n");
+    rig.assert_reachable();
+    let first = &rig.nodes[0];
+    assert_eq!(paths(first), ["direct"]);
+    assert_eq!(first.network_file().unwrap()["mtu"], 1450, "some peer may need the tunnel");
+    assert_eq!((first.fdb().len(), first.neighbours().len()), (0, 0));
+    assert!(first.netns.link_names().contains(&"fairlead0".to_owned()));
+}
+
+#[test]
+fn backend_none_gives_a_node_its_cidrs_and_routes_nothing() {
+    let rig = {
+        let mut rig = Rig::new(2);
+        for node in &mut rig.nodes {
+            node.configure("backend: none\n");
+            node.start();
+        }
+        rig
+    };
+    for node in &rig.nodes {
+        let status = node.await_status("ready beside its peer", |status| {
+            status.ready && status.peers.iter().all(|peer| peer.state == PeerState::Unrouted)
+        });
+        assert_eq!((status.pod_cidrs.len(), status.problems.len()), (2, 0), "{:?}", status.problems);
+        assert_eq!((plain_routes(node).len(), node.tunnel_routes().len()), (0, 0));
+        assert_eq!(node.netns.link_names(), ["eth0"]);
+    }
+}
+
+#[test]
+fn a_cluster_moves_to_host_gw_and_back_node_by_node_and_loses_no_packet() {
+    let mut rig = joined("backend: vxlan\n");
+    let [first, second] = &mut rig.nodes[..] else { panic!("two nodes") };
+    let witnesses = [
+        Witness::start(first, second, 0),
+        Witness::start(second, first, 0),
+        Witness::start(first, second, 1),
+    ];
+    for (config, path) in [(HOST_GW, "direct"), ("backend: vxlan\n", "vxlan")] {
+        first.configure(config);
+        first.await_status("its backend is the other one", |status| config.contains(&status.backend.kind));
+        assert_eq!(paths(second), ["vxlan"], "two nodes that differ take the tunnel");
+        second.configure(config);
+        for node in [&*first, &*second] {
+            node.await_status("the path is the other one", |status| status.peers[0].path == path);
+        }
+    }
+    // To the end of what the change back takes.
+    for node in [&*first, &*second] {
+        node.await_settled();
+    }
+    assert_eq!(witnesses.map(Witness::lost), [0, 0, 0]);
+}
