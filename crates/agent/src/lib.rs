@@ -20,6 +20,7 @@ mod files;
 mod health;
 mod host;
 mod lease;
+mod metrics;
 mod node;
 mod options;
 mod pause;

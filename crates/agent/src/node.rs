@@ -10,6 +10,7 @@ mod decide;
 mod operation;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Instant;
 
 use cluster::{Lease, Node, NodeNetwork};
@@ -25,7 +26,7 @@ use crate::door::Door;
 use crate::files::{Conflist, NetworkFile};
 use crate::lease::Leases;
 use crate::options::Options;
-use crate::report::{Reason, Report, told};
+use crate::report::{self, Reason, Report, told};
 use crate::view::{Standing, View};
 
 /// How often the kernel is looked at again within one pass until it is as it should be. Once is the rule; a link
@@ -74,6 +75,8 @@ pub(crate) struct NodeKeeper {
     config_problem: Option<String>,
     /// Whether what is gone has been collected, or is being so.
     collected: bool,
+    /// When the paths to each peer last became what they are, in milliseconds since 1970.
+    changed: BTreeMap<Arc<str>, u64>,
     /// The node's change from one backend to another; none before the first.
     changeover: Option<Changeover>,
 }
@@ -113,6 +116,7 @@ impl NodeKeeper {
             failed: false,
             config_problem,
             collected: false,
+            changed: BTreeMap::new(),
             changeover: None,
             options,
         }
@@ -145,7 +149,7 @@ impl NodeKeeper {
             ),
         };
         self.failed = outcome.failed;
-        self.report.end(cause, started);
+        self.report.end(cause, started, outcome);
         self.announce(view);
         outcome
     }
@@ -212,6 +216,7 @@ impl NodeKeeper {
         let made = self.make(&design.state, outcome);
         let as_before = self.design.as_ref().is_some_and(|before| before.state == design.state);
         outcome.healed = outcome.changed && made && as_before && !self.failed;
+        self.note_changed_paths(&design);
         self.design = Some(design);
         // A node whose kernel refuses the tunnel must not draw its peers' packets; one that carried them before
         // goes on.
@@ -223,6 +228,16 @@ impl NodeKeeper {
         self.remembered = lease.pod_cidrs.to_vec();
         self.lease = Some(lease);
         self.left = false;
+    }
+
+    fn note_changed_paths(&mut self, design: &Design) {
+        let before = self.design.as_ref().map(|design| &design.peers);
+        self.changed.retain(|node, _| design.peers.contains_key(node));
+        for (node, paths) in &design.peers {
+            if before.and_then(|before| before.get(node)) != Some(paths) {
+                self.changed.insert(node.clone(), report::now());
+            }
+        }
     }
 
     /// Publishes the lease. While the store is away that waits, for what is published already still holds.
@@ -383,7 +398,7 @@ impl NodeKeeper {
         };
         match (self.report.is_ready(), &self.lease) {
             (true, Some(lease)) => {
-                let message = crate::report::summary(lease, self.underlays.values().next());
+                let message = report::summary(lease, self.underlays.values().next());
                 self.announcer.report(None, message, node.awaits_network);
                 self.collect_leftovers();
             }

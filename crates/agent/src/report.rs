@@ -5,14 +5,16 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cluster::{Backend, Lease, Snapshot};
 use netstate::Conflict;
 use netstate::pool::base_address;
-use route::{Design, Family, Underlay, Way, vxlan};
+use route::{Design, Family, Path, Underlay, Way, vxlan};
 use store::Notice;
 
+use crate::node::Outcome;
 use crate::options::Options;
 use crate::status::{
     BackendStatus, PeerState, PeerStatus, Probed, ReconcileStatus, Status, TunnelStatus, UnderlayStatus,
@@ -104,6 +106,11 @@ pub(crate) struct Report {
     steps: usize,
     last: Option<ReconcileStatus>,
     passes: u64,
+    spent: Duration,
+    changes: u64,
+    heals: u64,
+    last_heal: Option<u64>,
+    failures: u64,
     /// Problems told in the log already, so that each is told once while it lasts.
     told: Vec<String>,
     /// Those that are news.
@@ -169,16 +176,22 @@ impl Report {
     }
 
     /// Ends a pass.
-    pub(crate) fn end(&mut self, cause: &str, started: Instant) {
+    pub(crate) fn end(&mut self, cause: &str, started: Instant, outcome: Outcome) {
         let took = started.elapsed();
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.passes += 1;
+        self.spent += took;
+        self.changes += self.steps as u64;
+        self.failures += u64::from(outcome.failed);
+        if outcome.healed {
+            self.heals += 1;
+            self.last_heal = Some(now());
+        }
         if self.steps > 0 {
             tracing::info!(cause, steps = self.steps, took = ?took, "the kernel was changed");
         }
         self.last = Some(ReconcileStatus {
-            at: u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX),
-            took: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            at: now(),
+            took: microseconds(took),
             steps: self.steps,
             cause: cause.to_owned(),
             error: self.reasons.first().cloned(),
@@ -196,6 +209,11 @@ impl Report {
             conflicts: self.conflicts.clone(),
             last_reconcile: self.last.clone(),
             reconciles: self.passes,
+            spent: microseconds(self.spent),
+            changes: self.changes,
+            heals: self.heals,
+            last_heal: self.last_heal,
+            failures: self.failures,
             ..Status::default()
         }
     }
@@ -207,6 +225,16 @@ impl Report {
             self.news.push((reason, text.to_owned()));
         }
     }
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn now() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn microseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// An error with its causes, as one text; a hint in it stays at the end.
@@ -238,10 +266,10 @@ pub(crate) fn probed(snapshot: &Snapshot, design: &Design, turn: usize) -> Vec<P
     let from = turn.wrapping_mul(PROBED).checked_rem(count).unwrap_or(0);
     let peers = design.peers.iter().cycle().skip(from).take(count.min(PROBED));
     peers
-        .filter_map(|(node, ways)| {
-            let (family, way) = ways.first_key_value()?;
+        .filter_map(|(node, paths)| {
+            let (family, path) = paths.first_key_value()?;
             let cidrs = &snapshot.leases.get(node)?.pod_cidrs;
-            let address = match way {
+            let address = match &path.way {
                 Way::Vxlan { .. } => {
                     base_address(*cidrs.iter().find(|cidr| Family::of_net(cidr) == *family)?)
                 }
@@ -286,15 +314,20 @@ pub(crate) fn underlay(tunnel: &Underlay, lease: Option<&Lease>) -> UnderlayStat
 }
 
 /// The other nodes, in the order of their names.
-pub(crate) fn peers(own: &str, snapshot: &Snapshot, design: Option<&Design>) -> Vec<PeerStatus> {
+pub(crate) fn peers(
+    own: &str,
+    snapshot: &Snapshot,
+    design: Option<&Design>,
+    changed: &BTreeMap<Arc<str>, u64>,
+) -> Vec<PeerStatus> {
     let routes_nothing = snapshot.leases.get(own).is_some_and(|lease| lease.backend == Backend::None);
     let others = snapshot.nodes.keys().filter(|name| ***name != *own);
     others
         .map(|name| {
             let lease = snapshot.leases.get(name);
-            let ways = design.and_then(|design| design.peers.get(name));
+            let paths = design.and_then(|design| design.peers.get(name));
             let problem = design.and_then(|design| design.problems.get(name));
-            let state = match (ways, problem) {
+            let state = match (paths, problem) {
                 (Some(_), _) => PeerState::Programmed,
                 (None, Some(_)) => PeerState::Ignored,
                 (None, None) if lease.is_some() && routes_nothing => PeerState::Unrouted,
@@ -305,20 +338,23 @@ pub(crate) fn peers(own: &str, snapshot: &Snapshot, design: Option<&Design>) -> 
                 pod_cidrs: lease.map(|lease| lease.pod_cidrs.to_vec()).unwrap_or_default(),
                 underlay: lease.map(|lease| lease.underlay.to_vec()).unwrap_or_default(),
                 state,
-                path: ways.map(path).unwrap_or_default(),
+                path: paths.map(path).unwrap_or_default(),
+                mtu: paths.and_then(|paths| paths.values().map(|path| path.mtu).min()).unwrap_or_default(),
+                changed: changed.get(name).copied(),
                 problem: problem.map(|problem| told(problem)),
             }
         })
         .collect()
 }
 
-/// The ways to a peer in words: one where its families have the same.
-fn path(ways: &BTreeMap<Family, Way>) -> String {
-    let mut names = ways.values().map(Way::name);
+/// The paths to a peer in words: one where its families have the same.
+fn path(paths: &BTreeMap<Family, Path>) -> String {
+    let mut names = paths.values().map(|path| path.way.name());
     match names.next() {
         Some(first) if names.all(|name| name == first) => first.to_owned(),
         _ => {
-            ways.iter().map(|(family, way)| format!("{family} {}", way.name())).collect::<Vec<_>>().join(", ")
+            let each = paths.iter().map(|(family, path)| format!("{family} {}", path.way.name()));
+            each.collect::<Vec<_>>().join(", ")
         }
     }
 }

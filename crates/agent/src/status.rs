@@ -97,6 +97,17 @@ pub struct Status {
     pub last_reconcile: Option<ReconcileStatus>,
     /// How often the agent has looked at the kernel since it started.
     pub reconciles: u64,
+    /// How long that took altogether, in microseconds.
+    pub spent: u64,
+    /// How many changes it has made in the kernel.
+    pub changes: u64,
+    /// How often it put right what somebody else had changed.
+    pub heals: u64,
+    /// When it last did, in milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_heal: Option<u64>,
+    /// In how many looks something failed.
+    pub failures: u64,
 }
 
 /// How packets travel between nodes.
@@ -156,6 +167,11 @@ pub struct PeerStatus {
     pub state: PeerState,
     /// How its pods are reached: `vxlan` or `direct`, by family where those differ; empty where they are not.
     pub path: String,
+    /// The largest packet that pods of this node send to its pods, in bytes; 0 where there is no path.
+    pub mtu: u32,
+    /// When the path was last another one, in milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changed: Option<u64>,
     /// Why it is ignored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
@@ -173,6 +189,22 @@ pub enum PeerState {
     Ignored,
     /// It has a lease, and the way to it is left to others: this node's backend is `none`.
     Unrouted,
+}
+
+impl PeerState {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Programmed, Self::Waiting, Self::Ignored, Self::Unrouted];
+
+    /// What people call it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Programmed => "programmed",
+            Self::Waiting => "waiting",
+            Self::Ignored => "ignored",
+            Self::Unrouted => "unrouted",
+        }
+    }
 }
 
 /// Where the cluster's state comes from.

@@ -4,7 +4,7 @@ mod all;
 
 use std::process::ExitCode;
 
-use ::agent::{PeerState, Status};
+use ::agent::Status;
 use anyhow::Result;
 use clap::Args;
 
@@ -83,6 +83,11 @@ fn node(status: &Status, wide: bool) -> Table {
             let words = format!("{} steps in {} us, because {}", last.steps, last.took, last.cause);
             row("last look", words);
         }
+        let words = format!(
+            "{} changes, {} of them repairs, in {} looks",
+            status.changes, status.heals, status.reconciles
+        );
+        row("since its start", words);
     }
     table
 }
@@ -97,19 +102,14 @@ fn store(status: &Status) -> String {
 }
 
 fn peers(status: &Status) -> Table {
-    let mut table = Table::new(["PEER", "STATE", "PATH", "POD CIDRS", "UNDERLAY", "PROBLEM"]);
+    let mut table = Table::new(["PEER", "STATE", "PATH", "MTU", "POD CIDRS", "UNDERLAY", "PROBLEM"]);
     for peer in &status.peers {
-        let state = match peer.state {
-            PeerState::Programmed => "programmed",
-            PeerState::Waiting => "waiting",
-            PeerState::Ignored => "ignored",
-            PeerState::Unrouted => "left to others",
-        };
         let problem = peer.problem.clone().unwrap_or_default();
         table.row([
             peer.node.clone(),
-            state.to_owned(),
+            peer.state.name().to_owned(),
             peer.path.clone(),
+            if peer.mtu == 0 { String::new() } else { peer.mtu.to_string() },
             joined(&peer.pod_cidrs),
             joined(&peer.underlay),
             problem,

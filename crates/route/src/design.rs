@@ -74,10 +74,19 @@ pub struct VxlanSettings {
 pub struct Design {
     /// What the kernel shall hold.
     pub state: State,
-    /// The peers that are programmed, and the way to each of their families.
-    pub peers: BTreeMap<Arc<str>, BTreeMap<Family, Way>>,
+    /// The peers that are programmed, and the path to each of their families.
+    pub peers: BTreeMap<Arc<str>, BTreeMap<Family, Path>>,
     /// Why others are not, by node; also this node's own trouble.
     pub problems: BTreeMap<Arc<str>, Problem>,
+}
+
+/// The path to a peer's pods of one family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Path {
+    /// How packets travel.
+    pub way: Way,
+    /// The largest packet that pods of this node send there, in bytes.
+    pub mtu: u32,
 }
 
 /// Designs the node's state.
@@ -93,8 +102,8 @@ pub fn design(inputs: &Inputs<'_>) -> Design {
                 Ok(peer) => {
                     let is_theirs = |cidr: &&IpNet| !superseded.contains(&(&lease.node, **cidr));
                     let cidrs: Vec<IpNet> = lease.pod_cidrs.iter().filter(is_theirs).copied().collect();
-                    peer_part(&mut design.state, inputs, &peer, &cidrs);
-                    design.peers.insert(lease.node.clone(), peer.ways);
+                    let paths = peer_part(&mut design.state, inputs, &peer, &cidrs);
+                    design.peers.insert(lease.node.clone(), paths);
                 }
                 Err(problem) => drop(design.problems.insert(lease.node.clone(), problem)),
             }
@@ -103,8 +112,8 @@ pub fn design(inputs: &Inputs<'_>) -> Design {
     if let Some(problem) = overlaps.nodes.get(&inputs.lease.node) {
         design.problems.insert(inputs.lease.node.clone(), problem.clone());
     }
-    let tunnelled =
-        design.peers.values().flat_map(BTreeMap::values).any(|way| matches!(way, Way::Vxlan { .. }));
+    let mut paths = design.peers.values().flat_map(BTreeMap::values);
+    let tunnelled = paths.any(|path| matches!(path.way, Way::Vxlan { .. }));
     own_part(&mut design.state, inputs, tunnelled);
     design
 }
@@ -142,28 +151,36 @@ fn sysctls(state: &mut State, inputs: &Inputs<'_>) {
     state.insert_sysctl("net/ipv6/conf/all/forwarding", "1");
 }
 
-fn peer_part(state: &mut State, inputs: &Inputs<'_>, peer: &Peer<'_>, cidrs: &[IpNet]) {
+fn peer_part(
+    state: &mut State,
+    inputs: &Inputs<'_>,
+    peer: &Peer<'_>,
+    cidrs: &[IpNet],
+) -> BTreeMap<Family, Path> {
+    let mut paths = BTreeMap::new();
     for (family, way) in &peer.ways {
         let mtu = path_mtu(inputs, peer.lease, *family, way);
+        paths.insert(*family, Path { way: *way, mtu });
         for cidr in cidrs.iter().copied().filter(|cidr| Family::of_net(cidr) == *family) {
             let mut route = match way {
                 Way::Vxlan { mac, underlay } => vxlan::peer_part(state, cidr, *mac, *underlay),
                 Way::Direct { link, gateway } => Some(host_gw::route(cidr, *gateway, *link)),
             };
             if let Some(route) = &mut route {
-                route.target.mtu = mtu;
+                // The pods' own links say no more than the node's.
+                route.target.mtu = Some(mtu).filter(|mtu| *mtu < inputs.lease.mtu);
                 state.insert_route(*route);
             }
         }
     }
+    paths
 }
 
-/// The MTU of a route, where the way or the peer's pods take less than pods of this node send.
-fn path_mtu(inputs: &Inputs<'_>, lease: &Lease, family: Family, way: &Way) -> Option<u32> {
+/// The largest packet to a peer: the way, or the peer's pods, may take less than pods of this node send.
+fn path_mtu(inputs: &Inputs<'_>, lease: &Lease, family: Family, way: &Way) -> u32 {
     let overhead = match way {
         Way::Vxlan { .. } => mtu::vxlan_overhead(Family::of(inputs.underlay.address)),
         Way::Direct { .. } => 0,
     };
-    let path = inputs.carried.saturating_sub(overhead).min(lease.mtu).max(mtu::smallest(family));
-    Some(path).filter(|path| *path < inputs.lease.mtu)
+    inputs.carried.saturating_sub(overhead).min(lease.mtu).min(inputs.lease.mtu).max(mtu::smallest(family))
 }

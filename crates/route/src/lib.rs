@@ -35,7 +35,7 @@ mod underlay;
 pub mod vxlan;
 
 pub use allocate::{AllocateError, Request, Taken, choose as choose_pod_cidr};
-pub use design::{Design, Inputs, UNREACHABLE_METRIC, VxlanSettings, design};
+pub use design::{Design, Inputs, Path, UNREACHABLE_METRIC, VxlanSettings, design};
 pub use family::Family;
 pub use host::{Host, HostAddress, HostLink, HostRoute};
 pub use masquerade::{TABLE as MASQUERADE_TABLE, table as masquerade};

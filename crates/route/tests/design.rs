@@ -323,7 +323,7 @@ fn direct_routing_spares_peers_on_the_link_the_tunnel_and_no_others() {
     let far = Lease { underlay: Box::new(["203.0.113.9".parse().unwrap()]), ..lease(3) };
     join(&mut snapshot, far);
     let design = case.design(&snapshot);
-    let ways = |node: &str| design.peers[node].values().map(Way::name).collect::<Vec<_>>();
+    let ways = |node: &str| design.peers[node].values().map(|path| path.way.name()).collect::<Vec<_>>();
     assert_eq!((ways("node2"), ways("node3")), (vec!["direct"; 2], vec!["vxlan"; 2]));
     assert_eq!(design.state.fdb().count(), 1);
     assert_eq!(design.state.neighbours().count(), 2);
@@ -336,14 +336,14 @@ fn while_a_cluster_moves_to_another_backend_two_nodes_agree_on_the_tunnel_from_e
     let mut case = Case::node1();
     case.host = |host| with_shared_link(host);
     let design = case.design(&snapshot);
-    assert!(design.peers["node2"].values().all(|way| {
-        *way == Way::Vxlan { mac: netstate::Mac(tunnel_mac("node2").0), underlay: lease(2).underlay[0] }
+    assert!(design.peers["node2"].values().all(|path| {
+        path.way == Way::Vxlan { mac: netstate::Mac(tunnel_mac("node2").0), underlay: lease(2).underlay[0] }
     }));
     // The same pair, seen from the node that has been moved: it has a tunnel's end for those that have not.
     let mut moved = Case { own: Lease { backend: Backend::HostGw, mtu: 1500, ..lease(2) }, ..Case::node1() };
     moved.underlay = moved.own.underlay[0];
     let design = moved.design(&snapshot);
-    assert_eq!(design.peers["node1"][&Family::V4].name(), "vxlan");
+    assert_eq!(design.peers["node1"][&Family::V4].way.name(), "vxlan");
     let text = design.state.to_string();
     assert!(text.contains(&format!("lladdr {}", tunnel_mac("node1"))), "{text}");
     assert!(text.contains("route 10.244.1.0/24 via 10.244.1.0 dev fairlead0 onlink mtu 1450"), "{text}");

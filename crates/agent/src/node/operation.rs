@@ -81,7 +81,8 @@ impl NodeKeeper {
         }
         let tunnel = self.underlays.values().next();
         status.underlay = tunnel.map(|tunnel| crate::report::underlay(tunnel, self.lease.as_ref()));
-        status.peers = crate::report::peers(&self.options.node, &view.snapshot, self.design.as_ref());
+        status.peers =
+            crate::report::peers(&self.options.node, &view.snapshot, self.design.as_ref(), &self.changed);
         status
     }
 }

@@ -10,20 +10,32 @@ use crate::rig::{Node, Rig};
 const HOST_GW: &str = "backend: host-gw\n";
 
 /// A witness: two hundred echoes a second from one pod to another, counted at the end.
-struct Witness(Child);
+struct Witness(Option<Child>);
+
+impl Drop for Witness {
+    /// A test that fails leaves no ping behind.
+    fn drop(&mut self) {
+        if let Some(ping) = &mut self.0 {
+            let _ = ping.kill();
+            let _ = ping.wait();
+        }
+    }
+}
 
 impl Witness {
     fn start(from: &Node, to: &Node, family: usize) -> Self {
         let (source, target) = (&from.pod_addresses()[family], &to.pod_addresses()[family]);
         let mut ping = from.netns.command("ping");
         ping.args(["-n", "-q", "-i", "0.005", "-I", source, target]);
-        Self(ping.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap())
+        let ping = ping.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        Self(Some(ping.spawn().unwrap()))
     }
 
     /// How many of the packets sent were not answered.
-    fn lost(self) -> i64 {
-        run_ok(std::process::Command::new("kill").args(["-INT", &self.0.id().to_string()]));
-        let output = self.0.wait_with_output().unwrap();
+    fn lost(mut self) -> i64 {
+        let ping = self.0.take().unwrap();
+        run_ok(std::process::Command::new("kill").args(["-INT", &ping.id().to_string()]));
+        let output = ping.wait_with_output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let numbers: Vec<i64> = text
             .lines()

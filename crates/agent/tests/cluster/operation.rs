@@ -87,6 +87,26 @@ fn health_tells_whether_the_node_can_carry_pods_and_reaches_a_peer() {
     assert!(answer.ends_with("\n503") && answer.contains("there is no link eth9"), "{answer}");
 }
 
+#[test]
+fn prometheus_reads_what_the_agent_counts() {
+    let rig = Rig::joined(2);
+    let node = &rig.nodes[0];
+    node.netns.ip(&format!("route delete {}", rig.nodes[1].pod_cidrs()[0]));
+    let text = eventually("the repair is counted", || {
+        let text = node.health("/metrics");
+        text.contains("fairlead_heals_total 1\n").then_some(text)
+    });
+    assert!(text.ends_with("# EOF\n200"), "{text}");
+    for line in
+        ["fairlead_node_ready 1", "fairlead_peers{state=\"programmed\"} 1", "fairlead_pod_mtu_bytes 1450"]
+    {
+        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+    }
+    let status = node.status().unwrap();
+    assert_eq!((status.heals, status.peers[0].mtu), (1, 1450));
+    assert!(status.last_heal > status.peers[0].changed, "the path is as it was: {status:?}");
+}
+
 fn vni(status: &agent::Status) -> Option<u32> {
     status.backend.tunnel.as_ref().map(|tunnel| tunnel.vni)
 }
