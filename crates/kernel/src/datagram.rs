@@ -114,9 +114,11 @@ impl Datagrams {
     }
 
     fn ready(self, local: SocketAddr) -> Result<Self, Error> {
-        rustix::net::bind(&self.descriptor, &local).map_err(|errno| failed("bind a tunnel's socket", errno))?;
+        rustix::net::bind(&self.descriptor, &local)
+            .map_err(|errno| failed("bind a tunnel's socket", errno))?;
         // Beyond the administrator's limit where we may; otherwise as far as it goes.
-        for (force, ask) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)] {
+        for (force, ask) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)]
+        {
             let tried = "enlarge a socket's buffer";
             self.set(libc::SOL_SOCKET, force, QUEUED, tried)
                 .or_else(|_| self.set(libc::SOL_SOCKET, ask, QUEUED, tried))?;

@@ -104,7 +104,8 @@ impl Queue {
     /// When the kernel refuses (a device of another kind has the name, more than 256 queues), or has no TUN devices
     /// ([`Error::is_missing`]).
     pub fn open(name: &str) -> Result<Self, Error> {
-        let refused = |errno| Error::Refused { purpose: Purpose::new("open TUN device", name), errno, detail: None };
+        let refused =
+            |errno| Error::Refused { purpose: Purpose::new("open TUN device", name), errno, detail: None };
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).custom_flags(libc::O_NONBLOCK).open(DEVICE);
         let file = file.map_err(|error| refused(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;

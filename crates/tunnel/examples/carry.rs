@@ -3,7 +3,12 @@
 //!     carry DEVICE MTU PORT UNDERLAY PEER=UNDERLAY=CIDR[,CIDR]...
 //!
 //! The device is addressed and routed to by whoever starts this. It is what the benchmark measures.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "an example talks to a person")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "an example talks to a person"
+)]
 
 use std::io::Read;
 use std::net::IpAddr;

@@ -93,7 +93,9 @@ impl Coalescer {
         // Whatever it is, it must not overtake its flow.
         let same_flow = |flow: &Flow| {
             flow.open
-                && (packet.fragment || flow.transport != packet.payload || flow.is_same(bytes, flow.transport))
+                && (packet.fragment
+                    || flow.transport != packet.payload
+                    || flow.is_same(bytes, flow.transport))
         };
         for flow in self.flows.iter_mut().filter(|flow| same_flow(flow)) {
             flow.close(out);
@@ -173,7 +175,12 @@ impl<'a> Candidate<'a> {
         pushed || self.payload().length < size
     }
 
+    /// Whether its checksums are right, both of which are written anew.
     fn is_sound(&self) -> bool {
+        let header = self.bytes.get(..self.transport).unwrap_or_default();
+        if self.transport == HEADER4 && Sum::default().add(header).finish() != [0, 0] {
+            return false;
+        }
         let protocol = if self.is_tcp { TCP } else { UDP };
         let carried = self.bytes.get(self.transport..).unwrap_or_default();
         packet::address_sum(self.bytes).add_pseudo(protocol, carried.len()).add(carried).finish() == [0, 0]

@@ -35,7 +35,12 @@ pub(crate) enum Complaint {
 
 impl Complaint {
     /// The ICMP message about a packet, into room for the longest; `None` when its sender must not be told.
-    pub(crate) fn write<'a>(self, packet: &Packet, bytes: &[u8], into: &'a mut [u8; LONGEST6]) -> Option<&'a [u8]> {
+    pub(crate) fn write<'a>(
+        self,
+        packet: &Packet,
+        bytes: &[u8],
+        into: &'a mut [u8; LONGEST6],
+    ) -> Option<&'a [u8]> {
         if packet.later_fragment || !packet.is_unicast() || is_error(packet, bytes) {
             return None;
         }
@@ -97,19 +102,19 @@ impl Complaints {
 
     /// Tells the sender of a packet.
     pub(crate) fn send(&mut self, complaint: Complaint, packet: &Packet, bytes: &[u8]) {
-        if !self.may() {
+        if !self.may(Instant::now()) {
             return;
         }
         let [four, six] = &self.sockets;
         let socket = if packet.source.is_ipv4() { four } else { six };
-        if let Some((socket, message)) = socket.as_ref().zip(complaint.write(packet, bytes, &mut self.buffer)) {
+        if let Some((socket, message)) = socket.as_ref().zip(complaint.write(packet, bytes, &mut self.buffer))
+        {
             // Whether there is a way back is not ours to say.
             let _ = socket.send_one(packet.source, message);
         }
     }
 
-    fn may(&mut self) -> bool {
-        let now = Instant::now();
+    fn may(&mut self, now: Instant) -> bool {
         let passed = now.duration_since(self.filled);
         let earned = u32::try_from(passed.as_micros() * u128::from(PER_SECOND) / 1_000_000).unwrap_or(BURST);
         if earned > 0 {

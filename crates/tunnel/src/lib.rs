@@ -50,6 +50,8 @@ mod peer;
 mod segment;
 mod settings;
 mod table;
+#[cfg(test)]
+mod testing;
 mod tunnel;
 mod worker;
 

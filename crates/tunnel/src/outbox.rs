@@ -179,7 +179,10 @@ mod tests {
         assert_eq!(shape, expected);
         let mut single = Vec::new();
         apart(&messages[0], pieces, &mut single);
-        assert_eq!(single.iter().map(|message| message.pieces.clone()).collect::<Vec<_>>(), [0..2, 2..4, 4..6]);
+        assert_eq!(
+            single.iter().map(|message| message.pieces.clone()).collect::<Vec<_>>(),
+            [0..2, 2..4, 4..6]
+        );
         assert!(single.iter().all(|message| message.segment.is_none()));
     }
 

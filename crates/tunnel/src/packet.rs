@@ -123,7 +123,10 @@ impl Packet {
                 !four.is_multicast() && !four.is_broadcast() && !four.is_unspecified() && !four.is_loopback()
             }
             IpAddr::V6(six) => {
-                !six.is_multicast() && !six.is_unspecified() && !six.is_loopback() && !six.is_unicast_link_local()
+                !six.is_multicast()
+                    && !six.is_unspecified()
+                    && !six.is_loopback()
+                    && !six.is_unicast_link_local()
             }
         };
         plain(self.source) && plain(self.destination)

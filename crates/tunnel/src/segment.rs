@@ -47,7 +47,8 @@ impl SuperPacket {
         let transport = usize::from(header.checksum_start);
         let size = usize::from(header.segment_size);
         let expected = if is_tcp { TCP } else { UDP };
-        let sound = packet.payload == transport && packet.protocol == expected && !packet.fragment && size > 0;
+        let sound =
+            packet.payload == transport && packet.protocol == expected && !packet.fragment && size > 0;
         if !sound {
             return None;
         }
@@ -121,7 +122,9 @@ pub(crate) fn finish_checksum(header: &VnetHeader, bytes: &mut [u8]) -> bool {
         return true;
     }
     let (start, offset) = (usize::from(header.checksum_start), usize::from(header.checksum_offset));
-    let Some(covered) = bytes.get_mut(start..).filter(|covered| covered.len() >= offset + 2) else { return false };
+    let Some(covered) = bytes.get_mut(start..).filter(|covered| covered.len() >= offset + 2) else {
+        return false;
+    };
     // The place itself holds the pseudo header's sum and is summed along.
     let sum = Sum::default().add(covered).finish();
     // UDP's checksum stands six bytes from its start, and there zero says "none".

@@ -29,8 +29,12 @@ impl Table {
             table.senders.entry(remote.peer.underlay.to_canonical()).or_insert(index);
             for net in &remote.peer.pod_cidrs {
                 match net.trunc() {
-                    IpNet::V4(net) => insert(&mut table.lengths, net.prefix_len(), net.network().into(), index),
-                    IpNet::V6(net) => insert(&mut table.lengths6, net.prefix_len(), net.network().into(), index),
+                    IpNet::V4(net) => {
+                        insert(&mut table.lengths, net.prefix_len(), net.network().into(), index)
+                    }
+                    IpNet::V6(net) => {
+                        insert(&mut table.lengths6, net.prefix_len(), net.network().into(), index)
+                    }
                 }
             }
         }
@@ -72,7 +76,12 @@ impl Table {
     }
 }
 
-fn insert<K: std::hash::Hash + Eq>(lengths: &mut Vec<(u8, HashMap<K, usize>)>, length: u8, net: K, peer: usize) {
+fn insert<K: std::hash::Hash + Eq>(
+    lengths: &mut Vec<(u8, HashMap<K, usize>)>,
+    length: u8,
+    net: K,
+    peer: usize,
+) {
     let known = lengths.iter().position(|(known, _)| *known == length);
     let index = known.unwrap_or_else(|| {
         lengths.push((length, HashMap::new()));

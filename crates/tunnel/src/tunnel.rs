@@ -46,8 +46,8 @@ impl Tunnel {
         let failed = |tried, source| Error::Kernel { device: settings.device.clone(), tried, source };
         let mut all = Vec::new();
         for _ in 0..settings.queues {
-            let queue =
-                Queue::open(&settings.device).map_err(|source| failed("open a queue of the device", source))?;
+            let queue = Queue::open(&settings.device)
+                .map_err(|source| failed("open a queue of the device", source))?;
             let open = |four| {
                 let own = settings.underlay.iter().find(|own| own.is_ipv4() == four);
                 own.map(|own| bind(&settings, *own)).transpose()

@@ -110,7 +110,8 @@ fn wait(shared: &Shared, ends: &Ends) -> Result<(), Errno> {
     let [four, six] = &ends.sockets;
     // A descriptor that is not there is watched as one that is, twice.
     let [four, six] = [four, six].map(|socket| socket.as_ref().map(|own| watch(own.as_fd())));
-    let mut watched = [wake.clone(), queue, four.unwrap_or_else(|| wake.clone()), six.unwrap_or_else(|| wake.clone())];
+    let mut watched =
+        [wake.clone(), queue, four.unwrap_or_else(|| wake.clone()), six.unwrap_or_else(|| wake.clone())];
     match poll(&mut watched, None) {
         Ok(_) | Err(Errno::INTR) => {}
         Err(errno) => return Err(errno),

@@ -2,8 +2,8 @@
 //!
 //! Read [`Stored`]: room for either family, filled by us or by the kernel. ip(7), ipv6(7).
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::mem;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 /// A socket address of either family.
 #[derive(Clone, Copy)]

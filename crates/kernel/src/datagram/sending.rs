@@ -76,8 +76,9 @@ impl Sender {
             let count = libc::c_uint::try_from(rest.len()).unwrap_or(libc::c_uint::MAX);
             // SAFETY: `fill` has made as many headers as there are messages. Their pointers lead to vectors,
             // addresses and controls of ours, none of which has moved since, and to the arena, which is borrowed.
-            let sent =
-                unsafe { libc::sendmmsg(socket.as_fd().as_raw_fd(), rest.as_mut_ptr(), count, libc::MSG_NOSIGNAL) };
+            let sent = unsafe {
+                libc::sendmmsg(socket.as_fd().as_raw_fd(), rest.as_mut_ptr(), count, libc::MSG_NOSIGNAL)
+            };
             match usize::try_from(sent) {
                 Ok(sent) if sent > 0 => done += sent,
                 _ => {
