@@ -55,11 +55,11 @@ impl Tunnel {
             let open = |four| open(four).map_err(|source| failed("listen to the underlay", source));
             all.push(Ends { queue, sockets: [open(true)?, open(false)?] });
         }
-        Self::run(settings, all)
+        Self::run(settings, all, &[])
     }
 
-    /// Goes on with what another tunnel has handed over; settings are as for that one. Peers are to be set again, and
-    /// until then what comes from them waits.
+    /// Goes on with what another tunnel has handed over; settings are as for that one. The peers are known before the
+    /// first packet is carried, or what waits in the handles would be dropped as from strangers.
     ///
     /// # Errors
     /// When the handles are not those of such a tunnel, or the kernel refuses a thread.
@@ -88,14 +88,10 @@ impl Tunnel {
             }
             all.push(ends);
         }
-        Self::run_with(settings, all, peers)
+        Self::run(settings, all, peers)
     }
 
-    fn run(settings: Settings, all: Vec<Ends>) -> Result<Self, Error> {
-        Self::run_with(settings, all, &[])
-    }
-
-    fn run_with(settings: Settings, all: Vec<Ends>, peers: &[Peer]) -> Result<Self, Error> {
+    fn run(settings: Settings, all: Vec<Ends>, peers: &[Peer]) -> Result<Self, Error> {
         let device = settings.device.clone();
         let failed = |tried, source| Error::System { device: device.clone(), tried, source };
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
