@@ -1,7 +1,7 @@
 //! Many datagrams at once: sockets of UDP and of IP itself whose packets are sent and received by the batch.
 //!
-//! Read [`Datagrams`] (a socket), then [`Sender`] and [`Receiver`]. A batch lies in one buffer of the caller's, the
-//! arena; a [`Message`] is made of [`Piece`]s of it, so that headers and payload need not be copied together. Over UDP
+//! Read [`Datagrams`] (a socket), then [`Sender`] and [`Receiver`]. A [`Batch`] lies in one buffer of the caller's,
+//! the arena; a [`Message`] is made of [`Piece`]s of it, so that headers and payload need not be copied together. Over UDP
 //! one message can carry many packets of one size, the last of which may be shorter: the kernel cuts it late (or the
 //! card does), and glues what came in together before we see it. That is 25 times as fast as packet by packet.
 //!
@@ -26,7 +26,7 @@ use rustix::net::{AddressFamily, Protocol, SocketType, ipproto};
 use crate::Error;
 
 pub use receiving::{Datagram, Receiver};
-pub use sending::{Message, Piece, Sender};
+pub use sending::{Batch, Message, Piece, Sender};
 
 /// How many packets one message may carry (kernels before 6.9 take no more), and how many bytes.
 pub const MOST_SEGMENTS: usize = 64;

@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 
-use kernel::datagram::{MOST_BYTES, MOST_SEGMENTS, Message, Piece};
+use kernel::datagram::{Batch, MOST_BYTES, MOST_SEGMENTS, Message, Piece};
 use kernel::tun::LARGEST_READ;
 
 /// Room for what is read: so many of the largest packets, or a great many small ones.
@@ -118,9 +118,9 @@ impl Outbox {
         }
     }
 
-    /// The batch: buffer, pieces, messages.
-    pub(crate) fn batch(&self) -> (&[u8], &[Piece], &[Message]) {
-        (&self.arena, &self.pieces, &self.messages)
+    /// What is to be sent.
+    pub(crate) fn batch(&self) -> Batch<'_> {
+        Batch { arena: &self.arena, pieces: &self.pieces, messages: &self.messages }
     }
 
     /// The messages are sent; what was read stays.
@@ -172,7 +172,7 @@ mod tests {
         outbox.push(b, &[piece(50)], true);
         outbox.push(b, &[piece(51)], true);
         outbox.push(b, &[piece(51)], false);
-        let (_, pieces, messages) = outbox.batch();
+        let Batch { pieces, messages, .. } = outbox.batch();
         let shape: Vec<_> =
             messages.iter().map(|message| (message.to, message.segment, message.pieces.len())).collect();
         let expected = [(a, Some(100), 6), (a, None, 2), (b, None, 1), (b, None, 1), (b, None, 1)];
@@ -196,7 +196,7 @@ mod tests {
         for _ in 0..200 {
             outbox.push(to, &[Piece { start: 0, length: 60 }], true);
         }
-        let (_, _, messages) = outbox.batch();
+        let messages = outbox.batch().messages;
         assert!(messages.iter().all(|message| message.pieces.len() <= MOST_SEGMENTS));
         assert!(messages.iter().take(4).all(|message| message.pieces.len() * 1472 <= MOST_BYTES));
     }

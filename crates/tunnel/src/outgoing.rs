@@ -6,7 +6,7 @@
 //! What stays true: the time to live is not touched, for the kernel that routed the packet to the device has lowered it and
 //! the far one will; packets of a flow leave in the order they came; nothing is allocated per packet.
 
-use kernel::datagram::{Message, Piece, Sender, path_mtu};
+use kernel::datagram::{Batch, Message, Piece, Sender, path_mtu};
 use kernel::tun::{GSO_NONE, VNET_HEADER, VnetHeader};
 use rustix::io::Errno;
 
@@ -199,12 +199,12 @@ impl Outgoing {
     }
 
     fn flush(&mut self, context: &Context<'_>) {
-        let (arena, pieces, messages) = self.outbox.batch();
+        let batch = self.outbox.batch();
         let mut before = 0;
-        for run in messages.chunk_by(|a, b| a.to.is_ipv4() == b.to.is_ipv4()) {
+        for run in batch.messages.chunk_by(|a, b| a.to.is_ipv4() == b.to.is_ipv4()) {
             let failed = &mut self.failed;
             match run.first().and_then(|first| context.ends.socket(first.to)) {
-                Some(socket) => self.sender.send(socket, arena, pieces, run, |index, errno| {
+                Some(socket) => self.sender.send(socket, Batch { messages: run, ..batch }, |index, errno| {
                     failed.push((before + index, errno));
                 }),
                 None => failed.extend((0..run.len()).map(|index| (before + index, Errno::AFNOSUPPORT))),
@@ -219,8 +219,9 @@ impl Outgoing {
 
     /// Finds out why a message was not sent, and sends it in another way if there is one.
     fn settle(&mut self, context: &Context<'_>, index: usize, errno: Errno) {
-        let (arena, pieces, messages) = self.outbox.batch();
-        let Some(message) = messages.get(index) else { return };
+        let batch = self.outbox.batch();
+        let pieces = batch.pieces;
+        let Some(message) = batch.messages.get(index) else { return };
         let parts = pieces.get(message.pieces.clone()).unwrap_or_default();
         let length: usize = parts.iter().map(|piece| piece.length).sum();
         let size = message.segment.map_or(length, usize::from);
@@ -245,7 +246,9 @@ impl Outgoing {
         self.single.clear();
         apart(message, pieces, &mut self.single);
         let mut lost = (0, 0);
-        self.sender.send(socket, arena, pieces, &self.single, |_, _| lost = (lost.0 + 1, lost.1 + size));
+        self.sender.send(socket, Batch { messages: &self.single, ..batch }, |_, _| {
+            lost = (lost.0 + 1, lost.1 + size)
+        });
         context.shared.drops.add(Drop::NotSent, lost.0, lost.1);
     }
 }

@@ -90,7 +90,7 @@ pub enum Error {
         tried: &'static str,
         /// Why it failed.
         #[source]
-        source: kernel::Error,
+        source: Box<kernel::Error>,
     },
     /// What a process before has handed over does not fit the settings.
     #[error("go on with the tunnel over {device}: {reason}")]

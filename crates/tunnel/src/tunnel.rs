@@ -43,7 +43,11 @@ impl Tunnel {
     /// When the settings contradict themselves, or the kernel refuses a device, a socket or a thread.
     pub fn start(settings: Settings) -> Result<Self, Error> {
         check(&settings)?;
-        let failed = |tried, source| Error::Kernel { device: settings.device.clone(), tried, source };
+        let failed = |tried, source| Error::Kernel {
+            device: settings.device.clone(),
+            tried,
+            source: Box::new(source),
+        };
         let mut all = Vec::new();
         for _ in 0..settings.queues {
             let queue = Queue::open(&settings.device)
@@ -66,7 +70,11 @@ impl Tunnel {
     pub fn adopt(settings: Settings, handles: Handles, peers: &[Peer]) -> Result<Self, Error> {
         check(&settings)?;
         let wrong = |reason| Error::Handles { device: settings.device.clone(), reason };
-        let failed = |tried, source| Error::Kernel { device: settings.device.clone(), tried, source };
+        let failed = |tried, source| Error::Kernel {
+            device: settings.device.clone(),
+            tried,
+            source: Box::new(source),
+        };
         let mut sockets: [Vec<Datagrams>; 2] = Default::default();
         for descriptor in handles.sockets {
             let socket = Datagrams::adopt(descriptor);

@@ -41,6 +41,17 @@ pub struct Message {
     pub pieces: Range<usize>,
 }
 
+/// Messages, and what they are made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch<'a> {
+    /// Where all bytes lie.
+    pub arena: &'a [u8],
+    /// Parts of the arena.
+    pub pieces: &'a [Piece],
+    /// The messages, in order.
+    pub messages: &'a [Message],
+}
+
 /// A control message with a segment size, as UDP_SEGMENT wants it.
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
@@ -61,15 +72,9 @@ pub struct Sender {
 
 impl Sender {
     /// Sends all messages of a batch, in order, and tells which could not be sent and why.
-    pub fn send(
-        &mut self,
-        socket: &Datagrams,
-        arena: &[u8],
-        pieces: &[Piece],
-        messages: &[Message],
-        mut failed: impl FnMut(usize, Errno),
-    ) {
-        self.fill(arena, pieces, messages);
+    pub fn send(&mut self, socket: &Datagrams, batch: Batch<'_>, mut failed: impl FnMut(usize, Errno)) {
+        self.fill(batch);
+        let messages = batch.messages;
         let mut done = 0;
         while done < messages.len() {
             let rest = &mut self.headers[done..];
@@ -92,7 +97,8 @@ impl Sender {
         }
     }
 
-    fn fill(&mut self, arena: &[u8], pieces: &[Piece], messages: &[Message]) {
+    fn fill(&mut self, batch: Batch<'_>) {
+        let Batch { arena, pieces, messages } = batch;
         self.vectors.clear();
         self.vectors.extend(pieces.iter().map(|piece| {
             let bytes = piece.of(arena);
