@@ -108,9 +108,9 @@ impl Datagrams {
     ///
     /// # Errors
     /// When there is no way there.
-    pub fn send_one(&self, to: IpAddr, bytes: &[u8]) -> Result<(), Errno> {
+    pub fn send_one(&self, to: SocketAddr, bytes: &[u8]) -> Result<(), Errno> {
         let flags = rustix::net::SendFlags::DONTWAIT;
-        rustix::net::sendto(&self.descriptor, bytes, flags, &SocketAddr::new(to, 0)).map(|_| ())
+        rustix::net::sendto(&self.descriptor, bytes, flags, &to).map(|_| ())
     }
 
     fn ready(self, local: SocketAddr) -> Result<Self, Error> {

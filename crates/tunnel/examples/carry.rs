@@ -1,7 +1,8 @@
 //! A tunnel in the namespace it is started in, until its standard input ends; then it prints what it has counted.
 //!
-//!     carry DEVICE MTU PORT UNDERLAY PEER=UNDERLAY=CIDR[,CIDR]...
+//!     carry udp|ipip|wireguard DEVICE MTU PORT UNDERLAY PEER=UNDERLAY=CIDR[,CIDR]...
 //!
+//! Over WireGuard each node's key is its underlay address: this is no way to keep a secret.
 //! The device is addressed and routed to by whoever starts this. It is what the benchmark measures.
 #![allow(
     clippy::unwrap_used,
@@ -13,19 +14,26 @@
 use std::io::Read;
 use std::net::IpAddr;
 
-use tunnel::{Encapsulation, Peer, Settings, Tunnel};
+use tunnel::{Encapsulation, Peer, Secret, Settings, Tunnel};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [device, mtu, port, underlay, peers @ ..] = arguments.as_slice() else {
-        return Err("carry DEVICE MTU PORT UNDERLAY PEER=UNDERLAY=CIDR[,CIDR]...".into());
+    let [encapsulation, device, mtu, port, underlay, peers @ ..] = arguments.as_slice() else {
+        return Err("carry udp|ipip|wireguard DEVICE MTU PORT UNDERLAY PEER=UNDERLAY=CIDR[,CIDR]...".into());
+    };
+    let underlay: IpAddr = underlay.parse()?;
+    let encapsulation = match encapsulation.as_str() {
+        "udp" => Encapsulation::Udp,
+        "ipip" => Encapsulation::Ipip,
+        "wireguard" => Encapsulation::WireGuard { private_key: secret(underlay) },
+        other => return Err(format!("{other}: expected udp, ipip or wireguard").into()),
     };
     let tunnel = Tunnel::start(Settings {
         device: device.clone(),
         queues: 1,
         port: port.parse()?,
-        underlay: vec![underlay.parse::<IpAddr>()?],
-        encapsulation: Encapsulation::Udp,
+        underlay: vec![underlay],
+        encapsulation,
         mtu: mtu.parse()?,
     })?;
     let peers: Result<Vec<Peer>, Box<dyn std::error::Error>> = peers.iter().map(|text| peer(text)).collect();
@@ -42,5 +50,14 @@ fn peer(text: &str) -> Result<Peer, Box<dyn std::error::Error>> {
         return Err(format!("{text}: expected NAME=UNDERLAY=CIDR").into());
     };
     let pod_cidrs = nets.split(',').map(str::parse).collect::<Result<_, _>>()?;
-    Ok(Peer { pod_cidrs, ..Peer::new(name, underlay.parse()?) })
+    let underlay = underlay.parse()?;
+    Ok(Peer { pod_cidrs, public_key: Some(secret(underlay).public_key()), ..Peer::new(name, underlay) })
+}
+
+fn secret(underlay: IpAddr) -> Secret {
+    let mut bytes = [7; 32];
+    for (byte, number) in bytes.iter_mut().zip(underlay.to_string().bytes()) {
+        *byte = number;
+    }
+    Secret(bytes)
 }

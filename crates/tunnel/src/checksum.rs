@@ -10,17 +10,23 @@ pub(crate) struct Sum(u64);
 impl Sum {
     /// With these bytes added. A last odd byte counts as if a zero followed.
     pub(crate) fn add(self, bytes: &[u8]) -> Self {
-        // Eight sums side by side, which the compiler turns into vector instructions. None of them overflows:
+        // Sums side by side, which the compiler turns into vector instructions. None of them overflows:
         // packets are shorter than 2^32 words.
-        let mut lanes = [0_u64; 8];
-        let (blocks, rest) = bytes.as_chunks::<32>();
+        let (mut low, mut high) = ([0_u64; 8], [0_u64; 8]);
+        let (blocks, rest) = bytes.as_chunks::<64>();
         for block in blocks {
-            let (words, _) = block.as_chunks::<4>();
-            for (lane, word) in lanes.iter_mut().zip(words) {
-                *lane += u64::from(u32::from_ne_bytes(*word));
+            let (words, _) = block.as_chunks::<8>();
+            for ((low, high), word) in low.iter_mut().zip(&mut high).zip(words) {
+                let word = u64::from_ne_bytes(*word);
+                *low += word & 0xffff_ffff;
+                *high += word >> 32;
             }
         }
-        let mut sum = lanes.into_iter().fold(self.0, u64::wrapping_add);
+        let mut sum = low.into_iter().chain(high).fold(self.0, u64::wrapping_add);
+        let (words, rest) = rest.as_chunks::<4>();
+        for word in words {
+            sum += u64::from(u32::from_ne_bytes(*word));
+        }
         let (pairs, last) = rest.as_chunks::<2>();
         for pair in pairs {
             sum += u64::from(u16::from_ne_bytes(*pair));

@@ -27,6 +27,12 @@ pub enum Drop {
     NotUnicast,
     /// It came from an underlay address that is no peer's.
     UnknownSender,
+    /// It is for a peer whose WireGuard key is not known, or came from one.
+    NoKey,
+    /// It was not sealed with the peer's key, or was heard before.
+    Unsealed,
+    /// It came from a peer, but its own source address is not of that peer's pods.
+    WrongSource,
     /// The underlay did not take it.
     NotSent,
     /// The device did not take it: it is down.
@@ -35,12 +41,15 @@ pub enum Drop {
 
 impl Drop {
     /// All of them, in order.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
         Self::NoPeer,
         Self::TooBig,
         Self::Malformed,
         Self::NotUnicast,
         Self::UnknownSender,
+        Self::NoKey,
+        Self::Unsealed,
+        Self::WrongSource,
         Self::NotSent,
         Self::NotDelivered,
     ];
@@ -54,6 +63,9 @@ impl Drop {
             Self::Malformed => "malformed",
             Self::NotUnicast => "not-unicast",
             Self::UnknownSender => "unknown-sender",
+            Self::NoKey => "no-key",
+            Self::Unsealed => "unsealed",
+            Self::WrongSource => "wrong-source",
             Self::NotSent => "not-sent",
             Self::NotDelivered => "not-delivered",
         }

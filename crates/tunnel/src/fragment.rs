@@ -30,6 +30,11 @@ impl Fragments {
         may.then_some(Self { headers: packet.payload, length: packet.length, size })
     }
 
+    /// How long the longest of them is.
+    pub(crate) fn longest(&self) -> usize {
+        self.headers + self.size
+    }
+
     /// How many there are.
     pub(crate) fn count(&self) -> usize {
         (self.length - self.headers).div_ceil(self.size)

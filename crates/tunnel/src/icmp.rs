@@ -8,7 +8,7 @@
 //!
 //! Sources: RFC 792, RFC 1191, RFC 1812, RFC 4443.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use kernel::datagram::Datagrams;
@@ -110,7 +110,7 @@ impl Complaints {
         if let Some((socket, message)) = socket.as_ref().zip(complaint.write(packet, bytes, &mut self.buffer))
         {
             // Whether there is a way back is not ours to say.
-            let _ = socket.send_one(packet.source, message);
+            let _ = socket.send_one(SocketAddr::new(packet.source, 0), message);
         }
     }
 

@@ -43,6 +43,7 @@ mod counters;
 mod fragment;
 mod icmp;
 mod incoming;
+mod ipip;
 mod outbox;
 mod outgoing;
 mod packet;
@@ -53,8 +54,9 @@ mod table;
 #[cfg(test)]
 mod testing;
 mod tunnel;
+mod wireguard;
 mod worker;
 
 pub use counters::{Counters, Drop, PeerCounters, Traffic};
-pub use settings::{Encapsulation, Error, Peer, Settings, UDP_PORT};
+pub use settings::{Encapsulation, Error, Peer, Secret, Settings, UDP_PORT, WIREGUARD_PORT};
 pub use tunnel::{Handles, Tunnel};

@@ -9,9 +9,9 @@ use kernel::datagram::{Batch, MOST_BYTES, MOST_SEGMENTS, Message, Piece};
 use kernel::tun::LARGEST_READ;
 
 /// Room for what is read: so many of the largest packets, or a great many small ones.
-const READ: usize = 8 * LARGEST_READ;
+const READ: usize = 4 * LARGEST_READ;
 /// Room for what is written.
-const WRITTEN: usize = 128 * 1024;
+const WRITTEN: usize = 256 * 1024;
 /// Pieces and messages of one batch.
 const MOST_PIECES: usize = 1024;
 const MOST_MESSAGES: usize = 256;

@@ -6,17 +6,22 @@
 //! What stays true: the time to live is not touched, for the kernel that routed the packet to the device has lowered it and
 //! the far one will; packets of a flow leave in the order they came; nothing is allocated per packet.
 
+use std::net::IpAddr;
+
 use kernel::datagram::{Batch, Message, Piece, Sender, path_mtu};
-use kernel::tun::{GSO_NONE, VNET_HEADER, VnetHeader};
+use kernel::tun::{GSO_NONE, LARGEST_READ, VNET_HEADER, VnetHeader};
 use rustix::io::Errno;
 
 use crate::counters::Drop;
 use crate::fragment::{Fragments, LONGEST_HEADER};
 use crate::icmp::{Complaint, Complaints};
+use crate::ipip;
 use crate::outbox::{Outbox, apart};
 use crate::packet::Packet;
 use crate::peer::Remote;
 use crate::segment::{LONGEST_HEADERS, SuperPacket, finish_checksum};
+use crate::settings::Encapsulation;
+use crate::wireguard;
 use crate::worker::Context;
 
 /// One thread's way out.
@@ -26,6 +31,8 @@ pub(crate) struct Outgoing {
     complaints: Complaints,
     failed: Vec<(usize, Errno)>,
     single: Vec<Message>,
+    /// A packet in one piece, as a cipher wants it.
+    plain: Vec<u8>,
     /// Whether the underlay takes messages that gather several packets.
     gathers: bool,
 }
@@ -50,6 +57,7 @@ impl Outgoing {
             complaints: Complaints::open(),
             failed: Vec::new(),
             single: Vec::new(),
+            plain: Vec::with_capacity(LARGEST_READ),
             gathers: true,
         }
     }
@@ -97,6 +105,7 @@ impl Outgoing {
         if taken.place.length > taken.mtu {
             return self.too_big(context, taken);
         }
+        self.make_room(context, wrapping(context, taken.place.length));
         self.push(context, taken.remote, &[taken.place]);
         taken.remote.counts.sent.add(1, taken.place.length);
     }
@@ -113,7 +122,8 @@ impl Outgoing {
         }
         let mut total = 0;
         for index in 0..whole.count() {
-            self.make_room(context, if small { LONGEST_HEADERS } else { whole.longest() });
+            let room = if small { LONGEST_HEADERS } else { whole.longest() };
+            self.make_room(context, room + wrapping(context, whole.longest()));
             let (bytes, room) = self.outbox.split(taken.place);
             let Some(headers) = whole.write_headers(bytes, index, room) else { continue };
             let range = whole.payload(index);
@@ -141,7 +151,7 @@ impl Outgoing {
         let Some(packet) = Packet::parse(self.outbox.bytes(place)) else { return };
         if let Some(fragments) = Fragments::of(&packet, taken.mtu) {
             // What is written goes away when a batch is sent, so it must not be sent in between.
-            let room = fragments.count() * LONGEST_HEADER;
+            let room = fragments.count() * (LONGEST_HEADER + wrapping(context, taken.mtu));
             if self.outbox.is_full(room) {
                 return context.shared.drops.add(Drop::NotSent, 1, place.length);
             }
@@ -161,7 +171,7 @@ impl Outgoing {
 
     fn cut(&mut self, context: &Context<'_>, remote: &Remote, place: Piece, fragments: Fragments) {
         for index in 0..fragments.count() {
-            self.make_room(context, LONGEST_HEADER);
+            self.make_room(context, LONGEST_HEADER + wrapping(context, fragments.longest()));
             let length = self.write_fragment(place, fragments, index);
             let range = fragments.payload(index);
             if let Some(length) = length {
@@ -186,9 +196,53 @@ impl Outgoing {
         context.shared.drops.add(Drop::TooBig, 1, taken.place.length);
     }
 
+    /// Wraps a packet up and adds it to the batch, in which there is room for it.
     fn push(&mut self, context: &Context<'_>, remote: &Remote, parts: &[Piece]) {
-        self.make_room(context, 0);
-        self.outbox.push(remote.address, parts, self.gathers);
+        match context.shared.settings.encapsulation {
+            Encapsulation::Udp => self.outbox.push(remote.address, parts, self.gathers),
+            Encapsulation::Ipip => self.push_ipip(context, remote, parts),
+            Encapsulation::WireGuard { .. } => self.push_wireguard(context, remote, parts),
+        }
+    }
+
+    fn push_ipip(&mut self, context: &Context<'_>, remote: &Remote, parts: &[Piece]) {
+        let own = context.shared.settings.underlay.first();
+        let (Some(IpAddr::V4(from)), IpAddr::V4(to)) = (own.copied(), remote.address.ip()) else {
+            let length = parts.iter().map(|part| part.length).sum();
+            return context.shared.drops.add(Drop::NotSent, 1, length);
+        };
+        let length = parts.iter().map(|part| part.length).sum();
+        let headers = parts.first().copied().unwrap_or_default();
+        let mut outer = [0; ipip::OUTER];
+        if ipip::write_outer(self.outbox.bytes(headers), length, (from, to), &mut outer).is_none() {
+            return;
+        }
+        let (_, room) = self.outbox.split(headers);
+        if let Some(place) = room.get_mut(..ipip::OUTER) {
+            place.copy_from_slice(&outer);
+        }
+        let outer = self.outbox.wrote(ipip::OUTER);
+        match *parts {
+            [one] => self.outbox.push(remote.address, &[outer, one], false),
+            [one, two, ..] => self.outbox.push(remote.address, &[outer, one, two], false),
+            [] => {}
+        }
+    }
+
+    fn push_wireguard(&mut self, context: &Context<'_>, remote: &Remote, parts: &[Piece]) {
+        self.plain.clear();
+        for part in parts {
+            self.plain.extend_from_slice(self.outbox.bytes(*part));
+        }
+        let Some(session) = &remote.session else {
+            return context.shared.drops.add(Drop::NoKey, 1, self.plain.len());
+        };
+        let (_, room) = self.outbox.split(Piece::default());
+        // Without one, it waits for the peer's answer.
+        if let Some(length) = session.close(&self.plain, room) {
+            let place = self.outbox.wrote(length);
+            self.outbox.push(remote.address, &[place], self.gathers);
+        }
     }
 
     /// Sends what there is if there is no place for another packet.
@@ -250,5 +304,14 @@ impl Outgoing {
             lost = (lost.0 + 1, lost.1 + size)
         });
         context.shared.drops.add(Drop::NotSent, lost.0, lost.1);
+    }
+}
+
+/// How much room wrapping up a packet of this length needs.
+fn wrapping(context: &Context<'_>, length: usize) -> usize {
+    match context.shared.settings.encapsulation {
+        Encapsulation::Udp => 0,
+        Encapsulation::Ipip => ipip::OUTER,
+        Encapsulation::WireGuard { .. } => (length + wireguard::OVERHEAD).max(wireguard::HANDSHAKE),
     }
 }

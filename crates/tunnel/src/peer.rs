@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use crate::counters::Count;
 use crate::settings::Peer;
+use crate::wireguard::{Identity, Session};
 
 /// A peer, shared by all threads.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub(crate) struct Remote {
     pub address: SocketAddr,
     /// What goes through it.
     pub counts: Arc<Counts>,
+    /// What was agreed on with it, over WireGuard.
+    pub session: Option<Arc<Session>>,
     /// The largest packet for the way to it that the underlay has taught us; 0 for nothing learned.
     learned: AtomicU16,
 }
@@ -31,14 +34,20 @@ pub(crate) struct Counts {
 
 impl Remote {
     /// One that has its tunnel's port if it names none.
-    pub(crate) fn new(peer: Peer, port: u16) -> Self {
+    pub(crate) fn new(peer: Peer, port: u16, identity: Option<&Identity>) -> Self {
         let address = SocketAddr::new(peer.underlay.to_canonical(), peer.port.unwrap_or(port));
-        Self { peer, address, counts: Arc::default(), learned: AtomicU16::new(0) }
+        let session = identity.and_then(|identity| identity.session(&peer));
+        Self { peer, address, counts: Arc::default(), session, learned: AtomicU16::new(0) }
     }
 
     /// The same peer, of which something else is said now.
-    pub(crate) fn renewed(&self, peer: Peer, port: u16) -> Self {
-        Self { counts: Arc::clone(&self.counts), ..Self::new(peer, port) }
+    pub(crate) fn renewed(&self, peer: Peer, port: u16, identity: Option<&Identity>) -> Self {
+        let session = self.session.clone().filter(|session| session.suits(&peer));
+        let mut renewed = Self { counts: Arc::clone(&self.counts), ..Self::new(peer, port, identity) };
+        if session.is_some() {
+            renewed.session = session;
+        }
+        renewed
     }
 
     /// The largest packet for the way to it.

@@ -4,8 +4,11 @@
 
 use std::net::IpAddr;
 
+use boringtun::x25519::{PublicKey, StaticSecret};
 use ipnet::IpNet;
 
+/// The usual port of WireGuard.
+pub const WIREGUARD_PORT: u16 = 51820;
 /// The port of flannel's `udp` backend, whose wire format [`Encapsulation::Udp`] is.
 pub const UDP_PORT: u16 = 8285;
 
@@ -17,7 +20,7 @@ pub struct Settings {
     pub device: String,
     /// How many queues it has, each with a thread; flows are spread over them.
     pub queues: usize,
-    /// The UDP port to listen on and to send from.
+    /// The UDP port to listen on and to send from; of no account over [`Encapsulation::Ipip`].
     pub port: u16,
     /// The host's addresses to listen on and to send from, at most one of each family.
     pub underlay: Vec<IpAddr>,
@@ -33,6 +36,32 @@ pub struct Settings {
 pub enum Encapsulation {
     /// The packet itself is the payload of a UDP datagram, as flannel's `udp` backend does it.
     Udp,
+    /// The packet is the payload of an IPv4 packet, as the kernel's `ipip` and `sit` devices do it. The underlay is IPv4,
+    /// and the device has one queue.
+    Ipip,
+    /// WireGuard. Each peer has a key, and sends from its pod CIDRs only.
+    WireGuard {
+        /// Who we are.
+        private_key: Secret,
+    },
+}
+
+/// A key that nobody shall see.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Secret(pub [u8; 32]);
+
+impl Secret {
+    /// The key that the others are told.
+    #[must_use]
+    pub fn public_key(&self) -> [u8; 32] {
+        PublicKey::from(&StaticSecret::from(self.0)).to_bytes()
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Secret(..)")
+    }
 }
 
 impl Encapsulation {
@@ -42,6 +71,8 @@ impl Encapsulation {
         let network = if underlay.is_ipv4() { 20 } else { 40 };
         match self {
             Self::Udp => network + 8,
+            Self::Ipip => 20,
+            Self::WireGuard { .. } => network + 8 + 32,
         }
     }
 }
@@ -59,13 +90,25 @@ pub struct Peer {
     pub pod_cidrs: Vec<IpNet>,
     /// The largest packet that fits the way to it; `None` for the device's MTU.
     pub mtu: Option<u16>,
+    /// Its WireGuard key. Without one nothing is sent to it, and nothing taken from it, over WireGuard.
+    pub public_key: Option<[u8; 32]>,
+    /// A key that both know besides, for WireGuard.
+    pub preshared_key: Option<Secret>,
 }
 
 impl Peer {
     /// One that nothing is behind.
     #[must_use]
     pub fn new(name: &str, underlay: IpAddr) -> Self {
-        Self { name: name.to_owned(), underlay, port: None, pod_cidrs: Vec::new(), mtu: None }
+        Self {
+            name: name.to_owned(),
+            underlay,
+            port: None,
+            pod_cidrs: Vec::new(),
+            mtu: None,
+            public_key: None,
+            preshared_key: None,
+        }
     }
 }
 

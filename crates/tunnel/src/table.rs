@@ -101,7 +101,7 @@ mod tests {
     fn table(peers: &[(&str, &[IpNet])]) -> Table {
         let remote = |(underlay, nets): &(&str, &[IpNet])| {
             let peer = Peer { pod_cidrs: nets.to_vec(), ..Peer::new(underlay, underlay.parse().unwrap()) };
-            Arc::new(Remote::new(peer, 8285))
+            Arc::new(Remote::new(peer, 8285, None))
         };
         Table::new(peers.iter().map(remote).collect())
     }

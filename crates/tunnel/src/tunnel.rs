@@ -15,9 +15,11 @@ use kernel::tun::Queue;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::counters::{Counters, Drops, PeerCounters};
+use crate::ipip;
 use crate::peer::Remote;
-use crate::settings::{Error, Peer, Settings};
+use crate::settings::{Encapsulation, Error, Peer, Settings};
 use crate::table::Table;
+use crate::wireguard::Identity;
 use crate::worker::{Ends, Shared, Worker};
 
 /// A running tunnel. Dropping it ends its threads; a persistent device stays.
@@ -52,12 +54,8 @@ impl Tunnel {
         for _ in 0..settings.queues {
             let queue = Queue::open(&settings.device)
                 .map_err(|source| failed("open a queue of the device", source))?;
-            let open = |four| {
-                let own = settings.underlay.iter().find(|own| own.is_ipv4() == four);
-                own.map(|own| bind(&settings, *own)).transpose()
-            };
-            let open = |four| open(four).map_err(|source| failed("listen to the underlay", source));
-            all.push(Ends { queue, sockets: [open(true)?, open(false)?] });
+            let sockets = listen(&settings).map_err(|source| failed("listen to the underlay", source))?;
+            all.push(Ends { queue, sockets });
         }
         Self::run(settings, all, &[])
     }
@@ -69,6 +67,7 @@ impl Tunnel {
     /// When the handles are not those of such a tunnel, or the kernel refuses a thread.
     pub fn adopt(settings: Settings, handles: Handles, peers: &[Peer]) -> Result<Self, Error> {
         check(&settings)?;
+        let is_ipip = settings.encapsulation == Encapsulation::Ipip;
         let wrong = |reason| Error::Handles { device: settings.device.clone(), reason };
         let failed = |tried, source| Error::Kernel {
             device: settings.device.clone(),
@@ -79,8 +78,10 @@ impl Tunnel {
         for descriptor in handles.sockets {
             let socket = Datagrams::adopt(descriptor);
             let local = socket.local().map_err(|source| failed("take over a socket", source))?;
+            // A raw socket's port is its protocol number.
+            let second = local.is_ipv6() || is_ipip && local.port() == ipip::IPV6.into();
             let [four, six] = &mut sockets;
-            if local.is_ipv4() { four.push(socket) } else { six.push(socket) }
+            if second { six.push(socket) } else { four.push(socket) }
         }
         let [mut four, mut six] = sockets;
         if handles.queues.len() != settings.queues {
@@ -90,7 +91,7 @@ impl Tunnel {
         for descriptor in handles.queues {
             let queue = Queue::adopt(descriptor).map_err(|source| failed("take over a queue", source))?;
             let ends = Ends { queue, sockets: [four.pop(), six.pop()] };
-            let expected = |four| settings.underlay.iter().any(|own| own.is_ipv4() == four);
+            let expected = |four| is_ipip || settings.underlay.iter().any(|own| own.is_ipv4() == four);
             if [true, false].map(expected) != ends.sockets.each_ref().map(Option::is_some) {
                 return Err(wrong("its sockets are not those of these underlay addresses"));
             }
@@ -104,8 +105,13 @@ impl Tunnel {
         let failed = |tried, source| Error::System { device: device.clone(), tried, source };
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| failed("make a descriptor to wake threads with", errno.into()))?;
+        let identity = match settings.encapsulation {
+            Encapsulation::WireGuard { private_key } => Some(Identity::new(private_key)),
+            _ => None,
+        };
         let shared = Arc::new(Shared {
             settings,
+            identity,
             drops: Drops::default(),
             table: Mutex::default(),
             generation: AtomicU64::new(0),
@@ -114,8 +120,9 @@ impl Tunnel {
         });
         let mut tunnel = Self { shared, threads: Vec::new() };
         tunnel.set_peers(peers);
-        for ends in all {
-            let worker = Worker { shared: Arc::clone(&tunnel.shared), ends };
+        for (index, ends) in all.into_iter().enumerate() {
+            let keeps_time = index == 0 && tunnel.shared.identity.is_some();
+            let worker = Worker { shared: Arc::clone(&tunnel.shared), ends, keeps_time };
             let thread = std::thread::Builder::new().name("tunnel".to_owned()).spawn(move || worker.run());
             tunnel.threads.push(thread.map_err(|source| failed("start a thread", source))?);
         }
@@ -129,10 +136,11 @@ impl Tunnel {
         let known: HashMap<&str, &Arc<Remote>> =
             before.remotes().iter().map(|remote| (remote.peer.name.as_str(), remote)).collect();
         let port = self.shared.settings.port;
+        let identity = self.shared.identity.as_ref();
         let remotes = peers.iter().map(|peer| match known.get(peer.name.as_str()) {
             Some(remote) if remote.peer == *peer => Arc::clone(remote),
-            Some(remote) => Arc::new(remote.renewed(peer.clone(), port)),
-            None => Arc::new(Remote::new(peer.clone(), port)),
+            Some(remote) => Arc::new(remote.renewed(peer.clone(), port, identity)),
+            None => Arc::new(Remote::new(peer.clone(), port, identity)),
         });
         let table = Arc::new(Table::new(remotes.collect()));
         *self.shared.table.lock().unwrap_or_else(PoisonError::into_inner) = table;
@@ -193,8 +201,14 @@ impl fmt::Debug for Tunnel {
     }
 }
 
-fn bind(settings: &Settings, own: IpAddr) -> Result<Datagrams, kernel::Error> {
-    Datagrams::udp(SocketAddr::new(own, settings.port), settings.queues > 1)
+/// One thread's sockets.
+fn listen(settings: &Settings) -> Result<[Option<Datagrams>; 2], kernel::Error> {
+    let own = |four| settings.underlay.iter().copied().find(|own| own.is_ipv4() == four);
+    if let (Encapsulation::Ipip, Some(IpAddr::V4(own))) = (settings.encapsulation, own(true)) {
+        return Ok([Some(Datagrams::raw(own, ipip::IPV4)?), Some(Datagrams::raw(own, ipip::IPV6)?)]);
+    }
+    let bind = |own| Datagrams::udp(SocketAddr::new(own, settings.port), settings.queues > 1);
+    Ok([own(true).map(bind).transpose()?, own(false).map(bind).transpose()?])
 }
 
 fn check(settings: &Settings) -> Result<(), Error> {
@@ -205,6 +219,10 @@ fn check(settings: &Settings) -> Result<(), Error> {
     }
     if settings.underlay.is_empty() {
         return wrong("it has no underlay address");
+    }
+    if settings.encapsulation == Encapsulation::Ipip && (settings.queues > 1 || of(false) > 0) {
+        // Every raw socket of a protocol hears every packet of it.
+        return wrong("IP in IP has one queue and an IPv4 underlay");
     }
     if of(true) > 1 || of(false) > 1 {
         return wrong("it has several underlay addresses of one family");

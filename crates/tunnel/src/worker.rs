@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use kernel::datagram::Datagrams;
 use kernel::tun::Queue;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::counters::Drops;
@@ -18,13 +18,14 @@ use crate::incoming::Incoming;
 use crate::outgoing::Outgoing;
 use crate::settings::Settings;
 use crate::table::Table;
+use crate::wireguard::{Clock, Identity, TICK};
 
 /// What one thread reads from and writes to.
 #[derive(Debug)]
 pub(crate) struct Ends {
     /// Its queue of the device.
     pub queue: Queue,
-    /// Its sockets, of IPv4 and of IPv6.
+    /// Its sockets, of IPv4 and of IPv6; over IP in IP, for IPv4 inside and for IPv6 inside.
     pub sockets: [Option<Datagrams>; 2],
 }
 
@@ -40,6 +41,8 @@ impl Ends {
 pub(crate) struct Shared {
     pub settings: Settings,
     pub drops: Drops,
+    /// Who we are, over WireGuard.
+    pub identity: Option<Identity>,
     /// The peers, and how often they have been replaced.
     pub table: Mutex<Arc<Table>>,
     pub generation: AtomicU64,
@@ -76,14 +79,17 @@ impl Context<'_> {
 pub(crate) struct Worker {
     pub shared: Arc<Shared>,
     pub ends: Ends,
+    /// Whether it drives the timers of WireGuard.
+    pub keeps_time: bool,
 }
 
 impl Worker {
     /// Carries packets until it is told to stop, or the device is gone. Gives back what it worked with.
     pub(crate) fn run(self) -> Ends {
-        let Self { shared, ends } = self;
+        let Self { shared, ends, keeps_time } = self;
         let mut outgoing = Outgoing::new();
-        let mut incoming = Incoming::new(ends.queue.takes_udp());
+        let mut incoming = Incoming::new(&shared.settings, ends.queue.takes_udp());
+        let mut clock = keeps_time.then(Clock::new);
         let mut generation = shared.generation.load(Ordering::Acquire);
         let mut table = shared.table();
         while !shared.stopping.load(Ordering::Acquire) {
@@ -95,7 +101,10 @@ impl Worker {
             let context = Context { shared: &shared, table: &table, ends: &ends };
             let Ok(sent) = outgoing.carry(&context) else { break };
             let received = incoming.carry(&context);
-            if !sent && !received && wait(&shared, &ends).is_err() {
+            if let Some(clock) = &mut clock {
+                clock.tick(&context);
+            }
+            if !sent && !received && wait(&shared, &ends, keeps_time).is_err() {
                 break;
             }
         }
@@ -104,7 +113,8 @@ impl Worker {
 }
 
 /// Sleeps until there is something to do.
-fn wait(shared: &Shared, ends: &Ends) -> Result<(), Errno> {
+fn wait(shared: &Shared, ends: &Ends, keeps_time: bool) -> Result<(), Errno> {
+    let tick = Timespec { tv_sec: 0, tv_nsec: TICK.subsec_nanos().into() };
     let watch = |descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN);
     let (wake, queue) = (watch(shared.wake.as_fd()), watch(ends.queue.as_fd()));
     let [four, six] = &ends.sockets;
@@ -112,7 +122,7 @@ fn wait(shared: &Shared, ends: &Ends) -> Result<(), Errno> {
     let [four, six] = [four, six].map(|socket| socket.as_ref().map(|own| watch(own.as_fd())));
     let mut watched =
         [wake.clone(), queue, four.unwrap_or_else(|| wake.clone()), six.unwrap_or_else(|| wake.clone())];
-    match poll(&mut watched, None) {
+    match poll(&mut watched, keeps_time.then_some(&tick)) {
         Ok(_) | Err(Errno::INTR) => {}
         Err(errno) => return Err(errno),
     }

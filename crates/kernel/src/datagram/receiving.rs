@@ -111,6 +111,11 @@ impl Receiver {
         Some(Datagram { from: self.addresses[index].get()?, start: index * self.slot, length, segment })
     }
 
+    /// The bytes of a datagram, to be changed where they lie.
+    pub fn bytes_mut(&mut self, datagram: &Datagram) -> &mut [u8] {
+        self.arena.get_mut(datagram.start..datagram.start + datagram.length).unwrap_or_default()
+    }
+
     /// Where the datagrams lie.
     #[must_use]
     pub fn arena(&self) -> &[u8] {

@@ -116,12 +116,17 @@ impl Rig {
     /// Both tunnels, which know each other.
     pub(crate) fn join(&self, queues: usize) -> [Tunnel; 2] {
         let tunnels = [self.start(1, queues), self.start(2, queues)];
-        for node in &self.nodes {
-            carries(node, DEVICE);
-        }
+        self.wait_for_devices();
         tunnels[0].set_peers(&[self.peer(2)]);
         tunnels[1].set_peers(&[self.peer(1)]);
         tunnels
+    }
+
+    /// Waits until both devices take packets.
+    pub(crate) fn wait_for_devices(&self) {
+        for node in &self.nodes {
+            carries(node, DEVICE);
+        }
     }
 
     /// What `ping` from the first pod prints.
