@@ -19,7 +19,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cluster::Backend;
+use cluster::{Backend, PublicKey};
 use ipnet::IpNet;
 use netstate::pool::Pool;
 use route::Family;
@@ -38,6 +38,10 @@ pub struct Config {
     pub backend: BackendKind,
     /// The VXLAN tunnels: the same on every node.
     pub vxlan: VxlanConfig,
+    /// The tunnels of backend `udp`.
+    pub udp: UdpConfig,
+    /// The tunnels of backend `wireguard`.
+    pub wireguard: WireGuardConfig,
     /// Translation of what leaves the cluster.
     pub masquerade: Masquerade,
     /// What is done for each pod beside its network.
@@ -99,6 +103,13 @@ pub enum BackendKind {
     Vxlan,
     /// By plain routes, for nodes that share a link.
     HostGw,
+    /// In UDP datagrams, by flannel's format; for networks that carry nothing else.
+    Udp,
+    /// In IP packets.
+    Ipip,
+    /// Encrypted, by WireGuard.
+    #[serde(rename = "wireguard")]
+    WireGuard,
     /// By whatever others see to: nodes have their pod CIDRs, and Fairlead routes nothing between them.
     None,
 }
@@ -116,6 +127,26 @@ pub struct VxlanConfig {
     pub port: u16,
     /// Whether nodes on one link reach each other without the tunnel. Default: false.
     pub direct_routing: bool,
+}
+
+/// Key `udp`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct UdpConfig {
+    /// The UDP port, which is flannel's. Default: 8285.
+    #[cfg_attr(test, schemars(range(min = 1)))]
+    pub port: u16,
+}
+
+/// Key `wireguard`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct WireGuardConfig {
+    /// The UDP port. Default: 51820.
+    #[cfg_attr(test, schemars(range(min = 1)))]
+    pub port: u16,
 }
 
 /// Key `masquerade`.
@@ -170,6 +201,18 @@ impl Default for Cluster {
 impl Default for VxlanConfig {
     fn default() -> Self {
         Self { vni: 1, port: 8472, direct_routing: false }
+    }
+}
+
+impl Default for UdpConfig {
+    fn default() -> Self {
+        Self { port: tunnel::UDP_PORT }
+    }
+}
+
+impl Default for WireGuardConfig {
+    fn default() -> Self {
+        Self { port: tunnel::WIREGUARD_PORT }
     }
 }
 
@@ -280,15 +323,22 @@ impl Config {
         Ok(pools)
     }
 
-    /// What a node of that name tells its peers of how it is reached.
+    /// What a node of that name tells its peers of how it is reached. The key is for WireGuard; without one it is none
+    /// that anybody could have, for those who ask for something else.
     #[must_use]
-    pub fn backend_of(&self, node: &str) -> Backend {
+    pub fn backend_of(&self, node: &str, public_key: Option<PublicKey>) -> Backend {
         match self.backend {
             BackendKind::Vxlan => {
                 let mac = route::vxlan::tunnel_mac(node);
                 Backend::Vxlan { vni: self.vxlan.vni, port: self.vxlan.port, mac }
             }
             BackendKind::HostGw => Backend::HostGw,
+            BackendKind::Udp => Backend::Udp { port: self.udp.port },
+            BackendKind::Ipip => Backend::Ipip,
+            BackendKind::WireGuard => Backend::WireGuard {
+                port: self.wireguard.port,
+                public_key: public_key.unwrap_or(PublicKey([0; 32])),
+            },
             BackendKind::None => Backend::None,
         }
     }
@@ -309,8 +359,14 @@ impl Config {
         if !(1..1 << 24).contains(&self.vxlan.vni) {
             return Err(value("vxlan.vni", format!("is {}, not 1 to 16777215", self.vxlan.vni)));
         }
-        if self.vxlan.port == 0 {
-            return Err(value("vxlan.port", "is 0".to_owned()));
+        for (key, port) in [
+            ("vxlan.port", self.vxlan.port),
+            ("udp.port", self.udp.port),
+            ("wireguard.port", self.wireguard.port),
+        ] {
+            if port == 0 {
+                return Err(value(key, "is 0".to_owned()));
+            }
         }
         if self.underlay.mtu.is_some_and(|mtu| !(576..=65_535).contains(&mtu)) {
             return Err(value("underlay.mtu", "is not between 576 and 65535".to_owned()));
@@ -415,6 +471,8 @@ underlay:
   mtu: 9000
 backend: host-gw
 vxlan: {vni: 7, port: 4789, directRouting: true}
+udp: {port: 1}
+wireguard: {port: 2}
 masquerade: {enabled: false}
 plugins: {portmap: false, bandwidth: false}
 ";
@@ -424,6 +482,7 @@ plugins: {portmap: false, bandwidth: false}
         assert_eq!(config.underlay.advertise.len(), 2);
         assert_eq!((config.vxlan.vni, config.vxlan.port, config.masquerade.enabled), (7, 4789, false));
         assert_eq!((config.backend, config.vxlan.direct_routing), (BackendKind::HostGw, true));
+        assert_eq!((config.udp.port, config.wireguard.port), (1, 2));
         assert_eq!((config.plugins.portmap, config.plugins.bandwidth), (false, false));
         assert_eq!(config.cluster.deleted_node_grace_seconds, 5);
         assert_eq!(config.pools().unwrap().len(), 2);
@@ -436,7 +495,9 @@ plugins: {portmap: false, bandwidth: false}
         assert!(text.contains("did you mean port?"), "{text}");
         let text = error("encapsulation: vxlan\n");
         assert!(
-            text.contains("the keys here are cluster, underlay, backend, vxlan, masquerade, plugins"),
+            text.contains(
+                "the keys here are cluster, underlay, backend, vxlan, udp, wireguard, masquerade, plugins"
+            ),
             "{text}"
         );
         assert!(error("cluster:\n  podcidrs: []\n").contains("did you mean podCIDRs?"));
@@ -453,6 +514,7 @@ plugins: {portmap: false, bandwidth: false}
             ("vxlan: {vni: 0}", "vxlan.vni is 0"),
             ("vxlan: {vni: 16777216}", "vxlan.vni"),
             ("vxlan: {port: 0}", "vxlan.port is 0"),
+            ("udp: {port: 0}", "udp.port is 0"),
             ("underlay: {mtu: 10}", "underlay.mtu"),
             ("underlay: {interface: 'a b'}", "underlay.interface"),
         ] {

@@ -31,6 +31,7 @@ mod report;
 mod run;
 mod server;
 mod status;
+mod tunnels;
 mod view;
 
 pub use config::{Chained, Cluster, Config, ConfigError, Masquerade, UnderlayConfig, VxlanConfig};
@@ -42,6 +43,6 @@ pub use options::{Collect, Options};
 pub use run::{Error, clean, run};
 pub use server::ServerError;
 pub use status::{
-    Answer, AskError, BackendStatus, PeerState, PeerStatus, PlanReport, Probed, ReconcileStatus, Request,
-    SOCKET, Status, StoreStatus, TunnelStatus, UnderlayStatus, ask_plan, ask_status,
+    Answer, AskError, BackendStatus, PeerState, PeerStatus, PeerTraffic, PlanReport, Probed, ReconcileStatus,
+    Request, SOCKET, Status, StoreStatus, TunnelStatus, TunnelTraffic, UnderlayStatus, ask_plan, ask_status,
 };

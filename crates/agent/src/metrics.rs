@@ -27,6 +27,7 @@ pub(crate) fn text(status: &Status) -> String {
     peers(&mut registry, status);
     store(&mut registry, status);
     work(&mut registry, status);
+    tunnels(&mut registry, status);
     let mut text = String::new();
     // To write into a string does not fail.
     let _ = encode(&mut text, &registry);
@@ -83,6 +84,37 @@ fn work(registry: &mut Registry, status: &Status) {
     let spent = Counter::<f64, AtomicU64>::default();
     spent.inc_by(status.spent as f64 / 1e6);
     registry.register_with_unit("reconcile", "Time spent in looks at the kernel", Unit::Seconds, spent);
+}
+
+/// What the agent carries itself.
+fn tunnels(registry: &mut Registry, status: &Status) {
+    let packets = Family::<Labels, Counter<u64>>::default();
+    let bytes = Family::<Labels, Counter<u64>>::default();
+    let dropped = Family::<Labels, Counter<u64>>::default();
+    for tunnel in &status.tunnels {
+        for peer in &tunnel.peers {
+            let both = [
+                ("sent", peer.sent_packets, peer.sent_bytes),
+                ("received", peer.received_packets, peer.received_bytes),
+            ];
+            for (direction, number, size) in both {
+                let labels = vec![
+                    ("tunnel", tunnel.kind.clone()),
+                    ("peer", peer.node.clone()),
+                    ("direction", direction.to_owned()),
+                ];
+                packets.get_or_create(&labels).inc_by(number);
+                bytes.get_or_create(&labels).inc_by(size);
+            }
+        }
+        for (reason, number) in &tunnel.dropped {
+            let labels = vec![("tunnel", tunnel.kind.clone()), ("reason", reason.clone())];
+            dropped.get_or_create(&labels).inc_by(*number);
+        }
+    }
+    registry.register("tunnel_packets", "Packets through tunnels that the agent carries", packets);
+    registry.register("tunnel_payload", "Bytes of those packets", bytes);
+    registry.register("tunnel_dropped_packets", "Packets that those tunnels dropped", dropped);
 }
 
 fn gauge(registry: &mut Registry, name: &str, help: &str, value: i64) {

@@ -17,7 +17,8 @@ use cluster::{Lease, Node, NodeNetwork};
 use ipnet::IpNet;
 use netstate::pool::Pool;
 use netstate::{Conflict, RouteKind, State};
-use route::{Design, Family, Underlay};
+use route::{Design, Family, TunnelDesign, TunnelKind, Underlay};
+use tunnel::Secret;
 
 use self::changeover::Changeover;
 use self::decide::{Decided, Refusal};
@@ -27,6 +28,7 @@ use crate::files::{Conflist, NetworkFile};
 use crate::lease::Leases;
 use crate::options::Options;
 use crate::report::{self, Reason, Report, told};
+use crate::tunnels::Tunnels;
 use crate::view::{Standing, View};
 
 /// How often the kernel is looked at again within one pass until it is as it should be. Once is the rule; a link
@@ -75,6 +77,10 @@ pub(crate) struct NodeKeeper {
     config_problem: Option<String>,
     /// Whether what is gone has been collected, or is being so.
     collected: bool,
+    /// The tunnels that this process carries.
+    tunnels: Tunnels,
+    /// This node's private key of WireGuard, once it has needed one.
+    key: Option<Secret>,
     /// When the paths to each peer last became what they are, in milliseconds since 1970.
     changed: BTreeMap<Arc<str>, u64>,
     /// The node's change from one backend to another; none before the first.
@@ -116,6 +122,8 @@ impl NodeKeeper {
             failed: false,
             config_problem,
             collected: false,
+            tunnels: Tunnels::default(),
+            key: None,
             changed: BTreeMap::new(),
             changeover: None,
             options,
@@ -179,8 +187,10 @@ impl NodeKeeper {
     fn stay(&mut self, reason: Reason, text: impl Into<String>) -> Outcome {
         let mut outcome = Outcome::default();
         self.report.not_ready(reason, text);
-        if let Some(state) = self.design.as_ref().map(|design| design.state.clone()) {
-            self.make(&state, &mut outcome);
+        if let Some((state, tunnels)) =
+            self.design.as_ref().map(|design| (design.state.clone(), design.tunnels.clone()))
+        {
+            let _ = self.make(&state, &mut outcome) && self.keep_tunnels(&tunnels, &mut outcome);
             outcome.healed = outcome.changed && !outcome.failed && !self.failed;
         }
         self.publish_readiness(&mut outcome);
@@ -213,7 +223,7 @@ impl NodeKeeper {
                 self.report.problem(Reason::PeerIgnored, told(problem))
             }
         }
-        let made = self.make(&design.state, outcome);
+        let made = self.make(&design.state, outcome) && self.keep_tunnels(&design.tunnels, outcome);
         let as_before = self.design.as_ref().is_some_and(|before| before.state == design.state);
         outcome.healed = outcome.changed && made && as_before && !self.failed;
         self.note_changed_paths(&design);
@@ -228,6 +238,16 @@ impl NodeKeeper {
         self.remembered = lease.pod_cidrs.to_vec();
         self.lease = Some(lease);
         self.left = false;
+    }
+
+    /// Has the tunnels carried that are to be; true if they are.
+    fn keep_tunnels(&mut self, wanted: &BTreeMap<TunnelKind, TunnelDesign>, outcome: &mut Outcome) -> bool {
+        let kept = self.tunnels.keep(wanted, self.key);
+        if let Err(error) = &kept {
+            self.report.not_ready(Reason::NodeRefused, told(error));
+            outcome.failed = true;
+        }
+        kept.is_ok()
     }
 
     fn note_changed_paths(&mut self, design: &Design) {
@@ -372,6 +392,7 @@ impl NodeKeeper {
             outcome.failed = true;
         }
         self.design = None;
+        self.keep_tunnels(&BTreeMap::new(), &mut outcome);
         self.make(&State::default(), &mut outcome);
         match self.leases.give_back(&mut view.snapshot) {
             Ok(true) => tracing::info!("the Node object is gone; pod CIDRs and lease are given back"),

@@ -270,7 +270,7 @@ pub(crate) fn probed(snapshot: &Snapshot, design: &Design, turn: usize) -> Vec<P
             let (family, path) = paths.first_key_value()?;
             let cidrs = &snapshot.leases.get(node)?.pod_cidrs;
             let address = match &path.way {
-                Way::Vxlan { .. } => {
+                Way::Vxlan { .. } | Way::Tunnel { .. } => {
                     base_address(*cidrs.iter().find(|cidr| Family::of_net(cidr) == *family)?)
                 }
                 Way::Direct { gateway, .. } => *gateway,
@@ -289,7 +289,7 @@ pub(crate) fn summary(lease: &Lease, tunnel: Option<&Underlay>) -> String {
 
 /// How packets travel.
 pub(crate) fn backend(options: &Options, design: Option<&Design>) -> BackendStatus {
-    let kind = options.config.backend_of(&options.node).name().to_owned();
+    let kind = options.config.backend_of(&options.node, None).name().to_owned();
     let has_device =
         design.is_some_and(|design| design.state.links.keys().any(|name| name.as_str() == vxlan::DEVICE));
     let tunnel = has_device.then(|| TunnelStatus {

@@ -4,6 +4,7 @@
 //! [`Request`], and gets one line back, an [`Answer`]. The command line shares these types by calling
 //! [`ask_status`] and [`ask_plan`].
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
@@ -87,6 +88,9 @@ pub struct Status {
     pub mtu: u32,
     /// The other nodes.
     pub peers: Vec<PeerStatus>,
+    /// What went through the tunnels that the agent itself carries.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tunnels: Vec<TunnelTraffic>,
     /// What is wrong and does not keep the node from carrying pods; each with its hint.
     pub problems: Vec<String>,
     /// Kernel objects that are not Fairlead's and stand in the way of its own.
@@ -136,6 +140,37 @@ pub struct TunnelStatus {
     pub mac: String,
 }
 
+/// What went through a tunnel that the agent itself carries, since it was started.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TunnelTraffic {
+    /// Its wire format: `udp`, `ipip` or `wireguard`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Its device.
+    pub device: String,
+    /// By peer.
+    pub peers: Vec<PeerTraffic>,
+    /// Packets that were dropped, by reason; every reason is there.
+    pub dropped: BTreeMap<String, u64>,
+}
+
+/// What went to a peer and came from it, without what the tunnel adds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerTraffic {
+    /// The peer.
+    pub node: String,
+    /// Packets sent.
+    pub sent_packets: u64,
+    /// Bytes sent.
+    pub sent_bytes: u64,
+    /// Packets received.
+    pub received_packets: u64,
+    /// Bytes received.
+    pub received_bytes: u64,
+}
+
 /// The host's end of the tunnels.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -165,7 +200,7 @@ pub struct PeerStatus {
     pub underlay: Vec<IpAddr>,
     /// Where it stands.
     pub state: PeerState,
-    /// How its pods are reached: `vxlan` or `direct`, by family where those differ; empty where they are not.
+    /// How its pods are reached: `vxlan`, `udp`, `ipip`, `wireguard` or `direct`, by family where those differ; empty where they are not.
     pub path: String,
     /// The largest packet that pods of this node send to its pods, in bytes; 0 where there is no path.
     pub mtu: u32,

@@ -97,6 +97,12 @@ enum Backend {
     Vxlan,
     /// Plain routes over the nodes' common link
     HostGw,
+    /// UDP datagrams by flannel's format, carried by the agents
+    Udp,
+    /// IP in IP, carried by the agents
+    Ipip,
+    /// WireGuard, carried by the agents
+    Wireguard,
 }
 
 impl Backend {
@@ -105,6 +111,9 @@ impl Backend {
         match self {
             Self::Vxlan => "vxlan",
             Self::HostGw => "host-gw",
+            Self::Udp => "udp",
+            Self::Ipip => "ipip",
+            Self::Wireguard => "wireguard",
         }
     }
 }

@@ -9,6 +9,8 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use ipnet::IpNet;
 
 /// What a node tells its peers: the pods it carries, and the way to them.
@@ -59,6 +61,20 @@ pub enum Backend {
     },
     /// By a plain route over the nodes' common link.
     HostGw,
+    /// As UDP datagrams that are the packets, by flannel's wire format.
+    Udp {
+        /// The UDP port.
+        port: u16,
+    },
+    /// In IP packets (RFC 2003 and 4213).
+    Ipip,
+    /// Encrypted, by WireGuard.
+    WireGuard {
+        /// The UDP port.
+        port: u16,
+        /// The node's public key.
+        public_key: PublicKey,
+    },
     /// By whatever others see to: the node has its pod CIDRs, and nobody is told a way.
     None,
     /// By a backend that this version does not know; peers report it and leave the node alone.
@@ -71,9 +87,42 @@ impl Backend {
         match self {
             Self::Vxlan { .. } => "vxlan",
             Self::HostGw => "host-gw",
+            Self::Udp { .. } => "udp",
+            Self::Ipip => "ipip",
+            Self::WireGuard { .. } => "wireguard",
             Self::None => "none",
             Self::Other(name) => name,
         }
+    }
+}
+
+/// A public key of WireGuard: a point of Curve25519.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PublicKey(pub [u8; 32]);
+
+/// A text that is no public key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a WireGuard key; one is 32 bytes in base64, 44 letters that end with =")]
+pub struct PublicKeyError(pub String);
+
+impl fmt::Display for PublicKey {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&STANDARD.encode(self.0))
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, out)
+    }
+}
+
+impl FromStr for PublicKey {
+    type Err = PublicKeyError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bytes = STANDARD.decode(text).ok().and_then(|bytes| bytes.try_into().ok());
+        bytes.map(Self).ok_or_else(|| PublicKeyError(text.to_owned()))
     }
 }
 
@@ -128,7 +177,22 @@ impl FromStr for MacAddress {
 
 #[cfg(test)]
 mod tests {
-    use super::{Backend, Lease, MacAddress};
+    use super::{Backend, Lease, MacAddress, PublicKey};
+
+    #[test]
+    fn a_public_key_reads_back_as_it_prints() {
+        let key = PublicKey([7; 32]);
+        assert_eq!(key.to_string(), "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=");
+        assert_eq!(key.to_string().parse(), Ok(key));
+        for bad in [
+            "",
+            "BwcH",
+            "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc",
+            "*wcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=",
+        ] {
+            assert!(bad.parse::<PublicKey>().is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn the_first_cidr_of_each_family_is_the_current_one_and_the_others_are_of_before() {

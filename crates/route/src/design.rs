@@ -2,7 +2,7 @@
 //!
 //! Read [`design`]; it is a function of its [`Inputs`] and computes the whole state every time (5,000 peers take
 //! milliseconds), so the state after any history is the state of a fresh start. How a peer is reached is decided in
-//! `peers.rs`; what that takes in the kernel stands in a file for each way, `vxlan.rs` and `host_gw.rs`. A peer that
+//! `peers.rs`; what that takes stands in a file for each way: `vxlan.rs`, `host_gw.rs`, `tunnel.rs`. A peer that
 //! cannot be programmed whole is left out whole and reported as a [`Problem`].
 //!
 //! The node's own pod CIDRs lead to an `unreachable` route at a metric behind everything else: a pod's own
@@ -16,7 +16,8 @@ use std::sync::Arc;
 
 use cluster::{Backend, Lease, Snapshot};
 use ipnet::IpNet;
-use netstate::{LinkName, Route, RouteKey, RouteKind, RouteTarget, State};
+use netstate::pool::{base_address, host as host_net};
+use netstate::{Address, Link, LinkKind, LinkName, Route, RouteKey, RouteKind, RouteTarget, State};
 
 use crate::carried::{self, Overlaps};
 use crate::family::Family;
@@ -25,6 +26,7 @@ use crate::masquerade;
 use crate::mtu;
 use crate::peers::{Peer, Seen, Way, carries, peers};
 use crate::problem::Problem;
+use crate::tunnel::{TunnelDesign, TunnelKind, TunnelPeer};
 use crate::underlay::Underlay;
 use crate::{host_gw, vxlan};
 
@@ -40,8 +42,8 @@ pub struct Inputs<'a> {
     pub lease: &'a Lease,
     /// By what this node sends: the backend of its lease, but while it changes from another one.
     pub sends: &'a Backend,
-    /// Whether it keeps the VXLAN tunnel's end for peers that have not heard yet that it changes.
-    pub keeps_tunnel: bool,
+    /// What it had before, while there may be peers that have not heard yet that it changes: it receives by that, too.
+    pub keeps: Option<&'a Backend>,
     /// Where tunnels start.
     pub underlay: &'a Underlay,
     /// The underlay of each family, for packets that travel plainly.
@@ -50,6 +52,8 @@ pub struct Inputs<'a> {
     pub carried: u32,
     /// The VXLAN tunnels of the cluster.
     pub vxlan: VxlanSettings,
+    /// The UDP port of [`TunnelKind::Udp`] and of [`TunnelKind::WireGuard`], where there are any.
+    pub ports: TunnelPorts,
     /// The cluster's pod networks.
     pub cluster: &'a [IpNet],
     /// Whether pod traffic that leaves the cluster is translated.
@@ -69,11 +73,22 @@ pub struct VxlanSettings {
     pub direct_routing: bool,
 }
 
+/// On which ports programs' tunnels of this node listen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TunnelPorts {
+    /// That of [`TunnelKind::Udp`].
+    pub udp: u16,
+    /// That of [`TunnelKind::WireGuard`].
+    pub wireguard: u16,
+}
+
 /// The wanted state of a node, and what could not be part of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Design {
     /// What the kernel shall hold.
     pub state: State,
+    /// The tunnels that a program shall have, beside what the kernel holds.
+    pub tunnels: BTreeMap<TunnelKind, TunnelDesign>,
     /// The peers that are programmed, and the path to each of their families.
     pub peers: BTreeMap<Arc<str>, BTreeMap<Family, Path>>,
     /// Why others are not, by node; also this node's own trouble.
@@ -89,6 +104,9 @@ pub struct Path {
     pub mtu: u32,
 }
 
+/// Pod CIDRs of before of these nodes that others have now.
+type Superseded<'a> = BTreeSet<(&'a Arc<str>, IpNet)>;
+
 /// Designs the node's state.
 #[must_use]
 pub fn design(inputs: &Inputs<'_>) -> Design {
@@ -100,10 +118,8 @@ pub fn design(inputs: &Inputs<'_>) -> Design {
         for lease in peers(inputs) {
             match Peer::check(inputs, lease, &overlaps, &mut seen) {
                 Ok(peer) => {
-                    let is_theirs = |cidr: &&IpNet| !superseded.contains(&(&lease.node, **cidr));
-                    let cidrs: Vec<IpNet> = lease.pod_cidrs.iter().filter(is_theirs).copied().collect();
-                    let paths = peer_part(&mut design.state, inputs, &peer, &cidrs);
-                    design.peers.insert(lease.node.clone(), paths);
+                    let cidrs: Vec<IpNet> = carried_by(lease, &superseded).collect();
+                    peer_part(&mut design, inputs, &peer, &cidrs);
                 }
                 Err(problem) => drop(design.problems.insert(lease.node.clone(), problem)),
             }
@@ -112,28 +128,94 @@ pub fn design(inputs: &Inputs<'_>) -> Design {
     if let Some(problem) = overlaps.nodes.get(&inputs.lease.node) {
         design.problems.insert(inputs.lease.node.clone(), problem.clone());
     }
-    let mut paths = design.peers.values().flat_map(BTreeMap::values);
-    let tunnelled = paths.any(|path| matches!(path.way, Way::Vxlan { .. }));
-    own_part(&mut design.state, inputs, tunnelled);
+    own_part(&mut design, inputs, &superseded);
     design
 }
 
-/// What the node needs whoever its peers are: its tunnel's end, the unreachable routes, the masquerade and the sysctls.
-fn own_part(state: &mut State, inputs: &Inputs<'_>, tunnelled: bool) {
+/// What the node needs whoever its peers are: its tunnels' ends, the unreachable routes, the masquerade and the sysctls.
+fn own_part(design: &mut Design, inputs: &Inputs<'_>, superseded: &Superseded<'_>) {
     for cidr in &inputs.lease.pod_cidrs {
-        let key = RouteKey { metric: UNREACHABLE_METRIC, ..RouteKey::main(*cidr) };
-        let target = RouteTarget { kind: RouteKind::Unreachable, ..Route::blackhole(*cidr).target };
-        state.insert_route(Route { key, target });
+        design.state.insert_route(unreachable(*cidr));
     }
+    // What is to be encrypted must not take the default route while there is no way to its peer.
+    if matches!(inputs.lease.backend, Backend::WireGuard { .. }) {
+        inputs.cluster.iter().for_each(|net| design.state.insert_route(unreachable(net.trunc())));
+    }
+    let used: Vec<Way> = design.peers.values().flat_map(BTreeMap::values).map(|path| path.way).collect();
+    let backends: Vec<&Backend> =
+        [inputs.sends, &inputs.lease.backend].into_iter().chain(inputs.keeps).collect();
     let mut devices: Vec<LinkName> = Vec::new();
-    let is_vxlan = |backend: &Backend| matches!(backend, Backend::Vxlan { .. });
-    if tunnelled || inputs.keeps_tunnel || is_vxlan(inputs.sends) || is_vxlan(&inputs.lease.backend) {
-        devices.extend(vxlan::own_part(state, inputs));
+    let is_vxlan = |backend: &&Backend| matches!(backend, Backend::Vxlan { .. });
+    if backends.iter().any(is_vxlan) || used.iter().any(|way| matches!(way, Way::Vxlan { .. })) {
+        let link = vxlan::device(inputs);
+        devices.extend(link.map(|link| device_part(&mut design.state, inputs, link)));
+    }
+    for kind in TunnelKind::ALL {
+        let uses = |way: &Way| matches!(way, Way::Tunnel { kind: of, .. } if *of == kind);
+        if backends.iter().any(|backend| TunnelKind::of(backend) == Some(kind)) || used.iter().any(uses) {
+            devices.extend(tunnel_part(design, inputs, kind, superseded));
+        }
     }
     if inputs.masquerade {
-        state.insert_table(masquerade::table(inputs.cluster, &devices));
+        design.state.insert_table(masquerade::table(inputs.cluster, &devices));
     }
-    sysctls(state, inputs);
+    sysctls(&mut design.state, inputs);
+}
+
+fn unreachable(destination: IpNet) -> Route {
+    let key = RouteKey { metric: UNREACHABLE_METRIC, ..RouteKey::main(destination) };
+    let target = RouteTarget { kind: RouteKind::Unreachable, ..Route::blackhole(destination).target };
+    Route { key, target }
+}
+
+/// A tunnel's device, with the base address of each of the node's pod CIDRs as the tunnel's end.
+fn device_part(state: &mut State, inputs: &Inputs<'_>, link: Link) -> LinkName {
+    let name = link.name;
+    state.insert_link(link);
+    for cidr in &inputs.lease.pod_cidrs {
+        state.insert_address(Address { link: name, net: host_net(base_address(*cidr)) });
+    }
+    if carries(inputs.lease, Family::V6) {
+        state.insert_sysctl(format!("net/ipv6/conf/{name}/accept_ra"), "0");
+        state.insert_sysctl(format!("net/ipv6/conf/{name}/disable_ipv6"), "0");
+    }
+    name
+}
+
+/// The device of a program's tunnel, and what the program is told.
+fn tunnel_part(
+    design: &mut Design,
+    inputs: &Inputs<'_>,
+    kind: TunnelKind,
+    superseded: &Superseded<'_>,
+) -> Option<LinkName> {
+    let device: LinkName = kind.device().parse().ok()?;
+    let mtu = inputs.carried.saturating_sub(kind.overhead(Family::of(inputs.underlay.address)));
+    let link = Link { name: device, kind: LinkKind::Tun, mtu: Some(mtu), mac: None, up: true };
+    device_part(&mut design.state, inputs, link);
+    let leases = design.peers.keys().filter_map(|node| inputs.snapshot.leases.get(node));
+    let peers = leases.filter_map(|lease| {
+        let cidrs = carried_by(lease, superseded).filter(|cidr| carries(inputs.lease, Family::of_net(cidr)));
+        tunnel_peer(inputs, lease, kind, cidrs.collect())
+    });
+    let peers = peers.collect();
+    let tunnel =
+        TunnelDesign { device, port: own_port(inputs, kind), underlay: inputs.underlay.address, mtu, peers };
+    design.tunnels.insert(kind, tunnel);
+    Some(device)
+}
+
+/// The pod CIDRs of a peer, but those of before that are another node's now.
+fn carried_by<'a>(lease: &'a Lease, superseded: &'a Superseded<'_>) -> impl Iterator<Item = IpNet> + 'a {
+    lease.pod_cidrs.iter().copied().filter(|cidr| !superseded.contains(&(&lease.node, *cidr)))
+}
+
+fn own_port(inputs: &Inputs<'_>, kind: TunnelKind) -> u16 {
+    match kind {
+        TunnelKind::Udp => inputs.ports.udp,
+        TunnelKind::WireGuard => inputs.ports.wireguard,
+        TunnelKind::Ipip => 0,
+    }
 }
 
 fn sysctls(state: &mut State, inputs: &Inputs<'_>) {
@@ -151,35 +233,55 @@ fn sysctls(state: &mut State, inputs: &Inputs<'_>) {
     state.insert_sysctl("net/ipv6/conf/all/forwarding", "1");
 }
 
-fn peer_part(
-    state: &mut State,
-    inputs: &Inputs<'_>,
-    peer: &Peer<'_>,
-    cidrs: &[IpNet],
-) -> BTreeMap<Family, Path> {
+fn peer_part(design: &mut Design, inputs: &Inputs<'_>, peer: &Peer<'_>, cidrs: &[IpNet]) {
     let mut paths = BTreeMap::new();
     for (family, way) in &peer.ways {
         let mtu = path_mtu(inputs, peer.lease, *family, way);
         paths.insert(*family, Path { way: *way, mtu });
         for cidr in cidrs.iter().copied().filter(|cidr| Family::of_net(cidr) == *family) {
             let mut route = match way {
-                Way::Vxlan { mac, underlay } => vxlan::peer_part(state, cidr, *mac, *underlay),
+                Way::Vxlan { mac, underlay } => vxlan::peer_part(&mut design.state, cidr, *mac, *underlay),
+                Way::Tunnel { kind, .. } => {
+                    kind.device().parse().ok().map(|device| Route::on_link(cidr, device))
+                }
                 Way::Direct { link, gateway } => Some(host_gw::route(cidr, *gateway, *link)),
             };
             if let Some(route) = &mut route {
                 // The pods' own links say no more than the node's.
                 route.target.mtu = Some(mtu).filter(|mtu| *mtu < inputs.lease.mtu);
-                state.insert_route(*route);
+                design.state.insert_route(*route);
             }
         }
     }
-    paths
+    design.peers.insert(peer.lease.node.clone(), paths);
+}
+
+/// What a program is told of a peer, whichever way packets to it travel now: it may send by this tunnel already.
+fn tunnel_peer(
+    inputs: &Inputs<'_>,
+    lease: &Lease,
+    kind: TunnelKind,
+    cidrs: Vec<IpNet>,
+) -> Option<TunnelPeer> {
+    let family = Family::of(inputs.underlay.address);
+    let underlay = lease.underlay.iter().copied().find(|address| Family::of(*address) == family)?;
+    let (port, public_key) = match (kind, &lease.backend) {
+        (TunnelKind::Udp, Backend::Udp { port }) => (*port, None),
+        (TunnelKind::WireGuard, Backend::WireGuard { port, public_key }) => (*port, Some(*public_key)),
+        (TunnelKind::WireGuard, _) => return None,
+        (kind, _) => (own_port(inputs, kind), None),
+    };
+    let way = Way::Tunnel { kind, underlay };
+    let families = Family::ALL.into_iter().filter(|family| carries(inputs.lease, *family));
+    let mtu = families.map(|family| path_mtu(inputs, lease, family, &way)).min().unwrap_or_default();
+    Some(TunnelPeer { node: lease.node.clone(), underlay, port, pod_cidrs: cidrs, mtu, public_key })
 }
 
 /// The largest packet to a peer: the way, or the peer's pods, may take less than pods of this node send.
 fn path_mtu(inputs: &Inputs<'_>, lease: &Lease, family: Family, way: &Way) -> u32 {
     let overhead = match way {
         Way::Vxlan { .. } => mtu::vxlan_overhead(Family::of(inputs.underlay.address)),
+        Way::Tunnel { kind, .. } => kind.overhead(Family::of(inputs.underlay.address)),
         Way::Direct { .. } => 0,
     };
     inputs.carried.saturating_sub(overhead).min(lease.mtu).min(inputs.lease.mtu).max(mtu::smallest(family))

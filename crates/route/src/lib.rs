@@ -31,11 +31,12 @@ mod problem;
 mod retain;
 #[cfg(test)]
 mod testing;
+mod tunnel;
 mod underlay;
 pub mod vxlan;
 
 pub use allocate::{AllocateError, Request, Taken, choose as choose_pod_cidr};
-pub use design::{Design, Inputs, Path, UNREACHABLE_METRIC, VxlanSettings, design};
+pub use design::{Design, Inputs, Path, TunnelPorts, UNREACHABLE_METRIC, VxlanSettings, design};
 pub use family::Family;
 pub use host::{Host, HostAddress, HostLink, HostRoute};
 pub use masquerade::{TABLE as MASQUERADE_TABLE, table as masquerade};
@@ -44,4 +45,5 @@ pub use overlap::{Networks, Overlap, conflicts as overlaps};
 pub use peers::Way;
 pub use problem::Problem;
 pub use retain::{Retained, Retention, retained};
+pub use tunnel::{TunnelDesign, TunnelKind, TunnelPeer};
 pub use underlay::{Underlay, UnderlayError, Wish, choose as choose_underlay};

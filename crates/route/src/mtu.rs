@@ -6,6 +6,7 @@
 use cluster::Backend;
 
 use crate::family::Family;
+use crate::tunnel::TunnelKind;
 
 /// What VXLAN adds to a packet on an underlay of that family, in bytes.
 #[must_use]
@@ -52,6 +53,9 @@ pub struct MtuError {
 fn overhead(backend: &Backend, underlay: Family) -> u32 {
     match backend {
         Backend::Vxlan { .. } => vxlan_overhead(underlay),
+        Backend::Udp { .. } => TunnelKind::Udp.overhead(underlay),
+        Backend::Ipip => TunnelKind::Ipip.overhead(underlay),
+        Backend::WireGuard { .. } => TunnelKind::WireGuard.overhead(underlay),
         Backend::HostGw | Backend::None | Backend::Other(_) => 0,
     }
 }

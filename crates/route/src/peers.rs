@@ -2,8 +2,9 @@
 //!
 //! Read [`Peer::check`], then [`Way`]. Each node has the backend that it says in its lease. Where two nodes have the same
 //! one, that is how they talk. Where they differ, as while a cluster is moved from one to the other node by node, both
-//! take the one that encapsulates ([`between`]): what it needs to know of a peer follows from the peer's name, and both
-//! decide alike, so no packet comes by another way than its answer goes.
+//! take the one that is first in the order vxlan, udp, ipip, host-gw ([`between`]): what it needs to know of a peer follows
+//! from the peer's name and the cluster's configuration, and both decide alike, so no packet comes by another way than its
+//! answer goes. WireGuard is for nodes that both have it: a packet that is to be encrypted goes encrypted or not at all.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -17,6 +18,7 @@ use crate::carried::Overlaps;
 use crate::design::Inputs;
 use crate::family::Family;
 use crate::problem::Problem;
+use crate::tunnel::TunnelKind;
 use crate::underlay::Underlay;
 use crate::vxlan;
 
@@ -27,6 +29,13 @@ pub enum Way {
     Vxlan {
         /// The link address of that end.
         mac: Mac,
+        /// The peer's underlay address.
+        underlay: IpAddr,
+    },
+    /// By a program's tunnel.
+    Tunnel {
+        /// Its wire format.
+        kind: TunnelKind,
         /// The peer's underlay address.
         underlay: IpAddr,
     },
@@ -45,6 +54,7 @@ impl Way {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Vxlan { .. } => "vxlan",
+            Self::Tunnel { kind, .. } => kind.name(),
             Self::Direct { .. } => "direct",
         }
     }
@@ -53,7 +63,7 @@ impl Way {
     #[must_use]
     pub fn underlay(&self) -> IpAddr {
         match self {
-            Self::Vxlan { underlay, .. } => *underlay,
+            Self::Vxlan { underlay, .. } | Self::Tunnel { underlay, .. } => *underlay,
             Self::Direct { gateway, .. } => *gateway,
         }
     }
@@ -63,18 +73,28 @@ impl Way {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Common {
     Vxlan,
+    Tunnel(TunnelKind),
     HostGw,
 }
 
 /// How two nodes talk to each other; the answer is the same on both.
 fn between(one: &Backend, other: &Backend) -> Option<Common> {
-    let known = |backend: &Backend| matches!(backend, Backend::Vxlan { .. } | Backend::HostGw);
     match (one, other) {
-        (Backend::Vxlan { .. }, theirs) | (theirs, Backend::Vxlan { .. }) if known(theirs) => {
-            Some(Common::Vxlan)
+        (Backend::WireGuard { .. }, Backend::WireGuard { .. }) => Some(Common::Tunnel(TunnelKind::WireGuard)),
+        _ => {
+            ranked(one).zip(ranked(other)).map(|(one, other)| if one.0 <= other.0 { one.1 } else { other.1 })
         }
-        (Backend::HostGw, Backend::HostGw) => Some(Common::HostGw),
-        _ => None,
+    }
+}
+
+/// What a backend has to offer a node of another one, and its place in the order.
+fn ranked(backend: &Backend) -> Option<(u8, Common)> {
+    match backend {
+        Backend::Vxlan { .. } => Some((0, Common::Vxlan)),
+        Backend::Udp { .. } => Some((1, Common::Tunnel(TunnelKind::Udp))),
+        Backend::Ipip => Some((2, Common::Tunnel(TunnelKind::Ipip))),
+        Backend::HostGw => Some((3, Common::HostGw)),
+        Backend::WireGuard { .. } | Backend::None | Backend::Other(_) => None,
     }
 }
 
@@ -155,13 +175,24 @@ fn way(inputs: &Inputs<'_>, lease: &Lease, family: Family, common: Common) -> Re
     match common {
         Common::HostGw => direct(inputs, lease, family),
         Common::Vxlan if inputs.vxlan.direct_routing => {
-            direct(inputs, lease, family).or_else(|_| tunnel(inputs, lease))
+            direct(inputs, lease, family).or_else(|_| vxlan_way(inputs, lease))
         }
-        Common::Vxlan => tunnel(inputs, lease),
+        Common::Vxlan => vxlan_way(inputs, lease),
+        Common::Tunnel(kind) => tunnel(inputs, lease, kind),
     }
 }
 
-fn tunnel(inputs: &Inputs<'_>, lease: &Lease) -> Result<Way, Problem> {
+fn tunnel(inputs: &Inputs<'_>, lease: &Lease, kind: TunnelKind) -> Result<Way, Problem> {
+    let own = Family::of(inputs.underlay.address);
+    // IP in IP is in IPv4.
+    let family = if kind == TunnelKind::Ipip { Family::V4 } else { own };
+    if family != own {
+        return Err(Problem::Underlay { node: inputs.lease.node.clone(), family });
+    }
+    Ok(Way::Tunnel { kind, underlay: underlay_of(lease, family)? })
+}
+
+fn vxlan_way(inputs: &Inputs<'_>, lease: &Lease) -> Result<Way, Problem> {
     let underlay = underlay_of(lease, Family::of(inputs.underlay.address))?;
     let mac = match lease.backend {
         Backend::Vxlan { mac, .. } => mac,

@@ -12,6 +12,7 @@ use netstate::pool::{Pool, overlaps};
 
 use crate::allocate::Taken;
 use crate::host::{Host, HostRoute};
+use crate::tunnel::TunnelKind;
 use crate::vxlan::DEVICE;
 
 /// What [`retained`] looks at.
@@ -59,7 +60,8 @@ fn used(host: &Host, of: &Retention<'_>) -> BTreeSet<IpNet> {
 
 /// Whether a route leads to something on this very host.
 fn is_local(route: &HostRoute) -> bool {
-    route.gateway.is_none() && route.link.as_deref().is_some_and(|link| link != DEVICE)
+    let is_tunnel = |link: &str| link == DEVICE || TunnelKind::ALL.iter().any(|kind| kind.device() == link);
+    route.gateway.is_none() && route.link.as_deref().is_some_and(|link| !is_tunnel(link))
 }
 
 /// The CIDR that a route's destination is part of. A link without our mark counts only where we know to have been: it

@@ -1,6 +1,6 @@
 //! VXLAN: one device for both families, and what leads through it to each peer.
 //!
-//! Read [`own_part`], then [`peer_part`]. The device, [`DEVICE`], holds the base address of each of the node's pod CIDRs,
+//! Read [`device`], then [`peer_part`]. The device, [`DEVICE`], holds the base address of each of the node's pod CIDRs,
 //! never given to a pod, as the tunnel's end; its link address follows from the node's name ([`tunnel_mac`]), so it
 //! survives reboots and reinstallation. For each peer: a neighbour (base address to link address), one forwarding entry
 //! (link address to underlay address), then the route, through the base address and on-link. Nothing is learned and
@@ -10,14 +10,13 @@ use std::net::IpAddr;
 
 use cluster::MacAddress;
 use ipnet::IpNet;
-use netstate::pool::{base_address, host as host_net};
-use netstate::{Address, FdbEntry, Link, LinkKind, LinkName, Mac, Neighbour, Route, State, Vxlan};
+use netstate::pool::base_address;
+use netstate::{FdbEntry, Link, LinkKind, Mac, Neighbour, Route, State, Vxlan};
 use sha2::{Digest, Sha256};
 
 use crate::design::Inputs;
 use crate::family::Family;
 use crate::mtu;
-use crate::peers::carries;
 
 /// The name of the tunnel's device.
 pub const DEVICE: &str = "fairlead0";
@@ -30,9 +29,8 @@ pub fn tunnel_mac(node: &str) -> MacAddress {
     MacAddress([(a & 0xfc) | 0x02, b, c, d, e, f])
 }
 
-/// The device and its addresses; returns its name.
-pub(crate) fn own_part(state: &mut State, inputs: &Inputs<'_>) -> Option<LinkName> {
-    let device = DEVICE.parse().ok()?;
+/// The device.
+pub(crate) fn device(inputs: &Inputs<'_>) -> Option<Link> {
     let vxlan = Vxlan {
         vni: inputs.vxlan.vni,
         port: inputs.vxlan.port,
@@ -40,21 +38,13 @@ pub(crate) fn own_part(state: &mut State, inputs: &Inputs<'_>) -> Option<LinkNam
         parent: inputs.underlay.link.parse().ok(),
     };
     let overhead = mtu::vxlan_overhead(Family::of(inputs.underlay.address));
-    state.insert_link(Link {
-        name: device,
+    Some(Link {
+        name: DEVICE.parse().ok()?,
         kind: LinkKind::Vxlan(vxlan),
         mtu: Some(inputs.carried.saturating_sub(overhead)),
         mac: Some(Mac(tunnel_mac(&inputs.lease.node).0)),
         up: true,
-    });
-    for cidr in &inputs.lease.pod_cidrs {
-        state.insert_address(Address { link: device, net: host_net(base_address(*cidr)) });
-    }
-    if carries(inputs.lease, Family::V6) {
-        state.insert_sysctl(format!("net/ipv6/conf/{DEVICE}/accept_ra"), "0");
-        state.insert_sysctl(format!("net/ipv6/conf/{DEVICE}/disable_ipv6"), "0");
-    }
-    Some(device)
+    })
 }
 
 /// What stands before the route to a pod CIDR of a peer, and that route.

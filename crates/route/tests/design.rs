@@ -9,12 +9,13 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use cluster::{Backend, Change, Claim, Key, Lease, Node, Object, Snapshot};
+use cluster::{Backend, Change, Claim, Key, Lease, Node, Object, PublicKey, Snapshot};
 use ipnet::IpNet;
 use proptest::prelude::{Just, Strategy, any, prop_assert_eq, prop_oneof, proptest};
 use route::vxlan::tunnel_mac;
 use route::{
-    Design, Family, Host, HostAddress, HostLink, Inputs, Problem, Underlay, VxlanSettings, Way, design,
+    Design, Family, Host, HostAddress, HostLink, Inputs, Problem, TunnelKind, TunnelPorts, Underlay,
+    VxlanSettings, Way, design,
 };
 
 fn net(text: &str) -> IpNet {
@@ -118,7 +119,8 @@ impl Case {
             snapshot,
             lease: &self.own,
             sends: &self.own.backend,
-            keeps_tunnel: false,
+            keeps: None,
+            ports: TunnelPorts { udp: 8285, wireguard: 51820 },
             underlay: &underlay(self.underlay),
             underlays: &each.collect(),
             carried: 1500,
@@ -347,6 +349,43 @@ fn while_a_cluster_moves_to_another_backend_two_nodes_agree_on_the_tunnel_from_e
     let text = design.state.to_string();
     assert!(text.contains(&format!("lladdr {}", tunnel_mac("node1"))), "{text}");
     assert!(text.contains("route 10.244.1.0/24 via 10.244.1.0 dev fairlead0 onlink mtu 1450"), "{text}");
+}
+
+#[test]
+fn a_programs_tunnel_has_a_device_a_route_to_each_peer_and_is_told_of_them() {
+    let mut case = Case::node1();
+    case.own.backend = Backend::Udp { port: 8285 };
+    case.own.mtu = 1472;
+    let mut snapshot = Snapshot::default();
+    join(&mut snapshot, Lease { backend: Backend::Udp { port: 9999 }, mtu: 1472, ..lease(2) });
+    // One that has been told to become plain.
+    join(&mut snapshot, Lease { backend: Backend::HostGw, mtu: 1500, ..lease(3) });
+    let design = case.design(&snapshot);
+    golden("udp.txt", &design.state.to_string());
+    let tunnel = &design.tunnels[&TunnelKind::Udp];
+    assert_eq!((tunnel.port, tunnel.mtu, tunnel.underlay), (8285, 1472, lease(1).underlay[0]));
+    let told: Vec<_> =
+        tunnel.peers.iter().map(|peer| (&*peer.node, peer.port, peer.pod_cidrs.len(), peer.mtu)).collect();
+    assert_eq!(told, [("node2", 9999, 2, 1472), ("node3", 8285, 2, 1472)]);
+}
+
+#[test]
+fn what_is_to_be_encrypted_goes_encrypted_or_not_at_all() {
+    let key = |byte| Backend::WireGuard { port: 51820, public_key: PublicKey([byte; 32]) };
+    let mut case = Case::node1();
+    case.own.backend = key(1);
+    case.own.mtu = 1440;
+    let mut snapshot = cluster_of([3]);
+    join(&mut snapshot, Lease { backend: key(2), mtu: 1440, ..lease(2) });
+    let design = case.design(&snapshot);
+    let tunnel = &design.tunnels[&TunnelKind::WireGuard];
+    assert_eq!(tunnel.peers.len(), 1);
+    assert_eq!(tunnel.peers[0].public_key, Some(PublicKey([2; 32])));
+    assert!(problem(&design, "node3").to_string().contains("its backend is vxlan, this node's is wireguard"));
+    let text = design.state.to_string();
+    assert!(text.contains("route unreachable 10.244.0.0/16 metric 65000"), "{text}");
+    assert!(text.contains("route 10.244.2.0/24 dev fairlead-wg"), "{text}");
+    assert_eq!(tunnel.mtu, 1440);
 }
 
 #[test]

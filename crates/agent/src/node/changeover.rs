@@ -51,9 +51,9 @@ impl Changeover {
         if now < self.since + HEARD { &self.from } else { &self.to }
     }
 
-    /// Whether the node still receives by a VXLAN tunnel that it may no longer need.
-    pub(crate) fn keeps_tunnel(&self, now: Instant) -> bool {
-        matches!(self.from, Backend::Vxlan { .. }) && now < self.since + OPEN
+    /// By what the node still receives, though it may no longer need it.
+    pub(crate) fn keeps(&self, now: Instant) -> Option<&Backend> {
+        (now < self.since + OPEN).then_some(&self.from)
     }
 
     /// When the next step is due.
@@ -81,10 +81,10 @@ mod tests {
         change.want(&Backend::HostGw, now);
         assert_eq!((change.sends(now), change.deadline(now)), (&vxlan(), Some(now + HEARD)));
         let heard = now + HEARD;
-        assert_eq!((change.sends(heard), change.keeps_tunnel(heard)), (&Backend::HostGw, true));
+        assert_eq!((change.sends(heard), change.keeps(heard)), (&Backend::HostGw, Some(&vxlan())));
         assert_eq!(change.deadline(heard), Some(now + OPEN));
         let open = now + OPEN;
-        assert_eq!((change.keeps_tunnel(open), change.deadline(open)), (false, None));
+        assert_eq!((change.keeps(open), change.deadline(open)), (None, None));
     }
 
     #[test]

@@ -8,16 +8,19 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Instant;
 
-use cluster::{Backend, Lease, Node};
+use cluster::{Backend, Lease, Node, PublicKey};
 use ipnet::IpNet;
 use route::{
-    Design, Family, Host, Inputs, Networks, Retention, Taken, Underlay, VxlanSettings, Wish, choose_underlay,
-    overlaps, pod_mtu,
+    Design, Family, Host, Inputs, Networks, Retention, Taken, TunnelPorts, Underlay, VxlanSettings, Wish,
+    choose_underlay, overlaps, pod_mtu,
 };
+
+use tunnel::Secret;
 
 use super::NodeKeeper;
 use super::changeover::Changeover;
 use crate::config::{BackendKind, Config, VxlanConfig};
+use crate::files::{FileError, private_key};
 use crate::report::{Reason, told};
 use crate::view::View;
 
@@ -45,7 +48,8 @@ impl NodeKeeper {
         let tunnel = self.choose_underlays(&host, node)?;
         let families: Vec<Family> = self.pools.iter().map(|pool| Family::of_net(&pool.cluster())).collect();
         let carried = self.carried(&tunnel);
-        let backend = self.options.config.backend_of(&self.options.node);
+        let public_key = self.take_key().map_err(refused(Reason::NodeRefused))?;
+        let backend = self.options.config.backend_of(&self.options.node, public_key);
         let mtu = pod_mtu(&backend, &tunnel.link, carried, Family::of(tunnel.address), &families)
             .map_err(refused(Reason::UnderlayMissing))?;
         let pod_cidrs = self
@@ -55,7 +59,7 @@ impl NodeKeeper {
         let pod_cidrs = self.with_retained(view, &host, pod_cidrs);
         let now = Instant::now();
         let changeover = self.changeover(view, &backend, now);
-        let (sends, keeps_tunnel) = (changeover.sends(now).clone(), changeover.keeps_tunnel(now));
+        let (sends, keeps) = (changeover.sends(now).clone(), changeover.keeps(now).cloned());
         let own = [self.remembered.as_slice(), &pod_cidrs].concat();
         let cluster = &self.options.config.cluster;
         let networks = Networks { cluster: &cluster.pod_cidrs, own: &own, allowed: &cluster.allow_overlap };
@@ -67,16 +71,28 @@ impl NodeKeeper {
             snapshot: &view.snapshot,
             lease: &lease,
             sends: &sends,
-            keeps_tunnel,
+            keeps: keeps.as_ref(),
             underlay: &tunnel,
             underlays: &self.underlays,
             carried,
             vxlan: vxlan_settings(&self.options.config),
+            ports: TunnelPorts {
+                udp: self.options.config.udp.port,
+                wireguard: self.options.config.wireguard.port,
+            },
             cluster: &cluster.pod_cidrs,
             masquerade: self.options.config.masquerade.enabled,
             host: &host,
         });
         Ok(Decided { lease, design })
+    }
+
+    /// This node's public key, where it needs one; its private key is made with it, or the one of before read.
+    fn take_key(&mut self) -> Result<Option<PublicKey>, FileError> {
+        if self.options.config.backend == BackendKind::WireGuard && self.key.is_none() {
+            self.key = Some(Secret(private_key(&self.options.state_dir)?));
+        }
+        Ok(self.key.map(|key| PublicKey(key.public_key())))
     }
 
     /// The pod CIDRs of the lease: those that pods get addresses of, then those of before that pods still have some of.

@@ -138,6 +138,71 @@ fn backend_none_gives_a_node_its_cidrs_and_routes_nothing() {
 }
 
 #[test]
+fn tunnels_of_the_agent_join_nodes_in_both_families_and_count_what_they_carry() {
+    for (backend, device, mtu) in
+        [("udp", "fairlead-udp", 1472), ("ipip", "fairlead-ipip", 1480), ("wireguard", "fairlead-wg", 1440)]
+    {
+        let rig = joined(&format!("backend: {backend}\n"));
+        rig.assert_reachable();
+        let [first, second] = &rig.nodes[..] else { panic!("two nodes") };
+        assert_eq!(paths(first), [backend]);
+        assert_eq!(first.network_file().unwrap()["mtu"], mtu);
+        assert_eq!(first.netns.ip_json(&format!("link show {device}"))[0]["mtu"], mtu);
+        eventually("ready, with its peer asked", || first.health("/readyz").ends_with("200").then_some(()));
+        // A packet of exactly that size passes, and of one more its sender is told.
+        let (source, target) = (&first.pod_addresses()[0], &second.pod_addresses()[0]);
+        let sized = |size: u32| {
+            let size = (size - 28).to_string();
+            let arguments = ["-n", "-c", "1", "-W", "2", "-M", "do", "-s", &size, "-I", source, target];
+            harness::run(first.netns.command("ping").args(arguments)).status.success()
+        };
+        assert!(sized(mtu) && !sized(mtu + 1), "{backend}");
+        let counted = first.status().unwrap().tunnels;
+        assert!(
+            counted[0].peers[0].sent_packets > 0 && counted[0].peers[0].received_packets > 0,
+            "{counted:?}"
+        );
+        assert!(first.health("/metrics").contains(&format!(
+            "fairlead_tunnel_dropped_packets_total{{tunnel=\"{backend}\",reason=\"unknown-sender\"}} 0"
+        )));
+        // Deleted by hand, the device and the tunnel over it are back.
+        first.netns.ip(&format!("link delete {device}"));
+        eventually("a pod is reached again", || first.pings(source, target).then_some(()));
+    }
+}
+
+#[test]
+fn what_is_to_be_encrypted_is_refused_where_there_is_no_tunnel_and_the_key_is_roots() {
+    let rig = joined("backend: wireguard\n");
+    let first = &rig.nodes[0];
+    let key = first.state_dir().join("wireguard.key");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(key).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    // An address of the cluster that no node has: it must not take the default route.
+    let route = harness::run(first.netns.command("ip").args(["route", "get", "10.244.250.1"]));
+    assert!(!route.status.success(), "{}", String::from_utf8_lossy(&route.stdout));
+    let status = first.status().unwrap();
+    assert!(status.problems.is_empty(), "{:?}", status.problems);
+}
+
+#[test]
+fn a_cluster_moves_to_a_tunnel_of_the_agent_and_back_and_loses_no_packet() {
+    let mut rig = joined("backend: vxlan\n");
+    let [first, second] = &mut rig.nodes[..] else { panic!("two nodes") };
+    let witnesses = [Witness::start(first, second, 0), Witness::start(second, first, 1)];
+    for config in ["backend: udp\n", "backend: vxlan\n"] {
+        let path = config.trim().trim_start_matches("backend: ");
+        for node in [&mut *first, &mut *second] {
+            node.configure(config);
+        }
+        for node in [&*first, &*second] {
+            node.await_status("the path is the other one", |status| status.peers[0].path == path);
+        }
+    }
+    assert_eq!(witnesses.map(Witness::lost), [0, 0]);
+}
+
+#[test]
 fn a_cluster_moves_to_host_gw_and_back_node_by_node_and_loses_no_packet() {
     let mut rig = joined("backend: vxlan\n");
     let [first, second] = &mut rig.nodes[..] else { panic!("two nodes") };

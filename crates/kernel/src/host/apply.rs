@@ -15,7 +15,7 @@ use netstate::{
 use super::Host;
 use crate::netlink::{Batch, Request};
 use crate::nft::Transaction;
-use crate::{Error, Family, address, link, neighbour, route, rule, sysctl};
+use crate::{Error, Family, address, link, neighbour, route, rule, sysctl, tun};
 
 /// What came of a list of steps.
 #[derive(Debug, Default)]
@@ -121,6 +121,7 @@ impl Work<'_> {
     /// Makes a link and then gives it its alias. In between its group tells whose it is.
     fn create(&mut self, link: &Link) -> Result<(), Error> {
         let kind = match &link.kind {
+            LinkKind::Tun => return self.create_tun(link),
             LinkKind::Bridge => link::NewKind::Bridge(link::NewBridge::default()),
             LinkKind::Vxlan(vxlan) => link::NewKind::Vxlan(link::NewVxlan {
                 id: vxlan.vni,
@@ -142,6 +143,22 @@ impl Work<'_> {
         let finish =
             link::Change { alias: Some(LINK_ALIAS), up: link.up.then_some(true), ..link::Change::default() };
         self.host.route.execute(link::change(link.name.as_str(), &finish))?;
+        let found = link::find(&mut self.host.route, link.name.as_str())?;
+        self.indexes.extend(found.map(|found| (link.name, found.index)));
+        Ok(())
+    }
+
+    /// Makes a TUN device, which ends with this process until it carries its mark.
+    fn create_tun(&mut self, link: &Link) -> Result<(), Error> {
+        let queue = tun::Queue::open(link.name.as_str())?;
+        let finish = link::Change {
+            alias: Some(LINK_ALIAS),
+            mtu: link.mtu,
+            up: link.up.then_some(true),
+            ..link::Change::default()
+        };
+        self.host.route.execute(link::change(link.name.as_str(), &finish))?;
+        queue.persist(true)?;
         let found = link::find(&mut self.host.route, link.name.as_str())?;
         self.indexes.extend(found.map(|found| (link.name, found.index)));
         Ok(())

@@ -161,7 +161,13 @@ fn of_lease(lease: &Lease) -> Value {
         Backend::Vxlan { vni, port, mac } => {
             json!({"type": lease.backend.name(), "vni": vni, "port": port, "mac": mac.to_string()})
         }
-        Backend::HostGw | Backend::None | Backend::Other(_) => json!({"type": lease.backend.name()}),
+        Backend::Udp { port } => json!({"type": lease.backend.name(), "port": port}),
+        Backend::WireGuard { port, public_key } => {
+            json!({"type": lease.backend.name(), "port": port, "publicKey": public_key.to_string()})
+        }
+        Backend::HostGw | Backend::Ipip | Backend::None | Backend::Other(_) => {
+            json!({"type": lease.backend.name()})
+        }
     };
     let (current, retained): (Vec<IpNet>, Vec<IpNet>) =
         (lease.current().collect(), lease.retained().collect());

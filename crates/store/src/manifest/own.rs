@@ -62,17 +62,29 @@ fn backend(field: &Field<'_, '_>) -> Result<Backend, Fault> {
     match field.get("type")?.required_text()? {
         "vxlan" => vxlan(field),
         "host-gw" => Ok(Backend::HostGw),
+        "udp" => Ok(Backend::Udp { port: port(field)? }),
+        "ipip" => Ok(Backend::Ipip),
+        "wireguard" => {
+            let key = field.get("publicKey")?;
+            let public_key =
+                key.required_text()?.parse().map_err(|error| key.because(format!("is wrong: {error}")))?;
+            Ok(Backend::WireGuard { port: port(field)?, public_key })
+        }
         "none" => Ok(Backend::None),
         other => Ok(Backend::Other(other.into())),
     }
 }
 
+fn port(backend: &Field<'_, '_>) -> Result<u16, Fault> {
+    let port = backend.get("port")?;
+    port.port()?.ok_or_else(|| port.fault("is missing".into()))
+}
+
 fn vxlan(field: &Field<'_, '_>) -> Result<Backend, Fault> {
     let vni = field.get("vni")?;
-    let port = field.get("port")?;
     Ok(Backend::Vxlan {
         vni: vni.number(1, (1 << 24) - 1)?.ok_or_else(|| vni.fault("is missing".into()))?,
-        port: port.port()?.ok_or_else(|| port.fault("is missing".into()))?,
+        port: port(field)?,
         mac: unicast(&field.get("mac")?)?,
     })
 }
