@@ -77,7 +77,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     options.conf_dir = arguments.conf_dir;
     options.ipam_dir = arguments.ipam_dir;
     options.bridge = arguments.bridge;
-    options.http = arguments.health.into_iter().chain(arguments.metrics).collect();
+    options.health = arguments.health;
+    options.metrics = arguments.metrics;
     options.collect = Some(plugins::stale::collect);
     if let Some(directory) = arguments.bin_dir {
         lay_plugins(&directory)?;

@@ -27,7 +27,7 @@ use crate::process;
 /// A scenario; what it returns is printed beside the count of packets.
 type Scenario = fn(&mut Cluster) -> anyhow::Result<String>;
 
-/// Runs them all, in an order in which each leaves the cluster as it found it.
+/// Runs them all, in an order in which each leaves the cluster fit for the next.
 pub(super) fn run(cluster: &mut Cluster) -> anyhow::Result<()> {
     let scenarios: [(&str, Scenario); 10] = [
         ("agent deleted while pods come and go", agent_deleted),
@@ -236,6 +236,10 @@ fn node_moved(cluster: &mut Cluster) -> anyhow::Result<String> {
         let list = cluster.get(&["events", "-n", "default", "--field-selector=reason=PodCIDRChanged"])?;
         Ok(items(&list).next().map(drop))
     })?;
+    // The witness is one of those that run; this node reaches it, too, over the old one.
+    let old = cluster.kubectl(&["get", "pod", "to", "-o", "jsonpath={.status.podIP}"])?;
+    ensure!(before.parse::<IpNet>()?.contains(&old.trim().parse::<IpAddr>()?), "{old} is not of {before}");
+    cluster.sh(3, &format!("ping -n -q -c 3 -W 2 {}", old.trim()))?;
     cluster.kubectl(&["delete", "pod", "in-the-new", "--wait=true"])?;
     Ok(format!("given {after} instead of {before}, which its pods still have addresses of"))
 }
