@@ -48,10 +48,11 @@ fn packets_that_the_underlays_card_has_glued_are_carried() {
 fn on_the_wire_it_is_an_ipv4_header_and_the_packet() {
     let Some(rig) = ipip() else { return };
     let first = rig.start(1, 1);
+    rig.wait_for_device(1);
     first.set_peers(&[rig.peer(2)]);
     let socket = rig.nodes[1].inside(|| Datagrams::raw("192.0.2.2".parse().unwrap(), 4)).unwrap();
     let mut receiver = Receiver::new(1, 2000);
-    let _ping = rig.pinging("-n -c 1 -W 1 -Q 0x0b -s 10 10.2.0.2");
+    let ping = rig.pinging("-n -c 1 -W 1 -Q 0x0b -s 10 10.2.0.2");
     let datagram = eventually("a packet on the wire", || {
         (receiver.receive(&socket).unwrap() > 0).then(|| receiver.datagram(0).unwrap())
     });
@@ -63,6 +64,7 @@ fn on_the_wire_it_is_an_ipv4_header_and_the_packet() {
     assert_eq!(bytes[20..22], [0x45, 0x0b]);
     assert_eq!(bytes[28], 63, "the node that routed it into the tunnel has taken one off");
     assert_eq!(bytes[32..40], [10, 1, 0, 2, 10, 2, 0, 2]);
+    verdict(ping);
 }
 
 #[test]
