@@ -58,7 +58,7 @@ mod tunnel;
 mod wireguard;
 mod worker;
 
-pub use counters::{Counters, Drop, PeerCounters, Traffic};
+pub use counters::{Counters, DropReason, PeerCounters, Traffic};
 pub use examine::examine;
 pub use settings::{Encapsulation, Error, Peer, Secret, Settings, UDP_PORT, WIREGUARD_PORT};
 pub use tunnel::{Handles, Tunnel};

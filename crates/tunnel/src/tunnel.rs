@@ -79,7 +79,7 @@ impl Tunnel {
             let socket = Datagrams::adopt(descriptor);
             let local = socket.local().map_err(|source| failed("take over a socket", source))?;
             // A raw socket's port is its protocol number.
-            let second = local.is_ipv6() || is_ipip && local.port() == ipip::IPV6.into();
+            let second = local.is_ipv6() || is_ipip && local.port() == u16::from(ipip::IPV6);
             let [four, six] = &mut sockets;
             if second { six.push(socket) } else { four.push(socket) }
         }
