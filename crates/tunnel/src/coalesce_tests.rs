@@ -119,7 +119,7 @@ fn traffic() -> impl Strategy<Value = Vec<Vec<u8>>> {
     let flow = (any::<bool>(), any::<bool>(), 0_u16..3, 1_usize..20_000, 200_usize..1500, any::<u8>());
     let flows = prop::collection::vec(flow, 1..12);
     let events =
-        prop::collection::vec((any::<prop::sample::Index>(), 0_u8..12, any::<prop::sample::Index>()), 0..400);
+        prop::collection::vec((any::<prop::sample::Index>(), 0_u8..12, any::<prop::sample::Index>()), 0..120);
     (flows, events).prop_map(|(flows, events)| {
         let mut queues: Vec<std::collections::VecDeque<Vec<u8>>> = Vec::new();
         for (six, tcp, port, length, size, flags) in flows {

@@ -165,7 +165,9 @@ impl Tunnel {
         self.threads.iter().all(|thread| !thread.is_finished())
     }
 
-    /// Stops, and gives out what it has worked with. A batch that is being carried is carried to its end.
+    /// Stops, and gives out what it has worked with. A batch that is being carried is carried to its end. Sessions of
+    /// WireGuard end with it: who adopts makes new ones as soon as anybody sends, which costs what is under way in a round
+    /// trip.
     #[must_use]
     pub fn hand_over(mut self) -> Handles {
         let mut handles = Handles { queues: Vec::new(), sockets: Vec::new() };
