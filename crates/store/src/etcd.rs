@@ -28,9 +28,10 @@ use std::sync::mpsc;
 use cluster::{Claim, Key, Kind, Object};
 use ipnet::IpNet;
 use serde_json::Value;
+use tokio::sync::Notify;
 
 use crate::manifest;
-use crate::mirror::{Mirror, News};
+use crate::mirror::{Layout, Mirror, News};
 use crate::overlap::{Held, held_by, verdict};
 use crate::report::check_node;
 use crate::runtime::{Runtime, Watching};
@@ -39,7 +40,7 @@ use crate::{Claimed, Error, Events, Expect, Listing, Notice, Report, Store, Vers
 use feed::Feed;
 use form::{KeyValue, Ranged, Transacted};
 use gateway::{Call, Gateway, step};
-use layout::{Keys, Whole};
+use layout::Keys;
 
 mod access;
 mod feed;
@@ -98,10 +99,13 @@ impl Store for Etcd {
         self.wait(|gateway, keys| async move {
             let told = |(call, failure)| gateway.error(&call, failure);
             let now = listing::census(&gateway, &keys).await.map_err(told)?;
-            let found = listing::every(&gateway, &keys, &kinds, now.header.revision.0).await.map_err(told)?;
-            let mut mirror = Mirror::new(&kinds, keys);
-            mirror.take(News::Strays(found.strays));
-            mirror.take(News::Listed { part: Whole, items: found.items, lost: false });
+            let mut mirror = Mirror::new(&kinds, keys.clone());
+            for kind in Keys::parts(&kinds) {
+                let found =
+                    listing::every(&gateway, &keys, kind, now.header.revision.0).await.map_err(told)?;
+                mirror.take(News::Strays(kind, found.strays));
+                mirror.take(News::Listed { part: kind, items: found.items, lost: false });
+            }
             let (snapshot, problems) = mirror.into_parts();
             Ok(Listing::new(snapshot, problems))
         })
@@ -109,16 +113,22 @@ impl Store for Etcd {
 
     fn watch(&self, kinds: &[Kind]) -> Result<Events, Error> {
         let (sender, news) = mpsc::channel();
-        let feed = Feed::new(self.gateway.clone(), kinds, sender);
+        let reached = Arc::new(Notify::new());
+        let feed = |kind| Feed::new(self.gateway.clone(), kind, sender.clone(), reached.clone()).run();
         let mirror = Mirror::new(kinds, self.keys.clone());
-        Ok(Box::new(Watching::start(&self.runtime, mirror, news, std::iter::once(feed.run()))))
+        Ok(Box::new(Watching::start(&self.runtime, mirror, news, Keys::parts(kinds).into_iter().map(feed))))
     }
 
     fn read(&self, key: &Key) -> Result<Option<(Object, Version)>, Error> {
         let key = key.clone();
         self.wait(|gateway, keys| async move {
-            let there = get(&gateway, &keys.of(&key)).await?;
-            let object = there.and_then(|kv| keys.read(&key, &kv.value.0).ok());
+            let Some(kv) = get(&gateway, &keys.of(&key)).await? else { return Ok(None) };
+            let Ok(mut item) = keys.item(key.kind(), &kv) else { return Ok(None) };
+            // What we write ourselves is as it stands, or we could not tell what to expect when we write it again.
+            if !matches!(key.kind(), Kind::Lease | Kind::Claim | Kind::PodStatus) {
+                listing::recall(&gateway, &keys, &kv, &mut item).await;
+            }
+            let object = item.objects.pop();
             Ok(object.map(|object| (object.clone(), version_of(&object))))
         })
     }

@@ -62,8 +62,10 @@ pub(crate) enum News<P> {
     },
     /// What happened since, in order.
     Changed(P, Vec<Delta>),
-    /// The places that hold what nobody reads, all of them.
-    Strays(BTreeMap<PathBuf, Fault>),
+    /// The places of a part that hold what nobody reads, all of them.
+    Strays(P, BTreeMap<PathBuf, Fault>),
+    /// The watch was cut; whether the store is still what it was is being found out.
+    Doubted(P),
     /// The store answers.
     Reached(P),
     /// It does not, or refuses.
@@ -88,7 +90,7 @@ pub(crate) struct Mirror<L: Layout> {
     snapshot: Snapshot,
     shared: Shared,
     problems: BTreeMap<Key, Problem>,
-    strays: BTreeMap<PathBuf, Fault>,
+    strays: BTreeMap<L::Part, BTreeMap<PathBuf, Fault>>,
     /// What was lost with the store's objects, and stays in force.
     orphans: BTreeSet<Key>,
     told: bool,
@@ -101,6 +103,7 @@ pub(crate) struct Mirror<L: Layout> {
 #[derive(Debug, Default)]
 struct Feed {
     listed: bool,
+    doubted: bool,
     trouble: Option<String>,
 }
 
@@ -151,8 +154,8 @@ impl<L: Layout> Mirror<L> {
                 self.recover(part);
                 self.tell(changes);
             }
-            News::Strays(strays) => {
-                self.strays = strays;
+            News::Strays(part, strays) => {
+                self.strays.insert(part, strays);
                 self.tell(Vec::new());
             }
             News::Changed(_, deltas) => {
@@ -168,6 +171,7 @@ impl<L: Layout> Mirror<L> {
                 let changes = self.settle(touched);
                 self.tell(changes);
             }
+            News::Doubted(part) => self.feed(part).doubted = true,
             News::Reached(part) => self.recover(part),
             News::Failed(part, reason) => {
                 self.feed(part).trouble = Some(reason);
@@ -182,7 +186,8 @@ impl<L: Layout> Mirror<L> {
     }
 
     fn recover(&mut self, part: L::Part) {
-        self.feed(part).trouble = None;
+        let feed = self.feed(part);
+        (feed.doubted, feed.trouble) = (false, None);
         self.tell_away();
     }
 
@@ -302,7 +307,7 @@ impl<L: Layout> Mirror<L> {
     /// What was lost and can be written again, once it can be. Before every part has been read again, a Node that
     /// seems to be there may be lost too.
     fn tell_lost(&mut self) {
-        if self.told_away.is_some() {
+        if self.told_away.is_some() || self.feeds.values().any(|feed| feed.doubted) {
             return;
         }
         let lost: BTreeSet<Key> =
@@ -339,7 +344,8 @@ impl<L: Layout> Mirror<L> {
 
     fn all_problems(&self) -> Vec<Problem> {
         let mut problems: Vec<Problem> = self.problems.values().cloned().collect();
-        problems.extend(self.strays.iter().map(|(place, fault)| Problem::of(place.clone(), fault.clone())));
+        let strays = self.strays.values().flatten();
+        problems.extend(strays.map(|(place, fault)| Problem::of(place.clone(), fault.clone())));
         if !self.orphans.is_empty() {
             let reason = format!("lost {} of its objects; they stay in force", self.orphans.len());
             let fault = Fault::new(reason).hint(L::LOST);

@@ -1,10 +1,10 @@
-//! The objects of some kinds in etcd, listed once and then watched for ever.
+//! The objects of one kind in etcd, listed once and then watched for ever.
 //!
-//! Read [`Feed::run`]. All kinds are listed at one revision and watched from the next one, by one stream with a watch
-//! for each kind. A stream that ends is taken up again where it was, with another member if that one is gone; only if
-//! etcd no longer knows that revision everything is listed again, to be compared by who receives it. Before, etcd is
-//! asked who it is: one that came back with other data would never speak of what it has lost. It has lost something
-//! if it is another cluster, if its identity is gone or another, or if its revisions or terms run backwards.
+//! Read [`Feed::run`]. A list is of one revision, and the watch goes on from the next one. A stream that ends is taken up
+//! again where it was, with another member if that one is gone; only if etcd no longer knows that revision everything
+//! is listed again, to be compared by who receives it. Before, etcd is asked who it is: one that came back with other
+//! data would never speak of what it has lost. It has lost something if it is another cluster, if its identity is gone
+//! or another, or if its revisions or terms run backwards.
 //!
 //! A stream that is quiet may be one whose member was stopped or cut off from the others, so etcd is asked now and then
 //! beside it.
@@ -18,12 +18,12 @@ use std::time::Duration;
 use cluster::Kind;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use serde_json::{Value, json};
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use super::form::{self, Happened, Line, Status, Transacted};
 use super::gateway::{Call, Failure, Gateway, step};
-use super::layout::{Keys, Whole};
+use super::layout::Keys;
 use super::listing::{Census, census, every};
 use crate::backoff::{self, Backoff};
 use crate::manifest::Fault;
@@ -31,7 +31,7 @@ use crate::mirror::{self, Delta};
 use crate::own;
 use crate::transport::told;
 
-type News = mirror::News<Whole>;
+type News = mirror::News<Kind>;
 
 /// The longest line that is read: etcd takes no request that is nearly as large.
 const LONGEST_LINE: usize = 64 << 20;
@@ -44,11 +44,13 @@ const QUIET: Duration = Duration::from_secs(20);
 pub(crate) struct Feed {
     gateway: Arc<Gateway>,
     keys: Keys,
-    kinds: Vec<Kind>,
+    kind: Kind,
     news: Sender<News>,
+    /// Wakes those that wait for etcd as soon as one has reached it.
+    reached: Arc<Notify>,
     backoff: Backoff,
-    /// The revision to go on from, for each kind; none if everything is to be listed.
-    next: Option<Vec<u64>>,
+    /// The revision to go on from; none if everything is to be listed.
+    next: Option<u64>,
     /// Who etcd was when it was seen last.
     known: Option<Census>,
     /// Whether it is to be asked who it is, before a watch begins.
@@ -81,15 +83,13 @@ impl From<(Call, Failure)> for Trouble {
 }
 
 impl Feed {
-    pub(crate) fn new(gateway: Arc<Gateway>, kinds: &[Kind], news: Sender<News>) -> Self {
-        let mut kinds = kinds.to_vec();
-        kinds.sort();
-        kinds.dedup();
+    pub(crate) fn new(gateway: Arc<Gateway>, kind: Kind, news: Sender<News>, reached: Arc<Notify>) -> Self {
         Self {
             keys: Keys(gateway.prefix().to_owned()),
             gateway,
-            kinds,
+            kind,
             news,
+            reached,
             backoff: Backoff::new(),
             next: None,
             known: None,
@@ -104,10 +104,10 @@ impl Feed {
     /// Lists and watches until nobody wants the news any more.
     pub(crate) async fn run(mut self) {
         loop {
-            let done = match self.next.clone() {
+            let done = match self.next {
                 None => self.list().await,
                 Some(_) if self.suspect => self.examine().await,
-                Some(next) => self.watch(&next).await,
+                Some(next) => self.watch(next).await,
             };
             match done {
                 Ok(()) => {}
@@ -135,7 +135,7 @@ impl Feed {
     async fn list(&mut self) -> Result<(), Trouble> {
         let mut now = census(&self.gateway, &self.keys).await?;
         let revision = now.header.revision.0;
-        let found = every(&self.gateway, &self.keys, &self.kinds, revision).await?;
+        let found = every(&self.gateway, &self.keys, self.kind, revision).await?;
         // Without an identity, one that is empty may be any.
         let emptied = self.had_items && found.items.is_empty() && now.identity.is_none();
         let lost = emptied || self.known.as_ref().is_some_and(|known| has_lost(known, &now));
@@ -144,12 +144,13 @@ impl Feed {
             now.identity = self.identify().await;
         }
         self.known = Some(now);
-        self.next = Some(vec![revision + 1; self.kinds.len()]);
+        self.next = Some(revision + 1);
         self.suspect = false;
-        self.backoff.reset();
+        self.reach();
         self.strays = found.strays;
+        self.told_strays = false;
         self.tell_strays()?;
-        self.tell(News::Listed { part: Whole, items: found.items, lost })
+        self.tell(News::Listed { part: self.kind, items: found.items, lost })
     }
 
     /// Gives etcd an identity. One that we may not write to stays without.
@@ -177,15 +178,16 @@ impl Feed {
         }
     }
 
-    /// Every change from these revisions on, until the stream ends.
-    async fn watch(&mut self, next: &[u64]) -> Result<(), Trouble> {
+    /// Every change from this revision on, until the stream ends.
+    async fn watch(&mut self, next: u64) -> Result<(), Trouble> {
         // Whoever goes on after it looks first, and brings a token that is good.
         self.suspect = true;
-        let call = Call::watch(&self.requests(next), format!("watch {}/", self.keys.0));
+        let call = Call::watch(&self.keys.folder(self.kind), next);
         let body = self.gateway.stream(&call).await.map_err(|failure| (call.clone(), failure))?;
         let started = Instant::now();
         let ended = self.read(body).await;
-        let fruitful = started.elapsed() > TOO_SOON || self.next.as_deref() != Some(next);
+        self.tell(News::Doubted(self.kind))?;
+        let fruitful = started.elapsed() > TOO_SOON || self.next != Some(next);
         match ended {
             Broken::Unwanted => Err(Trouble::Unwanted),
             Broken::Expired => Err(Trouble::Expired),
@@ -215,20 +217,8 @@ impl Feed {
         }
     }
 
-    fn requests(&self, next: &[u64]) -> Vec<Value> {
-        let request = |(number, (kind, revision)): (usize, (&Kind, &u64))| {
-            let folder = self.keys.folder(*kind);
-            json!({
-                "key": form::raw(&folder), "range_end": form::raw(form::end_of(&folder)),
-                "start_revision": revision.to_string(), "watch_id": (number + 1).to_string(),
-                "progress_notify": true, "fragment": true,
-            })
-        };
-        self.kinds.iter().zip(next).enumerate().map(request).collect()
-    }
-
     async fn read(&mut self, mut body: Incoming) -> Broken {
-        let (mut rest, mut created): (Vec<u8>, usize) = (Vec::new(), 0);
+        let mut rest: Vec<u8> = Vec::new();
         loop {
             let frame = match timeout(QUIET, body.frame()).await {
                 Ok(Some(Ok(frame))) => frame,
@@ -243,7 +233,7 @@ impl Feed {
             rest.extend_from_slice(&data);
             let whole = rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
             if whole > 0 {
-                let taken = self.take_lines(rest.get(..whole).unwrap_or_default(), &mut created);
+                let taken = self.take_lines(rest.get(..whole).unwrap_or_default());
                 rest.drain(..whole);
                 // A large object that came once is no reason to keep room for another.
                 rest.shrink_to(64 << 10);
@@ -267,22 +257,17 @@ impl Feed {
     }
 
     /// Takes whole lines; what they say before one that is an error counts.
-    fn take_lines(&mut self, lines: &[u8], created: &mut usize) -> Result<(), Broken> {
+    fn take_lines(&mut self, lines: &[u8]) -> Result<(), Broken> {
         let (mut deltas, mut end) = (Vec::new(), Ok(()));
         let filled = |line: &&[u8]| !line.trim_ascii().is_empty();
         for line in lines.split(|byte| *byte == b'\n').filter(filled) {
             match form::line(line) {
-                Ok(Line::Created(_)) => {
-                    *created += 1;
-                    if *created == self.kinds.len() {
-                        self.backoff.reset();
-                        self.tell(News::Reached(Whole)).map_err(|_| Broken::Unwanted)?;
-                    }
+                Ok(Line::Created) => {
+                    self.reach();
+                    self.tell(News::Reached(self.kind)).map_err(|_| Broken::Unwanted)?;
                 }
-                Ok(Line::Events { watch, events, fragment }) => {
-                    self.take_events(watch, events, fragment, &mut deltas)
-                }
-                Ok(Line::Progress { watch, revision }) => self.advance(watch, revision),
+                Ok(Line::Events { events, fragment }) => self.take_events(events, fragment, &mut deltas),
+                Ok(Line::Progress { revision }) => self.advance(revision),
                 Ok(Line::Compacted) => end = Err(Broken::Expired),
                 Ok(Line::Refused(status)) => end = Err(Broken::Refused(status)),
                 Err(reason) => end = Err(Broken::Unreadable(reason)),
@@ -293,26 +278,23 @@ impl Feed {
         }
         if !deltas.is_empty() {
             self.expired = false;
-            self.tell(News::Changed(Whole, deltas)).map_err(|_| Broken::Unwanted)?;
+            self.tell(News::Changed(self.kind, deltas)).map_err(|_| Broken::Unwanted)?;
         }
         self.tell_strays().map_err(|_| Broken::Unwanted)?;
         end
     }
 
-    fn take_events(&mut self, watch: u64, events: Vec<Happened>, fragment: bool, deltas: &mut Vec<Delta>) {
-        let Some(kind) = self.number(watch).and_then(|number| self.kinds.get(number)).copied() else {
-            return;
-        };
+    fn take_events(&mut self, events: Vec<Happened>, fragment: bool, deltas: &mut Vec<Delta>) {
         let mut newest = 0;
         for Happened { gone, kv } in events {
             newest = newest.max(kv.mod_revision.0);
             let place = String::from_utf8_lossy(&kv.key.0);
             if gone {
                 self.told_strays &= self.strays.remove(std::path::Path::new(&*place)).is_none();
-                deltas.extend(self.keys.object(kind, &place).map(|key| Delta::Gone(vec![key])));
+                deltas.extend(self.keys.object(self.kind, &place).map(|key| Delta::Gone(vec![key])));
                 continue;
             }
-            match self.keys.item(kind, &kv) {
+            match self.keys.item(self.kind, &kv) {
                 Ok(item) => deltas.push(Delta::Set(item)),
                 Err(stray) => {
                     self.strays.extend([*stray]);
@@ -322,23 +304,21 @@ impl Feed {
         }
         // Of a fragment's last revision more may follow.
         if !fragment {
-            self.advance(watch, newest);
+            self.advance(newest);
         }
     }
 
-    fn number(&self, watch: u64) -> Option<usize> {
-        usize::try_from(watch).ok()?.checked_sub(1)
-    }
-
-    /// Everything of that watch up to this revision is known.
-    fn advance(&mut self, watch: u64, revision: u64) {
-        let number = self.number(watch);
-        if let Some(next) = self.next.as_mut().zip(number).and_then(|(next, number)| next.get_mut(number)) {
-            *next = (*next).max(revision + 1);
-        }
+    /// Everything up to this revision is known.
+    fn advance(&mut self, revision: u64) {
+        self.next = self.next.max(Some(revision + 1));
         if let Some(known) = &mut self.known {
             known.header.revision = known.header.revision.max(form::Number(revision));
         }
+    }
+
+    fn reach(&mut self) {
+        self.backoff.reset();
+        self.reached.notify_waiters();
     }
 
     fn tell(&self, news: News) -> Result<(), Trouble> {
@@ -347,7 +327,7 @@ impl Feed {
 
     fn tell_strays(&mut self) -> Result<(), Trouble> {
         if !std::mem::replace(&mut self.told_strays, true) {
-            self.tell(News::Strays(self.strays.clone()))?;
+            self.tell(News::Strays(self.kind, self.strays.clone()))?;
         }
         Ok(())
     }
@@ -364,8 +344,12 @@ impl Feed {
         };
         let pause = self.backoff.pause(kind);
         let reason = self.gateway.reason(call, failure);
-        self.tell(News::Failed(Whole, reason))?;
-        tokio::time::sleep(pause).await;
+        self.tell(News::Failed(self.kind, reason))?;
+        // Whichever comes first; a refusal is not mended by another's success.
+        match kind {
+            backoff::Failure::Unreachable => drop(timeout(pause, self.reached.notified()).await),
+            backoff::Failure::Refused(_) => tokio::time::sleep(pause).await,
+        }
         Ok(())
     }
 }

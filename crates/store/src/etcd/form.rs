@@ -88,12 +88,12 @@ pub(crate) struct Granted {
 /// One line of a watch's stream.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Line {
-    /// The watch of this number is in place.
-    Created(u64),
+    /// The watch is in place.
+    Created,
     /// What happened to its keys. More of the same revision may follow, if it is a fragment.
-    Events { watch: u64, events: Vec<Happened>, fragment: bool },
+    Events { events: Vec<Happened>, fragment: bool },
     /// Nothing happened up to this revision.
-    Progress { watch: u64, revision: u64 },
+    Progress { revision: u64 },
     /// What happened since the revision asked for is not known any more.
     Compacted,
     /// The watch ends.
@@ -278,8 +278,6 @@ pub(crate) fn line(line: &[u8]) -> Result<Line, String> {
 struct Watched {
     header: Header,
     #[serde(default)]
-    watch_id: Number,
-    #[serde(default)]
     created: bool,
     #[serde(default)]
     canceled: bool,
@@ -303,7 +301,6 @@ struct Told {
 
 impl Watched {
     fn line(self) -> Result<Line, String> {
-        let watch = self.watch_id.0;
         if self.canceled {
             if self.compact_revision.0 > 0 {
                 return Ok(Line::Compacted);
@@ -319,10 +316,10 @@ impl Watched {
             return Ok(Line::Refused(Status { code, message: told }));
         }
         if self.created {
-            return Ok(Line::Created(watch));
+            return Ok(Line::Created);
         }
         if self.events.is_empty() {
-            return Ok(Line::Progress { watch, revision: self.header.revision.0 });
+            return Ok(Line::Progress { revision: self.header.revision.0 });
         }
         let events = self.events.into_iter().map(|told| match &told.kind {
             Value::Null => Ok(Happened { gone: false, kv: told.kv }),
@@ -330,7 +327,7 @@ impl Watched {
             Value::String(kind) if kind == "DELETE" => Ok(Happened { gone: true, kv: told.kv }),
             other => Err(unreadable(&format!("an event of the unknown type {other}"))),
         });
-        Ok(Line::Events { watch, events: events.collect::<Result<_, _>>()?, fragment: self.fragment })
+        Ok(Line::Events { events: events.collect::<Result<_, _>>()?, fragment: self.fragment })
     }
 }
 
@@ -371,8 +368,8 @@ mod tests {
         let told = |result: &str| {
             line(format!(r#"{{"result":{{"header":{{"revision":"9"}},{result}}}}}"#).as_bytes())
         };
-        assert_eq!(told(r#""watch_id":"2","created":true"#), Ok(Line::Created(2)));
-        assert_eq!(told(r#""watch_id":"2""#), Ok(Line::Progress { watch: 2, revision: 9 }));
+        assert_eq!(told(r#""watch_id":"2","created":true"#), Ok(Line::Created));
+        assert_eq!(told(r#""watch_id":"2""#), Ok(Line::Progress { revision: 9 }));
         let kv = |value: &str| KeyValue {
             key: Raw(b"/a".into()),
             value: Raw(value.into()),
@@ -384,7 +381,7 @@ mod tests {
         let events = vec![Happened { gone: false, kv: kv("hi") }, Happened { gone: true, kv: kv("") }];
         assert_eq!(
             told(&format!(r#""watch_id":"1","fragment":true,"events":[{put},{gone}]"#)),
-            Ok(Line::Events { watch: 1, events, fragment: true })
+            Ok(Line::Events { events, fragment: true })
         );
         assert_eq!(told(r#""watch_id":"1","canceled":true,"compact_revision":"3""#), Ok(Line::Compacted));
         let denied =

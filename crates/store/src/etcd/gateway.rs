@@ -71,10 +71,15 @@ impl Call {
         Self { path: "/v3/kv/txn", body, what, repeatable: false }
     }
 
-    /// The same watch with several requests, each of which has its number.
-    pub(crate) fn watch(requests: &[Value], what: String) -> Self {
-        let body = requests.iter().map(|request| json!({"create_request": request}).to_string());
-        Self { path: "/v3/watch", body: body.collect(), what, repeatable: true }
+    /// What happens to the keys of a folder from this revision on. The gateway takes one watch in each stream: with the
+    /// first word of its answer it stops listening.
+    pub(crate) fn watch(folder: &str, revision: u64) -> Self {
+        let request = json!({
+            "key": form::raw(folder), "range_end": form::raw(form::end_of(folder)),
+            "start_revision": revision.to_string(), "progress_notify": true, "fragment": true,
+        });
+        let body = json!({"create_request": request}).to_string();
+        Self { path: "/v3/watch", body, what: format!("watch {folder}"), repeatable: true }
     }
 
     /// A lease of etcd's that ends after so many seconds. One that nobody uses ends as well.

@@ -4,6 +4,7 @@
 //! `/fairlead/claims/10.244.3.0-24`; the value is a manifest as the directory has it, YAML or JSON. What stands under
 //! another's key, or under a key that is no object's, is nobody's, and told.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use cluster::{Key, Kind, NamespacedName, Object, check_label, check_subdomain};
@@ -21,21 +22,21 @@ pub(crate) struct Keys(pub(crate) String);
 /// A key that is no object's, and why.
 pub(crate) type Stray = Box<(PathBuf, Fault)>;
 
-/// All objects are one part: they are listed at one revision.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Whole;
-
 impl Layout for Keys {
-    type Part = Whole;
+    type Part = Kind;
     const LOST: &'static str = "etcd came back with other data, as after a restore or with an empty disk; put back what is \
                                 missing, or restart Fairlead to accept etcd as it is";
 
-    fn parts(_: &[Kind]) -> Vec<Whole> {
-        vec![Whole]
+    fn parts(kinds: &[Kind]) -> Vec<Kind> {
+        kinds.iter().copied().collect::<BTreeSet<Kind>>().into_iter().collect()
     }
 
-    fn kinds(_: Whole) -> &'static [Kind] {
-        &Kind::ALL
+    fn kinds(part: Kind) -> &'static [Kind] {
+        Kind::ALL
+            .iter()
+            .position(|kind| *kind == part)
+            .and_then(|at| Kind::ALL.get(at..=at))
+            .unwrap_or_default()
     }
 
     fn place(&self, key: &Key) -> PathBuf {

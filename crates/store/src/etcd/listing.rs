@@ -1,4 +1,4 @@
-//! Everything that etcd holds of some kinds, at one revision.
+//! Everything that etcd holds of one kind, at one revision.
 //!
 //! Read [`every`]. Keys come in pages, all of the revision that the first one told, so the whole is what etcd held at one
 //! time. What cannot be read is looked for in etcd's own past, so that its last good version is in force also for those
@@ -48,25 +48,23 @@ pub(crate) async fn census(gateway: &Gateway, keys: &Keys) -> Result<Census, Fai
     }
 }
 
-/// All objects of these kinds at a revision.
+/// All objects of a kind at a revision.
 pub(crate) async fn every(
     gateway: &Gateway,
     keys: &Keys,
-    kinds: &[Kind],
+    kind: Kind,
     revision: u64,
 ) -> Result<Everything, Failed> {
     let mut found = Everything { items: Vec::new(), strays: BTreeMap::new() };
-    for kind in kinds {
-        let mut pages = Pages::of(keys.folder(*kind), revision);
-        while let Some(page) = pages.next(gateway).await? {
-            for kv in page {
-                match keys.item(*kind, &kv) {
-                    Ok(mut item) => {
-                        recall(gateway, keys, &kv, &mut item).await;
-                        found.items.push(item);
-                    }
-                    Err(stray) => found.strays.extend([*stray]),
+    let mut pages = Pages::of(keys.folder(kind), revision);
+    while let Some(page) = pages.next(gateway).await? {
+        for kv in page {
+            match keys.item(kind, &kv) {
+                Ok(mut item) => {
+                    recall(gateway, keys, &kv, &mut item).await;
+                    found.items.push(item);
                 }
+                Err(stray) => found.strays.extend([*stray]),
             }
         }
     }
@@ -123,7 +121,7 @@ impl Pages {
 }
 
 /// Looks for what a key that cannot be read said last before. Best effort: etcd may have forgotten it.
-async fn recall(gateway: &Gateway, keys: &Keys, kv: &KeyValue, item: &mut Item) {
+pub(crate) async fn recall(gateway: &Gateway, keys: &Keys, kv: &KeyValue, item: &mut Item) {
     let ([(key, _)], []) = (&item.faults[..], &item.objects[..]) else { return };
     let key = key.clone();
     let (mut revision, created) = (kv.mod_revision.0, kv.create_revision.0);

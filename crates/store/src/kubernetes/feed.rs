@@ -191,7 +191,7 @@ impl Feed {
             // A server ends, or a way to it; another may be there at once, and then nobody need hear of it.
             Err(Broken::Cut(_)) if fruitful => {
                 self.suspect = true;
-                Ok(())
+                Ok(self.tell(News::Doubted(self.resource))?)
             }
             Err(Broken::Cut(reason)) => Err(Trouble::failed(call, Failure::Unreachable(reason))),
             Err(Broken::Unreadable(reason)) => {

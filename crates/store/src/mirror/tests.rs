@@ -207,6 +207,19 @@ fn what_a_server_has_lost_stays_in_force() {
 }
 
 #[test]
+fn what_was_lost_is_told_once_every_part_has_been_looked_at_again() {
+    let mut mirror = in_sync();
+    mirror.take(News::Doubted(Resource::Nodes));
+    mirror.take(News::Doubted(Resource::Claims));
+    mirror.take(News::Listed { part: Resource::Claims, items: Vec::new(), lost: true });
+    let told = events(&mut mirror);
+    assert!(matches!(&told[..], [Event::Problems(_)]), "its Node may be lost, too: {told:?}");
+    mirror.take(News::Reached(Resource::Nodes));
+    let told = events(&mut mirror);
+    assert!(matches!(&told[..], [Event::Lost(keys)] if keys.len() == 1), "{told:?}");
+}
+
+#[test]
 fn a_node_that_is_removed_after_a_loss_takes_its_lease_with_it() {
     let mut mirror = in_sync();
     mirror.take(News::Listed { part: Resource::Nodes, items: vec![node("node1", None)], lost: true });
