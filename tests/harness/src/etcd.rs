@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use serde_json::{Value, json};
 
-use crate::{Service, eventually, not_run, run_ok};
+use crate::{Namespace, Service, eventually, not_run, run_ok};
 
 /// An etcd.
 #[derive(Debug)]
@@ -21,6 +21,8 @@ pub struct Etcd {
     program: PathBuf,
     options: Options,
     members: Vec<Member>,
+    /// The path of the network namespace; none for the test's own.
+    namespace: Option<PathBuf>,
     token: Option<String>,
 }
 
@@ -50,11 +52,20 @@ impl Etcd {
     /// # Panics
     /// When it does not come up.
     pub fn start_with(options: Options) -> Option<Self> {
+        let addresses = (0..=options.more_members).map(|_| own_address()).collect();
+        Self::start_at(options, None, addresses)
+    }
+
+    /// Starts one in another namespace, to be reached at `address`, which that namespace must have.
+    pub fn start_in(namespace: &Namespace, address: Ipv4Addr) -> Option<Self> {
+        Self::start_at(Options::default(), Some(namespace.path()), vec![address])
+    }
+
+    fn start_at(options: Options, namespace: Option<PathBuf>, addresses: Vec<Ipv4Addr>) -> Option<Self> {
         let program = find()?;
-        let members =
-            (0..=options.more_members).map(|_| Member { address: own_address(), service: None }).collect();
+        let members = addresses.into_iter().map(|address| Member { address, service: None }).collect();
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let mut started = Self { directory, program, options, members, token: None };
+        let mut started = Self { directory, program, options, members, namespace, token: None };
         if options.tls {
             started.make_keys();
         }
@@ -145,7 +156,7 @@ impl Etcd {
         let peer = |member: &Member| format!("http://{}:2380", member.address);
         let cluster =
             self.members.iter().enumerate().map(|(number, member)| format!("m{number}={}", peer(member)));
-        let (member, mut command) = (&self.members[number], Command::new(&self.program));
+        let (member, mut command) = (&self.members[number], self.within(&self.program));
         command
             .args(["--name", &format!("m{number}"), "--unsafe-no-fsync"])
             .arg("--data-dir")
@@ -167,6 +178,13 @@ impl Etcd {
                 .arg(self.path("server.key"));
             command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(self.authority());
         }
+        command
+    }
+
+    fn within(&self, program: &Path) -> Command {
+        let Some(namespace) = &self.namespace else { return Command::new(program) };
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", namespace.display())).arg("--").arg(program);
         command
     }
 
@@ -195,7 +213,7 @@ impl Etcd {
     /// # Panics
     /// When there is no answer in JSON.
     pub fn request(&self, path: &str, body: &Value) -> (u16, Value) {
-        let mut command = Command::new("curl");
+        let mut command = self.within(Path::new("curl"));
         // By a file: a body may be longer than an argument.
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), body.to_string()).expect("the body");
