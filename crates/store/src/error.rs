@@ -49,14 +49,12 @@ pub enum Error {
     },
     /// etcd does not let this user.
     #[error(
-        "{server} forbids {user} to {what} (hint: etcdctl role grant-permission ROLE readwrite --prefix=true {prefix}/)"
+        "{server} forbids {what} (hint: etcdctl role grant-permission ROLE readwrite --prefix=true {prefix}/)"
     )]
     Denied {
         /// etcd, as people know it.
         server: String,
-        /// As whom it was asked.
-        user: String,
-        /// What was tried.
+        /// Whom, and to do what.
         what: String,
         /// What all our keys begin with.
         prefix: String,

@@ -344,12 +344,11 @@ impl Gateway {
                  `etcdctl user passwd NAME` sets a password",
                 reason,
             ),
-            Failure::Refused(status) if status.code == Status::DENIED => Error::Denied {
-                user: self.access.user.as_ref().map_or_else(|| "nobody".to_owned(), |user| user.name.clone()),
-                prefix: self.access.prefix.clone(),
-                server,
-                what: call.what.clone(),
-            },
+            Failure::Refused(status) if status.code == Status::DENIED => {
+                let user = self.access.user.as_ref().map_or("nobody", |user| &user.name);
+                let what = format!("{user} to {}", call.what);
+                Error::Denied { prefix: self.access.prefix.clone(), server, what }
+            }
             Failure::Refused(status) if status.wants_token() => unavailable(
                 "etcd asks who we are: set FAIRLEAD_ETCD_USERNAME and FAIRLEAD_ETCD_PASSWORD_FILE",
                 words(&status),
