@@ -188,10 +188,11 @@ impl Etcd {
         command
     }
 
-    /// Stops it for a while as by `kill -STOP`, and lets it go on.
-    pub fn set_stopped(&self, stopped: bool) {
+    /// Stops some of its members for a while as by `kill -STOP`, and lets them go on.
+    pub fn set_stopped(&self, members: std::ops::Range<usize>, stopped: bool) {
         let signal = if stopped { "-STOP" } else { "-CONT" };
-        let ids = self.members.iter().filter_map(|member| Some(member.service.as_ref()?.id().to_string()));
+        let members = &self.members[members];
+        let ids = members.iter().filter_map(|member| Some(member.service.as_ref()?.id().to_string()));
         run_ok(Command::new("kill").arg(signal).args(ids));
     }
 

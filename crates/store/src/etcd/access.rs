@@ -15,12 +15,19 @@ use crate::Error;
 
 /// The URLs of etcd's members, at least one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoints(Vec<String>);
+pub struct Endpoints {
+    first: String,
+    others: Vec<String>,
+}
 
 impl Endpoints {
-    /// Each of them, as it was given.
-    pub(crate) fn urls(&self) -> &[String] {
-        &self.0
+    /// The first one and the others, as they were given.
+    pub(crate) fn parts(&self) -> (&str, &[String]) {
+        (&self.first, &self.others)
+    }
+
+    fn urls(&self) -> impl Iterator<Item = &String> {
+        std::iter::once(&self.first).chain(&self.others)
     }
 }
 
@@ -28,8 +35,9 @@ impl FromStr for Endpoints {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let urls = text.split(',').map(|url| check(url.trim_end_matches('/')));
-        urls.collect::<Result<_, _>>().map(Self)
+        let mut urls = text.split(',').map(|url| check(url.trim_end_matches('/')));
+        let first = urls.next().unwrap_or_else(|| check(""))?;
+        Ok(Self { first, others: urls.collect::<Result<_, _>>()? })
     }
 }
 
@@ -56,7 +64,8 @@ fn check(url: &str) -> Result<String, String> {
 
 impl fmt::Display for Endpoints {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(&self.0.join(","))
+        out.write_str(&self.first)?;
+        self.others.iter().try_for_each(|url| write!(out, ",{url}"))
     }
 }
 
@@ -181,7 +190,7 @@ impl Access {
     /// [`Error::Etcd`] where TLS is wanted and would not be used, or the prefix is none.
     pub(crate) fn checked(mut self, endpoints: &Endpoints) -> Result<Self, Error> {
         let wrong = |reason: String, hint| Error::Etcd { endpoints: endpoints.to_string(), reason, hint };
-        let plain = endpoints.urls().iter().find(|url| url.starts_with("http://"));
+        let plain = endpoints.urls().find(|url| url.starts_with("http://"));
         if let Some(url) = plain.filter(|_| self.authority.is_some() || self.identity.is_some()) {
             let reason = format!("{url} is asked without TLS, though certificates are given");
             return Err(wrong(reason, "write https://, or unset FAIRLEAD_ETCD_CA, _CERT and _KEY"));

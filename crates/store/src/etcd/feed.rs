@@ -6,25 +6,24 @@
 //! data would never speak of what it has lost. It has lost something if it is another cluster, if its identity is gone
 //! or another, or if its revisions or terms run backwards.
 //!
-//! A stream that is quiet may be one whose member was stopped or cut off from the others, so etcd is asked now and then
-//! beside it.
+//! A stream that is quiet may be one whose member was stopped or cut off from the others, so that member is asked now and
+//! then beside it, unless it was heard a moment ago.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cluster::Kind;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::form::{self, Happened, Line, Status, Transacted};
-use super::gateway::{Call, Failure, Gateway, step};
+use super::gateway::{By, Call, Failure, Gateway, Stream, step};
 use super::layout::Keys;
-use super::listing::{Census, census, every};
+use super::listing::{Census, census, census_beside, every};
 use crate::backoff::{self, Backoff};
 use crate::manifest::Fault;
 use crate::mirror::{self, Delta};
@@ -37,8 +36,9 @@ type News = mirror::News<Kind>;
 const LONGEST_LINE: usize = 64 << 20;
 /// A stream that ends sooner, having said nothing, counts as a failure.
 const TOO_SOON: Duration = Duration::from_secs(2);
-/// How long a stream may be quiet before etcd is asked whether it is there.
-const QUIET: Duration = Duration::from_secs(20);
+/// How long a stream may be quiet before its member is asked whether it is there, in seconds: spread out, so that those
+/// of many agents do not ask together.
+const QUIET: (u32, u32) = (15, 30);
 
 /// How far etcd is known.
 pub(crate) struct Feed {
@@ -183,9 +183,9 @@ impl Feed {
         // Whoever goes on after it looks first, and brings a token that is good.
         self.suspect = true;
         let call = Call::watch(&self.keys.folder(self.kind), next);
-        let body = self.gateway.stream(&call).await.map_err(|failure| (call.clone(), failure))?;
+        let mut stream = self.gateway.stream(&call).await.map_err(|failure| (call.clone(), failure))?;
         let started = Instant::now();
-        let ended = self.read(body).await;
+        let ended = self.read(&mut stream).await;
         self.tell(News::Doubted(self.kind))?;
         let fruitful = started.elapsed() > TOO_SOON || self.next != Some(next);
         match ended {
@@ -193,15 +193,15 @@ impl Feed {
             Broken::Expired => Err(Trouble::Expired),
             // A member ends, or the way to it; another may be there at once, and then nobody need hear of it.
             Broken::Cut(_) if fruitful => {
-                self.gateway.turn_away();
+                self.gateway.turn_away(&stream.by);
                 Ok(())
             }
             Broken::Refused(status) if fruitful && status.may_pass_soon() => {
-                self.gateway.turn_away();
+                self.gateway.turn_away(&stream.by);
                 Ok(())
             }
             Broken::Cut(reason) => {
-                self.gateway.turn_away();
+                self.gateway.turn_away(&stream.by);
                 Err((call, Failure::Unreachable(reason)).into())
             }
             Broken::Refused(status) => {
@@ -217,18 +217,22 @@ impl Feed {
         }
     }
 
-    async fn read(&mut self, mut body: Incoming) -> Broken {
-        let mut rest: Vec<u8> = Vec::new();
+    async fn read(&mut self, Stream { body, by }: &mut Stream) -> Broken {
+        let (mut rest, mut said): (Vec<u8>, _) = (Vec::new(), Instant::now());
+        let quiet = Duration::from_secs(self.backoff.spread(QUIET.0, QUIET.1).into());
         loop {
-            let frame = match timeout(QUIET, body.frame()).await {
+            let silent = || by.member().heard().map_or(said, |heard| heard.max(said)).elapsed();
+            let frame = match timeout(quiet.saturating_sub(silent()), body.frame()).await {
                 Ok(Some(Ok(frame))) => frame,
                 Ok(Some(Err(error))) => return Broken::Cut(told(&error)),
                 Ok(None) => return Broken::Cut("the watch ended".to_owned()),
-                Err(_) => match self.ask_beside().await {
+                Err(_) if silent() < quiet => continue,
+                Err(_) => match self.ask_beside(by).await {
                     Ok(()) => continue,
                     Err(broken) => return broken,
                 },
             };
+            said = Instant::now();
             let Ok(data) = frame.into_data() else { continue };
             rest.extend_from_slice(&data);
             let whole = rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
@@ -247,9 +251,9 @@ impl Feed {
         }
     }
 
-    /// Whether etcd still answers, and is the one that it was.
-    async fn ask_beside(&mut self) -> Result<(), Broken> {
-        match census(&self.gateway, &self.keys).await {
+    /// Whether the stream's member still answers, and etcd is the one that it was.
+    async fn ask_beside(&mut self, by: &By) -> Result<(), Broken> {
+        match census_beside(&self.gateway, &self.keys, by).await {
             Ok(now) if self.known.as_ref().is_some_and(|known| has_lost(known, &now)) => Err(Broken::Expired),
             Ok(_) => Ok(()),
             Err((call, failure)) => Err(Broken::Cut(self.gateway.reason(&call, failure))),

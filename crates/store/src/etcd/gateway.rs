@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use super::access::{Access, Endpoints, User};
 use super::form::{self, Authenticated, Status};
-use super::member::{Members, Silent};
+use super::member::{Member, Members, Silent};
 use crate::Error;
 use crate::transport::{told, whole};
 
@@ -151,6 +151,68 @@ pub(crate) enum Failure {
     Unreadable(String),
 }
 
+/// An answer that is a good one as far as its head tells.
+#[derive(Debug)]
+struct Answered {
+    response: Response<Incoming>,
+    by: By,
+}
+
+/// An answer as it comes, and from whom.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub(crate) body: Incoming,
+    pub(crate) by: By,
+}
+
+/// A member that answers.
+#[derive(Debug)]
+pub(crate) struct By {
+    members: Arc<Members>,
+    number: usize,
+}
+
+impl By {
+    pub(crate) fn member(&self) -> &Member {
+        self.members.turn(self.number)
+    }
+}
+
+/// What a member has to say instead of an answer.
+enum Refusal {
+    Said(Status),
+    /// Nothing. It may have got the request, if it was asked.
+    Silent {
+        reason: String,
+        asked: bool,
+    },
+}
+
+impl Refusal {
+    fn into_failure(self) -> Failure {
+        match self {
+            Self::Said(status) => Failure::Refused(status),
+            Self::Silent { reason, .. } => Failure::Unreachable(reason),
+        }
+    }
+}
+
+/// Asks one member.
+async fn ask(
+    member: &Member,
+    call: &Call,
+    token: Option<&HeaderValue>,
+) -> Result<Response<Incoming>, Refusal> {
+    let silent = |reason, asked| Refusal::Silent { reason: format!("{}: {reason}", member.url), asked };
+    let request = call.request(token).map_err(|error| silent(error.to_string(), false))?;
+    match timeout(PATIENCE, member.send(request)).await {
+        Ok(Ok(response)) if response.status().is_success() => Ok(response),
+        Ok(Ok(response)) => Err(Refusal::Said(refusal(response).await)),
+        Ok(Err(Silent { reason, asked })) => Err(silent(reason, asked)),
+        Err(_) => Err(silent(format!("no answer within {} s", PATIENCE.as_secs()), true)),
+    }
+}
+
 /// By what etcd knows us.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Token {
@@ -198,8 +260,8 @@ impl Gateway {
 
     /// The whole answer, taken apart.
     pub(crate) async fn answer<T: DeserializeOwned>(&self, call: &Call) -> Result<T, Failure> {
-        let response = self.send(call).await?;
-        let body = whole(response, LARGEST).await.map_err(Failure::Unreachable)?;
+        let answered = self.send(call).await?;
+        let body = whole(answered.response, LARGEST).await.map_err(Failure::Unreachable)?;
         form::answer(&body).map_err(Failure::Unreadable)
     }
 
@@ -209,13 +271,27 @@ impl Gateway {
     }
 
     /// The answer as it comes.
-    pub(crate) async fn stream(&self, call: &Call) -> Result<Incoming, Failure> {
-        self.send(call).await.map(Response::into_body)
+    pub(crate) async fn stream(&self, call: &Call) -> Result<Stream, Failure> {
+        let Answered { response, by } = self.send(call).await?;
+        Ok(Stream { body: response.into_body(), by })
     }
 
-    /// The next request goes to another member.
-    pub(crate) fn turn_away(&self) {
-        self.current.fetch_add(1, Ordering::Relaxed);
+    /// The whole answer of the member that a stream comes from, and of no other.
+    pub(crate) async fn answer_beside<T: DeserializeOwned>(
+        &self,
+        stream: &By,
+        call: &Call,
+    ) -> Result<T, Failure> {
+        let token = self.token_but(None).await?;
+        let response = ask(stream.member(), call, token.as_ref()).await.map_err(Refusal::into_failure)?;
+        let body = whole(response, LARGEST).await.map_err(Failure::Unreachable)?;
+        form::answer(&body).map_err(Failure::Unreadable)
+    }
+
+    /// The next request goes to another member, unless somebody else has turned away from this one already.
+    pub(crate) fn turn_away(&self, by: &By) {
+        let next = by.number.wrapping_add(1);
+        let _ = self.current.compare_exchange(by.number, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// The next request brings a new token.
@@ -224,7 +300,7 @@ impl Gateway {
     }
 
     /// Sends with a token, and once more with a new one if that was refused.
-    async fn send(&self, call: &Call) -> Result<Response<Incoming>, Failure> {
+    async fn send(&self, call: &Call) -> Result<Answered, Failure> {
         let token = self.token_but(None).await?;
         match self.send_as(call, token.as_ref()).await {
             Err(Failure::Refused(status)) if status.wants_token() && self.access.user.is_some() => {
@@ -258,8 +334,8 @@ impl Gateway {
 
     async fn authenticate(&self, user: &User) -> Result<Token, Failure> {
         let call = Call::authenticate(user).map_err(Failure::Unknown)?;
-        let response = match self.send_as(&call, None).await {
-            Ok(response) => response,
+        let answered = match self.send_as(&call, None).await {
+            Ok(answered) => answered,
             Err(Failure::Refused(status)) if status.code == Status::PRECONDITION => {
                 return Ok(Token::NotNeeded);
             }
@@ -268,7 +344,7 @@ impl Gateway {
             }
             Err(failure) => return Err(failure),
         };
-        let body = whole(response, LARGEST_REFUSAL).await.map_err(Failure::Unreachable)?;
+        let body = whole(answered.response, LARGEST_REFUSAL).await.map_err(Failure::Unreachable)?;
         let Authenticated { token } = form::answer(&body).map_err(Failure::Unreadable)?;
         let mut value = HeaderValue::try_from(token).map_err(|_| {
             Failure::Unreadable("etcd's answer is not readable: a token of odd characters".to_owned())
@@ -278,43 +354,34 @@ impl Gateway {
     }
 
     /// Asks one member after the other, the one that answered last first.
-    async fn send_as(&self, call: &Call, token: Option<&HeaderValue>) -> Result<Response<Incoming>, Failure> {
+    async fn send_as(&self, call: &Call, token: Option<&HeaderValue>) -> Result<Answered, Failure> {
         let members = self.members();
-        let (mut reasons, mut refused) = (Vec::new(), None);
-        for _ in &members.all {
-            let current = self.current.load(Ordering::Relaxed);
-            let Some(member) = members.all.get(current % members.all.len()) else { break };
-            let request = call.request(token).map_err(|error| Failure::Unreachable(error.to_string()))?;
-            let sent = match timeout(PATIENCE, member.send(request)).await {
-                Ok(sent) => sent,
-                Err(_) => {
-                    Err(Silent { reason: format!("no answer within {} s", PATIENCE.as_secs()), asked: true })
-                }
+        let (mut silent, mut refused) = (Vec::new(), None);
+        for _ in 0..members.count() {
+            let number = self.current.load(Ordering::Relaxed);
+            let by = By { members: members.clone(), number };
+            let refusal = match ask(by.member(), call, token).await {
+                Ok(response) => return Ok(Answered { response, by }),
+                Err(refusal) => refusal,
             };
-            let may_have_been_done = match sent {
-                Ok(response) if response.status().is_success() => return Ok(response),
-                Ok(response) => {
-                    let status = refusal(response).await;
-                    if !status.may_pass_soon() {
-                        return Err(Failure::Refused(status));
-                    }
+            let may_have_been_done = match refusal {
+                Refusal::Said(status) if !status.may_pass_soon() => return Err(Failure::Refused(status)),
+                Refusal::Said(status) => {
                     refused = Some(status);
                     true
                 }
-                Err(Silent { reason, asked }) => {
-                    reasons.push(format!("{}: {reason}", member.url));
+                Refusal::Silent { reason, asked } => {
+                    silent.push(reason);
                     asked
                 }
             };
-            // Unless somebody else has turned to the next one already.
-            let next = current.wrapping_add(1);
-            let _ = self.current.compare_exchange(current, next, Ordering::Relaxed, Ordering::Relaxed);
+            self.turn_away(&by);
             if may_have_been_done && !call.repeatable {
                 break;
             }
         }
         self.renew(&members);
-        Err(refused.map_or_else(|| Failure::Unreachable(reasons.join("; ")), Failure::Refused))
+        Err(refused.map_or_else(|| Failure::Unreachable(silent.join("; ")), Failure::Refused))
     }
 
     fn members(&self) -> Arc<Members> {

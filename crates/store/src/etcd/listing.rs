@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use cluster::Kind;
 
 use super::form::{Header, KeyValue, Ranged, Status};
-use super::gateway::{Call, Failure, Gateway};
+use super::gateway::{By, Call, Failure, Gateway};
 use super::layout::Keys;
 use crate::manifest::Fault;
 use crate::mirror::Item;
@@ -36,16 +36,27 @@ pub(crate) struct Census {
     pub(crate) identity: Option<Vec<u8>>,
 }
 
+impl Census {
+    fn of(Ranged { header, mut kvs, .. }: Ranged) -> Self {
+        Self { header, identity: kvs.pop().map(|kv| kv.value.0) }
+    }
+}
+
 /// A call, and what came of it.
 pub(crate) type Failed = (Call, Failure);
 
 /// Asks most of the members together who they are, and how far.
 pub(crate) async fn census(gateway: &Gateway, keys: &Keys) -> Result<Census, Failed> {
     let call = Call::get(&keys.identity());
-    match gateway.answer::<Ranged>(&call).await {
-        Ok(Ranged { header, mut kvs, .. }) => Ok(Census { header, identity: kvs.pop().map(|kv| kv.value.0) }),
-        Err(failure) => Err((call, failure)),
-    }
+    let answer = gateway.answer(&call).await;
+    answer.map(Census::of).map_err(|failure| (call, failure))
+}
+
+/// The same by the member that a stream comes from.
+pub(crate) async fn census_beside(gateway: &Gateway, keys: &Keys, by: &By) -> Result<Census, Failed> {
+    let call = Call::get(&keys.identity());
+    let answer = gateway.answer_beside(by, &call).await;
+    answer.map(Census::of).map_err(|failure| (call, failure))
 }
 
 /// All objects of a kind at a revision.

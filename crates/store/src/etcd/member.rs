@@ -25,7 +25,8 @@ type Service = BoxCloneService<Request<Full<Bytes>>, Response<Incoming>, BoxErro
 /// All members, as the files told the way at one time.
 #[derive(Debug)]
 pub(crate) struct Members {
-    pub(crate) all: Vec<Member>,
+    first: Member,
+    others: Vec<Member>,
     opened: Instant,
 }
 
@@ -34,6 +35,8 @@ pub(crate) struct Member {
     pub(crate) url: String,
     /// Behind a lock only because it may not be shared; it is cloned for each request.
     service: Mutex<Service>,
+    /// When it gave a good answer last.
+    heard: Mutex<Option<Instant>>,
 }
 
 impl fmt::Debug for Member {
@@ -53,10 +56,24 @@ pub(crate) struct Silent {
 impl Members {
     /// Reads the files, and goes nowhere yet. Needs a runtime around it.
     pub(crate) fn open(endpoints: &Endpoints, access: &Access) -> Result<Self, BoxError> {
-        let member =
-            |url: &String| Ok(Member { url: url.clone(), service: Mutex::new(service(url, access)?) });
-        let all = endpoints.urls().iter().map(member).collect::<Result<_, BoxError>>()?;
-        Ok(Self { all, opened: Instant::now() })
+        let member = |url: &str| -> Result<Member, BoxError> {
+            let service = Mutex::new(service(url, access)?);
+            Ok(Member { url: url.to_owned(), service, heard: Mutex::new(None) })
+        };
+        let (first, others) = endpoints.parts();
+        let others = others.iter().map(|url| member(url)).collect::<Result<_, _>>()?;
+        Ok(Self { first: member(first)?, others, opened: Instant::now() })
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        1 + self.others.len()
+    }
+
+    /// The one whose turn it is; they take turns for ever.
+    pub(crate) fn turn(&self, number: usize) -> &Member {
+        let others = (number % self.count()).checked_sub(1).and_then(|number| self.others.get(number));
+        others.unwrap_or(&self.first)
     }
 
     /// How long ago the files were read.
@@ -66,6 +83,11 @@ impl Members {
 }
 
 impl Member {
+    /// When it gave a good answer last.
+    pub(crate) fn heard(&self) -> Option<Instant> {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Sends a request whose URI is a path, and waits for the head of the answer.
     pub(crate) async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Silent> {
         match format!("{}{}", self.url, request.uri()).parse::<Uri>() {
@@ -73,7 +95,11 @@ impl Member {
             Err(error) => return Err(Silent { reason: error.to_string(), asked: false }),
         }
         let service = self.service.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        service.oneshot(request).await.map_err(|error| {
+        let answered = service.oneshot(request).await;
+        if answered.as_ref().is_ok_and(|response| response.status().is_success()) {
+            *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        }
+        answered.map_err(|error| {
             let connected = error
                 .downcast_ref::<hyper_util::client::legacy::Error>()
                 .is_none_or(|error| !error.is_connect());

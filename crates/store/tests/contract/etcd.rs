@@ -326,11 +326,11 @@ fn an_etcd_that_was_stopped_for_a_while_loses_nothing() {
     let opened = Opened::new(server);
     opened.write(&lease("node1", 1450), Expect::Absent).unwrap();
     let mut witness = Witness::in_sync(opened.watch_of(&AGENT));
-    opened.server().set_stopped(true);
+    opened.server().set_stopped(0..1, true);
     // A write waits for its answer, and then gives up.
     let refused = opened.write(&lease("node1", 1400), Expect::Any);
     assert!(matches!(&refused, Err(Error::Unavailable { .. })), "{refused:?}");
-    opened.server().set_stopped(false);
+    opened.server().set_stopped(0..1, false);
     opened.write(&lease("node1", 1300), Expect::Any).unwrap();
     witness.until(|witness| witness.snapshot.leases["node1"].mtu == 1300);
     assert_eq!((witness.removals, witness.lost.len()), (0, 0));
@@ -468,6 +468,21 @@ fn whichever_member_dies_the_watch_goes_on_with_another() {
         opened.server().resume();
     }
     assert_eq!((witness.removals, witness.lost.len()), (0, 0));
+}
+
+#[test]
+fn a_member_that_stands_still_is_noticed_though_nothing_is_cut() {
+    let Some(server) = harness::Etcd::start_with(Options { more_members: 2, tls: false }) else { return };
+    let opened = Opened::new(server);
+    // What is watched comes from the first member; the other store asks the others.
+    let others = opened.server().urls().split_off(1).join(",");
+    let others = Etcd::open(&others.parse().unwrap(), Access::default()).unwrap();
+    let mut witness = Witness::in_sync(opened.watch_of(&AGENT));
+    opened.server().set_stopped(0..1, true);
+    harness::eventually("a write is taken", || others.write(&lease("node1", 1450), Expect::Any).ok());
+    witness.until(|witness| witness.snapshot.leases.len() == 1);
+    assert_eq!((witness.removals, witness.lost.len()), (0, 0));
+    opened.server().set_stopped(0..1, false);
 }
 
 #[test]
