@@ -8,5 +8,5 @@ mod reading;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    reading::check(store::read_watch(bytes));
+    reading::check(store::etcd::read_watch(bytes));
 });

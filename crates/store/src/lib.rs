@@ -22,7 +22,7 @@ mod backoff;
 mod catalog;
 mod directory;
 mod error;
-mod etcd;
+pub mod etcd;
 mod files;
 mod kubernetes;
 mod location;
@@ -42,7 +42,7 @@ mod watch;
 
 pub use directory::Directory;
 pub use error::Error;
-pub use etcd::{Access, Endpoints, Etcd, Password, User, read_watch};
+pub use etcd::Etcd;
 pub use kubernetes::{Kubernetes, read_list};
 pub use location::Location;
 pub use problem::Problem;

@@ -4,7 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use crate::{Access, Directory, Endpoints, Error, Etcd, Kubernetes, Store};
+use crate::etcd::{Access, Endpoints};
+use crate::{Directory, Error, Etcd, Kubernetes, Store};
 
 /// A store that can be opened.
 #[derive(Debug, Clone, PartialEq, Eq)]

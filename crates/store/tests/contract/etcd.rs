@@ -11,10 +11,8 @@ use cluster::{Key, Kind, Node, Object};
 use harness::etcd::Options;
 use ipnet::IpNet;
 use serde_json::{Value, json};
-use store::{
-    Access, Claimed, Endpoints, Error, Etcd, Event, Expect, Listing, Notice, Password, Report, Store, User,
-    Version,
-};
+use store::etcd::{Access, Endpoints, Password, User};
+use store::{Claimed, Error, Etcd, Event, Expect, Listing, Notice, Report, Store, Version};
 
 use crate::suite::{self, Subject, Witness, lease, notice, pod, report, sent};
 
