@@ -9,11 +9,13 @@
 //!   once more over the reference plugins' chain and static routes;
 //! - `outages`: what dies while a witness counts packets between pods (outages.rs has the list);
 //! - `conformance`: Kubernetes' own suite, every `[sig-network]` `[Conformance]` test, with kube-proxy beside us;
+//! - `allocation`: a cluster that gives out no pod CIDRs, with pods of two families;
 //! - `uninstall`: deploy/uninstall.yaml, and whether anything of Fairlead is left on a node.
 //!
 //! The cluster is started by a script that is not in this repository; where it, or Kubernetes' binaries (`KUBEBUILDER_ASSETS`,
 //! else /usr/local/kubebuilder/bin), are not there, nothing is run. `FAIRLEAD_E2E_KEEP=1` leaves the cluster up.
 
+mod allocation;
 mod cluster;
 mod conformance;
 mod outages;
@@ -71,6 +73,12 @@ pub(crate) fn run(part: &str) -> anyhow::Result<()> {
     {
         println!("pods over the reference plugins: {error:#}");
     }
+    if wanted("allocation") {
+        judge("allocation", allocation::run());
+    }
+    if part == "allocation" {
+        return judged(&failures);
+    }
     let mut cluster = Cluster::up(NODES, None)?;
     judge("install", install(&cluster));
     if wanted("pods") {
@@ -87,6 +95,10 @@ pub(crate) fn run(part: &str) -> anyhow::Result<()> {
         judge("uninstall", uninstall(&cluster));
     }
     drop(cluster);
+    judged(&failures)
+}
+
+fn judged(failures: &[String]) -> anyhow::Result<()> {
     if !failures.is_empty() {
         bail!("these parts failed: {}", failures.join(", "));
     }
@@ -95,11 +107,7 @@ pub(crate) fn run(part: &str) -> anyhow::Result<()> {
 
 /// Installs Fairlead from deploy/ and says how long it took until every node was Ready.
 fn install(cluster: &Cluster) -> anyhow::Result<()> {
-    let mut files = Vec::new();
-    for name in ["fairlead", "fairlead-cni"] {
-        files.push(format!("/{name}={}", release(name)?.display()));
-    }
-    cluster.image(&image()?, "[\"/fairlead\"]", &files)?;
+    import_image(cluster)?;
     let manifest = workspace::root().join("deploy/fairlead.yaml");
     cluster.validate(&manifest)?;
     let start = Instant::now();
@@ -112,6 +120,15 @@ fn install(cluster: &Cluster) -> anyhow::Result<()> {
     let status = ["exec", "-n", "kube-system", "daemonset/fairlead", "--", "/fairlead", "status", "--all"];
     print!("{}", cluster.kubectl(&status)?);
     Ok(())
+}
+
+/// Makes the image that the manifest names, of the release binaries, and has every node have it.
+fn import_image(cluster: &Cluster) -> anyhow::Result<()> {
+    let mut files = Vec::new();
+    for name in ["fairlead", "fairlead-cni"] {
+        files.push(format!("/{name}={}", release(name)?.display()));
+    }
+    cluster.image(&image()?, "[\"/fairlead\"]", &files)
 }
 
 /// Takes Fairlead off, as docs/uninstall.md says, while a pod still has its network.

@@ -12,18 +12,19 @@ use crate::workspace;
 const FLOORS: [&[&str]; 5] = [
     &["cni", "cluster", "netstate"],
     &["kernel", "store"],
-    &["route"],
+    &["route", "tunnel"],
     &["plugins", "agent", "lab"],
     &["cli"],
 ];
 
 /// Crates that may use less than their floor allows: the plugins start in a millisecond, the kernel's door
 /// knows no cluster.
-const NARROW: [(&str, &[&str]); 5] = [
+const NARROW: [(&str, &[&str]); 6] = [
     ("plugins", &["cni", "cluster", "netstate", "kernel"]),
     ("kernel", &["netstate"]),
     ("store", &["cluster"]),
     ("route", &["cluster", "netstate"]),
+    ("tunnel", &["netstate", "kernel"]),
     ("lab", &["cni", "cluster", "netstate", "kernel", "store"]),
 ];
 

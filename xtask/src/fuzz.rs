@@ -14,7 +14,7 @@ const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module \
     -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
     -Cllvm-args=-sanitizer-coverage-pc-table \
-    -Cdebug-assertions -Ccodegen-units=1";
+    -Cdebug-assertions";
 
 /// Builds and runs every target in fuzz/ for `seconds` each.
 pub(crate) fn run(seconds: u32) -> anyhow::Result<()> {

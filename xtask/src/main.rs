@@ -37,7 +37,7 @@ const USAGE: &str = "usage: cargo xtask TASK
   bench [S]  ours, the reference's and the kernel's floor, side by side; only the parts whose names contain S:
              plugins, status, burst, crowd, cluster, kubernetes
   e2e [S]    a real Kubernetes on this machine with Fairlead installed from deploy/; only the parts whose names contain S:
-             install, pods, outages, conformance, uninstall
+             install, pods, outages, conformance, allocation, uninstall
 ";
 
 fn main() -> ExitCode {

@@ -20,7 +20,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let _ = std::fs::remove_file(&not_run);
     // Fetched here, because a user namespace of our own has no way out.
     process::run(workspace::cargo().args(["fetch", "--locked"]))?;
-    process::run(workspace::cargo().args(["build", "--locked", "--workspace"]))?;
+    // With the tests' own dependencies: without them some libraries would be built twice, with features of either.
+    process::run(workspace::cargo().args(["build", "--locked", "--workspace", "--all-targets"]))?;
     process::run(
         as_root(&["test", "--locked", "--workspace", "--no-fail-fast"])?
             .env("PATH", process::path_with_system_directories())

@@ -19,6 +19,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use cluster::{Backend, PublicKey};
 use ipnet::IpNet;
 use netstate::pool::Pool;
 use route::Family;
@@ -33,8 +34,14 @@ pub struct Config {
     pub cluster: Cluster,
     /// The host's link and addresses that tunnels start from.
     pub underlay: UnderlayConfig,
-    /// The tunnel: the same on every node.
+    /// How packets travel from node to node: meant to be the same on every node. Default: `vxlan`.
+    pub backend: BackendKind,
+    /// The VXLAN tunnels: the same on every node.
     pub vxlan: VxlanConfig,
+    /// The tunnels of backend `udp`.
+    pub udp: UdpConfig,
+    /// The tunnels of backend `wireguard`.
+    pub wireguard: WireGuardConfig,
     /// Translation of what leaves the cluster.
     pub masquerade: Masquerade,
     /// What is done for each pod beside its network.
@@ -86,6 +93,27 @@ pub struct UnderlayConfig {
     pub mtu: Option<u32>,
 }
 
+/// Key `backend`. Nodes of different backends reach each other while a cluster is moved from one to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Serialize))]
+#[serde(rename_all = "kebab-case")]
+pub enum BackendKind {
+    /// In VXLAN.
+    #[default]
+    Vxlan,
+    /// By plain routes, for nodes that share a link.
+    HostGw,
+    /// In UDP datagrams, by flannel's format; for networks that carry nothing else.
+    Udp,
+    /// In IP packets.
+    Ipip,
+    /// Encrypted, by WireGuard.
+    #[serde(rename = "wireguard")]
+    WireGuard,
+    /// By whatever others see to: nodes have their pod CIDRs, and Fairlead routes nothing between them.
+    None,
+}
+
 /// Key `vxlan`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -95,6 +123,28 @@ pub struct VxlanConfig {
     #[cfg_attr(test, schemars(range(min = 1, max = 16_777_215)))]
     pub vni: u32,
     /// The UDP port. Default: 8472.
+    #[cfg_attr(test, schemars(range(min = 1)))]
+    pub port: u16,
+    /// Whether nodes on one link reach each other without the tunnel. Default: false.
+    pub direct_routing: bool,
+}
+
+/// Key `udp`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct UdpConfig {
+    /// The UDP port, which is flannel's. Default: 8285.
+    #[cfg_attr(test, schemars(range(min = 1)))]
+    pub port: u16,
+}
+
+/// Key `wireguard`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct WireGuardConfig {
+    /// The UDP port. Default: 51820.
     #[cfg_attr(test, schemars(range(min = 1)))]
     pub port: u16,
 }
@@ -150,7 +200,19 @@ impl Default for Cluster {
 
 impl Default for VxlanConfig {
     fn default() -> Self {
-        Self { vni: 1, port: 8472 }
+        Self { vni: 1, port: 8472, direct_routing: false }
+    }
+}
+
+impl Default for UdpConfig {
+    fn default() -> Self {
+        Self { port: tunnel::UDP_PORT }
+    }
+}
+
+impl Default for WireGuardConfig {
+    fn default() -> Self {
+        Self { port: tunnel::WIREGUARD_PORT }
     }
 }
 
@@ -261,6 +323,26 @@ impl Config {
         Ok(pools)
     }
 
+    /// What a node of that name tells its peers of how it is reached. The key is for WireGuard; without one it is none
+    /// that anybody could have, for those who ask for something else.
+    #[must_use]
+    pub fn backend_of(&self, node: &str, public_key: Option<PublicKey>) -> Backend {
+        match self.backend {
+            BackendKind::Vxlan => {
+                let mac = route::vxlan::tunnel_mac(node);
+                Backend::Vxlan { vni: self.vxlan.vni, port: self.vxlan.port, mac }
+            }
+            BackendKind::HostGw => Backend::HostGw,
+            BackendKind::Udp => Backend::Udp { port: self.udp.port },
+            BackendKind::Ipip => Backend::Ipip,
+            BackendKind::WireGuard => Backend::WireGuard {
+                port: self.wireguard.port,
+                public_key: public_key.unwrap_or(PublicKey([0; 32])),
+            },
+            BackendKind::None => Backend::None,
+        }
+    }
+
     fn check(&self) -> Result<(), ConfigError> {
         if self.cluster.pod_cidrs.is_empty() {
             return Err(value("cluster.podCIDRs", "is empty".to_owned()));
@@ -277,8 +359,14 @@ impl Config {
         if !(1..1 << 24).contains(&self.vxlan.vni) {
             return Err(value("vxlan.vni", format!("is {}, not 1 to 16777215", self.vxlan.vni)));
         }
-        if self.vxlan.port == 0 {
-            return Err(value("vxlan.port", "is 0".to_owned()));
+        for (key, port) in [
+            ("vxlan.port", self.vxlan.port),
+            ("udp.port", self.udp.port),
+            ("wireguard.port", self.wireguard.port),
+        ] {
+            if port == 0 {
+                return Err(value(key, "is 0".to_owned()));
+            }
         }
         if self.underlay.mtu.is_some_and(|mtu| !(576..=65_535).contains(&mtu)) {
             return Err(value("underlay.mtu", "is not between 576 and 65535".to_owned()));
@@ -354,7 +442,7 @@ fn distance(one: &str, other: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::{Config, ConfigError};
+    use super::{BackendKind, Config, ConfigError};
 
     fn error(text: &str) -> String {
         Config::parse(text).unwrap_err().to_string()
@@ -381,7 +469,10 @@ underlay:
   addresses: [192.0.2.5]
   advertise: [203.0.113.5, '2001:db8::5']
   mtu: 9000
-vxlan: {vni: 7, port: 4789}
+backend: host-gw
+vxlan: {vni: 7, port: 4789, directRouting: true}
+udp: {port: 1}
+wireguard: {port: 2}
 masquerade: {enabled: false}
 plugins: {portmap: false, bandwidth: false}
 ";
@@ -390,6 +481,8 @@ plugins: {portmap: false, bandwidth: false}
         assert_eq!((config.cluster.node_prefix_ipv4, config.cluster.node_prefix_ipv6), (26, 72));
         assert_eq!(config.underlay.advertise.len(), 2);
         assert_eq!((config.vxlan.vni, config.vxlan.port, config.masquerade.enabled), (7, 4789, false));
+        assert_eq!((config.backend, config.vxlan.direct_routing), (BackendKind::HostGw, true));
+        assert_eq!((config.udp.port, config.wireguard.port), (1, 2));
         assert_eq!((config.plugins.portmap, config.plugins.bandwidth), (false, false));
         assert_eq!(config.cluster.deleted_node_grace_seconds, 5);
         assert_eq!(config.pools().unwrap().len(), 2);
@@ -400,8 +493,13 @@ plugins: {portmap: false, bandwidth: false}
         let text = error("vxlan:\n  vni: 1\n  prot: 8472\n");
         assert!(text.contains("line 3") && text.contains("no key prot"), "{text}");
         assert!(text.contains("did you mean port?"), "{text}");
-        let text = error("backend: vxlan\n");
-        assert!(text.contains("the keys here are cluster, underlay, vxlan, masquerade, plugins"), "{text}");
+        let text = error("encapsulation: vxlan\n");
+        assert!(
+            text.contains(
+                "the keys here are cluster, underlay, backend, vxlan, udp, wireguard, masquerade, plugins"
+            ),
+            "{text}"
+        );
         assert!(error("cluster:\n  podcidrs: []\n").contains("did you mean podCIDRs?"));
     }
 
@@ -416,14 +514,20 @@ plugins: {portmap: false, bandwidth: false}
             ("vxlan: {vni: 0}", "vxlan.vni is 0"),
             ("vxlan: {vni: 16777216}", "vxlan.vni"),
             ("vxlan: {port: 0}", "vxlan.port is 0"),
+            ("udp: {port: 0}", "udp.port is 0"),
             ("underlay: {mtu: 10}", "underlay.mtu"),
             ("underlay: {interface: 'a b'}", "underlay.interface"),
         ] {
             assert!(error(text).contains(want), "{text}: {}", error(text));
         }
-        for text in
-            ["cluster: {podCIDRs: [10.1.0.0]}", "vxlan: {port: 70000}", "vxlan: [", "- a", "vxlan: no"]
-        {
+        for text in [
+            "cluster: {podCIDRs: [10.1.0.0]}",
+            "vxlan: {port: 70000}",
+            "vxlan: [",
+            "- a",
+            "vxlan: no",
+            "backend: hostgw",
+        ] {
             assert!(matches!(Config::parse(text), Err(ConfigError::Syntax { .. })), "{text}");
         }
     }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kernel::link;
 use kernel::monitor::{self, Monitor, Notification, Topic};
@@ -56,20 +56,32 @@ pub(crate) struct Door {
     interest: Interest,
 }
 
-/// The links whose changes matter although they look like a pod's: the underlay of a node that is itself a
-/// namespace is a veth.
+/// What matters although it looks like a pod's.
 #[derive(Debug, Clone, Default)]
-struct Interest(Arc<Mutex<BTreeSet<String>>>);
+struct Interest(Arc<Mutex<Exceptions>>);
+
+#[derive(Debug, Default)]
+struct Exceptions {
+    /// The underlay of a node that is itself a namespace is a veth.
+    links: BTreeSet<String>,
+    /// Pod CIDRs are carried that will be given up when the last pod in them goes.
+    retains: bool,
+}
 
 impl Interest {
-    fn set(&self, links: impl Iterator<Item = String>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = links.collect();
+    fn exceptions(&self) -> MutexGuard<'_, Exceptions> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the link matters; before anything is known, every link does.
     fn includes(&self, link: &str) -> bool {
-        let links = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let links = &self.exceptions().links;
         links.is_empty() || links.contains(link)
+    }
+
+    /// Whether a pod that goes may be the last that something is kept for.
+    fn awaits_pods(&self) -> bool {
+        self.exceptions().retains
     }
 }
 
@@ -113,7 +125,12 @@ impl Door {
 
     /// The links that carry the tunnels: from now on, of all that look like pods' only their changes are told.
     pub(crate) fn interest(&self, links: impl Iterator<Item = String>) {
-        self.interest.set(links);
+        self.interest.exceptions().links = links.collect();
+    }
+
+    /// Whether it is told of pods that go.
+    pub(crate) fn await_pods(&self, retains: bool) {
+        self.interest.exceptions().retains = retains;
     }
 }
 
@@ -187,9 +204,12 @@ impl Watcher {
             Kernel::Nft(table) => {
                 return table.as_deref().is_some_and(owns_table).then_some(Touched::Ruleset);
             }
-            Kernel::Link(link) | Kernel::LinkGone(link) => self.link_matters(link),
+            // With a link go its routes, of which the kernel does not tell where they are IPv4's.
+            Kernel::LinkGone(link) => self.link_matters(link) || self.interest.awaits_pods(),
+            Kernel::Link(link) => self.link_matters(link),
             Kernel::BridgePort(_) => false,
             Kernel::Address(_) | Kernel::AddressGone(_) => true,
+            Kernel::RouteGone(route) if route.protocol == POD_ROUTE_PROTOCOL => self.interest.awaits_pods(),
             Kernel::Route(route) | Kernel::RouteGone(route) => {
                 route.table == MAIN_TABLE && route.protocol != POD_ROUTE_PROTOCOL
             }

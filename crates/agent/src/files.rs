@@ -5,11 +5,11 @@
 //! half file under a name nobody reads, which the next write replaces.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use cluster::{NodeNetwork, NodeNetworkError};
+use cluster::{NodeNetwork, NodeNetworkError, PublicKey};
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
@@ -152,6 +152,33 @@ fn conflist(options: &Options) -> Vec<u8> {
 /// The runtime calls plugins from a directory of its own.
 fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// This node's private key of WireGuard, in `<state dir>/wireguard.key`, which only root reads: the one that is there, or a
+/// new one. A reboot empties the directory; the node then has another key, and its lease tells the peers.
+pub(crate) fn private_key(state_dir: &Path) -> Result<[u8; 32], FileError> {
+    let path = state_dir.join("wireguard.key");
+    let there = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<PublicKey>().ok());
+    if let Some(PublicKey(bytes)) = there {
+        return Ok(bytes);
+    }
+    let random = Path::new("/dev/urandom");
+    let mut bytes = [0; 32];
+    fs::File::open(random)
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .map_err(failed("read", random))?;
+    let half = path.with_file_name(".wireguard.key.half");
+    let write = || {
+        let mut file =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&half)?;
+        // Both kinds of key look the same in base64.
+        writeln!(file, "{}", PublicKey(bytes))?;
+        file.sync_data()
+    };
+    write().map_err(failed("write", &half))?;
+    fs::rename(&half, &path).map_err(failed("replace", &path))?;
+    tracing::info!(path = %path.display(), "a new WireGuard key was made");
+    Ok(bytes)
 }
 
 /// Makes a directory and those above it.

@@ -1,11 +1,12 @@
-//! Whether the agent lives, and whether its node is of use: two questions that a kubelet asks by HTTP.
+//! Whether the agent lives, and whether its node is of use: two questions that a kubelet asks by HTTP; and what it counts,
+//! for Prometheus.
 //!
 //! Read [`Health::serve`]. `/livez` is answered with 200 as soon as the loop says anything. `/readyz` is answered with
 //! 200 when the node can carry a new pod and at least one of a few of its peers answers through the tunnel (of a peer the
 //! kernel answers, so one whose agent is down counts); else with 503 and the reasons, a line each. A node without peers
 //! needs none.
 //!
-//! The requests are two fixed lines, so the reader is twenty lines and no HTTP library; whatever else is asked is
+//! The requests are three fixed lines, so the reader is twenty lines and no HTTP library; whatever else is asked is
 //! refused. One client is served after the other, and one that is slow is given up after [`PATIENCE`]. (RFC 9112.)
 
 use std::io::{self, Read, Write};
@@ -14,6 +15,7 @@ use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
 use crate::event::Event;
+use crate::metrics;
 use crate::reach;
 use crate::status::{Answer, Request};
 
@@ -45,7 +47,14 @@ pub(crate) struct Health {
 /// An answer.
 struct Verdict {
     status: &'static str,
+    content: &'static str,
     text: String,
+}
+
+impl Verdict {
+    fn plain(status: &'static str, text: impl Into<String>) -> Self {
+        Self { status, content: "text/plain", text: text.into() }
+    }
 }
 
 impl Health {
@@ -71,13 +80,14 @@ fn serve_one(mut stream: TcpStream, events: &Sender<Event>) -> io::Result<()> {
     let verdict = match asked_path(&head) {
         Some("/livez") => alive(events),
         Some("/readyz") => ready(events),
-        Some(_) => Verdict { status: "404 Not Found", text: "ask for /livez or /readyz\n".to_owned() },
-        None => Verdict { status: "400 Bad Request", text: "this is no GET request\n".to_owned() },
+        Some("/metrics") => measured(events),
+        Some(_) => Verdict::plain("404 Not Found", "ask for /livez, /readyz or /metrics\n"),
+        None => Verdict::plain("400 Bad Request", "this is no GET request\n"),
     };
-    let Verdict { status, text } = verdict;
+    let Verdict { status, content, text } = verdict;
     let length = text.len();
     let answer = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{text}"
+        "HTTP/1.1 {status}\r\nContent-Type: {content}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{text}"
     );
     stream.write_all(answer.as_bytes())
 }
@@ -111,14 +121,14 @@ fn asked_path(head: &[u8]) -> Option<&str> {
 }
 
 fn alive(events: &Sender<Event>) -> Verdict {
-    match ask(events) {
-        Some(_) => Verdict { status: "200 OK", text: "ok\n".to_owned() },
-        None => Verdict { status: "503 Service Unavailable", text: "the agent's loop is stuck\n".to_owned() },
+    match ask(events, Request::Readiness) {
+        Some(_) => Verdict::plain("200 OK", "ok\n"),
+        None => Verdict::plain("503 Service Unavailable", "the agent's loop is stuck\n"),
     }
 }
 
 fn ready(events: &Sender<Event>) -> Verdict {
-    let mut reasons = match ask(events) {
+    let mut reasons = match ask(events, Request::Readiness) {
         Some(Answer::Readiness { reasons, peers }) => {
             let silent = reach::silent(&peers);
             // One that is down is no fault of this node's; that none answers, most likely is.
@@ -130,15 +140,24 @@ fn ready(events: &Sender<Event>) -> Verdict {
         Some(_) | None => vec!["the agent's loop is stuck".to_owned()],
     };
     if reasons.is_empty() {
-        return Verdict { status: "200 OK", text: "ok\n".to_owned() };
+        return Verdict::plain("200 OK", "ok\n");
     }
     reasons.push(String::new());
-    Verdict { status: "503 Service Unavailable", text: reasons.join("\n") }
+    Verdict::plain("503 Service Unavailable", reasons.join("\n"))
 }
 
-fn ask(events: &Sender<Event>) -> Option<Answer> {
+fn measured(events: &Sender<Event>) -> Verdict {
+    match ask(events, Request::Status) {
+        Some(Answer::Status(status)) => {
+            Verdict { status: "200 OK", content: metrics::CONTENT_TYPE, text: metrics::text(&status) }
+        }
+        Some(_) | None => Verdict::plain("503 Service Unavailable", "the agent's loop is stuck\n"),
+    }
+}
+
+fn ask(events: &Sender<Event>, request: Request) -> Option<Answer> {
     let (answer, answered) = mpsc::channel();
-    events.send(Event::Asked(Request::Readiness, answer)).ok()?;
+    events.send(Event::Asked(request, answer)).ok()?;
     answered.recv_timeout(LOOP_PATIENCE).ok()
 }
 
@@ -222,7 +241,7 @@ mod tests {
             let answer = get(address, bytes);
             assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400 "), "{answer}");
         }
-        assert!(get(address, b"GET /metrics HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404 "));
+        assert!(get(address, b"GET /health HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404 "));
         assert!(get(address, b"GET /livez HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 200 "));
     }
 

@@ -63,8 +63,7 @@ impl Leases {
         remembered: &[IpNet],
     ) -> Result<Vec<IpNet>, LeaseError> {
         let held: Vec<IpNet> = self.known(snapshot);
-        let others = snapshot.nodes.values().filter(|other| other.name != self.node);
-        let promised: Vec<IpNet> = others.flat_map(|other| other.pod_cidrs.iter().copied()).collect();
+        let promised: Vec<IpNet> = promised(snapshot, &self.node).map(|taken| taken.cidr).collect();
         let mut taken = taken_by_others(snapshot, &self.node);
         let mut granted: Vec<IpNet> = Vec::new();
         let mut liked = remembered.to_vec();
@@ -113,6 +112,14 @@ impl Leases {
         }
         Err(AllocateError::Full { pool: pool.cluster(), node_prefix: pool.prefix(), count: pool.size() }
             .into())
+    }
+
+    /// The CIDRs that this node is known to have had, by the store's word and by these; and what is others'.
+    pub(crate) fn past(&self, snapshot: &Snapshot, remembered: &[IpNet]) -> (Vec<IpNet>, Vec<Taken>) {
+        let known = self.known(snapshot).into_iter().chain(remembered.iter().copied()).collect();
+        let mut taken = taken_by_others(snapshot, &self.node);
+        taken.extend(promised(snapshot, &self.node));
+        (known, taken)
     }
 
     /// Publishes the lease unless the store has it already, and gives up the claims it does not need. True if
@@ -213,19 +220,25 @@ fn vanished(snapshot: &Snapshot) -> BTreeSet<Arc<str>> {
     leases.chain(claims).filter(|node| !snapshot.nodes.contains_key(*node)).cloned().collect()
 }
 
-/// What other nodes hold, or carry without a claim.
+/// What Node manifests give to other nodes.
+fn promised(snapshot: &Snapshot, node: &str) -> impl Iterator<Item = Taken> {
+    let others = snapshot.nodes.values().filter(move |other| *other.name != *node);
+    others.flat_map(|other| {
+        other.pod_cidrs.iter().map(|cidr| Taken { cidr: *cidr, node: other.name.to_string() })
+    })
+}
+
+/// What other nodes hold, or carry without a claim. What they merely still carry is theirs only by a claim: the cluster
+/// may have given it to this node.
 fn taken_by_others(snapshot: &Snapshot, node: &str) -> Vec<Taken> {
-    let claims = snapshot.claims.values().map(|claim| (&claim.node, std::slice::from_ref(&claim.cidr)));
+    let claims = snapshot.claims.values().map(|claim| (&claim.node, claim.cidr));
     let leases = snapshot
         .leases
         .values()
         .filter(|lease| snapshot.nodes.contains_key(&lease.node))
-        .map(|lease| (&lease.node, &*lease.pod_cidrs));
-    claims
-        .chain(leases)
-        .filter(|(holder, _)| ***holder != *node)
-        .flat_map(|(holder, cidrs)| cidrs.iter().map(|cidr| Taken { cidr: *cidr, node: holder.to_string() }))
-        .collect()
+        .flat_map(|lease| lease.current().map(move |cidr| (&lease.node, cidr)));
+    let others = claims.chain(leases).filter(|(holder, _)| ***holder != *node);
+    others.map(|(holder, cidr)| Taken { cidr, node: holder.to_string() }).collect()
 }
 
 #[cfg(test)]

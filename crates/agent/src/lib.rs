@@ -20,6 +20,7 @@ mod files;
 mod health;
 mod host;
 mod lease;
+mod metrics;
 mod node;
 mod options;
 mod pause;
@@ -30,6 +31,7 @@ mod report;
 mod run;
 mod server;
 mod status;
+mod tunnels;
 mod view;
 
 pub use config::{Chained, Cluster, Config, ConfigError, Masquerade, UnderlayConfig, VxlanConfig};
@@ -41,6 +43,6 @@ pub use options::{Collect, Options};
 pub use run::{Error, clean, run};
 pub use server::ServerError;
 pub use status::{
-    Answer, AskError, BackendStatus, PeerState, PeerStatus, PlanReport, Probed, ReconcileStatus, Request,
-    SOCKET, Status, StoreStatus, UnderlayStatus, ask_plan, ask_status,
+    Answer, AskError, BackendStatus, PeerState, PeerStatus, PeerTraffic, PlanReport, Probed, ReconcileStatus,
+    Request, SOCKET, Status, StoreStatus, TunnelStatus, TunnelTraffic, UnderlayStatus, ask_plan, ask_status,
 };

@@ -2,28 +2,33 @@
 //!
 //! Read [`NodeKeeper::pass`]: it finds out what the node is in the cluster and then either [carries](NodeKeeper) its
 //! part (claim, design, kernel, lease, files) or [leaves](NodeKeeper), the same backwards. What it decides by is in
-//! the crate `route`; what it found and did goes into the report that `fairlead status` shows. What people ask of the
-//! node is in `operation.rs`.
+//! the crate `route`, asked in `decide.rs`; what it found and did goes into the report that `fairlead status` shows. What
+//! people ask of the node is in `operation.rs`.
 
+mod changeover;
+mod decide;
 mod operation;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
-use cluster::{Backend, Lease, Node, NodeNetwork};
+use cluster::{Lease, Node, NodeNetwork};
 use ipnet::IpNet;
 use netstate::pool::Pool;
 use netstate::{Conflict, RouteKind, State};
-use route::vxlan::{self, Design, Inputs};
-use route::{Family, Host, Networks, Underlay, Wish, choose_underlay, overlaps, vxlan_mtu};
+use route::{Design, Family, TunnelDesign, TunnelKind, Underlay};
+use tunnel::Secret;
 
+use self::changeover::Changeover;
+use self::decide::{Decided, Refusal};
 use crate::announce::Announcer;
 use crate::door::Door;
 use crate::files::{Conflist, NetworkFile};
 use crate::lease::Leases;
 use crate::options::Options;
-use crate::report::{Reason, Report, told};
+use crate::report::{self, Reason, Report, told};
+use crate::tunnels::Tunnels;
 use crate::view::{Standing, View};
 
 /// How often the kernel is looked at again within one pass until it is as it should be. Once is the rule; a link
@@ -72,12 +77,14 @@ pub(crate) struct NodeKeeper {
     config_problem: Option<String>,
     /// Whether what is gone has been collected, or is being so.
     collected: bool,
-}
-
-/// What a node's part of the cluster is decided to be, before anything is done about it.
-struct Decided {
-    lease: Lease,
-    design: Design,
+    /// The tunnels that this process carries.
+    tunnels: Tunnels,
+    /// This node's private key of WireGuard, once it has needed one.
+    key: Option<Secret>,
+    /// When the paths to each peer last became what they are, in milliseconds since 1970.
+    changed: BTreeMap<Arc<str>, u64>,
+    /// The node's change from one backend to another; none before the first.
+    changeover: Option<Changeover>,
 }
 
 /// What a node is kept by.
@@ -90,17 +97,6 @@ pub(crate) struct Parts {
     pub(crate) announcer: Announcer,
     /// What is wrong with the configuration, if something is.
     pub(crate) config_problem: Option<String>,
-}
-
-/// Why the node's part cannot be decided.
-struct Refusal {
-    reason: Reason,
-    text: String,
-}
-
-/// Makes a [`Refusal`] of an error.
-fn refused<E: std::error::Error>(reason: Reason) -> impl FnOnce(E) -> Refusal {
-    move |error| Refusal { reason, text: told(&error) }
 }
 
 impl NodeKeeper {
@@ -126,6 +122,10 @@ impl NodeKeeper {
             failed: false,
             config_problem,
             collected: false,
+            tunnels: Tunnels::default(),
+            key: None,
+            changed: BTreeMap::new(),
+            changeover: None,
             options,
         }
     }
@@ -157,7 +157,7 @@ impl NodeKeeper {
             ),
         };
         self.failed = outcome.failed;
-        self.report.end(cause, started);
+        self.report.end(cause, started, outcome);
         self.announce(view);
         outcome
     }
@@ -187,8 +187,10 @@ impl NodeKeeper {
     fn stay(&mut self, reason: Reason, text: impl Into<String>) -> Outcome {
         let mut outcome = Outcome::default();
         self.report.not_ready(reason, text);
-        if let Some(state) = self.design.as_ref().map(|design| design.state.clone()) {
-            self.make(&state, &mut outcome);
+        if let Some((state, tunnels)) =
+            self.design.as_ref().map(|design| (design.state.clone(), design.tunnels.clone()))
+        {
+            let _ = self.make(&state, &mut outcome) && self.keep_tunnels(&tunnels, &mut outcome);
             outcome.healed = outcome.changed && !outcome.failed && !self.failed;
         }
         self.publish_readiness(&mut outcome);
@@ -211,88 +213,6 @@ impl NodeKeeper {
         }
     }
 
-    /// What the node's part is, by the cluster and the host as they are now.
-    fn decide(&mut self, view: &mut View, node: &Node) -> Result<Decided, Refusal> {
-        let host = self.door.host().map_err(refused(Reason::NodeRefused))?;
-        let tunnel = self.choose_underlays(&host, node)?;
-        let families: Vec<Family> = self.pools.iter().map(|pool| Family::of_net(&pool.cluster())).collect();
-        let carried = self.options.config.underlay.mtu.unwrap_or(tunnel.mtu).min(tunnel.mtu);
-        let mtu = vxlan_mtu(&tunnel.link, carried, Family::of(tunnel.address), &families)
-            .map_err(refused(Reason::UnderlayMissing))?;
-        let pod_cidrs = self
-            .leases
-            .claim(&mut view.snapshot, node, &self.pools, &self.remembered)
-            .map_err(refused(Reason::LeaseNotPublished))?;
-        let own = [self.remembered.as_slice(), &pod_cidrs].concat();
-        let cluster = &self.options.config.cluster;
-        let networks = Networks { cluster: &cluster.pod_cidrs, own: &own, allowed: &cluster.allow_overlap };
-        overlaps(&host, &networks)
-            .iter()
-            .for_each(|overlap| self.report.problem(Reason::NetworkOverlap, told(overlap)));
-        let lease = self.lease_of(pod_cidrs, mtu);
-        let design = vxlan::design(&Inputs {
-            snapshot: &view.snapshot,
-            lease: &lease,
-            underlay: &tunnel,
-            cluster: &cluster.pod_cidrs,
-            masquerade: self.options.config.masquerade.enabled,
-            host: &host,
-        });
-        Ok(Decided { lease, design })
-    }
-
-    /// Chooses an underlay for each family that has one; the tunnel runs over IPv4 where there is one.
-    fn choose_underlays(&mut self, host: &Host, node: &Node) -> Result<Underlay, Refusal> {
-        let config = &self.options.config.underlay;
-        let mut errors = Vec::new();
-        let mut chosen = BTreeMap::new();
-        for family in Family::ALL {
-            let wish = Wish {
-                interface: config.interface.as_deref(),
-                addresses: &config.addresses,
-                node: &node.addresses,
-                previous: self.underlays.get(&family),
-            };
-            match choose_underlay(host, &wish, family) {
-                Ok(underlay) => {
-                    if self.underlays.get(&family) != Some(&underlay) {
-                        let Underlay { link, address, mtu, reason } = &underlay;
-                        tracing::info!(%family, %link, %address, mtu, reason, "underlay chosen");
-                    }
-                    chosen.insert(family, underlay);
-                }
-                Err(error) => errors.push(told(&error)),
-            }
-        }
-        // A tunnel that runs stays in its family: an address that is away for a moment, as while a lease is renewed,
-        // is no reason to tear it down and leave the peers, who are all in that family.
-        let family = self.lease.as_ref().and(self.underlays.keys().next()).or(chosen.keys().next());
-        let tunnel = family
-            .and_then(|family| chosen.get(family))
-            .cloned()
-            .ok_or_else(|| Refusal { reason: Reason::UnderlayMissing, text: errors.join("; ") })?;
-        self.underlays = chosen;
-        self.door.interest(self.underlays.values().map(|underlay| underlay.link.clone()));
-        Ok(tunnel)
-    }
-
-    fn lease_of(&self, pod_cidrs: Vec<IpNet>, mtu: u32) -> Lease {
-        let config = &self.options.config;
-        let told: Vec<IpAddr> = self
-            .underlays
-            .iter()
-            .map(|(family, underlay)| {
-                let instead =
-                    config.underlay.advertise.iter().find(|address| Family::of(**address) == *family);
-                *instead.unwrap_or(&underlay.address)
-            })
-            .collect();
-        let node = self.options.node.as_str();
-        let backend =
-            Backend::Vxlan { vni: config.vxlan.vni, port: config.vxlan.port, mac: vxlan::tunnel_mac(node) };
-        Lease { node: node.into(), pod_cidrs: pod_cidrs.into(), underlay: told.into(), backend, mtu }
-    }
-
     /// Makes the kernel so, then tells the peers, then the plugin.
     fn carry_out(&mut self, view: &mut View, decided: Decided, outcome: &mut Outcome) {
         let Decided { lease, design } = decided;
@@ -303,9 +223,10 @@ impl NodeKeeper {
                 self.report.problem(Reason::PeerIgnored, told(problem))
             }
         }
-        let made = self.make(&design.state, outcome);
+        let made = self.make(&design.state, outcome) && self.keep_tunnels(&design.tunnels, outcome);
         let as_before = self.design.as_ref().is_some_and(|before| before.state == design.state);
         outcome.healed = outcome.changed && made && as_before && !self.failed;
+        self.note_changed_paths(&design);
         self.design = Some(design);
         // A node whose kernel refuses the tunnel must not draw its peers' packets; one that carried them before
         // goes on.
@@ -317,6 +238,26 @@ impl NodeKeeper {
         self.remembered = lease.pod_cidrs.to_vec();
         self.lease = Some(lease);
         self.left = false;
+    }
+
+    /// Has the tunnels carried that are to be; true if they are.
+    fn keep_tunnels(&mut self, wanted: &BTreeMap<TunnelKind, TunnelDesign>, outcome: &mut Outcome) -> bool {
+        let kept = self.tunnels.keep(wanted, self.key);
+        if let Err(error) = &kept {
+            self.report.not_ready(Reason::NodeRefused, told(error));
+            outcome.failed = true;
+        }
+        kept.is_ok()
+    }
+
+    fn note_changed_paths(&mut self, design: &Design) {
+        let before = self.design.as_ref().map(|design| &design.peers);
+        self.changed.retain(|node, _| design.peers.contains_key(node));
+        for (node, paths) in &design.peers {
+            if before.and_then(|before| before.get(node)) != Some(paths) {
+                self.changed.insert(node.clone(), report::now());
+            }
+        }
     }
 
     /// Publishes the lease. While the store is away that waits, for what is published already still holds.
@@ -429,7 +370,7 @@ impl NodeKeeper {
         let lease = self.lease.as_ref()?;
         Some(NodeNetwork {
             node: self.options.node.clone(),
-            pod_cidrs: lease.pod_cidrs.to_vec(),
+            pod_cidrs: lease.current().collect(),
             cluster_cidrs: self.options.config.cluster.pod_cidrs.clone(),
             mtu: lease.mtu,
             not_ready: None,
@@ -451,6 +392,7 @@ impl NodeKeeper {
             outcome.failed = true;
         }
         self.design = None;
+        self.keep_tunnels(&BTreeMap::new(), &mut outcome);
         self.make(&State::default(), &mut outcome);
         match self.leases.give_back(&mut view.snapshot) {
             Ok(true) => tracing::info!("the Node object is gone; pod CIDRs and lease are given back"),
@@ -477,7 +419,7 @@ impl NodeKeeper {
         };
         match (self.report.is_ready(), &self.lease) {
             (true, Some(lease)) => {
-                let message = crate::report::summary(lease, self.underlays.values().next());
+                let message = report::summary(lease, self.underlays.values().next());
                 self.announcer.report(None, message, node.awaits_network);
                 self.collect_leftovers();
             }

@@ -27,8 +27,8 @@ pub struct Options {
     pub ipam_dir: Option<PathBuf>,
     /// Whether the network shall be a bridge (`cni0`) instead of routed links (`--bridge`).
     pub bridge: bool,
-    /// Where `/livez` and `/readyz` are answered by HTTP (`--health`); nowhere if none.
-    pub health: Option<SocketAddr>,
+    /// Where `/livez`, `/readyz` and `/metrics` are answered by HTTP (`--health`, `--metrics`).
+    pub http: Vec<SocketAddr>,
     /// What frees the addresses and host ports of attachments that are gone and that nobody deleted, given the conflist;
     /// called once the node is ready. The plugins know how; the agent only knows when.
     pub collect: Option<Collect>,
@@ -55,7 +55,7 @@ impl Options {
             conf_dir: PathBuf::from(Self::CONF_DIR),
             ipam_dir: None,
             bridge: false,
-            health: None,
+            http: Vec::new(),
             collect: None,
         }
     }

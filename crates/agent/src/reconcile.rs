@@ -46,6 +46,8 @@ pub(crate) struct Loop {
     view: View,
     node: NodeKeeper,
     due: Due,
+    /// When the node's next step is due that no event tells of.
+    step: Option<Instant>,
     /// How often somebody asked whether the node is ready.
     asked: usize,
 }
@@ -67,7 +69,7 @@ struct Due {
 
 impl Loop {
     pub(crate) fn new(node: NodeKeeper, view: View) -> Self {
-        Self { view, node, due: Due::default(), asked: 0 }
+        Self { view, node, due: Due::default(), step: None, asked: 0 }
     }
 
     /// Runs until somebody asks it to end.
@@ -91,6 +93,9 @@ impl Loop {
                 Err(RecvTimeoutError::Disconnected) => return End::Stopped,
             }
             self.due.try_again();
+            if self.step.is_some_and(|step| step <= Instant::now()) {
+                self.due.mark("the backend changes");
+            }
             if self.view.expire(Instant::now()) {
                 self.due.mark("a deleted node's time is over");
             }
@@ -103,7 +108,7 @@ impl Loop {
 
     /// Waits for the next event, or until something is due.
     fn next(&self, events: &Receiver<Event>) -> Result<Event, RecvTimeoutError> {
-        let deadline = self.due.deadline().into_iter().chain(self.view.deadline()).min();
+        let deadline = self.due.deadline().into_iter().chain(self.view.deadline()).chain(self.step).min();
         match deadline {
             None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(at) => events.recv_timeout(at.saturating_duration_since(Instant::now())),
@@ -159,6 +164,7 @@ impl Loop {
         }
         let Outcome { changed, healed, contested, failed } = self.node.pass(&mut self.view, cause);
         let now = Instant::now();
+        self.step = self.node.deadline(now);
         if failed {
             self.due.failed(now)
         } else {

@@ -3,18 +3,22 @@
 //! Read [`Report`]: begun with each pass, filled while it goes, ended with it. The free functions turn what the
 //! agent holds into the words of [`Status`].
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use cluster::{Lease, Snapshot};
+use cluster::{Backend, Lease, Snapshot};
 use netstate::Conflict;
 use netstate::pool::base_address;
-use route::Underlay;
-use route::vxlan::{self, Design};
+use route::{Design, Family, Path, Underlay, Way, vxlan};
 use store::Notice;
 
+use crate::node::Outcome;
 use crate::options::Options;
-use crate::status::{BackendStatus, PeerState, PeerStatus, Probed, ReconcileStatus, Status, UnderlayStatus};
+use crate::status::{
+    BackendStatus, PeerState, PeerStatus, Probed, ReconcileStatus, Status, TunnelStatus, UnderlayStatus,
+};
 
 /// What an Event about the node is called, in the words that an operator will look for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +31,8 @@ pub(crate) enum Reason {
     LeaseNotPublished,
     /// Another machine publishes this node's lease.
     LeaseContested,
+    /// Pods have addresses of a pod CIDR that the node had before.
+    PodCidrChanged,
     /// There is no link or address that tunnels could start from.
     UnderlayMissing,
     /// One of the host's networks overlaps the cluster's.
@@ -54,6 +60,7 @@ impl Reason {
             Self::NetworkNotReady => "NetworkNotReady",
             Self::LeaseNotPublished => "LeaseNotPublished",
             Self::LeaseContested => "LeaseContested",
+            Self::PodCidrChanged => "PodCIDRChanged",
             Self::UnderlayMissing => "UnderlayMissing",
             Self::NetworkOverlap => "NetworkOverlap",
             Self::PeerIgnored => "PeerIgnored",
@@ -99,6 +106,11 @@ pub(crate) struct Report {
     steps: usize,
     last: Option<ReconcileStatus>,
     passes: u64,
+    spent: Duration,
+    changes: u64,
+    heals: u64,
+    last_heal: Option<u64>,
+    failures: u64,
     /// Problems told in the log already, so that each is told once while it lasts.
     told: Vec<String>,
     /// Those that are news.
@@ -164,16 +176,22 @@ impl Report {
     }
 
     /// Ends a pass.
-    pub(crate) fn end(&mut self, cause: &str, started: Instant) {
+    pub(crate) fn end(&mut self, cause: &str, started: Instant, outcome: Outcome) {
         let took = started.elapsed();
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.passes += 1;
+        self.spent += took;
+        self.changes += self.steps as u64;
+        self.failures += u64::from(outcome.failed);
+        if outcome.healed {
+            self.heals += 1;
+            self.last_heal = Some(now());
+        }
         if self.steps > 0 {
             tracing::info!(cause, steps = self.steps, took = ?took, "the kernel was changed");
         }
         self.last = Some(ReconcileStatus {
-            at: u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX),
-            took: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            at: now(),
+            took: microseconds(took),
             steps: self.steps,
             cause: cause.to_owned(),
             error: self.reasons.first().cloned(),
@@ -191,6 +209,11 @@ impl Report {
             conflicts: self.conflicts.clone(),
             last_reconcile: self.last.clone(),
             reconciles: self.passes,
+            spent: microseconds(self.spent),
+            changes: self.changes,
+            heals: self.heals,
+            last_heal: self.last_heal,
+            failures: self.failures,
             ..Status::default()
         }
     }
@@ -202,6 +225,16 @@ impl Report {
             self.news.push((reason, text.to_owned()));
         }
     }
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn now() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn microseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// An error with its causes, as one text; a hint in it stays at the end.
@@ -226,15 +259,23 @@ pub(crate) fn told(error: &dyn std::error::Error) -> String {
 /// How many peers are asked at once whether they are reached.
 const PROBED: usize = 3;
 
-/// The base addresses of a few of the peers that are programmed, other ones with each turn.
+/// Addresses of a few of the peers that are programmed, other ones with each turn: of its tunnel's end where there is one,
+/// so that the answer shows the tunnel, else of the machine.
 pub(crate) fn probed(snapshot: &Snapshot, design: &Design, turn: usize) -> Vec<Probed> {
     let count = design.peers.len();
     let from = turn.wrapping_mul(PROBED).checked_rem(count).unwrap_or(0);
     let peers = design.peers.iter().cycle().skip(from).take(count.min(PROBED));
     peers
-        .filter_map(|node| {
-            let cidr = snapshot.leases.get(node)?.pod_cidrs.first()?;
-            Some(Probed { node: node.to_string(), address: base_address(*cidr) })
+        .filter_map(|(node, paths)| {
+            let (family, path) = paths.first_key_value()?;
+            let cidrs = &snapshot.leases.get(node)?.pod_cidrs;
+            let address = match &path.way {
+                Way::Vxlan { .. } | Way::Tunnel { .. } => {
+                    base_address(*cidrs.iter().find(|cidr| Family::of_net(cidr) == *family)?)
+                }
+                Way::Direct { gateway, .. } => *gateway,
+            };
+            Some(Probed { node: node.to_string(), address })
         })
         .collect()
 }
@@ -247,14 +288,17 @@ pub(crate) fn summary(lease: &Lease, tunnel: Option<&Underlay>) -> String {
 }
 
 /// How packets travel.
-pub(crate) fn backend(options: &Options) -> BackendStatus {
-    BackendStatus {
-        kind: "vxlan".to_owned(),
+pub(crate) fn backend(options: &Options, design: Option<&Design>) -> BackendStatus {
+    let kind = options.config.backend_of(&options.node, None).name().to_owned();
+    let has_device =
+        design.is_some_and(|design| design.state.links.keys().any(|name| name.as_str() == vxlan::DEVICE));
+    let tunnel = has_device.then(|| TunnelStatus {
         device: vxlan::DEVICE.to_owned(),
         vni: options.config.vxlan.vni,
         port: options.config.vxlan.port,
         mac: vxlan::tunnel_mac(&options.node).to_string(),
-    }
+    });
+    BackendStatus { kind, tunnel }
 }
 
 /// The host's end of the tunnels.
@@ -270,25 +314,47 @@ pub(crate) fn underlay(tunnel: &Underlay, lease: Option<&Lease>) -> UnderlayStat
 }
 
 /// The other nodes, in the order of their names.
-pub(crate) fn peers(own: &str, snapshot: &Snapshot, design: Option<&Design>) -> Vec<PeerStatus> {
+pub(crate) fn peers(
+    own: &str,
+    snapshot: &Snapshot,
+    design: Option<&Design>,
+    changed: &BTreeMap<Arc<str>, u64>,
+) -> Vec<PeerStatus> {
+    let routes_nothing = snapshot.leases.get(own).is_some_and(|lease| lease.backend == Backend::None);
     let others = snapshot.nodes.keys().filter(|name| ***name != *own);
     others
         .map(|name| {
             let lease = snapshot.leases.get(name);
-            let programmed = design.is_some_and(|design| design.peers.contains(name));
+            let paths = design.and_then(|design| design.peers.get(name));
             let problem = design.and_then(|design| design.problems.get(name));
-            let state = match (programmed, problem) {
-                (true, _) => PeerState::Programmed,
-                (false, Some(_)) => PeerState::Ignored,
-                (false, None) => PeerState::Waiting,
+            let state = match (paths, problem) {
+                (Some(_), _) => PeerState::Programmed,
+                (None, Some(_)) => PeerState::Ignored,
+                (None, None) if lease.is_some() && routes_nothing => PeerState::Unrouted,
+                (None, None) => PeerState::Waiting,
             };
             PeerStatus {
                 node: name.to_string(),
                 pod_cidrs: lease.map(|lease| lease.pod_cidrs.to_vec()).unwrap_or_default(),
                 underlay: lease.map(|lease| lease.underlay.to_vec()).unwrap_or_default(),
                 state,
+                path: paths.map(path).unwrap_or_default(),
+                mtu: paths.and_then(|paths| paths.values().map(|path| path.mtu).min()).unwrap_or_default(),
+                changed: changed.get(name).copied(),
                 problem: problem.map(|problem| told(problem)),
             }
         })
         .collect()
+}
+
+/// The paths to a peer in words: one where its families have the same.
+fn path(paths: &BTreeMap<Family, Path>) -> String {
+    let mut names = paths.values().map(|path| path.way.name());
+    match names.next() {
+        Some(first) if names.all(|name| name == first) => first.to_owned(),
+        _ => {
+            let each = paths.iter().map(|(family, path)| format!("{family} {}", path.way.name()));
+            each.collect::<Vec<_>>().join(", ")
+        }
+    }
 }

@@ -127,7 +127,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let store: Arc<dyn Store> = options.store.open()?.into();
     let watch = store.watch(&INTEREST)?;
     let announcer = Announcer::start(&options.node, Arc::clone(&store))?;
-    let health = options.health.map(Health::open).transpose()?;
+    let http = options.http.iter().copied().map(Health::open).collect::<Result<_, _>>()?;
     let node = NodeKeeper::new(Parts {
         options: options.clone(),
         pools,
@@ -138,7 +138,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     });
     let (sender, events) = mpsc::channel();
     let config_file = configuration.file;
-    start_threads(&sender, Sources { termination, server, watcher, watch, health, config_file })?;
+    start_threads(&sender, Sources { termination, server, watcher, watch, http, config_file })?;
     drop(sender);
     tracing::info!(node = options.node, store = %options.store, "the agent has started");
     let view = View::new(&options.node, options.config.cluster.deleted_node_grace());
@@ -255,12 +255,12 @@ struct Sources {
     server: Server,
     watcher: Watcher,
     watch: store::Events,
-    health: Option<Health>,
+    http: Vec<Health>,
     config_file: Option<ConfigFile>,
 }
 
 fn start_threads(events: &Sender<Event>, sources: Sources) -> Result<(), Error> {
-    let Sources { termination, server, watcher, watch, health, config_file } = sources;
+    let Sources { termination, server, watcher, watch, http, config_file } = sources;
     start("signals", events, move |events| {
         // Either way the agent is to end: nobody could stop it any more.
         let end = termination.wait();
@@ -278,8 +278,8 @@ fn start_threads(events: &Sender<Event>, sources: Sources) -> Result<(), Error> 
         }
         let _ = events.send(Event::Lost("the store can no longer be watched".to_owned()));
     })?;
-    if let Some(health) = health {
-        start("health", events, move |events| health.serve(&events))?;
+    for health in http {
+        start("http", events, move |events| health.serve(&events))?;
     }
     if let Some(config_file) = config_file {
         start("configuration", events, move |events| config_file.follow(&events))?;

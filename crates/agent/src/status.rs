@@ -4,6 +4,7 @@
 //! [`Request`], and gets one line back, an [`Answer`]. The command line shares these types by calling
 //! [`ask_status`] and [`ask_plan`].
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
@@ -87,6 +88,9 @@ pub struct Status {
     pub mtu: u32,
     /// The other nodes.
     pub peers: Vec<PeerStatus>,
+    /// What went through the tunnels that the agent itself carries.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tunnels: Vec<TunnelTraffic>,
     /// What is wrong and does not keep the node from carrying pods; each with its hint.
     pub problems: Vec<String>,
     /// Kernel objects that are not Fairlead's and stand in the way of its own.
@@ -97,23 +101,74 @@ pub struct Status {
     pub last_reconcile: Option<ReconcileStatus>,
     /// How often the agent has looked at the kernel since it started.
     pub reconciles: u64,
+    /// How long that took altogether, in microseconds.
+    pub spent: u64,
+    /// How many changes it has made in the kernel.
+    pub changes: u64,
+    /// How often it put right what somebody else had changed.
+    pub heals: u64,
+    /// When it last did, in milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_heal: Option<u64>,
+    /// In how many looks something failed.
+    pub failures: u64,
 }
 
 /// How packets travel between nodes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BackendStatus {
-    /// `vxlan`.
+    /// Its name in configuration and leases.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The tunnel's device.
+    /// This node's VXLAN tunnel, where it has one: with another backend it does while there are peers that need it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnel: Option<TunnelStatus>,
+}
+
+/// This node's end of the VXLAN tunnels.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TunnelStatus {
+    /// The device.
     pub device: String,
     /// The VXLAN network identifier.
     pub vni: u32,
     /// The UDP port.
     pub port: u16,
-    /// The link address of this node's end.
+    /// The link address.
     pub mac: String,
+}
+
+/// What went through a tunnel that the agent itself carries, since it was started.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TunnelTraffic {
+    /// Its wire format: `udp`, `ipip` or `wireguard`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Its device.
+    pub device: String,
+    /// By peer.
+    pub peers: Vec<PeerTraffic>,
+    /// Packets that were dropped, by reason; every reason is there.
+    pub dropped: BTreeMap<String, u64>,
+}
+
+/// What went to a peer and came from it, without what the tunnel adds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerTraffic {
+    /// The peer.
+    pub node: String,
+    /// Packets sent.
+    pub sent_packets: u64,
+    /// Bytes sent.
+    pub sent_bytes: u64,
+    /// Packets received.
+    pub received_packets: u64,
+    /// Bytes received.
+    pub received_bytes: u64,
 }
 
 /// The host's end of the tunnels.
@@ -145,6 +200,13 @@ pub struct PeerStatus {
     pub underlay: Vec<IpAddr>,
     /// Where it stands.
     pub state: PeerState,
+    /// How its pods are reached: `vxlan`, `udp`, `ipip`, `wireguard` or `direct`, by family where those differ; empty where they are not.
+    pub path: String,
+    /// The largest packet that pods of this node send to its pods, in bytes; 0 where there is no path.
+    pub mtu: u32,
+    /// When the path was last another one, in milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changed: Option<u64>,
     /// Why it is ignored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
@@ -160,6 +222,24 @@ pub enum PeerState {
     Waiting,
     /// It cannot be reached; its `problem` says why.
     Ignored,
+    /// It has a lease, and the way to it is left to others: this node's backend is `none`.
+    Unrouted,
+}
+
+impl PeerState {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Programmed, Self::Waiting, Self::Ignored, Self::Unrouted];
+
+    /// What people call it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Programmed => "programmed",
+            Self::Waiting => "waiting",
+            Self::Ignored => "ignored",
+            Self::Unrouted => "unrouted",
+        }
+    }
 }
 
 /// Where the cluster's state comes from.

@@ -44,9 +44,12 @@ pub(crate) struct Arguments {
     /// Lay the plugins into this directory of the container runtime first
     #[arg(long, value_name = "DIR")]
     bin_dir: Option<PathBuf>,
-    /// Answer /livez and /readyz by HTTP at this address
+    /// Answer /livez, /readyz and /metrics by HTTP at this address
     #[arg(long, value_name = "ADDRESS:PORT")]
     health: Option<SocketAddr>,
+    /// Answer /metrics, for Prometheus, at this address as well
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics: Option<SocketAddr>,
     /// Attach pods to a bridge (cni0) instead of routing to each
     #[arg(long)]
     bridge: bool,
@@ -76,7 +79,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     options.conf_dir = arguments.conf_dir;
     options.ipam_dir = arguments.ipam_dir;
     options.bridge = arguments.bridge;
-    options.health = arguments.health;
+    options.http = arguments.health.into_iter().chain(arguments.metrics).collect();
     options.collect = Some(plugins::stale::collect);
     if let Some(directory) = arguments.bin_dir {
         lay_plugins(&directory)?;

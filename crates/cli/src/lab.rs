@@ -95,6 +95,27 @@ enum Backend {
     /// VXLAN tunnels
     #[default]
     Vxlan,
+    /// Plain routes over the nodes' common link
+    HostGw,
+    /// UDP datagrams by flannel's format, carried by the agents
+    Udp,
+    /// IP in IP, carried by the agents
+    Ipip,
+    /// WireGuard, carried by the agents
+    Wireguard,
+}
+
+impl Backend {
+    /// Its name in the agents' configuration.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Vxlan => "vxlan",
+            Self::HostGw => "host-gw",
+            Self::Udp => "udp",
+            Self::Ipip => "ipip",
+            Self::Wireguard => "wireguard",
+        }
+    }
 }
 
 /// What Ctrl-C and its like do while a lab comes up or shows itself: from [`Interruption::expect`] on they wait,
@@ -139,12 +160,10 @@ impl Interrupted {
 
 impl ShapeOptions {
     fn up_options(&self, name: &str, from: Vec<PathBuf>, attached: bool) -> Result<UpOptions> {
-        // There is one backend yet, and it is what an agent does unasked.
-        let Backend::Vxlan = self.backend;
         let own = std::env::current_exe().context("cannot find this program's own file")?;
         let options = Options {
             nodes: self.nodes.into(),
-            agent_arguments: Vec::new(),
+            agent_config: format!("backend: {}\n", self.backend.name()),
             restart: !self.no_restart,
             // All plugins are in this program too, and a `fairlead-cni` beside it may be of another build.
             plugin_program: own.clone(),

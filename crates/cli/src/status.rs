@@ -4,7 +4,7 @@ mod all;
 
 use std::process::ExitCode;
 
-use ::agent::{PeerState, Status};
+use ::agent::Status;
 use anyhow::Result;
 use clap::Args;
 
@@ -63,7 +63,8 @@ fn node(status: &Status, wide: bool) -> Table {
     let mut row = |name: &str, value: String| table.row([name.to_owned(), value]);
     row("ready", if status.ready { "yes" } else { "no" }.to_owned());
     row("pod CIDRs", joined(&status.pod_cidrs));
-    row("backend", format!("{} {}", status.backend.kind, status.backend.device));
+    let device = status.backend.tunnel.as_ref().map(|tunnel| format!(" {}", tunnel.device));
+    row("backend", format!("{}{}", status.backend.kind, device.unwrap_or_default()));
     if let Some(underlay) = &status.underlay {
         row("underlay", format!("{} {}", underlay.link, joined(&underlay.advertised)));
     }
@@ -71,10 +72,9 @@ fn node(status: &Status, wide: bool) -> Table {
     row("store", store(status));
     if wide {
         row("cluster CIDRs", joined(&status.cluster_cidrs));
-        row(
-            "vni, port, mac",
-            format!("{}, {}, {}", status.backend.vni, status.backend.port, status.backend.mac),
-        );
+        if let Some(tunnel) = &status.backend.tunnel {
+            row("vni, port, mac", format!("{}, {}, {}", tunnel.vni, tunnel.port, tunnel.mac));
+        }
         if let Some(underlay) = &status.underlay {
             row("chosen because", underlay.reason.clone());
         }
@@ -83,6 +83,11 @@ fn node(status: &Status, wide: bool) -> Table {
             let words = format!("{} steps in {} us, because {}", last.steps, last.took, last.cause);
             row("last look", words);
         }
+        let words = format!(
+            "{} changes, {} of them repairs, in {} looks",
+            status.changes, status.heals, status.reconciles
+        );
+        row("since its start", words);
     }
     table
 }
@@ -97,17 +102,14 @@ fn store(status: &Status) -> String {
 }
 
 fn peers(status: &Status) -> Table {
-    let mut table = Table::new(["PEER", "STATE", "POD CIDRS", "UNDERLAY", "PROBLEM"]);
+    let mut table = Table::new(["PEER", "STATE", "PATH", "MTU", "POD CIDRS", "UNDERLAY", "PROBLEM"]);
     for peer in &status.peers {
-        let state = match peer.state {
-            PeerState::Programmed => "programmed",
-            PeerState::Waiting => "waiting",
-            PeerState::Ignored => "ignored",
-        };
         let problem = peer.problem.clone().unwrap_or_default();
         table.row([
             peer.node.clone(),
-            state.to_owned(),
+            peer.state.name().to_owned(),
+            peer.path.clone(),
+            if peer.mtu == 0 { String::new() } else { peer.mtu.to_string() },
             joined(&peer.pod_cidrs),
             joined(&peer.underlay),
             problem,

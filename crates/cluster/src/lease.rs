@@ -9,6 +9,8 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use ipnet::IpNet;
 
 /// What a node tells its peers: the pods it carries, and the way to them.
@@ -16,7 +18,8 @@ use ipnet::IpNet;
 pub struct Lease {
     /// The node.
     pub node: Arc<str>,
-    /// The pod CIDRs it carries, at most one of each family.
+    /// The pod CIDRs it carries. New pods get addresses of the [first of each family](Self::current); further ones are
+    /// [of before](Self::retained), and carried for the pods that still run there.
     pub pod_cidrs: Box<[IpNet]>,
     /// Its addresses in the network that joins the nodes, at most one of each family.
     pub underlay: Box<[IpAddr]>,
@@ -24,6 +27,24 @@ pub struct Lease {
     pub backend: Backend,
     /// The largest packet, in bytes, that its pods send.
     pub mtu: u32,
+}
+
+impl Lease {
+    /// The pod CIDRs that new pods get addresses of: one of each family.
+    pub fn current(&self) -> impl Iterator<Item = IpNet> {
+        self.pod_cidrs.iter().copied().filter(|cidr| !self.is_retained(cidr))
+    }
+
+    /// The pod CIDRs that the node had before, and that pods of it still have addresses of.
+    pub fn retained(&self) -> impl Iterator<Item = IpNet> {
+        self.pod_cidrs.iter().copied().filter(|cidr| self.is_retained(cidr))
+    }
+
+    /// Whether a CIDR of this lease is one of before.
+    pub fn is_retained(&self, cidr: &IpNet) -> bool {
+        let of_family = |other: &&IpNet| other.addr().is_ipv4() == cidr.addr().is_ipv4();
+        self.pod_cidrs.iter().find(of_family).is_some_and(|first| first != cidr)
+    }
 }
 
 /// How packets to a node's pods travel.
@@ -38,6 +59,24 @@ pub enum Backend {
         /// The link address of the tunnel end.
         mac: MacAddress,
     },
+    /// By a plain route over the nodes' common link.
+    HostGw,
+    /// As UDP datagrams that are the packets, by flannel's wire format.
+    Udp {
+        /// The UDP port.
+        port: u16,
+    },
+    /// In IP packets (RFC 2003 and 4213).
+    Ipip,
+    /// Encrypted, by WireGuard.
+    WireGuard {
+        /// The UDP port.
+        port: u16,
+        /// The node's public key.
+        public_key: PublicKey,
+    },
+    /// By whatever others see to: the node has its pod CIDRs, and nobody is told a way.
+    None,
     /// By a backend that this version does not know; peers report it and leave the node alone.
     Other(Box<str>),
 }
@@ -47,8 +86,43 @@ impl Backend {
     pub fn name(&self) -> &str {
         match self {
             Self::Vxlan { .. } => "vxlan",
+            Self::HostGw => "host-gw",
+            Self::Udp { .. } => "udp",
+            Self::Ipip => "ipip",
+            Self::WireGuard { .. } => "wireguard",
+            Self::None => "none",
             Self::Other(name) => name,
         }
+    }
+}
+
+/// A public key of WireGuard: a point of Curve25519.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PublicKey(pub [u8; 32]);
+
+/// A text that is no public key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a WireGuard key; one is 32 bytes in base64, 44 letters that end with =")]
+pub struct PublicKeyError(pub String);
+
+impl fmt::Display for PublicKey {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&STANDARD.encode(self.0))
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, out)
+    }
+}
+
+impl FromStr for PublicKey {
+    type Err = PublicKeyError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bytes = STANDARD.decode(text).ok().and_then(|bytes| bytes.try_into().ok());
+        bytes.map(Self).ok_or_else(|| PublicKeyError(text.to_owned()))
     }
 }
 
@@ -103,7 +177,37 @@ impl FromStr for MacAddress {
 
 #[cfg(test)]
 mod tests {
-    use super::MacAddress;
+    use super::{Backend, Lease, MacAddress, PublicKey};
+
+    #[test]
+    fn a_public_key_reads_back_as_it_prints() {
+        let key = PublicKey([7; 32]);
+        assert_eq!(key.to_string(), "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=");
+        assert_eq!(key.to_string().parse(), Ok(key));
+        for bad in [
+            "",
+            "BwcH",
+            "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc",
+            "*wcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=",
+        ] {
+            assert!(bad.parse::<PublicKey>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_first_cidr_of_each_family_is_the_current_one_and_the_others_are_of_before() {
+        let cidrs = ["10.244.1.0/24", "fd00:1::/64", "10.244.9.0/24", "fd00:9::/64", "10.244.7.0/24"];
+        let lease = Lease {
+            node: "node1".into(),
+            pod_cidrs: cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
+            underlay: Box::default(),
+            backend: Backend::Other("any".into()),
+            mtu: 1450,
+        };
+        let texts = |nets: Vec<ipnet::IpNet>| nets.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(texts(lease.current().collect()), cidrs[..2]);
+        assert_eq!(texts(lease.retained().collect()), cidrs[2..]);
+    }
 
     #[test]
     fn a_link_layer_address_reads_back_as_it_prints() {

@@ -103,10 +103,18 @@ pub(crate) const IFLA_TUN_OWNER: u16 = 1;
 pub(crate) const IFLA_TUN_GROUP: u16 = 2;
 pub(crate) const IFLA_TUN_TYPE: u16 = 3;
 pub(crate) const IFLA_TUN_MULTI_QUEUE: u16 = 7;
+pub(crate) const IFF_TUN: u16 = 0x0001;
 pub(crate) const IFF_TAP: u16 = 0x0002;
 pub(crate) const IFF_MULTI_QUEUE: u16 = 0x0100;
 pub(crate) const IFF_NO_PI: u16 = 0x1000;
+pub(crate) const IFF_VNET_HDR: u16 = 0x4000;
 pub(crate) const IFF_TUN_EXCL: u16 = 0x8000;
+pub(crate) const TUN_F_CSUM: u32 = 0x01;
+pub(crate) const TUN_F_TSO4: u32 = 0x02;
+pub(crate) const TUN_F_TSO6: u32 = 0x04;
+pub(crate) const TUN_F_TSO_ECN: u32 = 0x08;
+pub(crate) const TUN_F_USO4: u32 = 0x20;
+pub(crate) const TUN_F_USO6: u32 = 0x40;
 pub(crate) const IFLA_INET6_CONF: u16 = 2;
 pub(crate) const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 /// Place of a setting in `IFLA_INET6_CONF`, `linux/ipv6.h`.
@@ -289,3 +297,21 @@ pub(crate) const RTNLGRP_IPV4_NETCONF: u32 = 24;
 pub(crate) const RTNLGRP_IPV6_NETCONF: u32 = 25;
 pub(crate) const RTNLGRP_NSID: u32 = 28;
 pub(crate) const NFNLGRP_NFTABLES: u32 = 7;
+
+/// `struct ifreq`, as far as TUNSETIFF reads it.
+#[repr(C)]
+pub(crate) struct InterfaceRequest {
+    name: [u8; 16],
+    pub(crate) flags: u16,
+    rest: [u8; 22],
+}
+
+impl InterfaceRequest {
+    /// One for a link; `None` when the name is too long for a link's.
+    pub(crate) fn new(name: &str) -> Option<Self> {
+        let mut bytes = [0; 16];
+        // The last byte stays zero.
+        bytes[..15].get_mut(..name.len())?.copy_from_slice(name.as_bytes());
+        Some(Self { name: bytes, flags: 0, rest: [0; 22] })
+    }
+}

@@ -95,27 +95,13 @@ pub fn has_selinux() -> bool {
     fs::read_to_string("/proc/filesystems").is_ok_and(|list| list.contains("selinuxfs"))
 }
 
-/// `struct ifreq`, as far as TUNSETIFF reads it.
-#[repr(C)]
-struct Request {
-    name: [u8; 16],
-    flags: u16,
-    rest: [u8; 22],
-}
-
 fn make(tap: &NewTap<'_>) -> Result<(), Errno> {
     let file = OpenOptions::new().read(true).write(true).open(DEVICE);
     let file = file.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-    let mut name = [0; 16];
-    let bytes = tap.name.as_bytes();
-    if bytes.len() >= name.len() {
-        return Err(Errno::NAMETOOLONG);
-    }
-    name[..bytes.len()].copy_from_slice(bytes);
+    let mut request = abi::InterfaceRequest::new(tap.name).ok_or(Errno::NAMETOOLONG)?;
     let queues = if tap.multi_queue { abi::IFF_MULTI_QUEUE } else { 0 };
     // Without IFF_TUN_EXCL an existing device would be taken over.
-    let flags = abi::IFF_TAP | abi::IFF_NO_PI | abi::IFF_TUN_EXCL | queues;
-    let mut request = Request { name, flags, rest: [0; 22] };
+    request.flags = abi::IFF_TAP | abi::IFF_NO_PI | abi::IFF_TUN_EXCL | queues;
     // SAFETY: the request is as long as the kernel's `struct ifreq` and outlives the call.
     checked(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
     let settings =

@@ -7,6 +7,7 @@
 //! <home>/lock              held by the supervisor while it lives: the truth about "up"; its text is the pid
 //! <home>/control.sock      where the supervisor answers
 //! <home>/supervisor.log    what it has to say
+//! <home>/agent.yaml        the configuration that all agents follow
 //! <home>/store/            the cluster: manifests, node leases, pod status
 //! <home>/node1/            bin, conf, cache, networks, state, agent.log
 //! ```
@@ -129,6 +130,11 @@ impl Home {
     /// Where the supervisor answers.
     pub fn control_socket(&self) -> PathBuf {
         self.path.join("control.sock")
+    }
+
+    /// The configuration that all agents follow.
+    pub fn agent_config(&self) -> PathBuf {
+        self.path.join("agent.yaml")
     }
 
     /// What the supervisor has to say.

@@ -43,8 +43,8 @@ use wiring::Wiring;
 pub struct Options {
     /// How many nodes, named node1 to nodeN.
     pub nodes: usize,
-    /// The agents' arguments besides those every agent gets.
-    pub agent_arguments: Vec<String>,
+    /// The agents' configuration, a text that they understand. It becomes a file of the lab's home that they follow.
+    pub agent_config: String,
     /// Whether an agent that dies is started again.
     pub restart: bool,
     /// The program behind every plugin.
@@ -124,6 +124,8 @@ fn start(
     allow_many_descriptors();
     // The machine's network is left while there is one thread, so that none stays behind.
     leave_the_machines_network()?;
+    let config = home.agent_config();
+    std::fs::write(&config, &options.agent_config).map_err(Error::file("write", &config))?;
     let mut nodes = underlay::build(options.nodes, told)?;
     for node in &mut nodes {
         node.home = home.node(&node.name);
@@ -145,7 +147,7 @@ fn start(
     }
     let answers = Answers::start().map_err(|source| Error::Thread { source })?;
     let wiring = Wiring::start(answers.clone(), sender.clone())?;
-    let agents = Agents::start(&nodes, &home.store(), options, &sender)?;
+    let agents = Agents::start(&nodes, home, options, &sender)?;
     clients::listen(listener, sender)?;
     Ok(Supervisor {
         home: home.clone(),

@@ -54,6 +54,8 @@ pub enum LinkKind {
     Bridge,
     /// A VXLAN tunnel end.
     Vxlan(Vxlan),
+    /// A link whose packets go to a program, through as many queues as it likes.
+    Tun,
     /// A link with our mark that is not as we make any; in what was read back only, never wanted. The text says
     /// what is odd.
     Other(String),

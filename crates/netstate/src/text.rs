@@ -91,6 +91,7 @@ impl Display for LinkKind {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
             Self::Bridge => f.write_str("bridge"),
+            Self::Tun => f.write_str("tun"),
             Self::Other(text) => write!(f, "({text})"),
             Self::Vxlan(vxlan) => {
                 write!(f, "vxlan id {} dstport {} local {}", vxlan.vni, vxlan.port, vxlan.local)?;

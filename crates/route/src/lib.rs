@@ -1,36 +1,49 @@
 //! Node to node: which links, routes, neighbours and masquerade join this node with the others.
 //!
-//! Read [`vxlan::design`] first: it turns the cluster and one node's lease into the wanted
-//! [`netstate::State`] of that node. Around it stand the decisions a lease is made of: [`choose_underlay`] (which
-//! of the host's links and addresses), [`vxlan_mtu`] (how large a packet), [`choose_pod_cidr`] (which addresses
-//! for its pods), and [`overlaps`], which refuses networks that collide with the host's own.
+//! Read [`design`] first: it turns the cluster and one node's lease into the wanted [`netstate::State`] of that node.
+//! Around it stand the decisions a lease is made of: [`choose_underlay`] (which of the host's links and addresses),
+//! [`pod_mtu`] (how large a packet), [`choose_pod_cidr`] (which addresses for its pods) and [`retained`] (which of
+//! before), and [`overlaps`], which refuses networks that collide with the host's own.
 //!
 //! Pure: values in, values out; no kernel, no clock, no disk. The same inputs give the same state, and the whole
 //! state is computed every time.
 //!
 //! ```
-//! use route::{Family, vxlan, vxlan_mtu};
+//! use cluster::Backend;
+//! use route::{Family, pod_mtu, vxlan};
 //!
-//! assert_eq!(vxlan_mtu("eth0", 1500, Family::V4, &Family::ALL)?, 1450);
+//! assert_eq!(pod_mtu(&Backend::HostGw, "eth0", 1500, Family::V4, &Family::ALL)?, 1500);
 //! assert_eq!(vxlan::tunnel_mac("node1"), vxlan::tunnel_mac("node1"));
 //! # Ok::<(), route::MtuError>(())
 //! ```
 
 mod allocate;
+mod carried;
+mod design;
 mod family;
 mod host;
+mod host_gw;
 mod masquerade;
 mod mtu;
 mod overlap;
+mod peers;
+mod problem;
+mod retain;
 #[cfg(test)]
 mod testing;
+mod tunnel;
 mod underlay;
 pub mod vxlan;
 
 pub use allocate::{AllocateError, Request, Taken, choose as choose_pod_cidr};
+pub use design::{Design, Inputs, Path, TunnelPorts, UNREACHABLE_METRIC, VxlanSettings, design};
 pub use family::Family;
 pub use host::{Host, HostAddress, HostLink, HostRoute};
 pub use masquerade::{TABLE as MASQUERADE_TABLE, table as masquerade};
-pub use mtu::{MtuError, smallest as smallest_mtu, vxlan as vxlan_mtu, vxlan_overhead};
+pub use mtu::{MtuError, pods as pod_mtu, smallest as smallest_mtu, vxlan_overhead};
 pub use overlap::{Networks, Overlap, conflicts as overlaps};
+pub use peers::Way;
+pub use problem::Problem;
+pub use retain::{Retained, Retention, retained};
+pub use tunnel::{TunnelDesign, TunnelKind, TunnelPeer};
 pub use underlay::{Underlay, UnderlayError, Wish, choose as choose_underlay};

@@ -21,9 +21,9 @@ use crate::family::Family;
 /// The name of the agent's table.
 pub const TABLE: &str = "fairlead";
 
-/// The masquerade table for a cluster of these networks, of which `tunnel` joins the nodes.
+/// The masquerade table for a cluster of these networks, whose nodes these tunnels join.
 #[must_use]
-pub fn table(cluster: &[IpNet], tunnel: LinkName) -> Table {
+pub fn table(cluster: &[IpNet], tunnels: &[LinkName]) -> Table {
     let mut table = Table::new(TableFamily::Inet, TABLE);
     let base = BaseChain {
         kind: ChainKind::Nat,
@@ -44,7 +44,7 @@ pub fn table(cluster: &[IpNet], tunnel: LinkName) -> Table {
             set = set.with_element([Value::Network(net)], None);
         }
         table = table.with_set(set);
-        for rule in rules(&words, tunnel) {
+        for rule in rules(&words, tunnels) {
             chain = chain.with_rule(rule);
         }
     }
@@ -66,24 +66,25 @@ impl Words {
     }
 }
 
-fn rules(words: &Words, tunnel: LinkName) -> [Rule; 3] {
+fn rules(words: &Words, tunnels: &[LinkName]) -> Vec<Rule> {
     let from_cluster = Statement::in_set([Field::Source(words.version)], words.set);
     let masquerade = Statement::Masquerade { fully_random: true };
-    [
+    let inside = Rule::new([
+        from_cluster.clone(),
+        Statement::in_set([Field::Destination(words.version)], words.set),
+        Statement::Verdict(Verdict::Return),
+    ]);
+    let outside = Rule::new([
+        from_cluster,
+        Statement::destination_not_in(words.version.multicast()),
+        masquerade.clone(),
+    ]);
+    let foreign = tunnels.iter().map(|tunnel| {
         Rule::new([
-            from_cluster.clone(),
-            Statement::in_set([Field::Destination(words.version)], words.set),
-            Statement::Verdict(Verdict::Return),
-        ]),
-        Rule::new([
-            from_cluster,
-            Statement::destination_not_in(words.version.multicast()),
-            masquerade.clone(),
-        ]),
-        Rule::new([
-            Statement::equal(Field::OutputLink, Value::Ifname(tunnel)),
+            Statement::equal(Field::OutputLink, Value::Ifname(*tunnel)),
             Statement::not_in_set([Field::Source(words.version)], words.set),
-            masquerade,
-        ]),
-    ]
+            masquerade.clone(),
+        ])
+    });
+    [inside, outside].into_iter().chain(foreign).collect()
 }

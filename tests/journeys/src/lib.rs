@@ -89,9 +89,12 @@ impl TestLab {
     /// Runs a tool in a pod's namespace, entered from outside by the path that the list gives.
     pub fn in_pod(&self, pod: &str, program: &str, arguments: &[&str]) -> Output {
         let pod = self.pod(pod).unwrap_or_else(|| panic!("no pod {pod}"));
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", pod["netns"].as_str().expect("it has a namespace")));
-        run(command.arg("--").arg(program).args(arguments))
+        run(entering(&pod).arg(program).args(arguments))
+    }
+
+    /// Runs a tool in a node's namespace and returns what it says.
+    pub fn in_node(&self, node: &str, program: &str, arguments: &[&str]) -> String {
+        run_ok(entering(&self.node(node)).arg(program).args(arguments))
     }
 
     /// Whether one pod reaches an address with one echo request.
@@ -143,6 +146,13 @@ pub fn leftovers(directory: &Path) -> Vec<String> {
     let files = fs::read_dir(directory).into_iter().flatten().flatten();
     left.extend(files.map(|entry| format!("file {}", entry.path().display())));
     left
+}
+
+/// Enters the namespace of a node or pod of the list.
+fn entering(listed: &Value) -> Command {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={}", listed["netns"].as_str().expect("it has a namespace"))).arg("--");
+    command
 }
 
 /// Waits until a child says a line on its standard error that begins like this, and reads on from there, so that the

@@ -35,6 +35,24 @@ fn pods_on_different_nodes_talk_in_both_families() {
 }
 
 #[test]
+fn a_lab_of_plain_routes_has_no_tunnel_and_its_agents_follow_their_configuration() {
+    let lab = TestLab::up(&["--nodes", "2", "--backend", "host-gw"]);
+    lab.put("a.yaml", &pod_manifest("a", "node1", 8080));
+    lab.put("b.yaml", &pod_manifest("b", "node2", 8080));
+    eventually("the pod runs", || lab.address("a", false));
+    let b = eventually("the pod runs", || lab.address("b", false));
+    assert!(lab.pings("a", &b));
+    let route = || lab.in_node("node1", "ip", &["route", "get", &b]);
+    assert!(route().contains("dev eth0"), "{}", route());
+    let config = lab.store().with_file_name("agent.yaml");
+    let fresh = config.with_file_name("agent.yaml.fresh");
+    std::fs::write(&fresh, "backend: vxlan\n").unwrap();
+    std::fs::rename(fresh, config).unwrap();
+    eventually("the tunnel is taken", || route().contains("dev fairlead0").then_some(()));
+    assert!(lab.pings("a", &b));
+}
+
+#[test]
 fn what_leaves_the_cluster_has_the_nodes_address() {
     let lab = pair();
     // The underlay's bridge stands for the outside: it knows no way to pods, so only a node's address is answered.

@@ -74,18 +74,26 @@ pub(super) fn assets() -> PathBuf {
 }
 
 impl Cluster {
-    /// Starts one. `plugins` is a directory of CNI plugins that every node gets.
+    /// Starts one whose nodes are given a pod CIDR each. `plugins` is a directory of CNI plugins that every node gets.
     pub(super) fn up(nodes: usize, plugins: Option<&Path>) -> anyhow::Result<Self> {
+        let plugins = plugins.map(|plugins| plugins.display().to_string());
+        let words = plugins.iter().flat_map(|plugins| ["--cni-bin", plugins]).collect::<Vec<_>>();
+        let cluster = Self::start_up(nodes, &words)?;
+        cluster.route_to_pods(nodes)?;
+        Ok(cluster)
+    }
+
+    /// Starts one whose nodes are given no pod CIDRs.
+    pub(super) fn up_without_cidrs(nodes: usize) -> anyhow::Result<Self> {
+        Self::start_up(nodes, &["--no-cidrs"])
+    }
+
+    fn start_up(nodes: usize, more: &[&str]) -> anyhow::Result<Self> {
         // Not below /var or /run, of which every node has its own.
         let directory = PathBuf::from(format!("/tmp/fairlead-e2e-{}", std::process::id()));
         let mut cluster = Self { directory, control_plane: String::new(), children: Vec::new() };
         let count = nodes.to_string();
-        let mut words = vec!["up", "--nodes", &count];
-        let plugins = plugins.map(|plugins| plugins.display().to_string());
-        if let Some(plugins) = &plugins {
-            words.extend(["--cni-bin", plugins]);
-        }
-        let told = cluster.script(&words)?;
+        let told = cluster.script(&[&["up", "--nodes", &count], more].concat())?;
         let network =
             told.lines().find_map(|line| line.split_once("nsenter --net=").map(|(_, path)| path.to_owned()));
         cluster.control_plane = network.context("the script names no network of the control plane")?;
@@ -93,7 +101,6 @@ impl Cluster {
         for node in 1..=nodes {
             cluster.start_kube_proxy(node)?;
         }
-        cluster.route_to_pods(nodes)?;
         let pause = format!("/pause={}", cluster.path("pause").display());
         // What the suite of Kubernetes asks for by itself.
         cluster.image("registry.k8s.io/pause:3.10.2", "[\"/pause\"]", &[pause])?;
@@ -317,7 +324,7 @@ impl Cluster {
     }
 
     /// The API server proxies to pods, and its machine is no node here: it is told the way by hand.
-    fn route_to_pods(&self, nodes: usize) -> anyhow::Result<()> {
+    pub(super) fn route_to_pods(&self, nodes: usize) -> anyhow::Result<()> {
         let given = eventually("every node has a pod CIDR", || {
             let list = self.get(&["nodes"])?;
             let given: Vec<(String, String)> = items(&list).filter_map(cidr_and_address).collect();

@@ -7,12 +7,14 @@
 //! `FAIRLEAD_E2E_OUTAGE` says how many seconds the API server stays away (60; the goal is held with 600).
 
 use std::{
+    net::IpAddr,
     process::Command,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, ensure};
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::{
@@ -27,7 +29,7 @@ type Scenario = fn(&mut Cluster) -> anyhow::Result<String>;
 
 /// Runs them all, in an order in which each leaves the cluster as it found it.
 pub(super) fn run(cluster: &mut Cluster) -> anyhow::Result<()> {
-    let scenarios: [(&str, Scenario); 9] = [
+    let scenarios: [(&str, Scenario); 10] = [
         ("agent deleted while pods come and go", agent_deleted),
         ("agent killed with -9", agent_killed),
         ("containerd killed with -9", containerd_killed),
@@ -35,6 +37,7 @@ pub(super) fn run(cluster: &mut Cluster) -> anyhow::Result<()> {
         ("API server away", api_server_away),
         ("etcd lost and restored from a snapshot", etcd_restored),
         ("Node object deleted and created anew", node_object_deleted),
+        ("Node object deleted and created anew with another pod CIDR", node_moved),
         ("broken ConfigMap, then a mended one", config_map_broken),
         ("DaemonSet removed and installed again", reinstalled),
     ];
@@ -204,6 +207,37 @@ fn node_object_deleted(cluster: &mut Cluster) -> anyhow::Result<String> {
     let took = start.elapsed().as_secs_f64();
     cluster.await_nodes(super::NODES)?;
     Ok(format!("away for 5 s, its lease back {took:.2} s after it was created"))
+}
+
+/// A Node that is registered anew may be given another pod CIDR; pods that run keep their addresses. Which one the
+/// controller manager takes cannot be known, so it is told.
+fn node_moved(cluster: &mut Cluster) -> anyhow::Result<String> {
+    let mut node = cluster.get(&["node", "node2"])?;
+    let before = node["spec"]["podCIDR"].as_str().context("node2 has no pod CIDR")?.to_owned();
+    let after = "10.244.77.0/24";
+    cluster.kubectl(&["delete", "node", "node2"])?;
+    let kubelet = cluster.kill("node2-kubelet")?;
+    for field in ["uid", "resourceVersion", "creationTimestamp", "managedFields", "annotations"] {
+        node["metadata"].as_object_mut().context("a node without metadata")?.remove(field);
+    }
+    node["status"] = json!({});
+    node["spec"] = json!({ "podCIDR": after, "podCIDRs": [after] });
+    cluster.apply_text(&node.to_string())?;
+    cluster.start(&kubelet, &[])?;
+    cluster.await_nodes(super::NODES)?;
+    cluster.route_to_pods(super::NODES)?;
+    // Both are carried: the new one for those that are born, the old one for those that run.
+    born(cluster, "in-the-new", 2)?;
+    let address = cluster.kubectl(&["get", "pod", "in-the-new", "-o", "jsonpath={.status.podIP}"])?;
+    let address: IpAddr = address.trim().parse()?;
+    ensure!(after.parse::<IpNet>()?.contains(&address), "{address} is not of {after}");
+    cluster.sh(1, &format!("ping -n -q -c 3 -W 2 {address}"))?;
+    eventually("an Event says so", || {
+        let list = cluster.get(&["events", "-n", "default", "--field-selector=reason=PodCIDRChanged"])?;
+        Ok(items(&list).next().map(drop))
+    })?;
+    cluster.kubectl(&["delete", "pod", "in-the-new", "--wait=true"])?;
+    Ok(format!("given {after} instead of {before}, which its pods still have addresses of"))
 }
 
 fn config_map_broken(cluster: &mut Cluster) -> anyhow::Result<String> {

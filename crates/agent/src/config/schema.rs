@@ -80,12 +80,30 @@ fn tidy(schema: &mut Value) {
     }
 }
 
-/// The keys of each section with what the schema says of them, as `section.key`.
-fn keys(schema: &Value) -> Vec<(String, String, &Value)> {
+/// A key of the configuration, in its section if it is in one.
+struct Key<'a> {
+    section: Option<&'a str>,
+    name: &'a str,
+    /// What the schema says of it.
+    value: &'a Value,
+}
+
+impl std::fmt::Display for Key<'_> {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.section.map_or(Ok(()), |section| write!(out, "{section}."))?;
+        out.write_str(self.name)
+    }
+}
+
+fn keys(schema: &Value) -> Vec<Key<'_>> {
     let mut keys = Vec::new();
-    for (section, value) in schema["properties"].as_object().unwrap() {
-        for (key, value) in value["properties"].as_object().unwrap() {
-            keys.push((section.clone(), key.clone(), value));
+    for (name, value) in schema["properties"].as_object().unwrap() {
+        match value["properties"].as_object() {
+            None => keys.push(Key { section: None, name, value }),
+            Some(inner) => {
+                let inner = inner.iter();
+                keys.extend(inner.map(|(key, value)| Key { section: Some(name), name: key, value }));
+            }
         }
     }
     keys
@@ -109,12 +127,16 @@ fn the_published_schema_is_that_of_the_code() {
 fn every_key_has_a_description_and_what_the_example_shows_is_in_the_schema() {
     let schema = schema();
     let example: Value = serde_saphyr::from_str(include_str!("../../../../examples/agent.yaml")).unwrap();
-    for (section, key, value) in keys(&schema) {
-        assert!(value["description"].is_string(), "{section}.{key} says nothing");
+    for key in keys(&schema) {
+        assert!(key.value["description"].is_string(), "{key} says nothing");
     }
     for (section, value) in example.as_object().unwrap() {
+        let Some(shown) = value.as_object() else {
+            assert_eq!(&schema["properties"][section]["default"], value, "{section}");
+            continue;
+        };
         assert_eq!(schema["properties"][section]["additionalProperties"], false, "{section}");
-        for (key, shown) in value.as_object().unwrap() {
+        for (key, shown) in shown {
             assert_eq!(
                 &schema["properties"][section]["properties"][key]["default"], shown,
                 "{section}.{key}"
@@ -132,18 +154,20 @@ fn the_limits_of_the_schema_are_those_of_the_agent() {
         "nodePrefixIPv6" => "podCIDRs: ['fd00::/112'], ",
         _ => "",
     };
-    let reads = |section: &str, key: &str, value: i64| {
-        Config::parse(&format!("{section}: {{{}{key}: {value}}}", beside(key))).is_ok()
+    let reads = |key: &Key<'_>, value: i64| {
+        let pair = format!("{}{}: {value}", beside(key.name), key.name);
+        let text = key.section.map_or_else(|| pair.clone(), |section| format!("{section}: {{{pair}}}"));
+        Config::parse(&text).is_ok()
     };
     let mut limits = 0;
-    for (section, key, value) in keys(&schema) {
-        if let Some(most) = value["maximum"].as_i64() {
-            assert!(reads(&section, &key, most), "{section}.{key} is refused at its maximum {most}");
-            assert!(!reads(&section, &key, most + 1), "{section}.{key} goes beyond its maximum {most}");
+    for key in keys(&schema) {
+        if let Some(most) = key.value["maximum"].as_i64() {
+            assert!(reads(&key, most), "{key} is refused at its maximum {most}");
+            assert!(!reads(&key, most + 1), "{key} goes beyond its maximum {most}");
             limits += 1;
         }
-        if let Some(least) = value["minimum"].as_i64() {
-            assert!(!reads(&section, &key, least - 1), "{section}.{key} goes below its minimum {least}");
+        if let Some(least) = key.value["minimum"].as_i64() {
+            assert!(!reads(&key, least - 1), "{key} goes below its minimum {least}");
             limits += 1;
         }
     }
@@ -153,11 +177,11 @@ fn the_limits_of_the_schema_are_those_of_the_agent() {
 #[test]
 fn the_words_about_the_configuration_name_every_key_and_its_default() {
     let words = include_str!("../../../../docs/configuration.md");
-    for (section, key, value) in keys(&schema()) {
-        let heading = format!("| `{section}.{key}` |");
+    for key in keys(&schema()) {
+        let heading = format!("| `{key}` |");
         let line = words.lines().find(|line| line.starts_with(&heading));
         let line = line.unwrap_or_else(|| panic!("docs/configuration.md has no row {heading}"));
-        let default = value.get("default").filter(|default| !default.is_null());
+        let default = key.value.get("default").filter(|default| !default.is_null());
         let Some(Value::Number(_) | Value::Bool(_)) = default else { continue };
         assert!(line.contains(&format!("| `{}` |", default.unwrap())), "{line}");
     }

@@ -73,7 +73,7 @@ impl NodeKeeper {
         let mut status = self.report.status();
         status.node.clone_from(&self.options.node);
         status.cluster_cidrs.clone_from(&self.options.config.cluster.pod_cidrs);
-        status.backend = crate::report::backend(&self.options);
+        status.backend = crate::report::backend(&self.options, self.design.as_ref());
         status.store = view.status(&self.options.store);
         if let Some(lease) = &self.lease {
             status.pod_cidrs = lease.pod_cidrs.to_vec();
@@ -81,7 +81,9 @@ impl NodeKeeper {
         }
         let tunnel = self.underlays.values().next();
         status.underlay = tunnel.map(|tunnel| crate::report::underlay(tunnel, self.lease.as_ref()));
-        status.peers = crate::report::peers(&self.options.node, &view.snapshot, self.design.as_ref());
+        status.tunnels = self.tunnels.traffic();
+        status.peers =
+            crate::report::peers(&self.options.node, &view.snapshot, self.design.as_ref(), &self.changed);
         status
     }
 }

@@ -9,6 +9,7 @@
     reason = "a test that cannot go on has failed, and tools are what it asserts with"
 )]
 
+mod backends;
 mod etcd;
 mod healing;
 mod kubernetes;

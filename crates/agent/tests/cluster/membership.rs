@@ -131,6 +131,52 @@ fn scenario_5_a_changed_cidr_in_the_manifest_moves_the_node_and_its_peers_follow
 }
 
 #[test]
+fn a_pod_keeps_its_address_and_its_peers_when_its_node_gets_another_cidr() {
+    let rig = Rig::joined(2);
+    let (first, second) = (&rig.nodes[0], &rig.nodes[1]);
+    let (old, pods) = (second.pod_cidrs(), second.pod_addresses());
+    first.add_pod();
+    second.add_pod();
+    second.add_pod_routes(&pods);
+    rig.put_node("node2", "{podCIDRs: [10.244.99.0/24, 'fd00:10:244:99::/64']}");
+    let wanted = ["10.244.99.0/24", "fd00:10:244:99::/64", &old[0], &old[1]];
+    let status = second.await_status("the new CIDRs before the old", |status| {
+        status.ready && status.pod_cidrs.iter().map(ToString::to_string).eq(wanted)
+    });
+    assert!(status.problems[0].contains("pods here still have addresses of it"), "{:?}", status.problems);
+    let given = &second.network_file().unwrap()["podCIDRs"];
+    assert_eq!(*given, serde_json::json!(wanted[..2]), "new pods get addresses of the new ones alone");
+    let mut all = wanted.map(str::to_owned).to_vec();
+    all.sort();
+    eventually("node1 reaches both", || (first.tunnel_routes() == all).then_some(()));
+    for (source, target) in first.pod_addresses().iter().zip(&pods) {
+        assert!(first.pings(source, target), "{source} -> {target}");
+        assert!(second.pings(target, source), "{target} -> {source}");
+    }
+    // The old ones are given to a third node: whose pods they are now is not in doubt.
+    rig.put_node("node3", &format!("{{podCIDRs: ['{}', '{}']}}", old[0], old[1]));
+    let status = second.await_status("the new CIDRs alone", |status| status.pod_cidrs.len() == 2);
+    assert!(status.problems[0].contains("node node3 has it now"), "{:?}", status.problems);
+    rig.remove_node("node3");
+    second.await_status("the old ones are carried again", |status| status.pod_cidrs.len() == 4);
+    // The last pod goes, and with it what was kept for it.
+    second.netns.ip("link delete pod0");
+    let status = second.await_status("the new CIDRs alone", |status| status.pod_cidrs.len() == 2);
+    assert!(status.ready && status.problems.is_empty(), "{:?}", status.problems);
+    eventually("node1 follows", || {
+        (first.tunnel_routes() == ["10.244.99.0/24", "fd00:10:244:99::/64"]).then_some(())
+    });
+    let claims: Vec<_> = store::Directory::open(rig.store.path())
+        .unwrap()
+        .list()
+        .unwrap()
+        .snapshot
+        .claims_of("node2")
+        .collect();
+    assert_eq!(claims.len(), 2, "{claims:?}");
+}
+
+#[test]
 fn the_conflist_comes_last_and_stays_for_the_pods_that_are_there() {
     let mut rig = Rig::new(1);
     rig.remove_node("node1");

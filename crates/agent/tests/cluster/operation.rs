@@ -20,7 +20,7 @@ fn another_configuration_is_followed_and_a_broken_one_refused() {
         node.configure("vxlan: {vni: 8}\nplugins: {portmap: false, bandwidth: false}\n");
     }
     for node in &rig.nodes {
-        node.await_status("the new identifier", |status| status.backend.vni == 8);
+        node.await_status("the new identifier", |status| vni(status) == Some(8));
         let link = node.netns.ip("-d -j link show fairlead0");
         assert!(link.contains("\"id\":8"), "{link}");
         eventually("the conflist of the new configuration", || {
@@ -35,11 +35,11 @@ fn another_configuration_is_followed_and_a_broken_one_refused() {
     node.configure("vxlan: {vin: 9}\n");
     eventually("the broken one is told", || has_problem(node, "did you mean vni?").then_some(()));
     let status = node.status().unwrap();
-    assert!(status.ready && status.backend.vni == 8, "{status:?}");
+    assert!(status.ready && vni(&status) == Some(8), "{status:?}");
     // An agent that is started now goes on with the last good one too.
     node.kill();
     node.start();
-    node.await_status("ready", |status| status.ready && status.backend.vni == 8);
+    node.await_status("ready", |status| status.ready && vni(status) == Some(8));
     assert!(has_problem(node, "did you mean vni?"));
     node.configure("vxlan: {vni: 8}\n");
     node.await_status("nothing wrong", |status| status.problems.is_empty());
@@ -85,4 +85,28 @@ fn health_tells_whether_the_node_can_carry_pods_and_reaches_a_peer() {
     rig.nodes[0].await_status("not ready", |status| !status.ready);
     let answer = rig.nodes[0].health("/readyz");
     assert!(answer.ends_with("\n503") && answer.contains("there is no link eth9"), "{answer}");
+}
+
+#[test]
+fn prometheus_reads_what_the_agent_counts() {
+    let rig = Rig::joined(2);
+    let node = &rig.nodes[0];
+    node.netns.ip(&format!("route delete {}", rig.nodes[1].pod_cidrs()[0]));
+    let text = eventually("the repair is counted", || {
+        let text = node.health("/metrics");
+        text.contains("fairlead_heals_total 1\n").then_some(text)
+    });
+    assert!(text.ends_with("# EOF\n200"), "{text}");
+    for line in
+        ["fairlead_node_ready 1", "fairlead_peers{state=\"programmed\"} 1", "fairlead_pod_mtu_bytes 1450"]
+    {
+        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+    }
+    let status = node.status().unwrap();
+    assert_eq!((status.heals, status.peers[0].mtu), (1, 1450));
+    assert!(status.last_heal > status.peers[0].changed, "the path is as it was: {status:?}");
+}
+
+fn vni(status: &agent::Status) -> Option<u32> {
+    status.backend.tunnel.as_ref().map(|tunnel| tunnel.vni)
 }

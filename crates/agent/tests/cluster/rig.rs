@@ -297,7 +297,14 @@ impl Node {
             .collect()
     }
 
-    fn add_pod(&self) {
+    /// The routes that the plugin makes for pods: they stay when the node gets another pod CIDR.
+    pub(crate) fn add_pod_routes(&self, addresses: &[String]) {
+        for address in addresses {
+            self.netns.ip(&format!("route add {address} dev pod0 proto 71"));
+        }
+    }
+
+    pub(crate) fn add_pod(&self) {
         self.netns.ip("link add pod0 type bridge");
         self.netns.ip("link set pod0 alias fairlead:test/pod/eth0 up");
         for address in self.pod_addresses() {

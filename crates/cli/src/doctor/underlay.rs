@@ -4,7 +4,7 @@
 
 use ::agent::Config;
 use anyhow::Error;
-use route::{Family, Host, MtuError, Underlay, UnderlayError, Wish, choose_underlay, vxlan_mtu};
+use route::{Family, Host, MtuError, Underlay, UnderlayError, Wish, choose_underlay, pod_mtu};
 
 use super::explained;
 use crate::finding::Finding;
@@ -54,7 +54,8 @@ pub(super) fn judge(host: &Host, config: &Config, underlays: &Underlays) -> Vec<
             format!("ip link set {} mtu {more}, or take underlay.mtu out of the configuration", tunnel.link),
         ));
     }
-    match vxlan_mtu(&tunnel.link, carried, family, &pods) {
+    // By how much a tunnel takes no node's name matters.
+    match pod_mtu(&config.backend_of("", None), &tunnel.link, carried, family, &pods) {
         Ok(mtu) => findings.extend(uneven(host, &tunnel.link, mtu)),
         Err(error) => findings.push(too_small(&error)),
     }
@@ -72,8 +73,8 @@ fn too_small(error: &MtuError) -> Finding {
     Finding::error(
         &error.link,
         format!(
-            "it carries packets of {} bytes, which leaves {} inside VXLAN; {} of pods needs {}",
-            error.underlay, error.left, error.pods, error.needed
+            "it carries packets of {} bytes, which leaves {} for pods by {}; {} of pods needs {}",
+            error.underlay, error.left, error.backend, error.pods, error.needed
         ),
         format!(
             "ip link set {} mtu {} or more, if the network behind it carries that; else leave {} out of cluster.podCIDRs",

@@ -15,7 +15,7 @@ use netstate::{
 use super::Host;
 use crate::netlink::{Batch, Request};
 use crate::nft::Transaction;
-use crate::{Error, Family, address, link, neighbour, route, rule, sysctl};
+use crate::{Error, Family, address, link, neighbour, route, rule, sysctl, tun};
 
 /// What came of a list of steps.
 #[derive(Debug, Default)]
@@ -121,6 +121,7 @@ impl Work<'_> {
     /// Makes a link and then gives it its alias. In between its group tells whose it is.
     fn create(&mut self, link: &Link) -> Result<(), Error> {
         let kind = match &link.kind {
+            LinkKind::Tun => return self.create_tun(link),
             LinkKind::Bridge => link::NewKind::Bridge(link::NewBridge::default()),
             LinkKind::Vxlan(vxlan) => link::NewKind::Vxlan(link::NewVxlan {
                 id: vxlan.vni,
@@ -142,6 +143,22 @@ impl Work<'_> {
         let finish =
             link::Change { alias: Some(LINK_ALIAS), up: link.up.then_some(true), ..link::Change::default() };
         self.host.route.execute(link::change(link.name.as_str(), &finish))?;
+        let found = link::find(&mut self.host.route, link.name.as_str())?;
+        self.indexes.extend(found.map(|found| (link.name, found.index)));
+        Ok(())
+    }
+
+    /// Makes a TUN device, which ends with this process until it carries its mark.
+    fn create_tun(&mut self, link: &Link) -> Result<(), Error> {
+        let queue = tun::Queue::open(link.name.as_str())?;
+        let finish = link::Change {
+            alias: Some(LINK_ALIAS),
+            mtu: link.mtu,
+            up: link.up.then_some(true),
+            ..link::Change::default()
+        };
+        self.host.route.execute(link::change(link.name.as_str(), &finish))?;
+        queue.persist(true)?;
         let found = link::find(&mut self.host.route, link.name.as_str())?;
         self.indexes.extend(found.map(|found| (link.name, found.index)));
         Ok(())
@@ -179,8 +196,10 @@ impl Work<'_> {
         for step in steps {
             match self.request(step) {
                 Some(request) => {
-                    batch.push(request);
-                    sent.push(step);
+                    for request in self.making_room(step).into_iter().chain([request]) {
+                        batch.push(request);
+                        sent.push(step);
+                    }
                 }
                 None => self.report.skipped += 1,
             }
@@ -196,6 +215,18 @@ impl Work<'_> {
             }
         }
         Ok(())
+    }
+
+    /// What has to come before the request for a step. IPv6 refuses an on-link gateway that any route leads to over
+    /// another link, also the very route that is to be replaced: so that one goes first, in the same send.
+    fn making_room(&self, step: &Step) -> Option<Request> {
+        let Step::SetRoute { route, was: Some(was) } = step else { return None };
+        let destination = route.key.destination;
+        let through_itself = route.target.via.is_some_and(|via| via.is_ipv6() && destination.contains(&via));
+        if !route.target.onlink || !through_itself || route.target.link == was.link {
+            return None;
+        }
+        self.request(&Step::DeleteRoute(Route { target: *was, ..*route }))
     }
 
     /// The request for a step; `None` when what it stands on is not there.

@@ -153,6 +153,7 @@ fn read_kind(found: &link::Link, names: &Names) -> LinkKind {
             local: *local,
             parent: found.parent.and_then(|parent| names.get(&parent).copied()),
         }),
+        link::Kind::Tun { tap: false, multi_queue: true, .. } => LinkKind::Tun,
         link::Kind::Vxlan { learning: true, .. } => LinkKind::Other("vxlan that learns".to_owned()),
         kind => LinkKind::Other(kind.name().unwrap_or("device").to_owned()),
     }

@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,7 +20,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::nodes::Node;
 use super::{Event, Options, backoff};
 use crate::error::{Error, Result};
-use crate::home::NodeHome;
+use crate::home::{Home, NodeHome};
 
 /// An agent that lived this long did not fail to start.
 const STABLE: Duration = Duration::from_secs(5);
@@ -42,7 +42,7 @@ impl Agents {
     /// Starts one for every node.
     pub(super) fn start(
         nodes: &[Node],
-        store: &Path,
+        home: &Home,
         options: &Options,
         events: &Sender<Event>,
     ) -> Result<Self> {
@@ -54,7 +54,8 @@ impl Agents {
                 name: node.name.to_string(),
                 netns: Arc::clone(&node.netns),
                 home: node.home.clone(),
-                store: store.to_owned(),
+                store: home.store(),
+                config: home.agent_config(),
                 options: options.clone(),
                 events: events.clone(),
                 process: Arc::clone(&process),
@@ -93,6 +94,7 @@ struct Keeper {
     netns: Arc<Netns>,
     home: NodeHome,
     store: PathBuf,
+    config: PathBuf,
     options: Options,
     events: Sender<Event>,
     process: Arc<Mutex<Option<OwnedFd>>>,
@@ -156,7 +158,7 @@ impl Keeper {
         command.arg("--conf-dir").arg(self.home.conf());
         command.arg("--ipam-dir").arg(self.home.networks());
         command.args(["--parent", &std::process::id().to_string()]);
-        command.args(&self.options.agent_arguments);
+        command.arg("--config").arg(&self.config);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         command.spawn()
     }

@@ -7,6 +7,7 @@ use cluster::{
     Backend, Claim, ContainerPort, Endpoint, EndpointSlice, Labels, Lease, NamespacedName, Node, Object, Pod,
     PodStatus, Service, TargetPort,
 };
+use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
 use super::OWN_API;
@@ -160,14 +161,26 @@ fn of_lease(lease: &Lease) -> Value {
         Backend::Vxlan { vni, port, mac } => {
             json!({"type": lease.backend.name(), "vni": vni, "port": port, "mac": mac.to_string()})
         }
-        Backend::Other(name) => json!({"type": name}),
+        Backend::Udp { port } => json!({"type": lease.backend.name(), "port": port}),
+        Backend::WireGuard { port, public_key } => {
+            json!({"type": lease.backend.name(), "port": port, "publicKey": public_key.to_string()})
+        }
+        Backend::HostGw | Backend::Ipip | Backend::None | Backend::Other(_) => {
+            json!({"type": lease.backend.name()})
+        }
     };
-    json!({
+    let (current, retained): (Vec<IpNet>, Vec<IpNet>) =
+        (lease.current().collect(), lease.retained().collect());
+    let mut value = json!({
         "apiVersion": OWN_API, "kind": "NodeLease", "metadata": {"name": *lease.node},
         "spec": {
-            "podCIDRs": texts(&lease.pod_cidrs), "underlay": texts(&lease.underlay), "backend": backend, "mtu": lease.mtu,
+            "podCIDRs": texts(&current), "underlay": texts(&lease.underlay), "backend": backend, "mtu": lease.mtu,
         },
-    })
+    });
+    if !retained.is_empty() {
+        value["spec"]["retainedPodCIDRs"] = json!(texts(&retained));
+    }
+    value
 }
 
 fn of_claim(claim: &Claim) -> Value {

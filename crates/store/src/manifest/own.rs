@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use cluster::{Backend, Claim, Lease, MacAddress, PodStatus, check_subdomain};
+use ipnet::IpNet;
 
 use super::core;
 use super::field::{Fault, Field};
@@ -14,15 +15,28 @@ pub(super) fn lease(document: &Field<'_, '_>) -> Result<Lease, Fault> {
 
 /// The lease of `node` that `spec` tells: what stands in a NodeLease, and in an annotation of a Node.
 pub(crate) fn lease_of(node: Arc<str>, spec: &Field<'_, '_>) -> Result<Lease, Fault> {
-    let pod_cidrs = spec.get("podCIDRs")?;
     let mtu = spec.get("mtu")?;
     Ok(Lease {
         node,
-        pod_cidrs: core::pod_cidrs(&pod_cidrs)?,
+        pod_cidrs: all_pod_cidrs(spec)?,
         underlay: spec.get("underlay")?.each(underlay)?,
         backend: backend(&spec.get("backend")?)?,
         mtu: mtu.number(68, 65_535)?.ok_or_else(|| mtu.fault("is missing".into()))?,
     })
+}
+
+/// Those that new pods get addresses of, then those that some pods still have addresses of: the fields are two, so that
+/// the first reads as it does in a Node.
+fn all_pod_cidrs(spec: &Field<'_, '_>) -> Result<Box<[IpNet]>, Fault> {
+    let mut all = core::pod_cidrs(&spec.get("podCIDRs")?)?.into_vec();
+    let retained = spec.get("retainedPodCIDRs")?;
+    for cidr in retained.each(Field::cidr)? {
+        if !all.iter().any(|other| other.addr().is_ipv4() == cidr.addr().is_ipv4()) {
+            return Err(retained.fault(format!("has {cidr}, of a family that podCIDRs has none of")));
+        }
+        all.push(cidr);
+    }
+    Ok(all.into())
 }
 
 /// An address that one machine in the network can have: tunnels to any other would lead astray on every peer.
@@ -45,15 +59,32 @@ fn unicast(field: &Field<'_, '_>) -> Result<MacAddress, Fault> {
 }
 
 fn backend(field: &Field<'_, '_>) -> Result<Backend, Fault> {
-    let name = field.get("type")?.required_text()?;
-    if name != "vxlan" {
-        return Ok(Backend::Other(name.into()));
+    match field.get("type")?.required_text()? {
+        "vxlan" => vxlan(field),
+        "host-gw" => Ok(Backend::HostGw),
+        "udp" => Ok(Backend::Udp { port: port(field)? }),
+        "ipip" => Ok(Backend::Ipip),
+        "wireguard" => {
+            let key = field.get("publicKey")?;
+            let public_key =
+                key.required_text()?.parse().map_err(|error| key.because(format!("is wrong: {error}")))?;
+            Ok(Backend::WireGuard { port: port(field)?, public_key })
+        }
+        "none" => Ok(Backend::None),
+        other => Ok(Backend::Other(other.into())),
     }
+}
+
+fn port(backend: &Field<'_, '_>) -> Result<u16, Fault> {
+    let port = backend.get("port")?;
+    port.port()?.ok_or_else(|| port.fault("is missing".into()))
+}
+
+fn vxlan(field: &Field<'_, '_>) -> Result<Backend, Fault> {
     let vni = field.get("vni")?;
-    let port = field.get("port")?;
     Ok(Backend::Vxlan {
         vni: vni.number(1, (1 << 24) - 1)?.ok_or_else(|| vni.fault("is missing".into()))?,
-        port: port.port()?.ok_or_else(|| port.fault("is missing".into()))?,
+        port: port(field)?,
         mac: unicast(&field.get("mac")?)?,
     })
 }

@@ -119,8 +119,14 @@ fn what_is_written_reads_back_the_same() {
     let own = r#"
 {"apiVersion":"v1","kind":"List","items":[
  {"apiVersion":"fairlead/v1","kind":"NodeLease","metadata":{"name":"node1"},"spec":{"podCIDRs":["10.244.1.0/24","fd00:10:244:1::/64"],
-  "underlay":["198.18.0.1"],"backend":{"type":"vxlan","vni":1,"port":8472,"mac":"02:00:00:00:00:01"},"mtu":1450}},
+  "retainedPodCIDRs":["10.244.9.0/24"],"underlay":["198.18.0.1"],"backend":{"type":"vxlan","vni":1,"port":8472,"mac":"02:00:00:00:00:01"},"mtu":1450}},
  {"apiVersion":"fairlead/v1","kind":"NodeLease","metadata":{"name":"node2"},"spec":{"backend":{"type":"carrier-pigeon"},"mtu":1280}},
+ {"apiVersion":"fairlead/v1","kind":"NodeLease","metadata":{"name":"node3"},"spec":{"backend":{"type":"host-gw"},"mtu":1500}},
+ {"apiVersion":"fairlead/v1","kind":"NodeLease","metadata":{"name":"node4"},"spec":{"backend":{"type":"none"},"mtu":1500}},
+ {"apiVersion":"fairlead/v1","kind":"NodeLease","metadata":{"name":"node5"},"spec":{"backend":{"type":"udp","port":8285},"mtu":1472}},
+ {"apiVersion":"fairlead/v1","kind":"NodeLease","metadata":{"name":"node6"},"spec":{"backend":{"type":"ipip"},"mtu":1480}},
+ {"apiVersion":"fairlead/v1","kind":"NodeLease","metadata":{"name":"node7"},"spec":{"mtu":1420,
+  "backend":{"type":"wireguard","port":51820,"publicKey":"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc="}}},
  {"apiVersion":"fairlead/v1","kind":"PodCIDRClaim","spec":{"cidr":"fd00:10:244:1::/64","node":"node1"}},
  {"apiVersion":"fairlead/v1","kind":"PodStatus","metadata":{"namespace":"shop","name":"web-0"},
   "status":{"nodeName":"node1","phase":"Running","addresses":["10.244.1.2"]}},

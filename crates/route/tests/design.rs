@@ -1,4 +1,4 @@
-//! The VXLAN backend: golden texts of whole states, each problem once, and random walks through clusters.
+//! What nodes are joined by: golden texts of whole states, each problem once, and random walks through clusters.
 //!
 //! The texts are in `tests/golden/route`; `FAIRLEAD_BLESS=1 cargo test -p route` writes them anew, for the diff to
 //! be read. Scenarios by number: the list in the project's notes on behaviours of node-to-node networking.
@@ -9,11 +9,14 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use cluster::{Backend, Change, Claim, Key, Lease, Node, Object, Snapshot};
+use cluster::{Backend, Change, Claim, Key, Lease, Node, Object, PublicKey, Snapshot};
 use ipnet::IpNet;
 use proptest::prelude::{Just, Strategy, any, prop_assert_eq, prop_oneof, proptest};
-use route::vxlan::{Design, Inputs, Problem, design, tunnel_mac};
-use route::{Host, HostAddress, HostLink, Underlay};
+use route::vxlan::tunnel_mac;
+use route::{
+    Design, Family, Host, HostAddress, HostLink, Inputs, Problem, TunnelKind, TunnelPorts, Underlay,
+    VxlanSettings, Way, design,
+};
 
 fn net(text: &str) -> IpNet {
     text.parse().unwrap()
@@ -84,29 +87,47 @@ struct Case {
     own: Lease,
     underlay: IpAddr,
     cluster: Vec<IpNet>,
+    direct_routing: bool,
+    /// What is different about the host.
+    host: fn(&mut Host),
 }
 
 impl Case {
     fn node1() -> Self {
         let own = lease(1);
         let underlay = own.underlay[0];
-        Self { own, underlay, cluster: vec![net("10.244.0.0/16"), net("fd00:10:244::/48")] }
+        Self {
+            own,
+            underlay,
+            cluster: vec![net("10.244.0.0/16"), net("fd00:10:244::/48")],
+            direct_routing: false,
+            host: |_| {},
+        }
     }
 
     fn design(&self, snapshot: &Snapshot) -> Design {
-        let underlay = Underlay {
+        let underlay = |address: IpAddr| Underlay {
             link: "eth0".to_owned(),
             mtu: 1500,
-            address: self.underlay,
+            address,
             reason: "link of the default route",
         };
+        let mut host = host();
+        (self.host)(&mut host);
+        let each = self.own.underlay.iter().map(|address| (Family::of(*address), underlay(*address)));
         design(&Inputs {
             snapshot,
             lease: &self.own,
-            underlay: &underlay,
+            sends: &self.own.backend,
+            keeps: None,
+            ports: TunnelPorts { udp: 8285, wireguard: 51820 },
+            underlay: &underlay(self.underlay),
+            underlays: &each.collect(),
+            carried: 1500,
+            vxlan: VxlanSettings { vni: 1, port: 8472, direct_routing: self.direct_routing },
             cluster: &self.cluster,
             masquerade: true,
-            host: &host(),
+            host: &host,
         })
     }
 }
@@ -133,7 +154,7 @@ fn problem(design: &Design, node: &str) -> Problem {
 
 /// Nothing in the state speaks of the node: no route, neighbour or forwarding entry of it.
 fn assert_absent(design: &Design, lease: &Lease) {
-    assert!(!design.peers.contains(&lease.node));
+    assert!(!design.peers.contains_key(&lease.node));
     for cidr in &lease.pod_cidrs {
         let routed =
             design.state.routes.iter().any(|(key, target)| key.destination == *cidr && target.via.is_some());
@@ -166,6 +187,7 @@ fn three_nodes_are_joined_by_neighbours_forwarding_entries_and_routes() {
 fn an_ipv6_underlay_carries_both_families() {
     let mut case = Case::node1();
     case.underlay = case.own.underlay[1];
+    case.own.mtu = 1430;
     golden("ipv6-underlay.txt", &case.design(&cluster_of([1, 2])).state.to_string());
 }
 
@@ -217,8 +239,8 @@ fn scenario_6_two_leases_for_one_cidr_the_claim_decides_and_both_are_named() {
     snapshot.apply(Change::Set(Node::named("node0").into()));
     snapshot.apply(Change::Set(thief.clone().into()));
     let design = case.design(&snapshot);
-    assert!(design.peers.contains("node3"));
-    assert!(!design.peers.contains("node0"));
+    assert!(design.peers.contains_key("node3"));
+    assert!(!design.peers.contains_key("node0"));
     let text = problem(&design, "node0").to_string();
     assert_eq!(
         text,
@@ -241,6 +263,144 @@ fn a_peer_whose_cidr_encloses_others_is_left_out_whole() {
     assert_absent(&design, &wide);
     assert!(matches!(problem(&design, "node9"), Problem::Overlap { .. }));
     assert_eq!(design.peers.len(), 2);
+}
+
+#[test]
+fn a_cidr_that_a_peer_merely_still_carries_is_its_new_owners() {
+    let case = Case::node1();
+    let mut snapshot = cluster_of([1, 3]);
+    // node2 was given other CIDRs, and pods of it still have addresses of what node3 has now.
+    let mut moved = lease(2);
+    moved.pod_cidrs =
+        Box::new([lease(2).pod_cidrs[0], lease(2).pod_cidrs[1], lease(3).pod_cidrs[0], net("10.244.9.0/24")]);
+    join(&mut snapshot, moved);
+    let design = case.design(&snapshot);
+    assert_eq!(design.problems.len(), 0, "{:?}", design.problems);
+    assert_eq!(design.peers.len(), 2);
+    let neighbour = |cidr: &str| {
+        design.state.neighbours().find(|entry| entry.address == net(cidr).addr()).map(|entry| entry.mac.0)
+    };
+    assert_eq!(neighbour("10.244.3.0/24"), Some(tunnel_mac("node3").0));
+    assert_eq!(neighbour("10.244.9.0/24"), Some(tunnel_mac("node2").0), "what nobody else has");
+}
+
+/// The other nodes' underlay addresses are on the link of this one.
+fn with_shared_link(host: &mut Host) {
+    for address in ["198.18.0.2/16", "fd00:198:18::1/64"] {
+        host.addresses.push(HostAddress {
+            link: "eth0".to_owned(),
+            address: net(address),
+            global: true,
+            avoid: false,
+            permanent: true,
+        });
+    }
+}
+
+#[test]
+fn host_gw_reaches_peers_by_plain_routes_and_has_no_tunnel() {
+    let mut case = Case::node1();
+    case.host = |host| with_shared_link(host);
+    case.own.backend = Backend::HostGw;
+    case.own.mtu = 1500;
+    let mut snapshot = Snapshot::default();
+    for number in [1, 2, 3] {
+        join(&mut snapshot, Lease { backend: Backend::HostGw, mtu: 1500, ..lease(number) });
+    }
+    golden("host-gw.txt", &case.design(&snapshot).state.to_string());
+    case.host = |_| {};
+    let text = problem(&case.design(&snapshot), "node2").to_string();
+    assert!(
+        text.starts_with("reach node node2: its address 198.18.0.3 is on none of the networks of eth0"),
+        "{text}"
+    );
+}
+
+#[test]
+fn direct_routing_spares_peers_on_the_link_the_tunnel_and_no_others() {
+    let mut case = Case::node1();
+    case.host = |host| with_shared_link(host);
+    case.direct_routing = true;
+    let mut snapshot = cluster_of([1, 2]);
+    let far = Lease { underlay: Box::new(["203.0.113.9".parse().unwrap()]), ..lease(3) };
+    join(&mut snapshot, far);
+    let design = case.design(&snapshot);
+    let ways = |node: &str| design.peers[node].values().map(|path| path.way.name()).collect::<Vec<_>>();
+    assert_eq!((ways("node2"), ways("node3")), (vec!["direct"; 2], vec!["vxlan"; 2]));
+    assert_eq!(design.state.fdb().count(), 1);
+    assert_eq!(design.state.neighbours().count(), 2);
+}
+
+#[test]
+fn while_a_cluster_moves_to_another_backend_two_nodes_agree_on_the_tunnel_from_either_side() {
+    let mut snapshot = cluster_of([1, 3]);
+    join(&mut snapshot, Lease { backend: Backend::HostGw, mtu: 1500, ..lease(2) });
+    let mut case = Case::node1();
+    case.host = |host| with_shared_link(host);
+    let design = case.design(&snapshot);
+    assert!(design.peers["node2"].values().all(|path| {
+        path.way == Way::Vxlan { mac: netstate::Mac(tunnel_mac("node2").0), underlay: lease(2).underlay[0] }
+    }));
+    // The same pair, seen from the node that has been moved: it has a tunnel's end for those that have not.
+    let mut moved = Case { own: Lease { backend: Backend::HostGw, mtu: 1500, ..lease(2) }, ..Case::node1() };
+    moved.underlay = moved.own.underlay[0];
+    let design = moved.design(&snapshot);
+    assert_eq!(design.peers["node1"][&Family::V4].way.name(), "vxlan");
+    let text = design.state.to_string();
+    assert!(text.contains(&format!("lladdr {}", tunnel_mac("node1"))), "{text}");
+    assert!(text.contains("route 10.244.1.0/24 via 10.244.1.0 dev fairlead0 onlink mtu 1450"), "{text}");
+}
+
+#[test]
+fn a_programs_tunnel_has_a_device_a_route_to_each_peer_and_is_told_of_them() {
+    let mut case = Case::node1();
+    case.own.backend = Backend::Udp { port: 8285 };
+    case.own.mtu = 1472;
+    let mut snapshot = Snapshot::default();
+    join(&mut snapshot, Lease { backend: Backend::Udp { port: 9999 }, mtu: 1472, ..lease(2) });
+    // One that has been told to become plain.
+    join(&mut snapshot, Lease { backend: Backend::HostGw, mtu: 1500, ..lease(3) });
+    let design = case.design(&snapshot);
+    golden("udp.txt", &design.state.to_string());
+    let tunnel = &design.tunnels[&TunnelKind::Udp];
+    assert_eq!((tunnel.port, tunnel.mtu, tunnel.underlay), (8285, 1472, lease(1).underlay[0]));
+    let told: Vec<_> =
+        tunnel.peers.iter().map(|peer| (&*peer.node, peer.port, peer.pod_cidrs.len(), peer.mtu)).collect();
+    assert_eq!(told, [("node2", 9999, 2, 1472), ("node3", 8285, 2, 1472)]);
+}
+
+#[test]
+fn what_is_to_be_encrypted_goes_encrypted_or_not_at_all() {
+    let key = |byte| Backend::WireGuard { port: 51820, public_key: PublicKey([byte; 32]) };
+    let mut case = Case::node1();
+    case.own.backend = key(1);
+    case.own.mtu = 1440;
+    let mut snapshot = cluster_of([3]);
+    join(&mut snapshot, Lease { backend: key(2), mtu: 1440, ..lease(2) });
+    let design = case.design(&snapshot);
+    let tunnel = &design.tunnels[&TunnelKind::WireGuard];
+    assert_eq!(tunnel.peers.len(), 1);
+    assert_eq!(tunnel.peers[0].public_key, Some(PublicKey([2; 32])));
+    assert!(problem(&design, "node3").to_string().contains("its backend is vxlan, this node's is wireguard"));
+    let text = design.state.to_string();
+    assert!(text.contains("route unreachable 10.244.0.0/16 metric 65000"), "{text}");
+    assert!(text.contains("route 10.244.2.0/24 dev fairlead-wg"), "{text}");
+    assert_eq!(tunnel.mtu, 1440);
+}
+
+#[test]
+fn a_node_that_leaves_the_routes_to_others_has_its_own_part_alone() {
+    let mut case = Case::node1();
+    case.own.backend = Backend::None;
+    let design = case.design(&cluster_of([1, 2]));
+    assert!(design.peers.is_empty() && design.problems.is_empty());
+    assert!(design.state.links.is_empty());
+    assert!(design.state.to_string().contains("unreachable 10.244.1.0/24"), "{}", design.state);
+    let from_another = Case::node1();
+    let mut snapshot = cluster_of([1]);
+    join(&mut snapshot, Lease { backend: Backend::None, ..lease(2) });
+    let text = problem(&from_another.design(&snapshot), "node2").to_string();
+    assert!(text.contains("its backend is none, this node's is vxlan"), "{text}");
 }
 
 #[test]
@@ -291,7 +451,7 @@ fn a_copied_machine_does_not_take_over_the_tunnels_of_the_original() {
     copy.underlay = lease(2).underlay;
     join(&mut snapshot, copy);
     let design = case.design(&snapshot);
-    assert!(design.peers.contains("node2") && !design.peers.contains("node3"));
+    assert!(design.peers.contains_key("node2") && !design.peers.contains_key("node3"));
     assert!(problem(&design, "node3").to_string().contains("is also that of node node2"));
 }
 
@@ -365,7 +525,7 @@ fn happen(snapshot: &mut Snapshot, event: &Event) {
 /// What must hold of any design: a peer is there whole or not at all, and no two share a destination.
 fn assert_whole(case: &Case, snapshot: &Snapshot, design: &Design) {
     let mut routed = 0;
-    for node in &design.peers {
+    for node in design.peers.keys() {
         let lease = &snapshot.leases[node];
         assert!(snapshot.nodes.contains_key(node));
         let Backend::Vxlan { mac, .. } = lease.backend else { panic!("{node} is programmed") };
@@ -392,7 +552,7 @@ fn assert_whole(case: &Case, snapshot: &Snapshot, design: &Design) {
         .values()
         .filter(|lease| lease.node != case.own.node && snapshot.nodes.contains_key(&lease.node));
     for lease in expected {
-        let known = design.peers.contains(&lease.node) != design.problems.contains_key(&lease.node);
+        let known = design.peers.contains_key(&lease.node) != design.problems.contains_key(&lease.node);
         assert!(known, "{} is either programmed or reported", lease.node);
     }
 }

@@ -1,0 +1,176 @@
+//! What the agent counts, as Prometheus reads it.
+//!
+//! Read [`text`]: a [`Status`] in, its numbers out, in the OpenMetrics format 1.0. They are what `fairlead status` shows, so
+//! there is one account of the node, and nothing is counted for this alone. Names and units follow Prometheus' conventions:
+//! base units, and `_total` behind what only grows.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::status::{PeerState, Status};
+
+/// The content type of the text.
+pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+type Labels = Vec<(&'static str, String)>;
+
+/// A node's numbers.
+pub(crate) fn text(status: &Status) -> String {
+    let mut registry = Registry::with_prefix("fairlead");
+    node(&mut registry, status);
+    peers(&mut registry, status);
+    store(&mut registry, status);
+    work(&mut registry, status);
+    tunnels(&mut registry, status);
+    let mut text = String::new();
+    // To write into a string does not fail.
+    let _ = encode(&mut text, &registry);
+    text
+}
+
+fn node(registry: &mut Registry, status: &Status) {
+    let labels = vec![
+        ("node", status.node.clone()),
+        ("version", status.version.clone()),
+        ("backend", status.backend.kind.clone()),
+    ];
+    registry.register("agent", "The agent and its node", Info::new(labels));
+    gauge(registry, "node_ready", "Whether the node can carry a new pod", status.ready.into());
+    gauge(
+        registry,
+        "node_problems",
+        "What is wrong and keeps no pod from being carried",
+        count(&status.problems),
+    );
+    gauge(registry, "node_conflicts", "Foreign kernel objects in the way", count(&status.conflicts));
+    let mtu = Gauge::<i64>::default();
+    mtu.set(status.mtu.into());
+    registry.register_with_unit("pod_mtu", "The largest packet that a pod sends", Unit::Bytes, mtu);
+}
+
+fn peers(registry: &mut Registry, status: &Status) {
+    let states = Family::<Labels, Gauge<i64>>::default();
+    for state in PeerState::ALL {
+        let found = status.peers.iter().filter(|peer| peer.state == state).count();
+        let gauge = states.get_or_create(&vec![("state", state.name().to_owned())]);
+        gauge.set(i64::try_from(found).unwrap_or(i64::MAX));
+    }
+    registry.register("peers", "The other nodes, by how this one stands to them", states);
+}
+
+fn store(registry: &mut Registry, status: &Status) {
+    let store = &status.store;
+    gauge(registry, "store_in_sync", "Whether the store has been read whole once", store.in_sync.into());
+    gauge(registry, "store_away", "Whether the store cannot be read now", store.away.is_some().into());
+    gauge(
+        registry,
+        "store_broken_objects",
+        "Objects whose last good version is in force",
+        count(&store.broken),
+    );
+}
+
+fn work(registry: &mut Registry, status: &Status) {
+    counter(registry, "reconciles", "Looks at the kernel", status.reconciles);
+    counter(registry, "kernel_changes", "Changes that were made in the kernel", status.changes);
+    counter(registry, "heals", "Looks that put right what somebody else had changed", status.heals);
+    counter(registry, "failures", "Looks in which something failed", status.failures);
+    let spent = Counter::<f64, AtomicU64>::default();
+    spent.inc_by(status.spent as f64 / 1e6);
+    registry.register_with_unit("reconcile", "Time spent in looks at the kernel", Unit::Seconds, spent);
+}
+
+/// What the agent carries itself.
+fn tunnels(registry: &mut Registry, status: &Status) {
+    let packets = Family::<Labels, Counter<u64>>::default();
+    let bytes = Family::<Labels, Counter<u64>>::default();
+    let dropped = Family::<Labels, Counter<u64>>::default();
+    for tunnel in &status.tunnels {
+        for peer in &tunnel.peers {
+            let both = [
+                ("sent", peer.sent_packets, peer.sent_bytes),
+                ("received", peer.received_packets, peer.received_bytes),
+            ];
+            for (direction, number, size) in both {
+                let labels = vec![
+                    ("tunnel", tunnel.kind.clone()),
+                    ("peer", peer.node.clone()),
+                    ("direction", direction.to_owned()),
+                ];
+                packets.get_or_create(&labels).inc_by(number);
+                bytes.get_or_create(&labels).inc_by(size);
+            }
+        }
+        for (reason, number) in &tunnel.dropped {
+            let labels = vec![("tunnel", tunnel.kind.clone()), ("reason", reason.clone())];
+            dropped.get_or_create(&labels).inc_by(*number);
+        }
+    }
+    registry.register("tunnel_packets", "Packets through tunnels that the agent carries", packets);
+    registry.register("tunnel_payload", "Bytes of those packets", bytes);
+    registry.register("tunnel_dropped_packets", "Packets that those tunnels dropped", dropped);
+}
+
+fn gauge(registry: &mut Registry, name: &str, help: &str, value: i64) {
+    let gauge = Gauge::<i64>::default();
+    gauge.set(value);
+    registry.register(name, help, gauge);
+}
+
+fn counter(registry: &mut Registry, name: &str, help: &str, value: u64) {
+    let counter = Counter::<u64>::default();
+    counter.inc_by(value);
+    registry.register(name, help, counter);
+}
+
+fn count(lines: &[String]) -> i64 {
+    i64::try_from(lines.len()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::text;
+    use crate::status::{PeerState, PeerStatus, Status};
+
+    #[test]
+    fn the_numbers_are_those_of_the_status() {
+        let peer = PeerStatus {
+            node: "node2".into(),
+            pod_cidrs: Vec::new(),
+            underlay: Vec::new(),
+            state: PeerState::Ignored,
+            path: String::new(),
+            mtu: 0,
+            changed: None,
+            problem: None,
+        };
+        let status = Status {
+            node: "node1".into(),
+            ready: true,
+            mtu: 1450,
+            peers: vec![peer],
+            changes: 7,
+            spent: 1_500_000,
+            ..Status::default()
+        };
+        let text = text(&status);
+        for line in [
+            "fairlead_node_ready 1",
+            "fairlead_pod_mtu_bytes 1450",
+            "fairlead_peers{state=\"ignored\"} 1",
+            "fairlead_peers{state=\"programmed\"} 0",
+            "fairlead_kernel_changes_total 7",
+            "fairlead_reconcile_seconds_total 1.5",
+            "fairlead_agent_info{node=\"node1\",version=\"\",backend=\"\"} 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"), "{text}");
+    }
+}

@@ -1,0 +1,210 @@
+//! What a node's part of the cluster is, by the cluster and the host as they are now.
+//!
+//! Read [`NodeKeeper::decide`]: the underlays, the MTU, the pod CIDRs, the lease, and the design that follows from them. The
+//! decisions themselves are pure functions of the crate `route`; here they are asked in order, and what comes of them is
+//! told. Nothing is changed but claims, which the store grants on the way.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Instant;
+
+use cluster::{Backend, Lease, Node, PublicKey};
+use ipnet::IpNet;
+use route::{
+    Design, Family, Host, Inputs, Networks, Retention, Taken, TunnelPorts, Underlay, VxlanSettings, Wish,
+    choose_underlay, overlaps, pod_mtu,
+};
+
+use tunnel::Secret;
+
+use super::NodeKeeper;
+use super::changeover::Changeover;
+use crate::config::{BackendKind, Config, VxlanConfig};
+use crate::files::{FileError, private_key};
+use crate::report::{Reason, told};
+use crate::view::View;
+
+/// What a node's part of the cluster is decided to be, before anything is done about it.
+pub(super) struct Decided {
+    pub(super) lease: Lease,
+    pub(super) design: Design,
+}
+
+/// Why the node's part cannot be decided.
+pub(super) struct Refusal {
+    pub(super) reason: Reason,
+    pub(super) text: String,
+}
+
+/// Makes a [`Refusal`] of an error.
+fn refused<E: std::error::Error>(reason: Reason) -> impl FnOnce(E) -> Refusal {
+    move |error| Refusal { reason, text: told(&error) }
+}
+
+impl NodeKeeper {
+    /// What the node's part is, by the cluster and the host as they are now.
+    pub(super) fn decide(&mut self, view: &mut View, node: &Node) -> Result<Decided, Refusal> {
+        let host = self.door.host().map_err(refused(Reason::NodeRefused))?;
+        let tunnel = self.choose_underlays(&host, node)?;
+        let families: Vec<Family> = self.pools.iter().map(|pool| Family::of_net(&pool.cluster())).collect();
+        let carried = self.carried(&tunnel);
+        let public_key = self.take_key().map_err(refused(Reason::NodeRefused))?;
+        let backend = self.options.config.backend_of(&self.options.node, public_key);
+        let mtu = pod_mtu(&backend, &tunnel.link, carried, Family::of(tunnel.address), &families)
+            .map_err(refused(Reason::UnderlayMissing))?;
+        let pod_cidrs = self
+            .leases
+            .claim(&mut view.snapshot, node, &self.pools, &self.remembered)
+            .map_err(refused(Reason::LeaseNotPublished))?;
+        let pod_cidrs = self.with_retained(view, &host, pod_cidrs);
+        let now = Instant::now();
+        let changeover = self.changeover(view, &backend, now);
+        let (sends, keeps) = (changeover.sends(now).clone(), changeover.keeps(now).cloned());
+        let own = [self.remembered.as_slice(), &pod_cidrs].concat();
+        let cluster = &self.options.config.cluster;
+        let networks = Networks { cluster: &cluster.pod_cidrs, own: &own, allowed: &cluster.allow_overlap };
+        overlaps(&host, &networks)
+            .iter()
+            .for_each(|overlap| self.report.problem(Reason::NetworkOverlap, told(overlap)));
+        let lease = self.lease_of(pod_cidrs, backend, mtu);
+        let design = route::design(&Inputs {
+            snapshot: &view.snapshot,
+            lease: &lease,
+            sends: &sends,
+            keeps: keeps.as_ref(),
+            underlay: &tunnel,
+            underlays: &self.underlays,
+            carried,
+            vxlan: vxlan_settings(&self.options.config),
+            ports: TunnelPorts {
+                udp: self.options.config.udp.port,
+                wireguard: self.options.config.wireguard.port,
+            },
+            cluster: &cluster.pod_cidrs,
+            masquerade: self.options.config.masquerade.enabled,
+            host: &host,
+        });
+        Ok(Decided { lease, design })
+    }
+
+    /// This node's public key, where it needs one; its private key is made with it, or the one of before read.
+    fn take_key(&mut self) -> Result<Option<PublicKey>, FileError> {
+        if self.options.config.backend == BackendKind::WireGuard && self.key.is_none() {
+            self.key = Some(Secret(private_key(&self.options.state_dir)?));
+        }
+        Ok(self.key.map(|key| PublicKey(key.public_key())))
+    }
+
+    /// The pod CIDRs of the lease: those that pods get addresses of, then those of before that pods still have some of.
+    fn with_retained(&mut self, view: &View, host: &Host, mut pod_cidrs: Vec<IpNet>) -> Vec<IpNet> {
+        let (known, taken) = self.leases.past(&view.snapshot, &self.remembered);
+        let found = route::retained(
+            host,
+            &Retention { pools: &self.pools, current: &pod_cidrs, known: &known, taken: &taken },
+        );
+        for cidr in &found.kept {
+            self.report.problem(
+                Reason::PodCidrChanged,
+                format!(
+                    "give up pod CIDR {cidr}, which this node had before: pods here still have addresses of it, and are \
+                     reached as before\nhint: it is given up with the last of them; make them anew when it suits"
+                ),
+            );
+        }
+        for Taken { cidr, node } in &found.lost {
+            self.report.problem(
+                Reason::PodCidrChanged,
+                format!(
+                    "reach pods with addresses of {cidr}, which this node had before: node {node} has it now\nhint: \
+                     delete those pods, so that they are made anew"
+                ),
+            );
+        }
+        self.door.await_pods(!found.kept.is_empty());
+        pod_cidrs.extend(found.kept);
+        pod_cidrs
+    }
+
+    /// Where the node is on its way to a backend. An agent that starts goes by what an earlier one published.
+    fn changeover(&mut self, view: &View, backend: &Backend, now: Instant) -> &Changeover {
+        let published = || view.snapshot.leases.get(&*self.options.node).map(|lease| lease.backend.clone());
+        let changeover = self
+            .changeover
+            .get_or_insert_with(|| Changeover::settled(published().unwrap_or_else(|| backend.clone()), now));
+        changeover.want(backend, now);
+        changeover
+    }
+
+    /// When something is due without any event.
+    pub(crate) fn deadline(&self, now: Instant) -> Option<Instant> {
+        self.changeover.as_ref()?.deadline(now)
+    }
+
+    /// Chooses an underlay for each family that has one; the tunnel runs over IPv4 where there is one.
+    fn choose_underlays(&mut self, host: &Host, node: &Node) -> Result<Underlay, Refusal> {
+        let config = &self.options.config.underlay;
+        let mut errors = Vec::new();
+        let mut chosen = BTreeMap::new();
+        for family in Family::ALL {
+            let wish = Wish {
+                interface: config.interface.as_deref(),
+                addresses: &config.addresses,
+                node: &node.addresses,
+                previous: self.underlays.get(&family),
+            };
+            match choose_underlay(host, &wish, family) {
+                Ok(underlay) => {
+                    if self.underlays.get(&family) != Some(&underlay) {
+                        let Underlay { link, address, mtu, reason } = &underlay;
+                        tracing::info!(%family, %link, %address, mtu, reason, "underlay chosen");
+                    }
+                    chosen.insert(family, underlay);
+                }
+                Err(error) => errors.push(told(&error)),
+            }
+        }
+        // A tunnel that runs stays in its family: an address that is away for a moment, as while a lease is renewed,
+        // is no reason to tear it down and leave the peers, who are all in that family.
+        let family = self.lease.as_ref().and(self.underlays.keys().next()).or(chosen.keys().next());
+        let tunnel = family
+            .and_then(|family| chosen.get(family))
+            .cloned()
+            .ok_or_else(|| Refusal { reason: Reason::UnderlayMissing, text: errors.join("; ") })?;
+        self.underlays = chosen;
+        self.door.interest(self.underlays.values().map(|underlay| underlay.link.clone()));
+        Ok(tunnel)
+    }
+
+    /// The largest packet that packets to peers may be: a plain route takes the link of its own family.
+    fn carried(&self, tunnel: &Underlay) -> u32 {
+        let config = &self.options.config;
+        let plain = config.backend == BackendKind::HostGw;
+        let links = self.underlays.values().filter(|_| plain).map(|underlay| underlay.mtu);
+        links.chain([tunnel.mtu]).chain(config.underlay.mtu).min().unwrap_or(tunnel.mtu)
+    }
+
+    fn lease_of(&self, pod_cidrs: Vec<IpNet>, backend: Backend, mtu: u32) -> Lease {
+        let config = &self.options.config;
+        let told: Vec<IpAddr> = self
+            .underlays
+            .iter()
+            .map(|(family, underlay)| {
+                let instead =
+                    config.underlay.advertise.iter().find(|address| Family::of(**address) == *family);
+                *instead.unwrap_or(&underlay.address)
+            })
+            .collect();
+        Lease {
+            node: self.options.node.as_str().into(),
+            pod_cidrs: pod_cidrs.into(),
+            underlay: told.into(),
+            backend,
+            mtu,
+        }
+    }
+}
+
+fn vxlan_settings(config: &Config) -> VxlanSettings {
+    let VxlanConfig { vni, port, direct_routing } = config.vxlan;
+    VxlanSettings { vni, port, direct_routing }
+}

@@ -1,0 +1,257 @@
+//! The ways between nodes: host-gw, direct routing, none, and a cluster that is moved from one to another under traffic.
+
+use std::process::{Child, Stdio};
+
+use agent::PeerState;
+use harness::{eventually, run_ok};
+
+use crate::rig::{Node, Rig};
+
+const HOST_GW: &str = "backend: host-gw\n";
+
+/// A witness: two hundred echoes a second from one pod to another, counted at the end.
+struct Witness(Option<Child>);
+
+impl Drop for Witness {
+    /// A test that fails leaves no ping behind.
+    fn drop(&mut self) {
+        if let Some(ping) = &mut self.0 {
+            let _ = ping.kill();
+            let _ = ping.wait();
+        }
+    }
+}
+
+impl Witness {
+    fn start(from: &Node, to: &Node, family: usize) -> Self {
+        let (source, target) = (&from.pod_addresses()[family], &to.pod_addresses()[family]);
+        let mut ping = from.netns.command("ping");
+        ping.args(["-n", "-q", "-i", "0.005", "-I", source, target]);
+        let ping = ping.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        Self(Some(ping.spawn().unwrap()))
+    }
+
+    /// How many of the packets sent were not answered.
+    fn lost(mut self) -> i64 {
+        let ping = self.0.take().unwrap();
+        run_ok(std::process::Command::new("kill").args(["-INT", &ping.id().to_string()]));
+        let output = ping.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let numbers: Vec<i64> = text
+            .lines()
+            .find(|line| line.contains("packets transmitted"))
+            .unwrap_or_else(|| panic!("ping said {text:?}"))
+            .split(',')
+            .filter_map(|part| part.trim().split(' ').next()?.parse().ok())
+            .collect();
+        assert!(numbers[0] > 0, "{text}");
+        numbers[0] - numbers[1]
+    }
+}
+
+/// Two nodes with this configuration and a pod each.
+fn joined(config: &str) -> Rig {
+    let mut rig = Rig::new(2);
+    for node in &mut rig.nodes {
+        node.configure(config);
+        node.start();
+    }
+    rig.await_joined();
+    rig.add_pods();
+    rig
+}
+
+fn paths(node: &Node) -> Vec<String> {
+    node.status().unwrap().peers.into_iter().map(|peer| peer.path).collect()
+}
+
+fn plain_routes(node: &Node) -> Vec<String> {
+    let mut found = Vec::new();
+    for family in ["-4", "-6"] {
+        let routes = node.netns.ip_json(&format!("{family} route show proto 70"));
+        let plain = routes.as_array().unwrap().iter().filter(|route| route["dev"] == "eth0");
+        found
+            .extend(plain.map(|route| format!("{} via {}", route["dst"], route["gateway"]).replace('"', "")));
+    }
+    found
+}
+
+#[test]
+fn host_gw_joins_nodes_by_plain_routes_with_the_links_own_mtu() {
+    let rig = joined(HOST_GW);
+    rig.assert_reachable();
+    let [first, second] = &rig.nodes[..] else { panic!("two nodes") };
+    let cidrs = second.pod_cidrs();
+    let wanted = [format!("{} via 198.18.0.2", cidrs[0]), format!("{} via fd00:198:18::2", cidrs[1])];
+    assert_eq!(plain_routes(first), wanted);
+    assert_eq!(first.network_file().unwrap()["mtu"], 1500);
+    assert!(!first.netns.link_names().contains(&"fairlead0".to_owned()), "there is no tunnel");
+    assert_eq!(paths(first), ["direct"]);
+    eventually("ready, with its peer asked", || first.health("/readyz").ends_with("200").then_some(()));
+}
+
+#[test]
+fn scenarios_11_and_17_host_gw_routes_come_back_when_they_are_deleted_and_when_the_link_is_up_again() {
+    let rig = joined(HOST_GW);
+    let [first, second] = &rig.nodes[..] else { panic!("two nodes") };
+    let before = plain_routes(first);
+    first.netns.ip(&format!("route delete {}", second.pod_cidrs()[0]));
+    eventually("the route is back", || (plain_routes(first) == before).then_some(()));
+    first.netns.ip("link set eth0 down");
+    eventually("the kernel has taken the routes", || plain_routes(first).is_empty().then_some(()));
+    first.netns.ip("link set eth0 up");
+    // The administrator's own addresses of IPv6 go with the link.
+    first.netns.ip("address add fd00:198:18::1/64 dev eth0 nodad");
+    eventually("the routes are back", || (plain_routes(first) == before).then_some(()));
+    rig.assert_reachable();
+}
+
+#[test]
+fn direct_routing_takes_the_tunnel_only_where_it_must() {
+    let rig = joined("vxlan: {directRouting: true}\n");
+    rig.assert_reachable();
+    let first = &rig.nodes[0];
+    assert_eq!(paths(first), ["direct"]);
+    assert_eq!(first.network_file().unwrap()["mtu"], 1450, "some peer may need the tunnel");
+    assert_eq!((first.fdb().len(), first.neighbours().len()), (0, 0));
+    assert!(first.netns.link_names().contains(&"fairlead0".to_owned()));
+}
+
+#[test]
+fn backend_none_gives_a_node_its_cidrs_and_routes_nothing() {
+    let rig = {
+        let mut rig = Rig::new(2);
+        for node in &mut rig.nodes {
+            node.configure("backend: none\n");
+            node.start();
+        }
+        rig
+    };
+    for node in &rig.nodes {
+        let status = node.await_status("ready beside its peer", |status| {
+            status.ready && status.peers.iter().all(|peer| peer.state == PeerState::Unrouted)
+        });
+        assert_eq!((status.pod_cidrs.len(), status.problems.len()), (2, 0), "{:?}", status.problems);
+        assert_eq!((plain_routes(node).len(), node.tunnel_routes().len()), (0, 0));
+        assert_eq!(node.netns.link_names(), ["eth0"]);
+    }
+}
+
+#[test]
+fn tunnels_of_the_agent_join_nodes_in_both_families_and_count_what_they_carry() {
+    for (backend, device, mtu) in
+        [("udp", "fairlead-udp", 1472), ("ipip", "fairlead-ipip", 1480), ("wireguard", "fairlead-wg", 1440)]
+    {
+        let rig = joined(&format!("backend: {backend}\n"));
+        rig.assert_reachable();
+        let [first, second] = &rig.nodes[..] else { panic!("two nodes") };
+        assert_eq!(paths(first), [backend]);
+        assert_eq!(first.network_file().unwrap()["mtu"], mtu);
+        assert_eq!(first.netns.ip_json(&format!("link show {device}"))[0]["mtu"], mtu);
+        eventually("ready, with its peer asked", || first.health("/readyz").ends_with("200").then_some(()));
+        // A packet of exactly that size passes, and of one more its sender is told.
+        let (source, target) = (&first.pod_addresses()[0], &second.pod_addresses()[0]);
+        let sized = |size: u32| {
+            let size = (size - 28).to_string();
+            let arguments = ["-n", "-c", "1", "-W", "2", "-M", "do", "-s", &size, "-I", source, target];
+            harness::run(first.netns.command("ping").args(arguments)).status.success()
+        };
+        assert!(sized(mtu) && !sized(mtu + 1), "{backend}");
+        let counted = first.status().unwrap().tunnels;
+        assert!(
+            counted[0].peers[0].sent_packets > 0 && counted[0].peers[0].received_packets > 0,
+            "{counted:?}"
+        );
+        assert!(first.health("/metrics").contains(&format!(
+            "fairlead_tunnel_dropped_packets_total{{tunnel=\"{backend}\",reason=\"unknown-sender\"}} 0"
+        )));
+        // Deleted by hand, the device and the tunnel over it are back.
+        first.netns.ip(&format!("link delete {device}"));
+        eventually("a pod is reached again", || first.pings(source, target).then_some(()));
+    }
+}
+
+#[test]
+fn what_is_to_be_encrypted_is_refused_where_there_is_no_tunnel_and_the_key_is_roots() {
+    let rig = joined("backend: wireguard\n");
+    let first = &rig.nodes[0];
+    let key = first.state_dir().join("wireguard.key");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(key).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    // An address of the cluster that no node has: it must not take the default route.
+    let route = harness::run(first.netns.command("ip").args(["route", "get", "10.244.250.1"]));
+    assert!(!route.status.success(), "{}", String::from_utf8_lossy(&route.stdout));
+    let status = first.status().unwrap();
+    assert!(status.problems.is_empty(), "{:?}", status.problems);
+}
+
+#[test]
+fn scenario_30_a_killed_agent_costs_nothing_where_the_kernel_carries_and_its_own_absence_where_it_carries_itself()
+ {
+    for (config, carries_itself) in
+        [(HOST_GW, false), ("backend: udp\n", true), ("backend: wireguard\n", true)]
+    {
+        let mut rig = joined(config);
+        let [first, second] = &mut rig.nodes[..] else { panic!("two nodes") };
+        let witness = Witness::start(first, second, 0);
+        let (source, target) = (first.pod_addresses().swap_remove(0), second.pod_addresses().swap_remove(0));
+        let mut absent = 0;
+        for _ in 0..if carries_itself { 1 } else { 3 } {
+            second.kill();
+            let killed = std::time::Instant::now();
+            second.start();
+            second.await_status("ready again", |status| status.ready);
+            eventually("traffic flows again", || first.pings(&source, &target).then_some(()));
+            // Two hundred packets a second.
+            absent += i64::try_from(killed.elapsed().as_millis()).unwrap() / 5 + 1;
+        }
+        let lost = witness.lost();
+        println!("{}: {lost} packets lost, {absent} sent meanwhile", config.trim());
+        assert!(
+            lost <= if carries_itself { absent } else { 0 },
+            "{config}: {lost} lost, {absent} sent meanwhile"
+        );
+    }
+}
+
+#[test]
+fn a_cluster_moves_to_a_tunnel_of_the_agent_and_back_and_loses_no_packet() {
+    let mut rig = joined("backend: vxlan\n");
+    let [first, second] = &mut rig.nodes[..] else { panic!("two nodes") };
+    let witnesses = [Witness::start(first, second, 0), Witness::start(second, first, 1)];
+    for config in ["backend: udp\n", "backend: vxlan\n"] {
+        let path = config.trim().trim_start_matches("backend: ");
+        for node in [&mut *first, &mut *second] {
+            node.configure(config);
+        }
+        for node in [&*first, &*second] {
+            node.await_status("the path is the other one", |status| status.peers[0].path == path);
+        }
+    }
+    assert_eq!(witnesses.map(Witness::lost), [0, 0]);
+}
+
+#[test]
+fn a_cluster_moves_to_host_gw_and_back_node_by_node_and_loses_no_packet() {
+    let mut rig = joined("backend: vxlan\n");
+    let [first, second] = &mut rig.nodes[..] else { panic!("two nodes") };
+    let witnesses = [
+        Witness::start(first, second, 0),
+        Witness::start(second, first, 0),
+        Witness::start(first, second, 1),
+    ];
+    for (config, path) in [(HOST_GW, "direct"), ("backend: vxlan\n", "vxlan")] {
+        first.configure(config);
+        first.await_status("its backend is the other one", |status| config.contains(&status.backend.kind));
+        assert_eq!(paths(second), ["vxlan"], "two nodes that differ take the tunnel");
+        second.configure(config);
+        for node in [&*first, &*second] {
+            node.await_status("the path is the other one", |status| status.peers[0].path == path);
+        }
+    }
+    // To the end of what the change back takes.
+    for node in [&*first, &*second] {
+        node.await_settled();
+    }
+    assert_eq!(witnesses.map(Witness::lost), [0, 0, 0]);
+}

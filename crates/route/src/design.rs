@@ -1,0 +1,288 @@
+//! From this node's lease and those of its peers to the state of its kernel.
+//!
+//! Read [`design`]; it is a function of its [`Inputs`] and computes the whole state every time (5,000 peers take
+//! milliseconds), so the state after any history is the state of a fresh start. How a peer is reached is decided in
+//! `peers.rs`; what that takes stands in a file for each way: `vxlan.rs`, `host_gw.rs`, `tunnel.rs`. A peer that
+//! cannot be programmed whole is left out whole and reported as a [`Problem`].
+//!
+//! The node's own pod CIDRs lead to an `unreachable` route at a metric behind everything else: a pod's own
+//! route, more specific, wins, and so does a bridge's connected route; an address no pod has is answered at
+//! once instead of bouncing between nodes.
+//!
+//! `rp_filter` needs no change: what arrives by one way is also routed back by it, which even the strict form accepts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use cluster::{Backend, Lease, Snapshot};
+use ipnet::IpNet;
+use netstate::pool::{base_address, host as host_net};
+use netstate::{Address, Link, LinkKind, LinkName, Route, RouteKey, RouteKind, RouteTarget, State};
+
+use crate::carried::{self, Overlaps};
+use crate::family::Family;
+use crate::host::Host;
+use crate::masquerade;
+use crate::mtu;
+use crate::peers::{Peer, Seen, Way, carries, peers};
+use crate::problem::Problem;
+use crate::tunnel::{TunnelDesign, TunnelKind, TunnelPeer};
+use crate::underlay::Underlay;
+use crate::{host_gw, vxlan};
+
+/// The metric of the `unreachable` routes to the node's own pod CIDRs: behind whatever a bridge or a person adds.
+pub const UNREACHABLE_METRIC: u32 = 65_000;
+
+/// All that the node's state follows from.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    /// The cluster: nodes, leases and claims.
+    pub snapshot: &'a Snapshot,
+    /// This node's lease, as published or about to be.
+    pub lease: &'a Lease,
+    /// By what this node sends: the backend of its lease, but while it changes from another one.
+    pub sends: &'a Backend,
+    /// What it had before, while there may be peers that have not heard yet that it changes: it receives by that, too.
+    pub keeps: Option<&'a Backend>,
+    /// Where tunnels start.
+    pub underlay: &'a Underlay,
+    /// The underlay of each family, for packets that travel plainly.
+    pub underlays: &'a BTreeMap<Family, Underlay>,
+    /// The largest packet, in bytes, that the underlay carries.
+    pub carried: u32,
+    /// The VXLAN tunnels of the cluster.
+    pub vxlan: VxlanSettings,
+    /// The UDP port of [`TunnelKind::Udp`] and of [`TunnelKind::WireGuard`], where there are any.
+    pub ports: TunnelPorts,
+    /// The cluster's pod networks.
+    pub cluster: &'a [IpNet],
+    /// Whether pod traffic that leaves the cluster is translated.
+    pub masquerade: bool,
+    /// The host's links and addresses.
+    pub host: &'a Host,
+}
+
+/// What VXLAN tunnels of this node are like, where there are any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VxlanSettings {
+    /// The network identifier, 24 bits.
+    pub vni: u32,
+    /// The UDP port.
+    pub port: u16,
+    /// Whether peers on the underlay's own link are reached without a tunnel.
+    pub direct_routing: bool,
+}
+
+/// On which ports programs' tunnels of this node listen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TunnelPorts {
+    /// That of [`TunnelKind::Udp`].
+    pub udp: u16,
+    /// That of [`TunnelKind::WireGuard`].
+    pub wireguard: u16,
+}
+
+/// The wanted state of a node, and what could not be part of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Design {
+    /// What the kernel shall hold.
+    pub state: State,
+    /// The tunnels that a program shall have, beside what the kernel holds.
+    pub tunnels: BTreeMap<TunnelKind, TunnelDesign>,
+    /// The peers that are programmed, and the path to each of their families.
+    pub peers: BTreeMap<Arc<str>, BTreeMap<Family, Path>>,
+    /// Why others are not, by node; also this node's own trouble.
+    pub problems: BTreeMap<Arc<str>, Problem>,
+}
+
+/// The path to a peer's pods of one family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Path {
+    /// How packets travel.
+    pub way: Way,
+    /// The largest packet that pods of this node send there, in bytes.
+    pub mtu: u32,
+}
+
+/// Pod CIDRs of before of these nodes that others have now.
+type Superseded<'a> = BTreeSet<(&'a Arc<str>, IpNet)>;
+
+/// Designs the node's state.
+#[must_use]
+pub fn design(inputs: &Inputs<'_>) -> Design {
+    let mut design = Design::default();
+    let Overlaps { nodes: overlaps, cidrs: superseded } = carried::find(inputs);
+    let overlaps = Overlaps { nodes: overlaps, cidrs: BTreeSet::new() };
+    if *inputs.sends != Backend::None {
+        let mut seen = Seen::of(inputs);
+        for lease in peers(inputs) {
+            match Peer::check(inputs, lease, &overlaps, &mut seen) {
+                Ok(peer) => {
+                    let cidrs: Vec<IpNet> = carried_by(lease, &superseded).collect();
+                    peer_part(&mut design, inputs, &peer, &cidrs);
+                }
+                Err(problem) => drop(design.problems.insert(lease.node.clone(), problem)),
+            }
+        }
+    }
+    if let Some(problem) = overlaps.nodes.get(&inputs.lease.node) {
+        design.problems.insert(inputs.lease.node.clone(), problem.clone());
+    }
+    own_part(&mut design, inputs, &superseded);
+    design
+}
+
+/// What the node needs whoever its peers are: its tunnels' ends, the unreachable routes, the masquerade and the sysctls.
+fn own_part(design: &mut Design, inputs: &Inputs<'_>, superseded: &Superseded<'_>) {
+    for cidr in &inputs.lease.pod_cidrs {
+        design.state.insert_route(unreachable(*cidr));
+    }
+    // What is to be encrypted must not take the default route while there is no way to its peer.
+    if matches!(inputs.lease.backend, Backend::WireGuard { .. }) {
+        inputs.cluster.iter().for_each(|net| design.state.insert_route(unreachable(net.trunc())));
+    }
+    let used: Vec<Way> = design.peers.values().flat_map(BTreeMap::values).map(|path| path.way).collect();
+    let backends: Vec<&Backend> =
+        [inputs.sends, &inputs.lease.backend].into_iter().chain(inputs.keeps).collect();
+    let mut devices: Vec<LinkName> = Vec::new();
+    let is_vxlan = |backend: &&Backend| matches!(backend, Backend::Vxlan { .. });
+    if backends.iter().any(is_vxlan) || used.iter().any(|way| matches!(way, Way::Vxlan { .. })) {
+        let link = vxlan::device(inputs);
+        devices.extend(link.map(|link| device_part(&mut design.state, inputs, link)));
+    }
+    for kind in TunnelKind::ALL {
+        let uses = |way: &Way| matches!(way, Way::Tunnel { kind: of, .. } if *of == kind);
+        if backends.iter().any(|backend| TunnelKind::of(backend) == Some(kind)) || used.iter().any(uses) {
+            devices.extend(tunnel_part(design, inputs, kind, superseded));
+        }
+    }
+    if inputs.masquerade {
+        design.state.insert_table(masquerade::table(inputs.cluster, &devices));
+    }
+    sysctls(&mut design.state, inputs);
+}
+
+fn unreachable(destination: IpNet) -> Route {
+    let key = RouteKey { metric: UNREACHABLE_METRIC, ..RouteKey::main(destination) };
+    let target = RouteTarget { kind: RouteKind::Unreachable, ..Route::blackhole(destination).target };
+    Route { key, target }
+}
+
+/// A tunnel's device, with the base address of each of the node's pod CIDRs as the tunnel's end.
+fn device_part(state: &mut State, inputs: &Inputs<'_>, link: Link) -> LinkName {
+    let name = link.name;
+    state.insert_link(link);
+    for cidr in &inputs.lease.pod_cidrs {
+        state.insert_address(Address { link: name, net: host_net(base_address(*cidr)) });
+    }
+    if carries(inputs.lease, Family::V6) {
+        state.insert_sysctl(format!("net/ipv6/conf/{name}/accept_ra"), "0");
+        state.insert_sysctl(format!("net/ipv6/conf/{name}/disable_ipv6"), "0");
+    }
+    name
+}
+
+/// The device of a program's tunnel, and what the program is told.
+fn tunnel_part(
+    design: &mut Design,
+    inputs: &Inputs<'_>,
+    kind: TunnelKind,
+    superseded: &Superseded<'_>,
+) -> Option<LinkName> {
+    let device: LinkName = kind.device().parse().ok()?;
+    let mtu = inputs.carried.saturating_sub(kind.overhead(Family::of(inputs.underlay.address)));
+    let link = Link { name: device, kind: LinkKind::Tun, mtu: Some(mtu), mac: None, up: true };
+    device_part(&mut design.state, inputs, link);
+    let leases = design.peers.keys().filter_map(|node| inputs.snapshot.leases.get(node));
+    let peers = leases.filter_map(|lease| {
+        let cidrs = carried_by(lease, superseded).filter(|cidr| carries(inputs.lease, Family::of_net(cidr)));
+        tunnel_peer(inputs, lease, kind, cidrs.collect())
+    });
+    let peers = peers.collect();
+    let tunnel =
+        TunnelDesign { device, port: own_port(inputs, kind), underlay: inputs.underlay.address, mtu, peers };
+    design.tunnels.insert(kind, tunnel);
+    Some(device)
+}
+
+/// The pod CIDRs of a peer, but those of before that are another node's now.
+fn carried_by<'a>(lease: &'a Lease, superseded: &'a Superseded<'_>) -> impl Iterator<Item = IpNet> + 'a {
+    lease.pod_cidrs.iter().copied().filter(|cidr| !superseded.contains(&(&lease.node, *cidr)))
+}
+
+fn own_port(inputs: &Inputs<'_>, kind: TunnelKind) -> u16 {
+    match kind {
+        TunnelKind::Udp => inputs.ports.udp,
+        TunnelKind::WireGuard => inputs.ports.wireguard,
+        TunnelKind::Ipip => 0,
+    }
+}
+
+fn sysctls(state: &mut State, inputs: &Inputs<'_>) {
+    if carries(inputs.lease, Family::V4) {
+        state.insert_sysctl("net/ipv4/ip_forward", "1");
+    }
+    if !carries(inputs.lease, Family::V6) {
+        return;
+    }
+    // A host that forwards ignores router advertisements unless told to go on: without this, a machine that has its
+    // address and default route from them would lose both soon after the agent starts.
+    for link in inputs.host.advertised_links() {
+        state.insert_sysctl(format!("net/ipv6/conf/{link}/accept_ra"), "2");
+    }
+    state.insert_sysctl("net/ipv6/conf/all/forwarding", "1");
+}
+
+fn peer_part(design: &mut Design, inputs: &Inputs<'_>, peer: &Peer<'_>, cidrs: &[IpNet]) {
+    let mut paths = BTreeMap::new();
+    for (family, way) in &peer.ways {
+        let mtu = path_mtu(inputs, peer.lease, *family, way);
+        paths.insert(*family, Path { way: *way, mtu });
+        for cidr in cidrs.iter().copied().filter(|cidr| Family::of_net(cidr) == *family) {
+            let mut route = match way {
+                Way::Vxlan { mac, underlay } => vxlan::peer_part(&mut design.state, cidr, *mac, *underlay),
+                Way::Tunnel { kind, .. } => {
+                    kind.device().parse().ok().map(|device| Route::on_link(cidr, device))
+                }
+                Way::Direct { link, gateway } => Some(host_gw::route(cidr, *gateway, *link)),
+            };
+            if let Some(route) = &mut route {
+                // The pods' own links say no more than the node's.
+                route.target.mtu = Some(mtu).filter(|mtu| *mtu < inputs.lease.mtu);
+                design.state.insert_route(*route);
+            }
+        }
+    }
+    design.peers.insert(peer.lease.node.clone(), paths);
+}
+
+/// What a program is told of a peer, whichever way packets to it travel now: it may send by this tunnel already.
+fn tunnel_peer(
+    inputs: &Inputs<'_>,
+    lease: &Lease,
+    kind: TunnelKind,
+    cidrs: Vec<IpNet>,
+) -> Option<TunnelPeer> {
+    let family = Family::of(inputs.underlay.address);
+    let underlay = lease.underlay.iter().copied().find(|address| Family::of(*address) == family)?;
+    let (port, public_key) = match (kind, &lease.backend) {
+        (TunnelKind::Udp, Backend::Udp { port }) => (*port, None),
+        (TunnelKind::WireGuard, Backend::WireGuard { port, public_key }) => (*port, Some(*public_key)),
+        (TunnelKind::WireGuard, _) => return None,
+        (kind, _) => (own_port(inputs, kind), None),
+    };
+    let way = Way::Tunnel { kind, underlay };
+    let families = Family::ALL.into_iter().filter(|family| carries(inputs.lease, *family));
+    let mtu = families.map(|family| path_mtu(inputs, lease, family, &way)).min().unwrap_or_default();
+    Some(TunnelPeer { node: lease.node.clone(), underlay, port, pod_cidrs: cidrs, mtu, public_key })
+}
+
+/// The largest packet to a peer: the way, or the peer's pods, may take less than pods of this node send.
+fn path_mtu(inputs: &Inputs<'_>, lease: &Lease, family: Family, way: &Way) -> u32 {
+    let overhead = match way {
+        Way::Vxlan { .. } => mtu::vxlan_overhead(Family::of(inputs.underlay.address)),
+        Way::Tunnel { kind, .. } => kind.overhead(Family::of(inputs.underlay.address)),
+        Way::Direct { .. } => 0,
+    };
+    inputs.carried.saturating_sub(overhead).min(lease.mtu).min(inputs.lease.mtu).max(mtu::smallest(family))
+}

@@ -1,0 +1,262 @@
+//! The other nodes: which of them this one can reach, and how.
+//!
+//! Read [`Peer::check`], then [`Way`]. Each node has the backend that it says in its lease. Where two nodes have the same
+//! one, that is how they talk. Where they differ, as while a cluster is moved from one to the other node by node, both
+//! take the one that is first in the order vxlan, udp, ipip, host-gw ([`between`]): what it needs to know of a peer follows
+//! from the peer's name and the cluster's configuration, and both decide alike, so no packet comes by another way than its
+//! answer goes. WireGuard is for nodes that both have it: a packet that is to be encrypted goes encrypted or not at all.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use cluster::{Backend, Lease, MacAddress};
+use ipnet::IpNet;
+use netstate::{LinkName, Mac};
+
+use crate::carried::Overlaps;
+use crate::design::Inputs;
+use crate::family::Family;
+use crate::problem::Problem;
+use crate::tunnel::TunnelKind;
+use crate::underlay::Underlay;
+use crate::vxlan;
+
+/// How packets of one family travel to a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// In VXLAN to the peer's tunnel end.
+    Vxlan {
+        /// The link address of that end.
+        mac: Mac,
+        /// The peer's underlay address.
+        underlay: IpAddr,
+    },
+    /// By a program's tunnel.
+    Tunnel {
+        /// Its wire format.
+        kind: TunnelKind,
+        /// The peer's underlay address.
+        underlay: IpAddr,
+    },
+    /// Plainly over a link that the peer is on, too.
+    Direct {
+        /// The link.
+        link: LinkName,
+        /// The peer's address there.
+        gateway: IpAddr,
+    },
+}
+
+impl Way {
+    /// What people call it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Vxlan { .. } => "vxlan",
+            Self::Tunnel { kind, .. } => kind.name(),
+            Self::Direct { .. } => "direct",
+        }
+    }
+
+    /// The underlay address that packets are sent to.
+    #[must_use]
+    pub fn underlay(&self) -> IpAddr {
+        match self {
+            Self::Vxlan { underlay, .. } | Self::Tunnel { underlay, .. } => *underlay,
+            Self::Direct { gateway, .. } => *gateway,
+        }
+    }
+}
+
+/// What two nodes have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Common {
+    Vxlan,
+    Tunnel(TunnelKind),
+    HostGw,
+}
+
+/// How two nodes talk to each other; the answer is the same on both.
+fn between(one: &Backend, other: &Backend) -> Option<Common> {
+    match (one, other) {
+        (Backend::WireGuard { .. }, Backend::WireGuard { .. }) => Some(Common::Tunnel(TunnelKind::WireGuard)),
+        _ => {
+            ranked(one).zip(ranked(other)).map(|(one, other)| if one.0 <= other.0 { one.1 } else { other.1 })
+        }
+    }
+}
+
+/// What a backend has to offer a node of another one, and its place in the order.
+fn ranked(backend: &Backend) -> Option<(u8, Common)> {
+    match backend {
+        Backend::Vxlan { .. } => Some((0, Common::Vxlan)),
+        Backend::Udp { .. } => Some((1, Common::Tunnel(TunnelKind::Udp))),
+        Backend::Ipip => Some((2, Common::Tunnel(TunnelKind::Ipip))),
+        Backend::HostGw => Some((3, Common::HostGw)),
+        Backend::WireGuard { .. } | Backend::None | Backend::Other(_) => None,
+    }
+}
+
+/// A node that can be reached.
+pub(crate) struct Peer<'a> {
+    pub(crate) lease: &'a Lease,
+    /// One for each family that both nodes carry.
+    pub(crate) ways: BTreeMap<Family, Way>,
+}
+
+/// The leases of other nodes that are part of the cluster: a lease whose Node object is gone counts no more.
+pub(crate) fn peers<'a>(inputs: &Inputs<'a>) -> impl Iterator<Item = &'a Lease> {
+    let Inputs { snapshot, lease: own, .. } = *inputs;
+    snapshot
+        .leases
+        .values()
+        .map(|lease| &**lease)
+        .filter(move |lease| lease.node != own.node && snapshot.nodes.contains_key(&lease.node))
+}
+
+impl<'a> Peer<'a> {
+    /// Finds out how a node is reached, or why it is not: whole or not at all.
+    pub(crate) fn check(
+        inputs: &Inputs<'_>,
+        lease: &'a Lease,
+        overlaps: &Overlaps<'_>,
+        seen: &mut Seen<'a>,
+    ) -> Result<Self, Problem> {
+        let node = || lease.node.clone();
+        let common = between(inputs.sends, &lease.backend).ok_or_else(|| Problem::Backend {
+            node: node(),
+            theirs: lease.backend.name().into(),
+            ours: inputs.sends.name().into(),
+        })?;
+        check_tunnel(inputs, lease)?;
+        let mut ways = BTreeMap::new();
+        for family in Family::ALL {
+            // A family that this node does not carry itself is left out: its kernel may have none of it.
+            if carries(inputs.lease, family) && carries(lease, family) {
+                ways.insert(family, way(inputs, lease, family, common)?);
+            }
+        }
+        let inside = |cidr: &&IpNet| inputs.cluster.iter().any(|net| net.contains(*cidr));
+        if let Some(cidr) = lease.pod_cidrs.iter().find(|cidr| !inside(cidr)) {
+            return Err(Problem::Outside { node: node(), cidr: *cidr });
+        }
+        if let Some(problem) = overlaps.nodes.get(&lease.node) {
+            return Err(problem.clone());
+        }
+        match seen.twin(lease, &ways) {
+            Some(problem) => Err(problem),
+            None => Ok(Self { lease, ways }),
+        }
+    }
+}
+
+pub(crate) fn carries(lease: &Lease, family: Family) -> bool {
+    lease.pod_cidrs.iter().any(|cidr| Family::of_net(cidr) == family)
+}
+
+/// Whether a peer's tunnel speaks as this node's would.
+fn check_tunnel(inputs: &Inputs<'_>, lease: &Lease) -> Result<(), Problem> {
+    let own = inputs.vxlan;
+    match lease.backend {
+        Backend::Vxlan { vni, port, .. } if (vni, port) != (own.vni, own.port) => {
+            let text = |vni, port| format!("VNI {vni} on port {port}");
+            Err(Problem::Tunnel {
+                node: lease.node.clone(),
+                theirs: text(vni, port),
+                ours: text(own.vni, own.port),
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn way(inputs: &Inputs<'_>, lease: &Lease, family: Family, common: Common) -> Result<Way, Problem> {
+    match common {
+        Common::HostGw => direct(inputs, lease, family),
+        Common::Vxlan if inputs.vxlan.direct_routing => {
+            direct(inputs, lease, family).or_else(|_| vxlan_way(inputs, lease))
+        }
+        Common::Vxlan => vxlan_way(inputs, lease),
+        Common::Tunnel(kind) => tunnel(inputs, lease, kind),
+    }
+}
+
+fn tunnel(inputs: &Inputs<'_>, lease: &Lease, kind: TunnelKind) -> Result<Way, Problem> {
+    let own = Family::of(inputs.underlay.address);
+    // IP in IP is in IPv4.
+    let family = if kind == TunnelKind::Ipip { Family::V4 } else { own };
+    if family != own {
+        return Err(Problem::Underlay { node: inputs.lease.node.clone(), family });
+    }
+    Ok(Way::Tunnel { kind, underlay: underlay_of(lease, family)? })
+}
+
+fn vxlan_way(inputs: &Inputs<'_>, lease: &Lease) -> Result<Way, Problem> {
+    let underlay = underlay_of(lease, Family::of(inputs.underlay.address))?;
+    let mac = match lease.backend {
+        Backend::Vxlan { mac, .. } => mac,
+        // It makes its end as soon as it hears of this node.
+        _ => vxlan::tunnel_mac(&lease.node),
+    };
+    Ok(Way::Vxlan { mac: Mac(mac.0), underlay })
+}
+
+fn direct(inputs: &Inputs<'_>, lease: &Lease, family: Family) -> Result<Way, Problem> {
+    let gateway = underlay_of(lease, family)?;
+    let missing = || Problem::Underlay { node: lease.node.clone(), family };
+    let Underlay { link, .. } = inputs.underlays.get(&family).ok_or_else(missing)?;
+    let shared = inputs.host.addresses.iter().any(|entry| {
+        entry.link == *link && entry.address.contains(&gateway) && entry.address.prefix_len() < family.bits()
+    });
+    match link.parse() {
+        Ok(link) if shared => Ok(Way::Direct { link, gateway }),
+        _ => Err(Problem::OffLink { node: lease.node.clone(), address: gateway, link: link.clone() }),
+    }
+}
+
+fn underlay_of(lease: &Lease, family: Family) -> Result<IpAddr, Problem> {
+    let address = lease.underlay.iter().copied().find(|address| Family::of(*address) == family);
+    address.ok_or_else(|| Problem::Underlay { node: lease.node.clone(), family })
+}
+
+/// The underlay and link addresses in use, and by whom.
+pub(crate) struct Seen<'a> {
+    underlay: HashMap<IpAddr, &'a Arc<str>>,
+    macs: HashMap<MacAddress, &'a Arc<str>>,
+}
+
+impl<'a> Seen<'a> {
+    pub(crate) fn of(inputs: &Inputs<'a>) -> Self {
+        let mut seen = Self { underlay: HashMap::new(), macs: HashMap::new() };
+        let own = inputs.lease;
+        seen.underlay.extend(own.underlay.iter().map(|address| (*address, &own.node)));
+        seen.underlay.insert(inputs.underlay.address, &own.node);
+        seen.macs.insert(vxlan::tunnel_mac(&own.node), &own.node);
+        seen
+    }
+
+    fn twin(&mut self, lease: &'a Lease, ways: &BTreeMap<Family, Way>) -> Option<Problem> {
+        let problem = |what: String, holder: &Arc<str>| {
+            Some(Problem::Twin { node: lease.node.clone(), what, holder: holder.clone() })
+        };
+        for way in ways.values() {
+            let underlay = way.underlay();
+            if let Some(holder) = self.underlay.get(&underlay) {
+                return problem(format!("underlay address {underlay}"), holder);
+            }
+            if let Way::Vxlan { mac, .. } = way
+                && let Some(holder) = self.macs.get(&MacAddress(mac.0))
+            {
+                return problem(format!("link address {}", MacAddress(mac.0)), holder);
+            }
+        }
+        for way in ways.values() {
+            self.underlay.insert(way.underlay(), &lease.node);
+            if let Way::Vxlan { mac, .. } = way {
+                self.macs.insert(MacAddress(mac.0), &lease.node);
+            }
+        }
+        None
+    }
+}
