@@ -12,7 +12,7 @@ use crate::Config;
 pub struct Options {
     /// The node this agent is for, as its Node object is named (`--node`).
     pub node: String,
-    /// The store (`--store dir:PATH` or `--store kubernetes[:KUBECONFIG]`).
+    /// The store (`--store dir:PATH`, `--store kubernetes[:KUBECONFIG]` or `--store etcd:URL[,URL]`).
     pub store: Location,
     /// The configuration file (`--config FILE`, see [`Config`]), read at the start and followed from then on.
     pub config_file: Option<PathBuf>,

@@ -1,10 +1,11 @@
-//! Where a store is, as the command line says it: `dir:PATH` or `kubernetes[:KUBECONFIG]`.
+//! Where a store is, as the command line says it: `dir:PATH`, `kubernetes[:KUBECONFIG]` or `etcd:URL[,URL]`.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use crate::{Directory, Error, Kubernetes, Store};
+use crate::etcd::{Access, Endpoints};
+use crate::{Directory, Error, Etcd, Kubernetes, Store};
 
 /// A store that can be opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub enum Location {
         /// The namespace of Fairlead's own objects.
         namespace: String,
     },
+    /// etcd; the environment says how it is reached and as whom, see [`Access::from_environment`].
+    Etcd(Endpoints),
 }
 
 impl Location {
@@ -27,13 +30,15 @@ impl Location {
     /// The store there. One that is away for now is opened all the same: a watcher will say when it is there.
     ///
     /// # Errors
-    /// [`Error::Access`] when it is not known where the API server is, or with which credentials to ask it.
+    /// [`Error::Access`] when it is not known where the API server is, or with which credentials to ask it;
+    /// [`Error::Etcd`] for the same of etcd.
     pub fn open(&self) -> Result<Box<dyn Store>, Error> {
         Ok(match self {
             Self::Directory(path) => Box::new(Directory::at(path)),
             Self::Kubernetes { kubeconfig, namespace } => {
                 Box::new(Kubernetes::open(kubeconfig.as_deref(), namespace)?)
             }
+            Self::Etcd(endpoints) => Box::new(Etcd::open(endpoints, Access::from_environment(endpoints)?)?),
         })
     }
 }
@@ -53,7 +58,8 @@ impl FromStr for Location {
                 kubeconfig: kubeconfig.map(PathBuf::from),
                 namespace: Self::NAMESPACE.to_owned(),
             }),
-            _ => Err("a store is dir:PATH or kubernetes[:KUBECONFIG]".to_owned()),
+            ("etcd", endpoints) => endpoints.unwrap_or_default().parse().map(Self::Etcd),
+            _ => Err("a store is dir:PATH, kubernetes[:KUBECONFIG] or etcd:URL[,URL]".to_owned()),
         }
     }
 }
@@ -64,6 +70,7 @@ impl fmt::Display for Location {
             Self::Directory(path) => write!(out, "dir:{}", path.display()),
             Self::Kubernetes { kubeconfig: None, .. } => out.write_str("kubernetes"),
             Self::Kubernetes { kubeconfig: Some(path), .. } => write!(out, "kubernetes:{}", path.display()),
+            Self::Etcd(endpoints) => write!(out, "etcd:{endpoints}"),
         }
     }
 }
@@ -75,10 +82,21 @@ mod tests {
     #[test]
     fn a_store_is_named_by_its_kind() {
         assert_eq!("dir:/a:b".parse(), Ok(Location::Directory("/a:b".into())));
-        for good in ["dir:/a:b", "kubernetes", "kubernetes:/etc/kubeconfig"] {
+        for good in ["dir:/a:b", "kubernetes", "kubernetes:/etc/kubeconfig", "etcd:https://a:1,http://b"] {
             assert_eq!(good.parse::<Location>().map(|location| location.to_string()).as_deref(), Ok(good));
         }
-        for bad in ["/a", "dir:", "dir", "etcd:http://x", "", "kubernetes:", "kubernetes-x"] {
+        for bad in [
+            "/a",
+            "dir:",
+            "dir",
+            "etcd",
+            "etcd:",
+            "etcd:a:2379",
+            "etcd:https://a,",
+            "",
+            "kubernetes:",
+            "kubernetes-x",
+        ] {
             assert!(bad.parse::<Location>().is_err(), "{bad:?} was taken");
         }
     }
