@@ -51,8 +51,12 @@ impl Changeover {
         }
         tracing::info!(from = self.to.name(), to = backend.name(), "the backend changes");
         let from = self.sends(now).clone();
-        let mut older: Vec<Backend> = self.keeps(now).cloned().collect();
-        older.push(self.to.clone());
+        let mut older: Vec<Backend> = Vec::new();
+        for way_in in self.keeps(now).chain([&self.to]) {
+            if *way_in != from && !older.contains(way_in) {
+                older.push(way_in.clone());
+            }
+        }
         *self = Self { from, to: backend.clone(), older, published: None };
     }
 
@@ -120,7 +124,7 @@ mod tests {
         change.publish(&Backend::HostGw, told);
         assert_eq!((change.sends(told), change.deadline(told)), (&vxlan(), Some(told + HEARD)));
         let heard = told + HEARD;
-        assert_eq!((change.sends(heard), kept(&change, heard)), (&Backend::HostGw, vec![vxlan(), vxlan()]));
+        assert_eq!((change.sends(heard), kept(&change, heard)), (&Backend::HostGw, vec![vxlan()]));
         assert_eq!(change.deadline(heard), Some(told + OPEN));
         let open = told + OPEN;
         assert_eq!((kept(&change, open), change.deadline(open)), (vec![], None));
