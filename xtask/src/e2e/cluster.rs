@@ -306,6 +306,24 @@ impl Cluster {
         self.spawn(&killed.name, &mut command)
     }
 
+    /// The same for a process that gives up when what it needs is not there yet, and that systemd would start again.
+    pub(super) fn start_until_it_stays(&mut self, killed: &Killed) -> anyhow::Result<()> {
+        /// One that lived this long has found what it needs.
+        const SETTLED: Duration = Duration::from_secs(3);
+        eventually("a process that was started stays", || {
+            self.start(killed, &[])?;
+            let started = Instant::now();
+            let Some(child) = self.children.last_mut() else { return Ok(None) };
+            while started.elapsed() < SETTLED {
+                if child.try_wait()?.is_some() {
+                    return Ok(None);
+                }
+                thread::sleep(Duration::from_millis(100));
+            }
+            Ok(Some(()))
+        })
+    }
+
     fn spawn(&mut self, name: &str, command: &mut Command) -> anyhow::Result<()> {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path(&format!("{name}.log")))?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);

@@ -312,8 +312,8 @@ fn rebooted(cluster: &mut Cluster) -> anyhow::Result<String> {
          printf 'f0f0f0\\r\\neth0' > $d/${a%.*}.250; touch -d '2 days ago' $d/${a%.*}.250; rm -f $d/*.lost",
     )?;
     cluster.start(&containerd, &[])?;
-    cluster.start(&kubelet, &[])?;
     let start = Instant::now();
+    cluster.start_until_it_stays(&kubelet)?;
     eventually("every pod of the node runs again, each with an address of its own", || {
         let list = cluster.get(&["pods", "-A", "--field-selector=spec.nodeName=node3"])?;
         let ready = items(&list).all(|pod| {
