@@ -74,9 +74,10 @@ impl Tunnels {
             if self.running.remove(&kind).is_some() {
                 tracing::info!(tunnel = kind.name(), "the tunnel ends, to be started anew");
             }
-            let tunnel = Tunnel::start(settings.clone())?;
+            let peers: Vec<Peer> = design.peers.iter().map(peer_of).collect();
+            let tunnel = Tunnel::start(settings.clone(), &peers)?;
             tracing::info!(tunnel = kind.name(), device = settings.device, "the tunnel has started");
-            self.running.insert(kind, Running { settings, peers: Vec::new(), tunnel });
+            self.running.insert(kind, Running { settings, peers: design.peers.clone(), tunnel });
         }
         if let Some(running) = self.running.get_mut(&kind).filter(|running| running.peers != design.peers) {
             running.tunnel.set_peers(&design.peers.iter().map(peer_of).collect::<Vec<_>>());

@@ -28,16 +28,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "wireguard" => Encapsulation::WireGuard { private_key: secret(underlay) },
         other => return Err(format!("{other}: expected udp, ipip or wireguard").into()),
     };
-    let tunnel = Tunnel::start(Settings {
+    let settings = Settings {
         device: device.clone(),
         queues: 1,
         port: port.parse()?,
         underlay: vec![underlay],
         encapsulation,
         mtu: mtu.parse()?,
-    })?;
+    };
     let peers: Result<Vec<Peer>, Box<dyn std::error::Error>> = peers.iter().map(|text| peer(text)).collect();
-    tunnel.set_peers(&peers?);
+    let tunnel = Tunnel::start(settings, &peers?)?;
     println!("carrying");
     std::io::stdin().read_to_end(&mut Vec::new())?;
     println!("{:#?}", tunnel.counters());

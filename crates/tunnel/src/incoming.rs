@@ -61,7 +61,11 @@ impl Incoming {
             let mut used = 0;
             for index in 0..count {
                 let Some(datagram) = self.receiver.datagram(index) else { continue };
-                match context.table.from(datagram.from.ip()) {
+                match context
+                    .table
+                    .from(datagram.from.ip())
+                    .filter(|remote| is_tunnel(context, remote, &datagram))
+                {
                     Some(remote) => self.unwrap(context, remote, &datagram, &mut used),
                     None => context.shared.drops.add(
                         DropReason::UnknownSender,
@@ -157,9 +161,24 @@ impl Incoming {
     }
 }
 
-/// Keeps a packet from a peer if it is one, without what stands behind it.
+/// Whether a datagram is from a peer's tunnel. Over plain UDP its port says so: what a pod of the peer sends here has the
+/// peer's address as well, for it is translated, and another port.
+fn is_tunnel(context: &Context<'_>, remote: &Remote, datagram: &Datagram) -> bool {
+    context.shared.settings.encapsulation != Encapsulation::Udp
+        || datagram.from.port() == remote.address.port()
+}
+
+/// Keeps a packet from a peer if it is one, without what stands behind it. One that says to be from another peer's pods
+/// is none of this peer's.
 fn check(context: &Context<'_>, remote: &Remote, arena: &[u8], place: Piece, opened: &mut Vec<Piece>) {
+    let of_another = |packet: &Packet| {
+        let owner = context.table.towards(packet.source);
+        owner.is_some_and(|owner| !std::ptr::eq(&raw const **owner, remote))
+    };
     match Packet::parse(place.of(arena)) {
+        Some(packet) if of_another(&packet) => {
+            context.shared.drops.add(DropReason::WrongSource, 1, packet.length);
+        }
         Some(packet) => {
             remote.counts.received.add(1, packet.length);
             opened.push(Piece { length: packet.length, ..place });

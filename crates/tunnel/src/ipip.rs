@@ -9,7 +9,7 @@
 use std::net::Ipv4Addr;
 
 use kernel::datagram::Piece;
-use kernel::tun::{GSO_TCP4, GSO_TCP6, NEEDS_CHECKSUM, VnetHeader};
+use kernel::tun::{GSO_NONE, GSO_TCP4, GSO_TCP6, NEEDS_CHECKSUM, VnetHeader};
 
 use crate::packet::{self, HEADER4, Packet, TCP};
 
@@ -68,20 +68,26 @@ pub(crate) fn inner(bytes: &mut [u8]) -> Option<Piece> {
 }
 
 /// What the kernel shall know of a packet that it has glued from several before we saw it, as it does for packets of TCP
-/// within IP; `None` for one that is as it was sent.
+/// within IP; `None` for one that is as it was sent. Its checksum tells: that of each was checked by who glued them, and what
+/// stands there is left to be finished.
 pub(crate) fn glued(bytes: &[u8], mtu: u16) -> Option<VnetHeader> {
-    let packet = Packet::parse(bytes).filter(|packet| packet.length > mtu.into())?;
+    let packet = Packet::parse(bytes).filter(|packet| packet.protocol == TCP && !packet.fragment)?;
     let own = usize::from(bytes.get(packet.payload + 12)? >> 4) * 4;
     let headers = u16::try_from(packet.payload + own).ok()?;
-    let kind = if packet.source.is_ipv4() { GSO_TCP4 } else { GSO_TCP6 };
-    let sound = packet.protocol == TCP && !packet.fragment && own >= 20 && headers < mtu;
-    // How long each of them was is not told; TCP does not mind. The checksum was checked by who glued them, and left as
-    // one that is to be finished.
-    sound.then(|| VnetHeader {
+    let segment = bytes.get(packet.payload..packet.length)?;
+    let pseudo = packet::address_sum(bytes).add_pseudo(TCP, segment.len());
+    let unfinished = segment.get(16..18)? == pseudo.partial() && pseudo.add(segment).finish() != [0, 0];
+    if !unfinished || own < 20 || headers >= mtu {
+        return None;
+    }
+    // How long each of them was is not told; TCP does not mind.
+    let is_long = packet.length > mtu.into();
+    let long = if packet.source.is_ipv4() { GSO_TCP4 } else { GSO_TCP6 };
+    Some(VnetHeader {
         flags: NEEDS_CHECKSUM,
-        kind,
+        kind: if is_long { long } else { GSO_NONE },
         header_length: headers,
-        segment_size: mtu - headers,
+        segment_size: if is_long { mtu - headers } else { 0 },
         checksum_start: packet.payload as u16,
         checksum_offset: 16,
     })
@@ -116,6 +122,26 @@ mod tests {
         let ends = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2));
         write_outer(inside, inside.len(), ends, &mut outer).unwrap();
         [&outer, inside].concat()
+    }
+
+    #[test]
+    fn what_the_kernel_has_glued_is_known_by_a_checksum_that_is_to_be_finished() {
+        for six in [false, true] {
+            for length in [200, 3000] {
+                let whole = testing::Packet::tcp(six, vec![7; length]).bytes();
+                assert_eq!(glued(&whole, 1480), None, "as it was sent, however long");
+                let mut unfinished = whole.clone();
+                let packet = Packet::parse(&whole).unwrap();
+                let pseudo = packet::address_sum(&whole);
+                let sum = pseudo.add_pseudo(TCP, packet.length - packet.payload).partial();
+                unfinished[packet.payload + 16..packet.payload + 18].copy_from_slice(&sum);
+                let vnet = glued(&unfinished, 1480).unwrap();
+                assert_eq!(vnet.flags, NEEDS_CHECKSUM);
+                assert_eq!(vnet.kind == GSO_NONE, length == 200);
+                unfinished[packet.payload + 16] ^= 1;
+                assert_eq!(glued(&unfinished, 1480), None, "one that is wrong stays so");
+            }
+        }
     }
 
     #[test]

@@ -23,16 +23,16 @@
 //! use tunnel::{Encapsulation, Peer, Settings, Tunnel, UDP_PORT};
 //!
 //! kernel::tun::create("fairlead-udp")?;
-//! let tunnel = Tunnel::start(Settings {
+//! let settings = Settings {
 //!     device: "fairlead-udp".to_owned(),
 //!     queues: 1,
 //!     port: UDP_PORT,
 //!     underlay: vec!["192.0.2.1".parse()?],
 //!     encapsulation: Encapsulation::Udp,
 //!     mtu: 1472,
-//! })?;
+//! };
 //! let node2 = Peer { pod_cidrs: vec!["10.244.2.0/24".parse()?], ..Peer::new("node2", "192.0.2.2".parse()?) };
-//! tunnel.set_peers(&[node2]);
+//! let tunnel = Tunnel::start(settings, &[node2])?;
 //! println!("{:?}", tunnel.counters());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

@@ -265,7 +265,7 @@ impl Outgoing {
             }
             before += run.len();
         }
-        while let Some((index, errno)) = self.failed.pop() {
+        for (index, errno) in std::mem::take(&mut self.failed) {
             self.settle(context, index, errno);
         }
         self.outbox.sent();
@@ -285,14 +285,15 @@ impl Outgoing {
         };
         if matches!(errno, Errno::MSGSIZE | Errno::INVAL)
             && let Some(mtu) = context.inner_mtu(message.to, |from| path_mtu(from, message.to.ip()))
-            && usize::from(mtu) < size
+            && usize::from(mtu) < size.saturating_sub(wrapped(context))
         {
             if let Some(remote) = context.table.from(message.to.ip()) {
                 remote.learn(mtu);
             }
             return context.shared.drops.add(DropReason::TooBig, packets, length);
         }
-        if message.segment.is_none() {
+        // Only several at once may be what was refused: for want of room, or of a way, one is refused as well.
+        if message.segment.is_none() || !matches!(errno, Errno::IO | Errno::INVAL | Errno::MSGSIZE) {
             return context.shared.drops.add(DropReason::NotSent, packets, length);
         }
         // A card without checksums of its own (EIO), for one, does not take several packets at once.
@@ -304,6 +305,15 @@ impl Outgoing {
             lost = (lost.0 + 1, lost.1 + size)
         });
         context.shared.drops.add(DropReason::NotSent, lost.0, lost.1);
+    }
+}
+
+/// How much longer a message is than the packet in it.
+fn wrapped(context: &Context<'_>) -> usize {
+    match context.shared.settings.encapsulation {
+        Encapsulation::Udp => 0,
+        Encapsulation::Ipip => ipip::OUTER,
+        Encapsulation::WireGuard { .. } => wireguard::OVERHEAD,
     }
 }
 

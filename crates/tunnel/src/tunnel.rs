@@ -39,11 +39,12 @@ pub struct Handles {
 }
 
 impl Tunnel {
-    /// Starts a tunnel without peers, in the calling thread's network namespace.
+    /// Starts a tunnel with these peers, in the calling thread's network namespace. They are known before the first packet
+    /// is carried: to one for which there is none its sender would be told so.
     ///
     /// # Errors
     /// When the settings contradict themselves, or the kernel refuses a device, a socket or a thread.
-    pub fn start(settings: Settings) -> Result<Self, Error> {
+    pub fn start(settings: Settings, peers: &[Peer]) -> Result<Self, Error> {
         check(&settings)?;
         let failed = |tried, source| Error::Kernel {
             device: settings.device.clone(),
@@ -57,7 +58,7 @@ impl Tunnel {
             let sockets = listen(&settings).map_err(|source| failed("listen to the underlay", source))?;
             all.push(Ends { queue, sockets });
         }
-        Self::run(settings, all, &[])
+        Self::run(settings, all, peers)
     }
 
     /// Goes on with what another tunnel has handed over; settings are as for that one. The peers are known before the

@@ -128,7 +128,10 @@ impl Session {
                 return Opened::Refused;
             }
         }
-        // What waited for the session goes out now.
+        // What waited for the session goes out now, where the longest packet has room.
+        if into.len() < usize::from(u16::MAX) + OVERHEAD {
+            return Opened::Nothing;
+        }
         while let TunnResult::WriteToNetwork(bytes) = tunn.decapsulate(None, &[], into) {
             answer(bytes);
         }

@@ -111,24 +111,35 @@ fn a_smaller_underlay_is_learned() {
 #[test]
 fn strangers_and_broken_packets_are_dropped_and_counted() {
     let Some(rig) = udp() else { return };
-    let tunnels = rig.join(1);
+    let [first, second] = rig.join(1);
     rig.nodes[1].ip("address add 192.0.2.99/24 dev u");
-    tunnels[1].set_peers(&[]);
-    let dropped = |reason| tunnels[0].counters().dropped(reason);
-    let send = |from: &str, bytes: &[u8]| {
-        let socket = rig.nodes[1].inside(|| UdpSocket::bind((from, 0)).unwrap());
+    second.stop();
+    let other =
+        Peer { pod_cidrs: vec!["10.3.0.0/16".parse().unwrap()], ..Peer::new("other", [192, 0, 2, 3].into()) };
+    first.set_peers(&[rig.peer(2), other]);
+    let dropped = |reason| first.counters().dropped(reason);
+    let send = |from: &str, port: u16, bytes: &[u8]| {
+        let socket = rig.nodes[1].inside(|| UdpSocket::bind((from, port)).unwrap());
         socket.send_to(bytes, ("192.0.2.1", PORT)).unwrap();
     };
     let mut echo = [0; 28];
     echo[..4].copy_from_slice(&[0x45, 0, 0, 28]);
-    send("192.0.2.99", &echo);
+    echo[12..20].copy_from_slice(&[10, 3, 0, 5, 10, 1, 0, 2]);
+    send("192.0.2.99", PORT, &echo);
     eventually("the stranger is counted", || (dropped(DropReason::UnknownSender).packets == 1).then_some(()));
     assert_eq!(dropped(DropReason::UnknownSender).bytes, 28);
+    // What a pod of the peer sends has the peer's address, and another port than its tunnel.
+    send("192.0.2.2", 0, &echo);
+    eventually("the pod is counted", || (dropped(DropReason::UnknownSender).packets == 2).then_some(()));
+    send("192.0.2.2", PORT, &echo);
+    eventually("a false source is counted", || (dropped(DropReason::WrongSource).packets == 1).then_some(()));
     for broken in [&b""[..], b"x", &[0x45; 19], &[0x60; 39], &[0x4f; 30], &[0xff; 100]] {
-        send("192.0.2.2", broken);
+        send("192.0.2.2", PORT, broken);
     }
     eventually("broken packets are counted", || (dropped(DropReason::Malformed).packets >= 5).then_some(()));
-    tunnels[1].set_peers(&[rig.peer(1)]);
+    let second = rig.start(2, 1);
+    rig.wait_for_devices();
+    second.set_peers(&[rig.peer(1)]);
     assert!(rig.pods[0].pings("10.2.0.2"), "it goes on");
 }
 

@@ -15,7 +15,7 @@ fn secret(number: u8) -> Secret {
 fn start(rig: &Rig, number: u8, key: Secret) -> Tunnel {
     let encapsulation = Encapsulation::WireGuard { private_key: key };
     let settings = Settings { encapsulation, ..rig.settings(number.into(), 2) };
-    rig.nodes[usize::from(number) - 1].inside(|| Tunnel::start(settings)).unwrap()
+    rig.nodes[usize::from(number) - 1].inside(|| Tunnel::start(settings, &[])).unwrap()
 }
 
 fn peer(rig: &Rig, number: u8, key: Secret) -> Peer {

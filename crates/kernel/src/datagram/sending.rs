@@ -76,18 +76,21 @@ impl Sender {
         self.fill(batch);
         let messages = batch.messages;
         let mut done = 0;
+        // One message waits for room, and if there is none the others do not.
+        let mut flags = libc::MSG_NOSIGNAL;
         while done < messages.len() {
             let rest = &mut self.headers[done..];
             let count = libc::c_uint::try_from(rest.len()).unwrap_or(libc::c_uint::MAX);
             // SAFETY: `fill` has made as many headers as there are messages. Their pointers lead to vectors,
             // addresses and controls of ours, none of which has moved since, and to the arena, which is borrowed.
-            let sent = unsafe {
-                libc::sendmmsg(socket.as_fd().as_raw_fd(), rest.as_mut_ptr(), count, libc::MSG_NOSIGNAL)
-            };
+            let sent = unsafe { libc::sendmmsg(socket.as_fd().as_raw_fd(), rest.as_mut_ptr(), count, flags) };
             match usize::try_from(sent) {
                 Ok(sent) if sent > 0 => done += sent,
                 _ => {
                     let errno = last_errno();
+                    if errno == Errno::AGAIN {
+                        flags |= libc::MSG_DONTWAIT;
+                    }
                     if errno != Errno::INTR {
                         failed(done, errno);
                         done += 1;

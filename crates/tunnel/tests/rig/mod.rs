@@ -114,7 +114,7 @@ impl Rig {
 
     /// A node's tunnel, without peers.
     pub(crate) fn start(&self, number: usize, queues: usize) -> Tunnel {
-        self.nodes[number - 1].inside(|| Tunnel::start(self.settings(number, queues))).unwrap()
+        self.nodes[number - 1].inside(|| Tunnel::start(self.settings(number, queues), &[])).unwrap()
     }
 
     /// Both tunnels, which know each other.
