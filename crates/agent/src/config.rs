@@ -42,6 +42,8 @@ pub struct Config {
     pub udp: UdpConfig,
     /// The tunnels of backend `wireguard`.
     pub wireguard: WireGuardConfig,
+    /// Nodes of flannel in the same cluster.
+    pub flannel: FlannelConfig,
     /// Translation of what leaves the cluster.
     pub masquerade: Masquerade,
     /// What is done for each pod beside its network.
@@ -147,6 +149,16 @@ pub struct WireGuardConfig {
     /// The UDP port. Default: 51820.
     #[cfg_attr(test, schemars(range(min = 1)))]
     pub port: u16,
+}
+
+/// Key `flannel`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Default)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct FlannelConfig {
+    /// Whether nodes of flannel are told of this one, by flannel's own annotations of its Node: for a cluster that changes
+    /// over from flannel node by node. With the Kubernetes API alone. Default: false.
+    pub annotations: bool,
 }
 
 /// Key `masquerade`.

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use cluster::{Backend, Change, Claim, Key, Lease, Node, Object, PublicKey, Snapshot};
+use cluster::{Backend, Change, Claim, Flannel, Key, Lease, Node, Object, PublicKey, Snapshot};
 use ipnet::IpNet;
 use proptest::prelude::{Just, Strategy, any, prop_assert_eq, prop_oneof, proptest};
 use route::vxlan::tunnel_mac;
@@ -37,6 +37,7 @@ fn lease(number: u16) -> Lease {
         ]),
         backend: Backend::Vxlan { vni: 1, port: 8472, mac: tunnel_mac(&node) },
         mtu: 1450,
+        flannel: Flannel::Apart,
         node: node.into(),
     }
 }

@@ -24,6 +24,12 @@ impl Location {
     /// The namespace of Fairlead's own objects where nothing else is said.
     pub const NAMESPACE: &'static str = "kube-system";
 
+    /// Whether nodes of flannel keep what they say there, too, so that leases can be told to them.
+    #[must_use]
+    pub fn has_flannel(&self) -> bool {
+        matches!(self, Self::Kubernetes { .. })
+    }
+
     /// The store there. One that is away for now is opened all the same: a watcher will say when it is there.
     ///
     /// # Errors

@@ -6,9 +6,10 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
-use cluster::{Backend, Lease, Node, PublicKey};
+use cluster::{Backend, Flannel, Lease, Node, PublicKey};
 use ipnet::IpNet;
 use route::{
     Design, Family, Host, Inputs, Networks, Retention, Taken, TunnelPorts, Underlay, VxlanSettings, Wish,
@@ -127,7 +128,10 @@ impl NodeKeeper {
 
     /// Where the node is on its way to a backend. An agent that starts goes by what an earlier one published.
     fn changeover(&mut self, view: &View, backend: &Backend, now: Instant) -> &Changeover {
-        let published = || view.snapshot.leases.get(&*self.options.node).map(|lease| lease.backend.clone());
+        // What flannel left says nothing of how this node sends.
+        let own = |lease: &&Arc<Lease>| lease.flannel != Flannel::Member;
+        let published =
+            || view.snapshot.leases.get(&*self.options.node).filter(own).map(|lease| lease.backend.clone());
         let changeover = self
             .changeover
             .get_or_insert_with(|| Changeover::settled(published().unwrap_or_else(|| backend.clone()), now));
@@ -200,6 +204,7 @@ impl NodeKeeper {
             underlay: told.into(),
             backend,
             mtu,
+            flannel: if self.options.tells_flannel() { Flannel::Told } else { Flannel::Apart },
         }
     }
 }
