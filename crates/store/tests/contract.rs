@@ -15,6 +15,9 @@ mod directory;
 #[path = "contract/kubernetes.rs"]
 mod kubernetes;
 
+#[path = "contract/flannel.rs"]
+mod flannel;
+
 #[path = "contract/report.rs"]
 mod report;
 

@@ -10,6 +10,7 @@
 )]
 
 mod backends;
+mod flannel;
 mod healing;
 mod kubernetes;
 mod membership;

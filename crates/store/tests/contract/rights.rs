@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use store::{Claimed, Error, Event, Expect, Kubernetes, Store};
 
 use crate::api::{Turn, locked};
+use crate::flannel::told_flannel;
 use crate::kubernetes::{AGENT, Opened, cidr};
 use crate::suite::{Witness, lease, notice, report, sent};
 
@@ -218,6 +219,9 @@ fn an_agent_writes_the_node_it_runs_on_and_no_other() {
     let why = "an agent on node node1 may not write node node2";
     refused(store.report(&report("node2", true)).unwrap_err(), why);
     refused(store.write(&lease("node2", 1450), Expect::Any).unwrap_err(), why);
+    refused(store.write(&told_flannel("node2"), Expect::Any).unwrap_err(), why);
+    store.write(&told_flannel("node1"), Expect::Any).unwrap();
+    assert!(store.delete(&Key::Lease("node1".into()), Expect::Any).unwrap());
     let outside = Kubernetes::open(Some(&outside), "kube-system").unwrap();
     refused(outside.report(&report("node1", true)).unwrap_err(), "the token is bound to no node");
     assert_eq!(outside.reports().unwrap(), [report("node1", true)]);
@@ -262,7 +266,8 @@ fn of_its_own_node_an_agent_writes_only_what_is_fairleads() {
         whole.as_object_mut().unwrap().extend(change.as_object().cloned().unwrap());
         whole
     };
-    let refused: [(&str, Value, &str); 16] = [
+    let flannel = |key: &str, text: Value| json!({"metadata": {"annotations": {format!("flannel.alpha.coreos.com/{key}"): text}}});
+    let refused: [(&str, Value, &str); 19] = [
         ("", json!({"spec": {"taints": more}}), TAINTS),
         ("", json!({"spec": {"taints": null}}), TAINTS),
         ("", json!({"spec": {"taints": [startup_taint()]}}), TAINTS),
@@ -276,6 +281,10 @@ fn of_its_own_node_an_agent_writes_only_what_is_fairleads() {
         ("/status", json!({"metadata": {"annotations": {"other.io/x": "z"}}}), ANNOTATIONS),
         ("/status", json!({"metadata": {"annotations": {"other.io/x": null}}}), ANNOTATIONS),
         ("/status", json!({"metadata": {"annotations": {"other.io/new": "z"}}}), ANNOTATIONS),
+        // What people write for flannel, and what only looks like its.
+        ("/status", flannel("public-ip-overwrite", json!("198.18.0.9")), ANNOTATIONS),
+        ("/status", flannel("node-public-ip", json!("198.18.0.9")), ANNOTATIONS),
+        ("/status", flannel("backend-type-x", json!("vxlan")), ANNOTATIONS),
         ("/status", json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}}), STATUS),
         ("/status", json!({"status": {"addresses": []}}), STATUS),
         ("/status", json!({"status": {"capacity": {"cpu": "9"}}}), STATUS),
@@ -294,6 +303,11 @@ fn of_its_own_node_an_agent_writes_only_what_is_fairleads() {
     let good = [
         ("/status", json!({"metadata": {"annotations": {"fairlead.io/x": "y"}}})),
         ("/status", json!({"metadata": {"annotations": {"fairlead.io/x": null}}})),
+        ("/status", flannel("kube-subnet-manager", json!("true"))),
+        ("/status", flannel("backend-type", json!("vxlan"))),
+        ("/status", flannel("backend-data", json!("{}"))),
+        ("/status", flannel("public-ip", json!("198.18.0.1"))),
+        ("/status", flannel("public-ip", Value::Null)),
         ("", beside(json!({}))),
         ("", beside(json!({}))),
     ];
