@@ -1,12 +1,14 @@
 //! A cluster that changes over from flannel node by node. Nodes of flannel are made by hand, as flannel programs them, and
 //! know of the others only what their Nodes say in flannel's words; the agents have no more rights than deploy/ gives them.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use agent::{PeerState, Status};
-use harness::{ApiServer, Credential, eventually, run_ok};
+use harness::{ApiServer, Credential, eventually, run, run_ok};
 use serde_json::{Value, json};
 
+use crate::proxy::Proxy;
 use crate::rig::{Node, Rig};
 
 const PREFIX: &str = "flannel.alpha.coreos.com/";
@@ -16,6 +18,8 @@ struct Mixed {
     rig: Rig,
     server: ApiServer,
     backend: &'static str,
+    /// The programs of flannel's backend `udp`, by node.
+    proxies: BTreeMap<usize, Proxy>,
 }
 
 impl Mixed {
@@ -37,9 +41,10 @@ impl Mixed {
             node.configure(&configuration(backend, true));
         }
         rig.nodes[1].start();
-        let mixed = Self { rig, server, backend };
-        for node in [&mixed.rig.nodes[0], &mixed.rig.nodes[2]] {
-            mixed.set_up_flannel(node);
+        let mut mixed = Self { rig, server, backend, proxies: BTreeMap::new() };
+        for index in [0, 2] {
+            mixed.set_up_flannel(index);
+            let node = &mixed.rig.nodes[index];
             node.netns.ip("link add pod0 type bridge");
             node.netns.ip("link set pod0 alias fairlead:test/pod/eth0 up");
             node.netns.ip(&format!("address add {} dev pod0", pod(node)));
@@ -48,8 +53,16 @@ impl Mixed {
     }
 
     /// What flannel does on its own node when it starts.
-    fn set_up_flannel(&self, node: &Node) {
+    fn set_up_flannel(&mut self, index: usize) {
+        let node = &self.rig.nodes[index];
         let mac = format!("ba:1d:00:00:00:0{}", node.number);
+        if self.backend == "udp" {
+            let proxy = Proxy::start(&node.netns, "flannel0", underlay(node).parse().unwrap());
+            node.netns.ip("link set flannel0 mtu 1472 up");
+            node.netns.ip(&format!("address add {}/32 dev flannel0", base(node)));
+            node.netns.ip("route add 10.244.0.0/16 dev flannel0");
+            self.proxies.insert(node.number, proxy);
+        }
         let data = if self.backend == "vxlan" {
             let local = underlay(node);
             node.netns.ip(&format!(
@@ -90,6 +103,10 @@ impl Mixed {
             node.netns.ip(&format!("route replace {cidr} via {address} dev eth0"));
             return;
         }
+        if let Some(proxy) = self.proxies.get(&node.number) {
+            proxy.route(peer.number.try_into().unwrap(), address.parse().unwrap());
+            return;
+        }
         assert_eq!(said["data"]["VNI"], 1);
         let mac = said["data"]["VtepMAC"].as_str().unwrap();
         node.netns.ip(&format!("neigh replace {base} lladdr {mac} dev flannel.1 nud permanent"));
@@ -125,10 +142,21 @@ fn pod(node: &Node) -> String {
     format!("10.244.{}.5", node.number)
 }
 
-fn assert_reachable(nodes: &[Node]) {
+/// Every pod reaches every other one, with packets as large as pods of either kind send.
+fn assert_reachable(nodes: &[Node], backend: &str) {
+    let mtu = match backend {
+        "vxlan" => 1450,
+        "udp" => 1472,
+        _ => 1500,
+    };
+    let payload = (mtu - 28).to_string();
     for from in nodes {
         for to in nodes {
-            assert!(from.pings(&pod(from), &pod(to)), "{} -> {}", from.name, to.name);
+            let (source, target) = (pod(from), pod(to));
+            let arguments = ["-n", "-c", "1", "-W", "3", "-M", "do", "-s", &payload, "-I", &source, &target];
+            let echo = run(from.netns.command("ping").args(arguments));
+            let said = String::from_utf8_lossy(&echo.stdout).into_owned();
+            assert!(echo.status.success(), "{} -> {}: {said}", from.name, to.name);
         }
     }
 }
@@ -147,14 +175,16 @@ fn change_over(backend: &'static str) {
     for (node, peer) in [(first, second), (first, third), (third, first), (third, second)] {
         mixed.hear(node, peer, &mixed.said(peer, |_| true));
     }
-    assert_reachable(&mixed.rig.nodes);
+    assert_reachable(&mixed.rig.nodes, backend);
 
     // What a reboot would do; the pods that come back are Fairlead's.
     let before = mixed.said(first, |_| true);
-    if backend == "vxlan" {
-        first.netns.ip("link delete flannel.1");
-    } else {
-        [second, third].iter().for_each(|peer| drop(first.netns.ip(&format!("route delete {}", cidr(peer)))));
+    match backend {
+        "vxlan" => drop(first.netns.ip("link delete flannel.1")),
+        "udp" => drop(mixed.proxies.remove(&1)),
+        _ => [second, third]
+            .iter()
+            .for_each(|peer| drop(first.netns.ip(&format!("route delete {}", cidr(peer))))),
     }
     mixed.rig.nodes[0].start();
     for node in &mixed.rig.nodes[..2] {
@@ -167,7 +197,7 @@ fn change_over(backend: &'static str) {
     let said = mixed.said(first, |data| backend != "vxlan" || data["VtepMAC"] == *ours);
     assert_eq!(said == before, backend != "vxlan");
     mixed.hear(third, first, &said);
-    assert_reachable(&mixed.rig.nodes);
+    assert_reachable(&mixed.rig.nodes, backend);
 
     // Once there is none of flannel left, nobody need be told.
     mixed.rig.nodes[0].configure(&configuration(backend, false));
@@ -176,7 +206,7 @@ fn change_over(backend: &'static str) {
         let keys: Vec<&String> = annotations.as_object()?.keys().collect();
         keys.iter().all(|key| !key.starts_with(PREFIX)).then_some(())
     });
-    assert_reachable(&mixed.rig.nodes);
+    assert_reachable(&mixed.rig.nodes, backend);
 }
 
 #[test]
@@ -187,6 +217,11 @@ fn a_cluster_changes_over_from_flannels_vxlan_node_by_node() {
 #[test]
 fn a_cluster_changes_over_from_flannels_host_gw_node_by_node() {
     change_over("host-gw");
+}
+
+#[test]
+fn a_cluster_changes_over_from_flannels_udp_node_by_node() {
+    change_over("udp");
 }
 
 #[test]

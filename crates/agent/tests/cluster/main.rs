@@ -15,6 +15,7 @@ mod healing;
 mod kubernetes;
 mod membership;
 mod operation;
+mod proxy;
 mod restart;
 mod rig;
 mod store;

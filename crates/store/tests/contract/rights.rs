@@ -250,6 +250,53 @@ fn put_furnished_node(server: &ApiServer) {
     );
 }
 
+/// That the policy refuses each of these changes of node1, for that reason.
+fn assert_refused(server: &ApiServer, bounds: &Bounds, changes: &[(&str, Value, &str)]) {
+    for (part, patch, what) in changes {
+        let (code, answer) = bounds.ask(server, "node1", part, patch);
+        let told = answer["message"].as_str().unwrap_or_default();
+        assert!(
+            code == 422 && told.contains("ValidatingAdmissionPolicy 'fairlead'"),
+            "{patch}: {code} {answer}"
+        );
+        assert!(told.contains(&format!("denied request: {what}")), "{patch}: {told}");
+    }
+}
+
+#[test]
+fn of_flannels_annotations_an_agent_writes_those_that_flannel_does() {
+    let Some(turn) = Turn::take() else { return };
+    let server = locked(&turn.server);
+    put_furnished_node(&server);
+    let bounds = Bounds::set(&server);
+    let change = |key: &str, text: Value| {
+        let annotation = json!({format!("flannel.alpha.coreos.com/{key}"): text});
+        ("/status", json!({"metadata": {"annotations": annotation}}), ANNOTATIONS)
+    };
+    server.patch("/api/v1/nodes/node1", &change("public-ip-overwrite", json!("198.18.0.7")).1);
+    // What people write for flannel, and what only begins as its do.
+    let refused = [
+        change("public-ip-overwrite", json!("198.18.0.9")),
+        change("public-ip-overwrite", Value::Null),
+        change("node-public-ip", json!("198.18.0.9")),
+        change("backend-type-x", json!("vxlan")),
+        change("backend-v6-data", json!("{}")),
+    ];
+    assert_refused(&server, &bounds, &refused);
+    for (key, text) in [
+        ("kube-subnet-manager", "true"),
+        ("backend-type", "vxlan"),
+        ("backend-data", "{}"),
+        ("public-ip", "::"),
+    ] {
+        for text in [json!(text), Value::Null] {
+            let (part, patch, _) = change(key, text);
+            let (code, answer) = bounds.ask(&server, "node1", part, &patch);
+            assert_eq!(code, 200, "{patch}: {answer}");
+        }
+    }
+}
+
 #[test]
 fn of_its_own_node_an_agent_writes_only_what_is_fairleads() {
     let Some(turn) = Turn::take() else { return };
@@ -266,8 +313,7 @@ fn of_its_own_node_an_agent_writes_only_what_is_fairleads() {
         whole.as_object_mut().unwrap().extend(change.as_object().cloned().unwrap());
         whole
     };
-    let flannel = |key: &str, text: Value| json!({"metadata": {"annotations": {format!("flannel.alpha.coreos.com/{key}"): text}}});
-    let refused: [(&str, Value, &str); 19] = [
+    let refused: [(&str, Value, &str); 16] = [
         ("", json!({"spec": {"taints": more}}), TAINTS),
         ("", json!({"spec": {"taints": null}}), TAINTS),
         ("", json!({"spec": {"taints": [startup_taint()]}}), TAINTS),
@@ -281,33 +327,16 @@ fn of_its_own_node_an_agent_writes_only_what_is_fairleads() {
         ("/status", json!({"metadata": {"annotations": {"other.io/x": "z"}}}), ANNOTATIONS),
         ("/status", json!({"metadata": {"annotations": {"other.io/x": null}}}), ANNOTATIONS),
         ("/status", json!({"metadata": {"annotations": {"other.io/new": "z"}}}), ANNOTATIONS),
-        // What people write for flannel, and what only looks like its.
-        ("/status", flannel("public-ip-overwrite", json!("198.18.0.9")), ANNOTATIONS),
-        ("/status", flannel("node-public-ip", json!("198.18.0.9")), ANNOTATIONS),
-        ("/status", flannel("backend-type-x", json!("vxlan")), ANNOTATIONS),
         ("/status", json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}}), STATUS),
         ("/status", json!({"status": {"addresses": []}}), STATUS),
         ("/status", json!({"status": {"capacity": {"cpu": "9"}}}), STATUS),
     ];
-    for (part, patch, what) in &refused {
-        let (code, answer) = bounds.ask(&server, "node1", part, patch);
-        let told = answer["message"].as_str().unwrap_or_default();
-        assert!(
-            code == 422 && told.contains("ValidatingAdmissionPolicy 'fairlead'"),
-            "{patch}: {code} {answer}"
-        );
-        assert!(told.contains(&format!("denied request: {what}")), "{patch}: {told}");
-    }
+    assert_refused(&server, &bounds, &refused);
     let before = server.get("/api/v1/nodes/node1");
     assert_eq!((&before["spec"]["taints"], &before["metadata"]["labels"]["zone"]), (&taints, &json!("a")));
     let good = [
         ("/status", json!({"metadata": {"annotations": {"fairlead.io/x": "y"}}})),
         ("/status", json!({"metadata": {"annotations": {"fairlead.io/x": null}}})),
-        ("/status", flannel("kube-subnet-manager", json!("true"))),
-        ("/status", flannel("backend-type", json!("vxlan"))),
-        ("/status", flannel("backend-data", json!("{}"))),
-        ("/status", flannel("public-ip", json!("198.18.0.1"))),
-        ("/status", flannel("public-ip", Value::Null)),
         ("", beside(json!({}))),
         ("", beside(json!({}))),
     ];
