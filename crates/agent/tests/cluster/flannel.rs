@@ -55,7 +55,7 @@ impl Mixed {
     /// What flannel does on its own node when it starts.
     fn set_up_flannel(&mut self, index: usize) {
         let node = &self.rig.nodes[index];
-        let mac = format!("ba:1d:00:00:00:0{}", node.number);
+        let mac = flannels_mac(node);
         if self.backend == "udp" {
             let proxy = Proxy::start(&node.netns, "flannel0", underlay(node).parse().unwrap());
             node.netns.ip("link set flannel0 mtu 1472 up");
@@ -63,16 +63,23 @@ impl Mixed {
             node.netns.ip("route add 10.244.0.0/16 dev flannel0");
             self.proxies.insert(node.number, proxy);
         }
-        let data = if self.backend == "vxlan" {
+        if self.backend == "vxlan" {
             let local = underlay(node);
             node.netns.ip(&format!(
                 "link add flannel.1 address {mac} mtu 1450 type vxlan id 1 dev eth0 local {local} dstport 8472 nolearning"
             ));
             node.netns.ip("link set flannel.1 up");
             node.netns.ip(&format!("address add {}/32 dev flannel.1", base(node)));
-            json!({"VNI": 1, "VtepMAC": mac}).to_string()
-        } else {
-            "null".to_owned()
+        }
+        self.tell_flannels_words(index);
+    }
+
+    /// The part of it that others read.
+    fn tell_flannels_words(&self, index: usize) {
+        let node = &self.rig.nodes[index];
+        let data = match self.backend {
+            "vxlan" => json!({"VNI": 1, "VtepMAC": flannels_mac(node)}).to_string(),
+            _ => "null".to_owned(),
         };
         let annotations = json!({
             format!("{PREFIX}kube-subnet-manager"): "true", format!("{PREFIX}backend-type"): self.backend,
@@ -114,6 +121,10 @@ impl Mixed {
         run_ok(node.netns.command("bridge").args(entry));
         node.netns.ip(&format!("route replace {cidr} via {base} dev flannel.1 onlink"));
     }
+}
+
+fn flannels_mac(node: &Node) -> String {
+    format!("ba:1d:00:00:00:0{}", node.number)
 }
 
 fn configuration(backend: &str, annotations: bool) -> String {
@@ -199,6 +210,12 @@ fn change_over(backend: &'static str) {
     mixed.hear(third, first, &said);
     assert_reachable(&mixed.rig.nodes, backend);
 
+    // A flannel that is started there by mistake does not stay the last to speak, and is nobody's double.
+    mixed.tell_flannels_words(0);
+    assert_eq!(mixed.said(&mixed.rig.nodes[0], |data| backend != "vxlan" || data["VtepMAC"] == *ours), said);
+    let status = mixed.rig.nodes[0].await_status("is ready", |status| status.ready);
+    assert!(status.problems.is_empty(), "{:?}", status.problems);
+
     // Once there is none of flannel left, nobody need be told.
     mixed.rig.nodes[0].configure(&configuration(backend, false));
     eventually("nothing is said in flannel's words", || {
@@ -240,4 +257,15 @@ fn an_agent_with_flannels_tunnel_in_its_way_draws_nobodys_packets() {
     assert!(
         mixed.server.get("/api/v1/nodes/node1")["metadata"]["annotations"]["fairlead.io/lease"].is_null()
     );
+}
+
+#[test]
+fn on_a_directory_the_key_has_no_effect_and_the_log_says_so() {
+    let mut rig = Rig::new(1);
+    rig.nodes[0].configure("flannel: {annotations: true}\n");
+    rig.nodes[0].start();
+    rig.nodes[0].await_status("is ready", |status| status.ready);
+    assert!(rig.nodes[0].log().contains("flannel.annotations has no effect"), "{}", rig.nodes[0].log());
+    let store = store::Directory::open(rig.store.path()).unwrap();
+    assert_eq!(store.list().unwrap().snapshot.leases["node1"].flannel, cluster::Flannel::Apart);
 }
