@@ -485,6 +485,7 @@ backend: host-gw
 vxlan: {vni: 7, port: 4789, directRouting: true}
 udp: {port: 1}
 wireguard: {port: 2}
+flannel: {annotations: true}
 masquerade: {enabled: false}
 plugins: {portmap: false, bandwidth: false}
 ";
@@ -494,7 +495,7 @@ plugins: {portmap: false, bandwidth: false}
         assert_eq!(config.underlay.advertise.len(), 2);
         assert_eq!((config.vxlan.vni, config.vxlan.port, config.masquerade.enabled), (7, 4789, false));
         assert_eq!((config.backend, config.vxlan.direct_routing), (BackendKind::HostGw, true));
-        assert_eq!((config.udp.port, config.wireguard.port), (1, 2));
+        assert_eq!((config.udp.port, config.wireguard.port, config.flannel.annotations), (1, 2, true));
         assert_eq!((config.plugins.portmap, config.plugins.bandwidth), (false, false));
         assert_eq!(config.cluster.deleted_node_grace_seconds, 5);
         assert_eq!(config.pools().unwrap().len(), 2);
@@ -508,7 +509,7 @@ plugins: {portmap: false, bandwidth: false}
         let text = error("encapsulation: vxlan\n");
         assert!(
             text.contains(
-                "the keys here are cluster, underlay, backend, vxlan, udp, wireguard, masquerade, plugins"
+                "the keys here are cluster, underlay, backend, vxlan, udp, wireguard, flannel, masquerade, plugins"
             ),
             "{text}"
         );
