@@ -6,7 +6,8 @@
 //!
 //! [`run`] builds and moves into a network namespace of its own; [`inside`] measures there: [`plugins`] one
 //! pod at a time, [`status`] how long a kubelet's question takes, [`burst`] fifty pods ten at a time, [`crowd`] a
-//! hundred at once, [`cluster`] the demo and an idle agent, [`kubernetes`] an agent of a large Kubernetes.
+//! hundred at once, [`cluster`] the demo and an idle agent, [`kubernetes`] an agent of a large Kubernetes, [`tunnel`] packets
+//! between nodes.
 
 mod burst;
 mod cluster;
@@ -15,6 +16,7 @@ mod kubernetes;
 mod plugins;
 mod status;
 mod subject;
+mod tunnel;
 
 use std::{
     path::PathBuf,
@@ -30,13 +32,14 @@ use crate::{packages, process, workspace};
 type Part = fn() -> anyhow::Result<()>;
 
 /// The parts, by the names that they are asked for with.
-const PARTS: [(&str, Part); 6] = [
+const PARTS: [(&str, Part); 7] = [
     ("plugins", plugins::run),
     ("status", status::run),
     ("burst", burst::run),
     ("crowd", crowd::run),
     ("cluster", cluster::run),
     ("kubernetes", kubernetes::run),
+    ("tunnel", tunnel::run),
 ];
 
 /// Builds what is measured, then runs [`inside`] in a fresh network namespace.
@@ -58,6 +61,8 @@ pub(crate) fn run(part: &str) -> anyhow::Result<()> {
             package,
         ]))?;
     }
+    let carry = ["build", "--locked", "--release", "--quiet", "--package", "tunnel", "--example", "carry"];
+    process::run(workspace::cargo().args(carry))?;
     let program = std::env::current_exe().context("finding our own program")?;
     let mut unshare = Command::new("unshare");
     if process::output(Command::new("id").arg("-u"))?.trim() != "0" {

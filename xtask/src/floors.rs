@@ -18,7 +18,7 @@ const FLOORS: [&[&str]; 5] = [
 ];
 
 /// Crates that may use less than their floor allows: the plugins start in a millisecond, the kernel's door
-/// knows no cluster.
+/// knows no cluster, and neither does what carries packets.
 const NARROW: [(&str, &[&str]); 6] = [
     ("plugins", &["cni", "cluster", "netstate", "kernel"]),
     ("kernel", &["netstate"]),

@@ -38,6 +38,7 @@ pub(crate) const TESTS: &[Need] = &[
     ("conmon", "conmon"),
     ("curl", "curl"),
     ("etcd", "etcd-server"),
+    ("ethtool", "ethtool"),
     ("openssl", "openssl"),
 ];
 

@@ -43,8 +43,7 @@ fn start(arguments: &[String], clean: bool) -> Result<(), Box<dyn std::error::Er
     options.conf_dir = conf_dir.into();
     // The tests want a deleted node to be gone at once, unless they say otherwise.
     options.config.cluster.deleted_node_grace_seconds = 0;
-    options.http =
-        std::env::var("AGENT_HEALTH").iter().map(|address| address.parse()).collect::<Result<_, _>>()?;
+    options.health = std::env::var("AGENT_HEALTH").ok().map(|address| address.parse()).transpose()?;
     options.config_file = rest.first().map(Into::into);
     if clean {
         let mut said = Vec::new();

@@ -182,6 +182,12 @@ pub struct Chained {
     pub bandwidth: bool,
 }
 
+impl BackendKind {
+    /// All of them.
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Vxlan, Self::HostGw, Self::Udp, Self::Ipip, Self::WireGuard, Self::None];
+}
+
 impl Default for Chained {
     fn default() -> Self {
         Self { portmap: true, bandwidth: true }
@@ -335,6 +341,11 @@ impl Config {
         Ok(pools)
     }
 
+    /// The same with another backend.
+    pub(crate) fn with(&self, backend: BackendKind) -> Self {
+        Self { backend, ..self.clone() }
+    }
+
     /// What a node of that name tells its peers of how it is reached. The key is for WireGuard; without one it is none
     /// that anybody could have, for those who ask for something else.
     #[must_use]
@@ -379,6 +390,13 @@ impl Config {
             if port == 0 {
                 return Err(value(key, "is 0".to_owned()));
             }
+        }
+        // While a cluster changes its backend a node has two of them.
+        if self.udp.port == self.vxlan.port || self.udp.port == self.wireguard.port {
+            return Err(value("udp.port", format!("is {}, and so is another backend's", self.udp.port)));
+        }
+        if self.wireguard.port == self.vxlan.port {
+            return Err(value("wireguard.port", format!("is {}, and so is vxlan.port", self.vxlan.port)));
         }
         if self.underlay.mtu.is_some_and(|mtu| !(576..=65_535).contains(&mtu)) {
             return Err(value("underlay.mtu", "is not between 576 and 65535".to_owned()));
@@ -528,6 +546,8 @@ plugins: {portmap: false, bandwidth: false}
             ("vxlan: {vni: 16777216}", "vxlan.vni"),
             ("vxlan: {port: 0}", "vxlan.port is 0"),
             ("udp: {port: 0}", "udp.port is 0"),
+            ("udp: {port: 8472}", "udp.port is 8472, and so is another backend's"),
+            ("wireguard: {port: 8472}", "wireguard.port is 8472, and so is vxlan.port"),
             ("underlay: {mtu: 10}", "underlay.mtu"),
             ("underlay: {interface: 'a b'}", "underlay.interface"),
         ] {

@@ -154,13 +154,23 @@ fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// This node's private key of WireGuard, in `<state dir>/wireguard.key`, which only root reads: the one that is there, or a
-/// new one. A reboot empties the directory; the node then has another key, and its lease tells the peers.
-pub(crate) fn private_key(state_dir: &Path) -> Result<[u8; 32], FileError> {
-    let path = state_dir.join("wireguard.key");
-    let there = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<PublicKey>().ok());
-    if let Some(PublicKey(bytes)) = there {
-        return Ok(bytes);
+/// The file of this node's private key of WireGuard within the state directory.
+const KEY: &str = "wireguard.key";
+
+/// This node's private key of WireGuard, which only root reads: the one that is there, or, if it `makes` one, a new one. A
+/// reboot empties the directory; the node then has another key, and its lease tells the peers.
+pub(crate) fn private_key(state_dir: &Path, makes: bool) -> Result<Option<[u8; 32]>, FileError> {
+    let path = state_dir.join(KEY);
+    match fs::read_to_string(&path) {
+        // Both kinds of key look the same in base64.
+        Ok(text) => {
+            let key = text.trim().parse::<PublicKey>();
+            let wrong = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+            return key.map(|key| Some(key.0)).map_err(wrong).map_err(failed("use the key in", &path));
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !makes => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed("read", &path)(error)),
     }
     let random = Path::new("/dev/urandom");
     let mut bytes = [0; 32];
@@ -168,17 +178,23 @@ pub(crate) fn private_key(state_dir: &Path) -> Result<[u8; 32], FileError> {
         .and_then(|mut file| file.read_exact(&mut bytes))
         .map_err(failed("read", random))?;
     let half = path.with_file_name(".wireguard.key.half");
+    // One that a killed agent left may be readable by others.
+    remove(&half)?;
     let write = || {
-        let mut file =
-            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&half)?;
-        // Both kinds of key look the same in base64.
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&half)?;
         writeln!(file, "{}", PublicKey(bytes))?;
         file.sync_data()
     };
     write().map_err(failed("write", &half))?;
     fs::rename(&half, &path).map_err(failed("replace", &path))?;
     tracing::info!(path = %path.display(), "a new WireGuard key was made");
-    Ok(bytes)
+    Ok(Some(bytes))
+}
+
+/// Removes the private key; returns where it was, if it was there.
+pub(crate) fn forget_key(state_dir: &Path) -> Result<Option<PathBuf>, FileError> {
+    let path = state_dir.join(KEY);
+    Ok(remove(&path)?.then_some(path))
 }
 
 /// Makes a directory and those above it.

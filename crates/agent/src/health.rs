@@ -3,7 +3,7 @@
 //!
 //! Read [`Health::serve`]. `/livez` is answered with 200 as soon as the loop says anything. `/readyz` is answered with
 //! 200 when the node can carry a new pod and at least one of a few of its peers answers through the tunnel (of a peer the
-//! kernel answers, so one whose agent is down counts); else with 503 and the reasons, a line each. A node without peers
+//! kernel answers, so one whose agent is down counts, but where the agent carries the tunnel itself); else with 503 and the reasons, a line each. A node without peers
 //! needs none.
 //!
 //! The requests are three fixed lines, so the reader is twenty lines and no HTTP library; whatever else is asked is
@@ -31,17 +31,28 @@ const LONGEST_REQUEST: usize = 4096;
 /// The health address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "listen on {address} for health checks\nhint: is another agent or program there? --health takes another address"
+    "listen on {address} for health checks or metrics\nhint: is another agent or program there? --health and --metrics take \
+     another address"
 )]
 pub struct HealthError {
     address: SocketAddr,
     source: io::Error,
 }
 
+/// What a listening socket answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Serves {
+    /// Health checks, and what the agent counts.
+    Everything,
+    /// What the agent counts, to whomever reaches it.
+    Metrics,
+}
+
 /// The listening socket.
 #[derive(Debug)]
 pub(crate) struct Health {
     listener: TcpListener,
+    serves: Serves,
 }
 
 /// An answer.
@@ -58,29 +69,30 @@ impl Verdict {
 }
 
 impl Health {
-    pub(crate) fn open(address: SocketAddr) -> Result<Self, HealthError> {
+    pub(crate) fn open(address: SocketAddr, serves: Serves) -> Result<Self, HealthError> {
         let listener = TcpListener::bind(address).map_err(|source| HealthError { address, source })?;
-        Ok(Self { listener })
+        Ok(Self { listener, serves })
     }
 
     /// Serves until the process ends.
     pub(crate) fn serve(&self, events: &Sender<Event>) {
         for stream in self.listener.incoming().flatten() {
             // A client that went away or said nothing is its own problem.
-            if let Err(error) = serve_one(stream, events) {
+            if let Err(error) = serve_one(stream, self.serves, events) {
                 tracing::debug!(%error, "a health check was not answered");
             }
         }
     }
 }
 
-fn serve_one(mut stream: TcpStream, events: &Sender<Event>) -> io::Result<()> {
+fn serve_one(mut stream: TcpStream, serves: Serves, events: &Sender<Event>) -> io::Result<()> {
     stream.set_write_timeout(Some(PATIENCE))?;
     let head = read_head(&mut stream, Instant::now() + PATIENCE)?;
     let verdict = match asked_path(&head) {
+        Some("/metrics") => measured(events),
+        Some(_) if serves == Serves::Metrics => Verdict::plain("404 Not Found", "ask for /metrics\n"),
         Some("/livez") => alive(events),
         Some("/readyz") => ready(events),
-        Some("/metrics") => measured(events),
         Some(_) => Verdict::plain("404 Not Found", "ask for /livez, /readyz or /metrics\n"),
         None => Verdict::plain("400 Bad Request", "this is no GET request\n"),
     };
@@ -167,13 +179,13 @@ mod tests {
     use std::net::{SocketAddr, TcpStream};
     use std::sync::mpsc;
 
-    use super::{Health, asked_path};
+    use super::{Health, Serves, asked_path};
     use crate::event::Event;
     use crate::status::Answer;
 
     /// A server whose loop answers with these reasons, or not at all.
     fn serving(reasons: Option<&[&str]>) -> SocketAddr {
-        let health = Health::open(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let health = Health::open(SocketAddr::from(([127, 0, 0, 1], 0)), Serves::Everything).unwrap();
         let address = health.listener.local_addr().unwrap();
         let (sender, events) = mpsc::channel();
         std::thread::spawn(move || health.serve(&sender));

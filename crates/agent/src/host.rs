@@ -45,9 +45,14 @@ fn host_link(link: &link::Link) -> HostLink {
     }
 }
 
+/// The alias of the bridge that the plugins make in bridge mode.
+const POD_BRIDGE_ALIAS: &str = "fairlead-bridge";
+
 /// Whether a link carries the agent's mark or that of the plugins.
 fn is_ours(link: &link::Link) -> bool {
-    link.alias.as_deref().is_some_and(|alias| alias == LINK_ALIAS || is_pod_alias(alias))
+    link.alias
+        .as_deref()
+        .is_some_and(|alias| alias == LINK_ALIAS || alias == POD_BRIDGE_ALIAS || is_pod_alias(alias))
 }
 
 pub(crate) fn is_pod_alias(alias: &str) -> bool {

@@ -113,7 +113,8 @@ fn tunnels(registry: &mut Registry, status: &Status) {
         }
     }
     registry.register("tunnel_packets", "Packets through tunnels that the agent carries", packets);
-    registry.register("tunnel_payload", "Bytes of those packets", bytes);
+    let help = "Bytes of those packets, without what the tunnel adds";
+    registry.register_with_unit("tunnel_payload", help, Unit::Bytes, bytes);
     registry.register("tunnel_dropped_packets", "Packets that those tunnels dropped", dropped);
 }
 

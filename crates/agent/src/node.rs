@@ -16,7 +16,7 @@ use std::time::Instant;
 use cluster::{Flannel, Lease, Node, NodeNetwork};
 use ipnet::IpNet;
 use netstate::pool::Pool;
-use netstate::{Conflict, RouteKind, State};
+use netstate::{Conflict, RouteKind, State, Step};
 use route::{Design, Family, TunnelDesign, TunnelKind, Underlay};
 use tunnel::Secret;
 
@@ -122,7 +122,7 @@ impl NodeKeeper {
             failed: false,
             config_problem,
             collected: false,
-            tunnels: Tunnels::default(),
+            tunnels: Tunnels::new(),
             key: None,
             changed: BTreeMap::new(),
             changeover: None,
@@ -190,7 +190,8 @@ impl NodeKeeper {
         if let Some((state, tunnels)) =
             self.design.as_ref().map(|design| (design.state.clone(), design.tunnels.clone()))
         {
-            let _ = self.make(&state, &mut outcome) && self.keep_tunnels(&tunnels, &mut outcome);
+            self.make(&state, &mut outcome);
+            self.keep_tunnels(&tunnels, &mut outcome);
             outcome.healed = outcome.changed && !outcome.failed && !self.failed;
         }
         self.publish_readiness(&mut outcome);
@@ -223,7 +224,9 @@ impl NodeKeeper {
                 self.report.problem(Reason::PeerIgnored, told(problem))
             }
         }
-        let made = self.make(&design.state, outcome) && self.keep_tunnels(&design.tunnels, outcome);
+        let made = self.make(&design.state, outcome);
+        let kept = self.keep_tunnels(&design.tunnels, outcome);
+        let made = made && kept && self.report.is_ready();
         let as_before = self.design.as_ref().is_some_and(|before| before.state == design.state);
         outcome.healed = outcome.changed && made && as_before && !self.failed;
         self.note_changed_paths(&design);
@@ -273,6 +276,7 @@ impl NodeKeeper {
         }
         match self.leases.publish(&mut view.snapshot, lease) {
             Ok(true) => {
+                self.note_published(&lease.backend);
                 self.published.retain(|published| published != lease);
                 self.published.push_back(lease.clone());
                 if self.published.len() > OWN_LEASES {
@@ -306,7 +310,7 @@ impl NodeKeeper {
         contested
     }
 
-    /// Makes the kernel hold this state; true if it does and nothing else keeps the node from carrying pods.
+    /// Makes the kernel hold this state; true if it does.
     fn make(&mut self, want: &State, outcome: &mut Outcome) -> bool {
         for _ in 0..LOOKS {
             let plan = match self.door.plan(want) {
@@ -324,8 +328,13 @@ impl NodeKeeper {
                 self.report.not_ready(Reason::ForeignObject, taken.to_string());
             }
             if plan.steps.is_empty() {
-                return self.report.is_ready();
+                return true;
             }
+            let made = plan.steps.iter().filter_map(|step| match step {
+                Step::CreateLink(link) => Some(link.name),
+                _ => None,
+            });
+            self.tunnels.forget(&made.collect());
             for step in &plan.steps {
                 tracing::debug!("{step}");
             }

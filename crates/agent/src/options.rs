@@ -12,7 +12,7 @@ use crate::Config;
 pub struct Options {
     /// The node this agent is for, as its Node object is named (`--node`).
     pub node: String,
-    /// The store (`--store dir:PATH` or `--store kubernetes[:KUBECONFIG]`).
+    /// The store (`--store dir:PATH`, `--store kubernetes[:KUBECONFIG]` or `--store etcd:URL[,URL]`).
     pub store: Location,
     /// The configuration file (`--config FILE`, see [`Config`]), read at the start and followed from then on.
     pub config_file: Option<PathBuf>,
@@ -27,8 +27,10 @@ pub struct Options {
     pub ipam_dir: Option<PathBuf>,
     /// Whether the network shall be a bridge (`cni0`) instead of routed links (`--bridge`).
     pub bridge: bool,
-    /// Where `/livez`, `/readyz` and `/metrics` are answered by HTTP (`--health`, `--metrics`).
-    pub http: Vec<SocketAddr>,
+    /// Where `/livez`, `/readyz` and `/metrics` are answered by HTTP (`--health`); nowhere if none.
+    pub health: Option<SocketAddr>,
+    /// Where `/metrics` alone is (`--metrics`); nowhere else if none.
+    pub metrics: Option<SocketAddr>,
     /// What frees the addresses and host ports of attachments that are gone and that nobody deleted, given the conflist;
     /// called once the node is ready. The plugins know how; the agent only knows when.
     pub collect: Option<Collect>,
@@ -55,7 +57,8 @@ impl Options {
             conf_dir: PathBuf::from(Self::CONF_DIR),
             ipam_dir: None,
             bridge: false,
-            http: Vec::new(),
+            health: None,
+            metrics: None,
             collect: None,
         }
     }
@@ -69,7 +72,7 @@ impl Options {
     pub(crate) fn tell_what_is_without_effect(&self) {
         if self.config.flannel.annotations && !self.store.has_flannel() {
             let store = &self.store;
-            tracing::warn!(%store, "flannel.annotations has no effect: nodes of flannel read Kubernetes' Nodes alone");
+            tracing::warn!(%store, "flannel.annotations has no effect: it is about annotations of Kubernetes' Nodes");
         }
     }
 }

@@ -108,7 +108,9 @@ impl Loop {
 
     /// Waits for the next event, or until something is due.
     fn next(&self, events: &Receiver<Event>) -> Result<Event, RecvTimeoutError> {
-        let deadline = self.due.deadline().into_iter().chain(self.view.deadline()).chain(self.step).min();
+        // A pass that is held back brings the step with it.
+        let step = self.step.filter(|_| self.due.not_before.is_none());
+        let deadline = self.due.deadline().into_iter().chain(self.view.deadline()).chain(step).min();
         match deadline {
             None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(at) => events.recv_timeout(at.saturating_duration_since(Instant::now())),

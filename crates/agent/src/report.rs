@@ -259,8 +259,7 @@ pub(crate) fn told(error: &dyn std::error::Error) -> String {
 /// How many peers are asked at once whether they are reached.
 const PROBED: usize = 3;
 
-/// Addresses of a few of the peers that are programmed, other ones with each turn: of its tunnel's end where there is one,
-/// so that the answer shows the tunnel, else of the machine.
+/// The tunnel's ends of a few of the peers that are programmed and have one, other ones with each turn.
 pub(crate) fn probed(snapshot: &Snapshot, design: &Design, turn: usize) -> Vec<Probed> {
     let count = design.peers.len();
     let from = turn.wrapping_mul(PROBED).checked_rem(count).unwrap_or(0);
@@ -273,7 +272,8 @@ pub(crate) fn probed(snapshot: &Snapshot, design: &Design, turn: usize) -> Vec<P
                 Way::Vxlan { .. } | Way::Tunnel { .. } => {
                     base_address(*cidrs.iter().find(|cidr| Family::of_net(cidr) == *family)?)
                 }
-                Way::Direct { gateway, .. } => *gateway,
+                // Its machine may answer nobody, and would show nothing of the way to its pods.
+                Way::Direct { .. } => return None,
             };
             Some(Probed { node: node.to_string(), address })
         })

@@ -17,8 +17,8 @@ use crate::announce::{Announcer, tell_at_once};
 use crate::config::ConfigError;
 use crate::door::{Door, DoorError, Watcher};
 use crate::event::Event;
-use crate::files::{Conflist, FileError, NetworkFile, make_directory};
-use crate::health::{Health, HealthError};
+use crate::files::{Conflist, FileError, NetworkFile, forget_key, make_directory};
+use crate::health::{Health, HealthError, Serves};
 use crate::lease::Leases;
 use crate::node::{NodeKeeper, Parts};
 use crate::options::Options;
@@ -127,7 +127,9 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let store: Arc<dyn Store> = options.store.open()?.into();
     let watch = store.watch(&INTEREST)?;
     let announcer = Announcer::start(&options.node, Arc::clone(&store))?;
-    let http = options.http.iter().copied().map(Health::open).collect::<Result<_, _>>()?;
+    let wanted = [(options.health, Serves::Everything), (options.metrics, Serves::Metrics)];
+    let wanted = wanted.into_iter().filter_map(|(address, serves)| Some((address?, serves)));
+    let http = wanted.map(|(address, serves)| Health::open(address, serves)).collect::<Result<_, _>>()?;
     let node = NodeKeeper::new(Parts {
         options: options.clone(),
         pools,
@@ -196,6 +198,9 @@ fn clean_alone(
     }
     if ConfigFile::forget(&options.state_dir)? {
         said.push(format!("- file {}", options.state_dir.join(ConfigFile::KEPT).display()));
+    }
+    if let Some(key) = forget_key(&options.state_dir)? {
+        said.push(format!("- file {}", key.display()));
     }
     let (mut door, _) = Door::open().map_err(kernel_error("open netlink"))?;
     let plan = door.plan(&State::default()).map_err(kernel_error("look at the kernel"))?;

@@ -1,12 +1,13 @@
 //! The tunnels that a program carries: this one.
 //!
 //! Read [`Tunnels::keep`]. The design says which there are to be, over which device, and with whom; the crate `tunnel` does
-//! the carrying, in threads of its own that the loop never waits for. A tunnel that runs as designed is only told its
+//! the carrying, in threads of its own. A tunnel that runs as designed is only told its
 //! peers, and only when those are others; one whose device was deleted has ended, and is started anew with the new device.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::thread::available_parallelism;
 
+use netstate::LinkName;
 use route::{TunnelDesign, TunnelKind, TunnelPeer};
 use tunnel::{Encapsulation, Peer, Secret, Settings, Tunnel};
 
@@ -16,9 +17,11 @@ use crate::status::{PeerTraffic, TunnelTraffic};
 const MOST_QUEUES: usize = 4;
 
 /// The tunnels that run.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Tunnels {
     running: BTreeMap<TunnelKind, Running>,
+    /// Asked once: a tunnel with another number of queues is another tunnel.
+    queues: usize,
 }
 
 #[derive(Debug)]
@@ -29,6 +32,16 @@ struct Running {
 }
 
 impl Tunnels {
+    pub(crate) fn new() -> Self {
+        let queues = available_parallelism().map_or(1, usize::from).min(MOST_QUEUES);
+        Self { running: BTreeMap::new(), queues }
+    }
+
+    /// These devices have just been made: a tunnel that ran over one of the same name has nothing to carry any more.
+    pub(crate) fn forget(&mut self, devices: &BTreeSet<LinkName>) {
+        self.running.retain(|kind, _| !devices.iter().any(|device| device.as_str() == kind.device()));
+    }
+
     /// Makes it so that exactly these run. `key` is this node's, for WireGuard.
     ///
     /// # Errors
@@ -41,7 +54,7 @@ impl Tunnels {
         self.running.retain(|kind, _| wanted.contains_key(kind));
         let mut outcome = Ok(());
         for (kind, design) in wanted {
-            let Some(settings) = settings(*kind, design, key) else { continue };
+            let Some(settings) = settings(*kind, design, key, self.queues) else { continue };
             if let Err(error) = self.keep_one(*kind, settings, design) {
                 outcome = Err(error);
             }
@@ -66,7 +79,7 @@ impl Tunnels {
             self.running.insert(kind, Running { settings, peers: Vec::new(), tunnel });
         }
         if let Some(running) = self.running.get_mut(&kind).filter(|running| running.peers != design.peers) {
-            running.tunnel.set_peers(&design.peers.iter().map(told).collect::<Vec<_>>());
+            running.tunnel.set_peers(&design.peers.iter().map(peer_of).collect::<Vec<_>>());
             running.peers.clone_from(&design.peers);
         }
         Ok(())
@@ -78,16 +91,16 @@ impl Tunnels {
     }
 }
 
-fn settings(kind: TunnelKind, design: &TunnelDesign, key: Option<Secret>) -> Option<Settings> {
+/// None for WireGuard without a key, which a node that never had it does not need.
+fn settings(kind: TunnelKind, design: &TunnelDesign, key: Option<Secret>, queues: usize) -> Option<Settings> {
     let encapsulation = match kind {
         TunnelKind::Udp => Encapsulation::Udp,
         TunnelKind::Ipip => Encapsulation::Ipip,
         TunnelKind::WireGuard => Encapsulation::WireGuard { private_key: key? },
     };
-    let cores = available_parallelism().map_or(1, usize::from).min(MOST_QUEUES);
     Some(Settings {
         device: design.device.to_string(),
-        queues: if kind == TunnelKind::Ipip { 1 } else { cores },
+        queues: if kind == TunnelKind::Ipip { 1 } else { queues },
         port: design.port,
         underlay: vec![design.underlay],
         encapsulation,
@@ -95,7 +108,7 @@ fn settings(kind: TunnelKind, design: &TunnelDesign, key: Option<Secret>) -> Opt
     })
 }
 
-fn told(peer: &TunnelPeer) -> Peer {
+fn peer_of(peer: &TunnelPeer) -> Peer {
     Peer {
         port: Some(peer.port).filter(|port| *port != 0),
         pod_cidrs: peer.pod_cidrs.clone(),

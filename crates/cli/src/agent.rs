@@ -15,10 +15,12 @@ use tracing_subscriber::EnvFilter;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  fairlead agent --store dir:/etc/fairlead/cluster --node node1\n  \
 fairlead agent --store kubernetes:/etc/fairlead/kubeconfig --node node1\n  \
+fairlead agent --store etcd:https://10.0.0.1:2379,https://10.0.0.2:2379 --node node1\n  \
 fairlead agent --store kubernetes --bin-dir /opt/cni/bin --health 127.0.0.1:7670")]
 pub(crate) struct Arguments {
     /// Where the cluster's state is: dir:PATH, kubernetes:KUBECONFIG, or kubernetes for a pod's service account, else
-    /// what kubectl would take
+    /// what kubectl would take; or etcd:URL[,URL], whose certificates, user and password FAIRLEAD_ETCD_CA, _CERT, _KEY,
+    /// _USERNAME and _PASSWORD_FILE in the environment tell
     #[arg(long, value_name = "STORE", value_parser = str::parse::<Location>)]
     store: Location,
     /// The namespace of Fairlead's own objects in Kubernetes
@@ -77,7 +79,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     options.conf_dir = arguments.conf_dir;
     options.ipam_dir = arguments.ipam_dir;
     options.bridge = arguments.bridge;
-    options.http = arguments.health.into_iter().chain(arguments.metrics).collect();
+    options.health = arguments.health;
+    options.metrics = arguments.metrics;
     options.collect = Some(plugins::stale::collect);
     if let Some(directory) = arguments.bin_dir {
         lay_plugins(&directory)?;

@@ -158,7 +158,8 @@ impl Queue {
         Ok(())
     }
 
-    /// The next packet behind its header, and how long both are; `None` when there is none now.
+    /// The next packet behind its header, and how long both are; `None` when there is none now, and nothing at all for one
+    /// that the kernel could not describe.
     ///
     /// # Errors
     /// When the device is gone.
@@ -167,6 +168,8 @@ impl Queue {
             match rustix::io::read(&self.descriptor, &mut *buffer) {
                 Ok(length) => return Ok(Some(length)),
                 Err(Errno::AGAIN) => return Ok(None),
+                // A super-packet of a kind that has no number in the header; the kernel has thrown it away.
+                Err(Errno::INVAL) => return Ok(Some(0)),
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno),
             }

@@ -9,7 +9,8 @@
 //! route, more specific, wins, and so does a bridge's connected route; an address no pod has is answered at
 //! once instead of bouncing between nodes.
 //!
-//! `rp_filter` needs no change: what arrives by one way is also routed back by it, which even the strict form accepts.
+//! `rp_filter` needs no change: what arrives by one way is also routed back by it, which even the strict form accepts, but
+//! for the two seconds in which two nodes change their backend one after the other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -43,7 +44,7 @@ pub struct Inputs<'a> {
     /// By what this node sends: the backend of its lease, but while it changes from another one.
     pub sends: &'a Backend,
     /// What it had before, while there may be peers that have not heard yet that it changes: it receives by that, too.
-    pub keeps: Option<&'a Backend>,
+    pub keeps: &'a [Backend],
     /// Where tunnels start.
     pub underlay: &'a Underlay,
     /// The underlay of each family, for packets that travel plainly.
@@ -91,7 +92,7 @@ pub struct Design {
     pub tunnels: BTreeMap<TunnelKind, TunnelDesign>,
     /// The peers that are programmed, and the path to each of their families.
     pub peers: BTreeMap<Arc<str>, BTreeMap<Family, Path>>,
-    /// Why others are not, by node; also this node's own trouble.
+    /// Why others are not, or in part only, by node; also this node's own trouble.
     pub problems: BTreeMap<Arc<str>, Problem>,
 }
 
@@ -112,12 +113,13 @@ type Superseded<'a> = BTreeSet<(&'a Arc<str>, IpNet)>;
 pub fn design(inputs: &Inputs<'_>) -> Design {
     let mut design = Design::default();
     let Overlaps { nodes: overlaps, cidrs: superseded } = carried::find(inputs);
-    let overlaps = Overlaps { nodes: overlaps, cidrs: BTreeSet::new() };
     if *inputs.sends != Backend::None {
         let mut seen = Seen::of(inputs);
         for lease in peers(inputs) {
             match Peer::check(inputs, lease, &overlaps, &mut seen) {
                 Ok(peer) => {
+                    let partly = peer.partly.clone();
+                    design.problems.extend(partly.map(|problem| (lease.node.clone(), problem)));
                     let cidrs: Vec<IpNet> = carried_by(lease, &superseded).collect();
                     peer_part(&mut design, inputs, &peer, &cidrs);
                 }
@@ -125,7 +127,7 @@ pub fn design(inputs: &Inputs<'_>) -> Design {
             }
         }
     }
-    if let Some(problem) = overlaps.nodes.get(&inputs.lease.node) {
+    if let Some(problem) = overlaps.get(&inputs.lease.node) {
         design.problems.insert(inputs.lease.node.clone(), problem.clone());
     }
     own_part(&mut design, inputs, &superseded);
@@ -137,14 +139,14 @@ fn own_part(design: &mut Design, inputs: &Inputs<'_>, superseded: &Superseded<'_
     for cidr in &inputs.lease.pod_cidrs {
         design.state.insert_route(unreachable(*cidr));
     }
-    // What is to be encrypted must not take the default route while there is no way to its peer.
-    if matches!(inputs.lease.backend, Backend::WireGuard { .. }) {
-        inputs.cluster.iter().for_each(|net| design.state.insert_route(unreachable(net.trunc())));
-    }
     let used: Vec<Way> = design.peers.values().flat_map(BTreeMap::values).map(|path| path.way).collect();
     let backends: Vec<&Backend> =
         [inputs.sends, &inputs.lease.backend].into_iter().chain(inputs.keeps).collect();
     let mut devices: Vec<LinkName> = Vec::new();
+    // What is to be encrypted must not take the default route while there is no way to its peer.
+    if backends.iter().any(|backend| matches!(backend, Backend::WireGuard { .. })) {
+        inputs.cluster.iter().for_each(|net| design.state.insert_route(unreachable(net.trunc())));
+    }
     let is_vxlan = |backend: &&Backend| matches!(backend, Backend::Vxlan { .. });
     if backends.iter().any(is_vxlan) || used.iter().any(|way| matches!(way, Way::Vxlan { .. })) {
         let link = vxlan::device(inputs);

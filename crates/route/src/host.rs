@@ -79,6 +79,12 @@ impl Host {
         self.links.iter().find(|link| link.name == name)
     }
 
+    /// Whether a link of that name is there and carries our mark.
+    #[must_use]
+    pub fn is_ours(&self, name: &str) -> bool {
+        self.link(name).is_some_and(|link| link.ours)
+    }
+
     /// The entry that holds exactly this address.
     #[must_use]
     pub fn holder(&self, address: IpAddr) -> Option<&HostAddress> {

@@ -15,7 +15,6 @@ use cluster::{Backend, Flannel, Lease, MacAddress};
 use ipnet::IpNet;
 use netstate::{LinkName, Mac};
 
-use crate::carried::Overlaps;
 use crate::design::Inputs;
 use crate::family::Family;
 use crate::problem::Problem;
@@ -78,20 +77,23 @@ enum Common {
     HostGw,
 }
 
-/// How two nodes talk to each other; the answer is the same on both.
-fn between(one: &Backend, other: &Backend) -> Option<Common> {
-    match (one, other) {
-        (Backend::WireGuard { .. }, Backend::WireGuard { .. }) => Some(Common::Tunnel(TunnelKind::WireGuard)),
-        _ => {
-            ranked(one).zip(ranked(other)).map(|(one, other)| if one.0 <= other.0 { one.1 } else { other.1 })
+/// How this node talks to one of that backend; the answer is the same on both.
+fn between(inputs: &Inputs<'_>, theirs: &Backend) -> Option<Common> {
+    match (inputs.sends, theirs) {
+        // As soon as both have said that they have it: there is no other way from one to the other.
+        (_, Backend::WireGuard { .. }) if matches!(inputs.lease.backend, Backend::WireGuard { .. }) => {
+            Some(Common::Tunnel(TunnelKind::WireGuard))
         }
+        (ours, theirs) => ranked(ours)
+            .zip(ranked(theirs))
+            .map(|(one, other)| if one.0 <= other.0 { one.1 } else { other.1 }),
     }
 }
 
 /// How this node talks to the one of that lease. A node of flannel has no way but its own.
-fn common(sends: &Backend, lease: &Lease) -> Option<Common> {
-    let same = std::mem::discriminant(sends) == std::mem::discriminant(&lease.backend);
-    if lease.flannel == Flannel::Member && !same { None } else { between(sends, &lease.backend) }
+fn common(inputs: &Inputs<'_>, lease: &Lease) -> Option<Common> {
+    let same = std::mem::discriminant(inputs.sends) == std::mem::discriminant(&lease.backend);
+    if lease.flannel == Flannel::Member && !same { None } else { between(inputs, &lease.backend) }
 }
 
 /// What a backend has to offer a node of another one, and its place in the order.
@@ -108,8 +110,10 @@ fn ranked(backend: &Backend) -> Option<(u8, Common)> {
 /// A node that can be reached.
 pub(crate) struct Peer<'a> {
     pub(crate) lease: &'a Lease,
-    /// One for each family that both nodes carry.
+    /// One for each family that both nodes carry and that there is a way for.
     pub(crate) ways: BTreeMap<Family, Way>,
+    /// Why there is none for the other, if it is so.
+    pub(crate) partly: Option<Problem>,
 }
 
 /// The leases of other nodes that are part of the cluster: a lease whose Node object is gone counts no more.
@@ -123,37 +127,44 @@ pub(crate) fn peers<'a>(inputs: &Inputs<'a>) -> impl Iterator<Item = &'a Lease> 
 }
 
 impl<'a> Peer<'a> {
-    /// Finds out how a node is reached, or why it is not: whole or not at all.
+    /// Finds out how a node is reached, or why it is not. A family without a way is no reason to give up the other.
     pub(crate) fn check(
         inputs: &Inputs<'_>,
         lease: &'a Lease,
-        overlaps: &Overlaps<'_>,
+        overlaps: &BTreeMap<Arc<str>, Problem>,
         seen: &mut Seen<'a>,
     ) -> Result<Self, Problem> {
         let node = || lease.node.clone();
-        let common = common(inputs.sends, lease).ok_or_else(|| Problem::Backend {
+        let common = common(inputs, lease).ok_or_else(|| Problem::Backend {
             node: node(),
             theirs: lease.backend.name().into(),
             ours: inputs.sends.name().into(),
         })?;
         check_tunnel(inputs, lease)?;
-        let mut ways = BTreeMap::new();
+        let (mut ways, mut partly) = (BTreeMap::new(), None);
         for family in Family::ALL {
             // A family that this node does not carry itself is left out: its kernel may have none of it.
-            if carries(inputs.lease, family) && carries(lease, family) {
-                ways.insert(family, way(inputs, lease, family, common)?);
+            if !carries(inputs.lease, family) || !carries(lease, family) {
+                continue;
             }
+            match way(inputs, lease, family, common) {
+                Ok(way) => drop(ways.insert(family, way)),
+                Err(problem) => drop(partly.get_or_insert(problem)),
+            }
+        }
+        if let (true, Some(problem)) = (ways.is_empty(), &partly) {
+            return Err(problem.clone());
         }
         let inside = |cidr: &&IpNet| inputs.cluster.iter().any(|net| net.contains(*cidr));
         if let Some(cidr) = lease.pod_cidrs.iter().find(|cidr| !inside(cidr)) {
             return Err(Problem::Outside { node: node(), cidr: *cidr });
         }
-        if let Some(problem) = overlaps.nodes.get(&lease.node) {
+        if let Some(problem) = overlaps.get(&lease.node) {
             return Err(problem.clone());
         }
         match seen.twin(lease, &ways) {
             Some(problem) => Err(problem),
-            None => Ok(Self { lease, ways }),
+            None => Ok(Self { lease, ways, partly }),
         }
     }
 }
@@ -196,7 +207,7 @@ fn tunnel(inputs: &Inputs<'_>, lease: &Lease, kind: TunnelKind) -> Result<Way, P
     // IP in IP is in IPv4.
     let family = if kind == TunnelKind::Ipip { Family::V4 } else { own };
     if family != own {
-        return Err(Problem::Underlay { node: inputs.lease.node.clone(), family });
+        return Err(Problem::OwnUnderlay { node: lease.node.clone(), family });
     }
     Ok(Way::Tunnel { kind, underlay: underlay_of(lease, family)? })
 }
@@ -213,11 +224,14 @@ fn vxlan_way(inputs: &Inputs<'_>, lease: &Lease) -> Result<Way, Problem> {
 
 fn direct(inputs: &Inputs<'_>, lease: &Lease, family: Family) -> Result<Way, Problem> {
     let gateway = underlay_of(lease, family)?;
-    let missing = || Problem::Underlay { node: lease.node.clone(), family };
-    let Underlay { link, .. } = inputs.underlays.get(&family).ok_or_else(missing)?;
-    let shared = inputs.host.addresses.iter().any(|entry| {
-        entry.link == *link && entry.address.contains(&gateway) && entry.address.prefix_len() < family.bits()
-    });
+    let missing = || Problem::OwnUnderlay { node: lease.node.clone(), family };
+    let Underlay { link, address, .. } = inputs.underlays.get(&family).ok_or_else(missing)?;
+    // A node that tells its peers another address than it has is reached by way of somebody else.
+    let shared = inputs.lease.underlay.contains(address)
+        && inputs.host.addresses.iter().any(|entry| {
+            let is_shared = entry.address.contains(&gateway) && entry.address.prefix_len() < family.bits();
+            entry.link == *link && is_shared
+        });
     match link.parse() {
         Ok(link) if shared => Ok(Way::Direct { link, gateway }),
         _ => Err(Problem::OffLink { node: lease.node.clone(), address: gateway, link: link.clone() }),

@@ -58,6 +58,16 @@ pub enum Problem {
         /// That family.
         family: Family,
     },
+    /// This node has no underlay address of the family that packets to the peer would travel over.
+    #[error(
+        "reach node {node}: this node has no {family} underlay address, over which packets to it would travel"
+    )]
+    OwnUnderlay {
+        /// The peer.
+        node: Arc<str>,
+        /// That family.
+        family: Family,
+    },
     /// The peer carries pods outside the cluster's networks.
     #[error("reach node {node}: its pod CIDR {cidr} is in none of the cluster's networks")]
     Outside {

@@ -73,7 +73,9 @@ fn named(host: &Host, of: &Retention<'_>, route: &HostRoute) -> Option<IpNet> {
     }
     let ours = route.link.as_deref().and_then(|link| host.link(link)).is_some_and(|link| link.ours);
     let pool = of.pools.iter().find(|pool| pool.cluster().contains(&destination))?;
-    let prefix = pool.prefix().min(destination.prefix_len());
+    // Where the cluster gives out the pieces, they have the size of the one of now.
+    let alike = of.current.iter().find(|cidr| cidr.addr().is_ipv4() == destination.addr().is_ipv4());
+    let prefix = alike.map_or(pool.prefix(), IpNet::prefix_len).min(destination.prefix_len());
     ours.then(|| IpNet::new(destination.addr(), prefix).ok().map(|net| net.trunc())).flatten()
 }
 

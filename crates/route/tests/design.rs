@@ -122,7 +122,7 @@ impl Case {
             snapshot,
             lease: &self.own,
             sends: &self.own.backend,
-            keeps: None,
+            keeps: &[],
             ports: TunnelPorts { udp: 8285, wireguard: 51820 },
             underlay: &underlay(self.underlay),
             underlays: &each.collect(),
@@ -317,6 +317,20 @@ fn host_gw_reaches_peers_by_plain_routes_and_has_no_tunnel() {
         text.starts_with("reach node node2: its address 198.18.0.3 is on none of the networks of eth0"),
         "{text}"
     );
+}
+
+#[test]
+fn a_family_that_has_no_plain_way_does_not_cost_the_other_one() {
+    let mut case = Case::node1();
+    case.host = |host| with_shared_link(host);
+    case.own.backend = Backend::HostGw;
+    case.own.underlay = Box::new([lease(1).underlay[0]]);
+    let mut snapshot = Snapshot::default();
+    join(&mut snapshot, Lease { backend: Backend::HostGw, mtu: 1500, ..lease(2) });
+    let design = case.design(&snapshot);
+    assert_eq!(design.peers["node2"].keys().collect::<Vec<_>>(), [&Family::V4]);
+    let text = problem(&design, "node2").to_string();
+    assert!(text.contains("this node has no IPv6 underlay address"), "{text}");
 }
 
 #[test]

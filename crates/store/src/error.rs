@@ -15,7 +15,7 @@ use crate::{Problem, Version};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The directory is not there, is no directory, or cannot be read; the API server does not answer, or not now.
+    /// The directory is not there, is no directory, or cannot be read; the API server or etcd does not answer, or not now.
     #[error("{store} is not available (hint: {hint})")]
     Unavailable {
         /// The store, as people know it.
@@ -37,6 +37,28 @@ pub enum Error {
         #[source]
         source: Box<dyn StdError + Send + Sync>,
     },
+    /// It is not known how to reach etcd, or as whom.
+    #[error("open the store etcd:{endpoints}: {reason} (hint: {hint})")]
+    Etcd {
+        /// Its members.
+        endpoints: String,
+        /// What is wrong.
+        reason: String,
+        /// What may help.
+        hint: &'static str,
+    },
+    /// etcd does not let this user.
+    #[error(
+        "{server} forbids {what} (hint: etcdctl role grant-permission ROLE readwrite --prefix=true {prefix}/)"
+    )]
+    Denied {
+        /// etcd, as people know it.
+        server: String,
+        /// Whom, and to do what.
+        what: String,
+        /// What all our keys begin with.
+        prefix: String,
+    },
     /// The API server does not let us. The hint is the rule to add, as it stands in a role.
     #[error("{server} forbids to {verb} {resource}{place} (hint: add to the {role} that this account is bound to: {{apiGroups: [{group:?}], resources: [{resource:?}], verbs: [{verb:?}]}})", place = namespace.as_deref().map_or_else(String::new, |namespace| format!(" in namespace {namespace}")), role = if namespace.is_some() { "Role" } else { "ClusterRole" })]
     Forbidden {
@@ -51,7 +73,7 @@ pub enum Error {
         /// In which namespace; none stands for the whole cluster.
         namespace: Option<String>,
     },
-    /// The API server refused what no trying again will change.
+    /// The API server, or etcd, refused what no trying again will change.
     #[error("{server} refused to {verb} {what}: {reason}")]
     Refused {
         /// The API server, as people know it.

@@ -1,7 +1,7 @@
 //! The Kubernetes API as a store.
 //!
-//! Read [`Kubernetes`], then `feed.rs` (how a resource is listed and watched), `mirror.rs` (what of it is news) and
-//! `claim.rs`. Everything that waits runs on one thread of its own, with a runtime that nobody outside sees; a watcher
+//! Read [`Kubernetes`], then `feed.rs` (how a resource is listed and watched), `mirror.rs` beside this one
+//! (what of it is news) and `claim.rs`. Everything that waits runs on one thread of its own, with a runtime that nobody outside sees; a watcher
 //! reads a channel, and whoever asks for one object blocks until the answer is there.
 //!
 //! What Fairlead keeps in the API, so that an agent needs no definition of its own kinds and no controller:
@@ -20,48 +20,41 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, sync_channel};
-use std::thread;
+use std::sync::mpsc;
 
 use cluster::{Claim, Flannel, Key, Kind, Lease, Object};
 use ipnet::IpNet;
 use serde_json::{Value, json};
-use tokio::runtime::{Builder, Handle};
-use tokio::sync::{Notify, oneshot};
-use tokio::task::AbortHandle;
+use tokio::sync::Notify;
 
 use crate::manifest;
+use crate::mirror::{Item, Mirror, News};
+use crate::overlap::{Held, held_by, verdict};
 use crate::report::check_node;
+use crate::runtime::{Runtime, Watching};
 use crate::store::{check_expected, check_reads_back, version_of};
-use crate::{Claimed, Error, Event, Events, Expect, Listing, Notice, Report, Store, Version};
+use crate::{Claimed, Error, Events, Expect, Listing, Notice, Report, Store, Version};
 use api::{Api, Call, Failure};
-use claim::{Held, verdict};
 use connection::Origin;
 use feed::Feed;
-use form::{Item, LEASE};
-use mirror::{Mirror, News};
+use form::LEASE;
 use notice::Notices;
-use resource::Resource;
+use resource::{Namespace, Resource};
 
 mod api;
-mod backoff;
 mod claim;
 mod connection;
 mod feed;
 mod flannel;
-mod form;
-mod mirror;
+pub(crate) mod form;
 mod notice;
 mod report;
-mod resource;
+pub(crate) mod resource;
 
 pub use form::read_list;
 
 /// How often a write that lost a race looks again. Each time, somebody else's write of the same object went through.
 const MOST_RACES: usize = 32;
-
-/// Room for the thread that reads answers; memory counts only once touched.
-const STACK: usize = 2 << 20;
 
 /// The Kubernetes API.
 #[derive(Debug)]
@@ -78,10 +71,10 @@ impl Kubernetes {
     /// # Errors
     /// [`Error::Access`] if the files that tell the way cannot be read.
     pub fn open(kubeconfig: Option<&Path>, namespace: &str) -> Result<Self, Error> {
-        let runtime = Runtime::start()?;
+        let runtime = Runtime::start("kubernetes")?;
         // What makes connections wants the runtime around it.
         let opened = {
-            let _entered = runtime.handle.enter();
+            let _entered = runtime.enter();
             Api::open(Origin::of(kubeconfig), namespace)
         };
         Ok(Self { api: Arc::new(opened?), notices: Arc::default(), runtime })
@@ -92,18 +85,7 @@ impl Kubernetes {
         &self,
         work: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Result<T, Error> {
-        let (sender, result) = sync_channel(1);
-        self.runtime.handle.spawn(async move {
-            // Nobody stops waiting.
-            let _ = sender.send(work.await);
-        });
-        result.recv().unwrap_or_else(|_| {
-            Err(Error::Unavailable {
-                store: self.api.server(),
-                hint: "restart Fairlead",
-                source: "the thread that asks it has ended".into(),
-            })
-        })
+        self.runtime.wait(|| self.api.server(), work)
     }
 }
 
@@ -111,10 +93,10 @@ impl Store for Kubernetes {
     fn list(&self, kinds: &[Kind]) -> Result<Listing, Error> {
         let (api, kinds) = (self.api.clone(), kinds.to_vec());
         self.wait(async move {
-            let mut mirror = Mirror::new(&kinds, api.namespace());
+            let mut mirror = Mirror::new(&kinds, Namespace(api.namespace().to_owned()));
             for resource in Resource::of(&kinds) {
                 let items = every_item(&api, resource).await?;
-                mirror.take(News::Listed { resource, items, lost: false });
+                mirror.take(News::Listed { part: resource, items, lost: false });
             }
             let (snapshot, problems) = mirror.into_parts();
             Ok(Listing::new(snapshot, problems))
@@ -126,9 +108,8 @@ impl Store for Kubernetes {
         let reached = Arc::new(Notify::new());
         let feed = |resource| Feed::new(self.api.clone(), resource, sender.clone(), reached.clone());
         let feeds = Resource::of(kinds).into_iter().map(feed);
-        let feeds = feeds.map(|feed| self.runtime.handle.spawn(feed.run()).abort_handle()).collect();
-        let mirror = Mirror::new(kinds, self.api.namespace());
-        Ok(Box::new(Watching { mirror, news, feeds, _runtime: self.runtime.clone() }))
+        let mirror = Mirror::new(kinds, Namespace(self.api.namespace().to_owned()));
+        Ok(Box::new(Watching::start(&self.runtime, mirror, news, feeds.map(Feed::run))))
     }
 
     fn read(&self, key: &Key) -> Result<Option<(Object, Version)>, Error> {
@@ -304,7 +285,7 @@ fn own_part(item: &Item, key: &Key) -> Result<Option<Object>, ()> {
     Ok(item.objects.iter().find(|object| object.key() == *key).cloned())
 }
 
-/// Looks, creates, looks again; see `claim.rs`.
+/// Looks, creates, looks again; see `overlap.rs`.
 async fn take_claim(api: &Api, claim: &Claim) -> Result<Claimed, Error> {
     let key = Key::Claim(claim.cidr);
     let node = Key::Node(claim.node.clone());
@@ -356,10 +337,6 @@ async fn take_claim(api: &Api, claim: &Claim) -> Result<Claimed, Error> {
     Err(Error::Conflict { key, found: None })
 }
 
-fn held_by(held: &Held) -> Claimed {
-    Claimed::Held { cidr: held.cidr, node: held.node.clone().unwrap_or_else(|| "unknown".to_owned()) }
-}
-
 /// All claims there are, also those that cannot be read.
 async fn every_claim(api: &Api) -> Result<Vec<Held>, Error> {
     let items = every_item(api, Resource::Claims).await?;
@@ -393,57 +370,4 @@ async fn drop_claim(api: &Api, cidr: IpNet, node: &str) -> Result<bool, Error> {
         }
     }
     Err(Error::Conflict { key, found: None })
-}
-
-/// A thread with a runtime on it; it ends when the last who uses it is gone.
-#[derive(Debug, Clone)]
-struct Runtime {
-    handle: Handle,
-    _end: Arc<oneshot::Sender<()>>,
-}
-
-impl Runtime {
-    fn start() -> Result<Self, Error> {
-        let name = "kubernetes";
-        let failed = |source| Error::Thread { name, source };
-        let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
-        let handle = runtime.handle().clone();
-        let (sender, end) = oneshot::channel::<()>();
-        let thread = thread::Builder::new().name(name.to_owned()).stack_size(STACK);
-        // Nobody waits for the thread: it ends once nobody can ask it for anything any more.
-        let started = thread.spawn(move || {
-            // An error is how it is told to end.
-            let _ = runtime.block_on(end);
-            runtime.shutdown_background();
-        });
-        started.map_err(failed)?;
-        Ok(Self { handle, _end: Arc::new(sender) })
-    }
-}
-
-/// A watch: blocks on the feeds' news, and tells what of them is an event.
-struct Watching {
-    mirror: Mirror,
-    news: Receiver<News>,
-    feeds: Vec<AbortHandle>,
-    _runtime: Runtime,
-}
-
-impl Iterator for Watching {
-    type Item = Event;
-
-    fn next(&mut self) -> Option<Event> {
-        loop {
-            if let Some(event) = self.mirror.next() {
-                return Some(event);
-            }
-            self.mirror.take(self.news.recv().ok()?);
-        }
-    }
-}
-
-impl Drop for Watching {
-    fn drop(&mut self) {
-        self.feeds.iter().for_each(AbortHandle::abort);
-    }
 }

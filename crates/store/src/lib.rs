@@ -1,8 +1,8 @@
-//! The cluster's state at rest: the Kubernetes API, or a directory of Kubernetes manifests.
+//! The cluster's state at rest: the Kubernetes API, etcd, or a directory of Kubernetes manifests.
 //!
 //! Read [`Store`] first: it lists the cluster, watches it, and writes single objects with compare-and-swap between
-//! processes. Read [`Event`] next: what a watcher is told, and in which order. Then one of the two stores,
-//! [`Kubernetes`] or [`Directory`]; [`Location`] opens either. What holds always:
+//! processes. Read [`Event`] next: what a watcher is told, and in which order. Then one of the stores,
+//! [`Kubernetes`], [`Etcd`] or [`Directory`]; [`Location`] opens each. What holds always:
 //!
 //! - Nothing is taken away because a list failed, or because the store is away: watchers keep what they know and
 //!   say [`Event::Unavailable`].
@@ -12,29 +12,37 @@
 //! In a directory anybody may put manifests anywhere, YAML or JSON, one or many objects a file. A file is taken
 //! whole or not at all; of one object in two files, the file that comes first by path counts, and the other is a
 //! [`Problem`]. Fairlead writes only below `fairlead/`, one object a file, atomically. In the Kubernetes API a node's
-//! lease is an annotation of its Node object, and a claim is a Lease object (`coordination.k8s.io`). How a node fares is
+//! lease is an annotation of its Node object, and a claim is a Lease object (`coordination.k8s.io`). In etcd each object is
+//! a key. How a node fares is
 //! told the other way, from the agent to those who look after the cluster: see [`Report`] and [`Notice`].
 //!
 //! This is the only crate that knows Kubernetes' forms of the objects, and the only one that speaks HTTP.
 
+mod backoff;
 mod catalog;
 mod directory;
 mod error;
+pub mod etcd;
 mod files;
 mod kubernetes;
 mod location;
 mod manifest;
+mod mirror;
+mod overlap;
 mod own;
 mod problem;
 mod report;
+mod runtime;
 mod scan;
 mod share;
 mod store;
+mod transport;
 mod version;
 mod watch;
 
 pub use directory::Directory;
 pub use error::Error;
+pub use etcd::Etcd;
 pub use kubernetes::{Kubernetes, read_list};
 pub use location::Location;
 pub use problem::Problem;

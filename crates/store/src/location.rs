@@ -1,10 +1,11 @@
-//! Where a store is, as the command line says it: `dir:PATH` or `kubernetes[:KUBECONFIG]`.
+//! Where a store is, as the command line says it: `dir:PATH`, `kubernetes[:KUBECONFIG]` or `etcd:URL[,URL]`.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use crate::{Directory, Error, Kubernetes, Store};
+use crate::etcd::{Access, Endpoints};
+use crate::{Directory, Error, Etcd, Kubernetes, Store};
 
 /// A store that can be opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,13 +19,15 @@ pub enum Location {
         /// The namespace of Fairlead's own objects.
         namespace: String,
     },
+    /// etcd; the environment says how it is reached and as whom, see [`Access::from_environment`].
+    Etcd(Endpoints),
 }
 
 impl Location {
     /// The namespace of Fairlead's own objects where nothing else is said.
     pub const NAMESPACE: &'static str = "kube-system";
 
-    /// Whether nodes of flannel keep what they say there, too, so that leases can be told to them.
+    /// Whether nodes of flannel are read and told there: in Kubernetes alone, for in etcd flannel has a layout of its own.
     #[must_use]
     pub fn has_flannel(&self) -> bool {
         matches!(self, Self::Kubernetes { .. })
@@ -33,13 +36,15 @@ impl Location {
     /// The store there. One that is away for now is opened all the same: a watcher will say when it is there.
     ///
     /// # Errors
-    /// [`Error::Access`] when it is not known where the API server is, or with which credentials to ask it.
+    /// [`Error::Access`] when it is not known where the API server is, or with which credentials to ask it;
+    /// [`Error::Etcd`] for the same of etcd.
     pub fn open(&self) -> Result<Box<dyn Store>, Error> {
         Ok(match self {
             Self::Directory(path) => Box::new(Directory::at(path)),
             Self::Kubernetes { kubeconfig, namespace } => {
                 Box::new(Kubernetes::open(kubeconfig.as_deref(), namespace)?)
             }
+            Self::Etcd(endpoints) => Box::new(Etcd::open(endpoints, Access::from_environment(endpoints)?)?),
         })
     }
 }
@@ -59,7 +64,8 @@ impl FromStr for Location {
                 kubeconfig: kubeconfig.map(PathBuf::from),
                 namespace: Self::NAMESPACE.to_owned(),
             }),
-            _ => Err("a store is dir:PATH or kubernetes[:KUBECONFIG]".to_owned()),
+            ("etcd", endpoints) => endpoints.unwrap_or_default().parse().map(Self::Etcd),
+            _ => Err("a store is dir:PATH, kubernetes[:KUBECONFIG] or etcd:URL[,URL]".to_owned()),
         }
     }
 }
@@ -70,6 +76,7 @@ impl fmt::Display for Location {
             Self::Directory(path) => write!(out, "dir:{}", path.display()),
             Self::Kubernetes { kubeconfig: None, .. } => out.write_str("kubernetes"),
             Self::Kubernetes { kubeconfig: Some(path), .. } => write!(out, "kubernetes:{}", path.display()),
+            Self::Etcd(endpoints) => write!(out, "etcd:{endpoints}"),
         }
     }
 }
@@ -81,10 +88,21 @@ mod tests {
     #[test]
     fn a_store_is_named_by_its_kind() {
         assert_eq!("dir:/a:b".parse(), Ok(Location::Directory("/a:b".into())));
-        for good in ["dir:/a:b", "kubernetes", "kubernetes:/etc/kubeconfig"] {
+        for good in ["dir:/a:b", "kubernetes", "kubernetes:/etc/kubeconfig", "etcd:https://a:1,http://b"] {
             assert_eq!(good.parse::<Location>().map(|location| location.to_string()).as_deref(), Ok(good));
         }
-        for bad in ["/a", "dir:", "dir", "etcd:http://x", "", "kubernetes:", "kubernetes-x"] {
+        for bad in [
+            "/a",
+            "dir:",
+            "dir",
+            "etcd",
+            "etcd:",
+            "etcd:a:2379",
+            "etcd:https://a,",
+            "",
+            "kubernetes:",
+            "kubernetes-x",
+        ] {
             assert!(bad.parse::<Location>().is_err(), "{bad:?} was taken");
         }
     }

@@ -19,7 +19,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use cluster::{Key, NamespacedName};
+use cluster::{Key, Kind, NamespacedName};
 use ipnet::IpNet;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::Deserialize;
@@ -46,17 +46,28 @@ pub(crate) fn report_path(node: &str) -> PathBuf {
 pub(crate) fn path(key: &Key) -> PathBuf {
     // A namespace has no dots, so the first dot parts it from the name.
     let namespaced = |name: &NamespacedName| format!("{}.{}", name.namespace, name.name);
-    let (folder, name) = match key {
-        Key::Node(name) => ("nodes", name.to_string()),
-        Key::Namespace(name) => ("namespaces", name.to_string()),
-        Key::Pod(name) => ("pods", namespaced(name)),
-        Key::PodStatus(name) => ("pod-statuses", namespaced(name)),
-        Key::Service(name) => ("services", namespaced(name)),
-        Key::EndpointSlice(name) => ("endpoint-slices", namespaced(name)),
-        Key::Lease(node) => ("leases", node.to_string()),
-        Key::Claim(cidr) => ("claims", claim_name(*cidr)),
+    let name = match key {
+        Key::Node(name) | Key::Namespace(name) | Key::Lease(name) => name.to_string(),
+        Key::Pod(name) | Key::PodStatus(name) | Key::Service(name) | Key::EndpointSlice(name) => {
+            namespaced(name)
+        }
+        Key::Claim(cidr) => claim_name(*cidr),
     };
-    Path::new(FOLDER).join(folder).join(format!("{}.json", fitting(name)))
+    Path::new(FOLDER).join(folder(key.kind())).join(format!("{}.json", fitting(name)))
+}
+
+/// The folder of all objects of a kind.
+pub(crate) fn folder(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Node => "nodes",
+        Kind::Namespace => "namespaces",
+        Kind::Pod => "pods",
+        Kind::PodStatus => "pod-statuses",
+        Kind::Service => "services",
+        Kind::EndpointSlice => "endpoint-slices",
+        Kind::Lease => "leases",
+        Kind::Claim => "claims",
+    }
 }
 
 /// A name of at most 250 bytes: file systems take 255, Kubernetes' names with a namespace have up to 317. The
@@ -69,7 +80,8 @@ fn fitting(name: String) -> String {
     format!("{head}+{}", Version::of(name.as_bytes()))
 }
 
-fn claim_name(cidr: IpNet) -> String {
+/// The name of the claim of a CIDR: `10.244.3.0-24`.
+pub(crate) fn claim_name(cidr: IpNet) -> String {
     cidr.to_string().replace('/', "-")
 }
 
@@ -81,7 +93,11 @@ pub(crate) fn last_good_path(relative: &Path) -> PathBuf {
 
 /// The pod CIDR that a file of [`CLAIMS`] is about, by its name.
 pub(crate) fn claimed_cidr(name: &Path) -> Option<IpNet> {
-    let name = name.to_str()?.strip_suffix(".json")?;
+    cidr_of_claim(name.to_str()?.strip_suffix(".json")?)
+}
+
+/// The CIDR whose claim has this name.
+pub(crate) fn cidr_of_claim(name: &str) -> Option<IpNet> {
     let (address, length) = name.rsplit_once('-')?;
     format!("{address}/{length}").parse().ok()
 }
@@ -98,6 +114,16 @@ pub(crate) fn encode_report(report: &Report) -> Vec<u8> {
 
 /// What a node reports, if it does.
 pub(crate) fn read_report(root: &Path, node: &str) -> Option<Report> {
+    let path = root.join(report_path(node));
+    match fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => Some(spoilt_report(node, &path, &error)),
+        Ok(bytes) => Some(decode_report(node, &path, &bytes)),
+    }
+}
+
+/// The report that stands at `path`.
+pub(crate) fn decode_report(node: &str, path: &Path, bytes: &[u8]) -> Report {
     #[derive(Deserialize)]
     struct NodeReport {
         status: Status,
@@ -110,20 +136,17 @@ pub(crate) fn read_report(root: &Path, node: &str) -> Option<Report> {
         message: String,
         agent_version: String,
     }
-    let path = root.join(report_path(node));
-    let read = match fs::read(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-        read => read.and_then(|bytes| Ok(serde_json::from_slice::<NodeReport>(&bytes)?)),
-    };
-    Some(match read {
+    match serde_json::from_slice(bytes) {
         Ok(NodeReport { status: Status { ready, reason, message, agent_version } }) => {
             Report { node: node.to_owned(), ready, reason, message, version: agent_version }
         }
-        Err(error) => {
-            let told = format!("its report in {} cannot be read: {error}", path.display());
-            Report::unknown(node, told, String::new())
-        }
-    })
+        Err(error) => spoilt_report(node, path, &error),
+    }
+}
+
+fn spoilt_report(node: &str, path: &Path, error: &dyn std::error::Error) -> Report {
+    let told = format!("its report in {} cannot be read: {error}", path.display());
+    Report::unknown(node, told, String::new())
 }
 
 /// The right to write, held by one writer of all processes at a time.
@@ -195,12 +218,7 @@ impl<'r> Lock<'r> {
         if fs::exists(self.root.join(&relative)).unwrap_or(false) {
             return Ok(());
         }
-        let mut random = [0; 16];
-        let source = Path::new("/dev/urandom");
-        let read = File::open(source).and_then(|mut file| file.read_exact(&mut random));
-        read.map_err(|error| Error::Io { action: "read", path: source.to_owned(), source: error })?;
-        let text: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-        self.replace(&relative, (text + "\n").as_bytes(), true)
+        self.replace(&relative, (new_identity()? + "\n").as_bytes(), true)
     }
 }
 
@@ -238,6 +256,15 @@ fn lock(path: &Path) -> io::Result<File> {
             return Ok(file);
         }
     }
+}
+
+/// A random text that no other store has.
+pub(crate) fn new_identity() -> Result<String, Error> {
+    let mut random = [0; 16];
+    let source = Path::new("/dev/urandom");
+    let read = File::open(source).and_then(|mut file| file.read_exact(&mut random));
+    read.map_err(|error| Error::Io { action: "read", path: source.to_owned(), source: error })?;
+    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// The directory's identity, if it has one.

@@ -12,6 +12,9 @@ mod suite;
 #[path = "contract/directory.rs"]
 mod directory;
 
+#[path = "contract/etcd.rs"]
+mod etcd;
+
 #[path = "contract/kubernetes.rs"]
 mod kubernetes;
 

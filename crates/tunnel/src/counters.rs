@@ -16,7 +16,7 @@ pub struct Traffic {
 /// Why a packet was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
-pub enum Drop {
+pub enum DropReason {
     /// It goes to an address that is behind no peer; its sender is told.
     NoPeer,
     /// It does not fit the way and must not be made into fragments; its sender is told.
@@ -39,7 +39,7 @@ pub enum Drop {
     NotDelivered,
 }
 
-impl Drop {
+impl DropReason {
     /// All of them, in order.
     pub const ALL: [Self; 10] = [
         Self::NoPeer,
@@ -89,13 +89,13 @@ pub struct Counters {
     /// By peer, in the order in which they were given.
     pub peers: Vec<PeerCounters>,
     /// By reason; all reasons are there.
-    pub drops: Vec<(Drop, Traffic)>,
+    pub drops: Vec<(DropReason, Traffic)>,
 }
 
 impl Counters {
     /// What was dropped for one reason.
     #[must_use]
-    pub fn dropped(&self, reason: Drop) -> Traffic {
+    pub fn dropped(&self, reason: DropReason) -> Traffic {
         self.drops.iter().find(|(other, _)| *other == reason).map(|(_, traffic)| *traffic).unwrap_or_default()
     }
 }
@@ -120,16 +120,16 @@ impl Count {
 
 /// A count for each reason.
 #[derive(Debug, Default)]
-pub(crate) struct Drops([Count; Drop::ALL.len()]);
+pub(crate) struct Drops([Count; DropReason::ALL.len()]);
 
 impl Drops {
-    pub(crate) fn add(&self, reason: Drop, packets: usize, bytes: usize) {
+    pub(crate) fn add(&self, reason: DropReason, packets: usize, bytes: usize) {
         if let Some(count) = self.0.get(reason as usize) {
             count.add(packets, bytes);
         }
     }
 
-    pub(crate) fn read(&self) -> Vec<(Drop, Traffic)> {
-        Drop::ALL.iter().zip(&self.0).map(|(reason, count)| (*reason, count.read())).collect()
+    pub(crate) fn read(&self) -> Vec<(DropReason, Traffic)> {
+        DropReason::ALL.iter().zip(&self.0).map(|(reason, count)| (*reason, count.read())).collect()
     }
 }

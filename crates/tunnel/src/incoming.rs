@@ -9,7 +9,7 @@ use kernel::datagram::{Datagram, Piece, Receiver};
 use kernel::tun::Queue;
 
 use crate::coalesce::{Coalescer, MOST_PIECES, Output};
-use crate::counters::Drop;
+use crate::counters::DropReason;
 use crate::ipip;
 use crate::packet::Packet;
 use crate::peer::Remote;
@@ -63,9 +63,11 @@ impl Incoming {
                 let Some(datagram) = self.receiver.datagram(index) else { continue };
                 match context.table.from(datagram.from.ip()) {
                     Some(remote) => self.unwrap(context, remote, &datagram, &mut used),
-                    None => {
-                        context.shared.drops.add(Drop::UnknownSender, packets(&datagram), datagram.length)
-                    }
+                    None => context.shared.drops.add(
+                        DropReason::UnknownSender,
+                        packets(&datagram),
+                        datagram.length,
+                    ),
                 }
             }
             self.deliver(context);
@@ -87,7 +89,7 @@ impl Incoming {
                     let place = Piece { start: datagram.start + inner.start, ..inner };
                     check(context, remote, self.receiver.arena(), place, &mut self.opened);
                 }
-                None => context.shared.drops.add(Drop::Malformed, 1, datagram.length),
+                None => context.shared.drops.add(DropReason::Malformed, 1, datagram.length),
             },
             Encapsulation::WireGuard { .. } => {
                 for place in parts(datagram) {
@@ -99,7 +101,7 @@ impl Incoming {
 
     fn decipher(&mut self, context: &Context<'_>, remote: &Remote, place: Piece, used: &mut usize) {
         let Some(session) = &remote.session else {
-            return context.shared.drops.add(Drop::NoKey, 1, place.length);
+            return context.shared.drops.add(DropReason::NoKey, 1, place.length);
         };
         let answer = |bytes: &[u8]| {
             if let Some(socket) = context.ends.socket(remote.address) {
@@ -118,11 +120,11 @@ impl Incoming {
                 if source.is_some_and(|source| std::ptr::eq(&raw const **source, remote)) {
                     check(context, remote, &self.plain, place, &mut self.opened);
                 } else {
-                    context.shared.drops.add(Drop::WrongSource, 1, length);
+                    context.shared.drops.add(DropReason::WrongSource, 1, length);
                 }
             }
             Opened::Nothing => {}
-            Opened::Refused => context.shared.drops.add(Drop::Unsealed, 1, place.length),
+            Opened::Refused => context.shared.drops.add(DropReason::Unsealed, 1, place.length),
         }
     }
 
@@ -133,7 +135,7 @@ impl Incoming {
         let mut out = |output: Output<'_>| {
             if write(&context.ends.queue, arena, &output).is_none() {
                 let bytes = output.pieces.iter().map(|piece| piece.length).sum();
-                context.shared.drops.add(Drop::NotDelivered, output.packets, bytes);
+                context.shared.drops.add(DropReason::NotDelivered, output.packets, bytes);
             }
         };
         for place in self.opened.drain(..) {
@@ -162,7 +164,7 @@ fn check(context: &Context<'_>, remote: &Remote, arena: &[u8], place: Piece, ope
             remote.counts.received.add(1, packet.length);
             opened.push(Piece { length: packet.length, ..place });
         }
-        None => context.shared.drops.add(Drop::Malformed, 1, place.length),
+        None => context.shared.drops.add(DropReason::Malformed, 1, place.length),
     }
 }
 

@@ -17,7 +17,7 @@
 //! - nothing that comes from outside makes a thread panic; nothing is allocated per packet;
 //! - a tunnel can be handed to another process without losing a packet ([`Tunnel::hand_over`]).
 //!
-//! The device's address, routes and link state belong to the agent's [`netstate::State`].
+//! The device's address, routes and link state belong to the agent's `netstate::State`.
 //!
 //! ```no_run
 //! use tunnel::{Encapsulation, Peer, Settings, Tunnel, UDP_PORT};
@@ -40,6 +40,7 @@
 mod checksum;
 mod coalesce;
 mod counters;
+mod examine;
 mod fragment;
 mod icmp;
 mod incoming;
@@ -57,6 +58,7 @@ mod tunnel;
 mod wireguard;
 mod worker;
 
-pub use counters::{Counters, Drop, PeerCounters, Traffic};
+pub use counters::{Counters, DropReason, PeerCounters, Traffic};
+pub use examine::examine;
 pub use settings::{Encapsulation, Error, Peer, Secret, Settings, UDP_PORT, WIREGUARD_PORT};
 pub use tunnel::{Handles, Tunnel};

@@ -12,7 +12,7 @@ use kernel::datagram::{Batch, Message, Piece, Sender, path_mtu};
 use kernel::tun::{GSO_NONE, LARGEST_READ, VNET_HEADER, VnetHeader};
 use rustix::io::Errno;
 
-use crate::counters::Drop;
+use crate::counters::DropReason;
 use crate::fragment::{Fragments, LONGEST_HEADER};
 use crate::icmp::{Complaint, Complaints};
 use crate::ipip;
@@ -82,15 +82,15 @@ impl Outgoing {
     fn take(&mut self, context: &Context<'_>, piece: Piece) {
         let dropped = |reason| context.shared.drops.add(reason, 1, piece.length.saturating_sub(VNET_HEADER));
         let Some((vnet, bytes)) = VnetHeader::split(self.outbox.bytes(piece)) else {
-            return dropped(Drop::Malformed);
+            return dropped(DropReason::Malformed);
         };
-        let Some(packet) = Packet::parse(bytes) else { return dropped(Drop::Malformed) };
+        let Some(packet) = Packet::parse(bytes) else { return dropped(DropReason::Malformed) };
         if !packet.is_unicast() {
-            return dropped(Drop::NotUnicast);
+            return dropped(DropReason::NotUnicast);
         }
         let Some(remote) = context.table.towards(packet.destination) else {
             self.complaints.send(Complaint::Unreachable, &packet, bytes);
-            return dropped(Drop::NoPeer);
+            return dropped(DropReason::NoPeer);
         };
         let place = Piece { start: piece.start + VNET_HEADER, length: packet.length };
         let mtu = remote.mtu(context.shared.settings.mtu);
@@ -100,7 +100,7 @@ impl Outgoing {
 
     fn one(&mut self, context: &Context<'_>, taken: &Taken<'_>) {
         if !finish_checksum(&taken.vnet, self.outbox.bytes_mut(taken.place)) {
-            return context.shared.drops.add(Drop::Malformed, 1, taken.place.length);
+            return context.shared.drops.add(DropReason::Malformed, 1, taken.place.length);
         }
         if taken.place.length > taken.mtu {
             return self.too_big(context, taken);
@@ -114,7 +114,7 @@ impl Outgoing {
     fn many(&mut self, context: &Context<'_>, taken: &Taken<'_>) {
         let bytes = self.outbox.bytes(taken.place);
         let Some(whole) = SuperPacket::parse(&taken.vnet, bytes, taken.packet) else {
-            return context.shared.drops.add(Drop::Malformed, 1, taken.place.length);
+            return context.shared.drops.add(DropReason::Malformed, 1, taken.place.length);
         };
         let small = whole.longest() <= taken.mtu;
         if !small && taken.packet.whole {
@@ -153,7 +153,7 @@ impl Outgoing {
             // What is written goes away when a batch is sent, so it must not be sent in between.
             let room = fragments.count() * (LONGEST_HEADER + wrapping(context, taken.mtu));
             if self.outbox.is_full(room) {
-                return context.shared.drops.add(Drop::NotSent, 1, place.length);
+                return context.shared.drops.add(DropReason::NotSent, 1, place.length);
             }
             self.cut(context, taken.remote, place, fragments);
         }
@@ -193,7 +193,7 @@ impl Outgoing {
     fn refuse(&mut self, context: &Context<'_>, taken: &Taken<'_>) {
         let bytes = self.outbox.bytes(taken.place);
         self.complaints.send(Complaint::TooBig(taken.mtu), &taken.packet, bytes);
-        context.shared.drops.add(Drop::TooBig, 1, taken.place.length);
+        context.shared.drops.add(DropReason::TooBig, 1, taken.place.length);
     }
 
     /// Wraps a packet up and adds it to the batch, in which there is room for it.
@@ -209,7 +209,7 @@ impl Outgoing {
         let own = context.shared.settings.underlay.first();
         let (Some(IpAddr::V4(from)), IpAddr::V4(to)) = (own.copied(), remote.address.ip()) else {
             let length = parts.iter().map(|part| part.length).sum();
-            return context.shared.drops.add(Drop::NotSent, 1, length);
+            return context.shared.drops.add(DropReason::NotSent, 1, length);
         };
         let length = parts.iter().map(|part| part.length).sum();
         let headers = parts.first().copied().unwrap_or_default();
@@ -235,7 +235,7 @@ impl Outgoing {
             self.plain.extend_from_slice(self.outbox.bytes(*part));
         }
         let Some(session) = &remote.session else {
-            return context.shared.drops.add(Drop::NoKey, 1, self.plain.len());
+            return context.shared.drops.add(DropReason::NoKey, 1, self.plain.len());
         };
         let (_, room) = self.outbox.split(Piece::default());
         // Without one, it waits for the peer's answer.
@@ -281,7 +281,7 @@ impl Outgoing {
         let size = message.segment.map_or(length, usize::from);
         let packets = length.div_ceil(size.max(1));
         let Some(socket) = context.ends.socket(message.to) else {
-            return context.shared.drops.add(Drop::NotSent, packets, length);
+            return context.shared.drops.add(DropReason::NotSent, packets, length);
         };
         if matches!(errno, Errno::MSGSIZE | Errno::INVAL)
             && let Some(mtu) = context.inner_mtu(message.to, |from| path_mtu(from, message.to.ip()))
@@ -290,10 +290,10 @@ impl Outgoing {
             if let Some(remote) = context.table.from(message.to.ip()) {
                 remote.learn(mtu);
             }
-            return context.shared.drops.add(Drop::TooBig, packets, length);
+            return context.shared.drops.add(DropReason::TooBig, packets, length);
         }
         if message.segment.is_none() {
-            return context.shared.drops.add(Drop::NotSent, packets, length);
+            return context.shared.drops.add(DropReason::NotSent, packets, length);
         }
         // A card without checksums of its own (EIO), for one, does not take several packets at once.
         self.gathers &= errno != Errno::IO;
@@ -303,7 +303,7 @@ impl Outgoing {
         self.sender.send(socket, Batch { messages: &self.single, ..batch }, |_, _| {
             lost = (lost.0 + 1, lost.1 + size)
         });
-        context.shared.drops.add(Drop::NotSent, lost.0, lost.1);
+        context.shared.drops.add(DropReason::NotSent, lost.0, lost.1);
     }
 }
 

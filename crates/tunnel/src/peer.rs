@@ -4,7 +4,8 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::counters::Count;
 use crate::settings::Peer;
@@ -21,9 +22,15 @@ pub(crate) struct Remote {
     pub counts: Arc<Counts>,
     /// What was agreed on with it, over WireGuard.
     pub session: Option<Arc<Session>>,
-    /// The largest packet for the way to it that the underlay has taught us; 0 for nothing learned.
-    learned: AtomicU16,
+    /// When it was made.
+    since: Instant,
+    /// The largest packet for the way to it that the underlay has taught us, and above that the second since then in which it
+    /// did; 0 for nothing learned.
+    learned: AtomicU64,
 }
+
+/// After so long a way may have become wider, and is tried again; the kernel's own `net.ipv4.route.mtu_expires`.
+const FORGOTTEN: Duration = Duration::from_secs(600);
 
 /// What a peer was sent, and what came from it.
 #[derive(Debug, Default)]
@@ -37,7 +44,14 @@ impl Remote {
     pub(crate) fn new(peer: Peer, port: u16, identity: Option<&Identity>) -> Self {
         let address = SocketAddr::new(peer.underlay.to_canonical(), peer.port.unwrap_or(port));
         let session = identity.and_then(|identity| identity.session(&peer));
-        Self { peer, address, counts: Arc::default(), session, learned: AtomicU16::new(0) }
+        Self {
+            peer,
+            address,
+            counts: Arc::default(),
+            session,
+            since: Instant::now(),
+            learned: AtomicU64::new(0),
+        }
     }
 
     /// The same peer, of which something else is said now.
@@ -55,12 +69,16 @@ impl Remote {
         let said = self.peer.mtu.map_or(device, |own| own.min(device));
         match self.learned.load(Ordering::Relaxed) {
             0 => said.into(),
-            learned => learned.min(said).into(),
+            learned if self.since.elapsed() > Duration::from_secs(learned >> 16) + FORGOTTEN => {
+                self.learned.store(0, Ordering::Relaxed);
+                said.into()
+            }
+            learned => ((learned & 0xffff) as usize).min(said.into()),
         }
     }
 
     /// The underlay takes no larger packets than this.
     pub(crate) fn learn(&self, mtu: u16) {
-        self.learned.store(mtu, Ordering::Relaxed);
+        self.learned.store(self.since.elapsed().as_secs() << 16 | u64::from(mtu), Ordering::Relaxed);
     }
 }

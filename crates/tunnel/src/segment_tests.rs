@@ -92,3 +92,90 @@ proptest! {
         let _ = cut(&vnet(&packet, size), &bytes);
     }
 }
+
+/// A super-packet as it is given to a kernel: its checksum is left open.
+fn open(of: &testing::Packet) -> Vec<u8> {
+    let mut bytes = of.bytes();
+    let header = vnet(of, 0);
+    let transport = usize::from(header.checksum_start);
+    let protocol = if matches!(of.carried, Carried::Udp) { UDP } else { TCP };
+    let partial = packet::address_sum(&bytes).add_pseudo(protocol, bytes.len() - transport).partial();
+    packet::put(&mut bytes, transport + usize::from(header.checksum_offset), partial);
+    bytes
+}
+
+/// The same after a router.
+fn routed(mut bytes: Vec<u8>) -> Vec<u8> {
+    let four = bytes[0] >> 4 == 4;
+    bytes[if four { 8 } else { 7 }] -= 1;
+    if four {
+        packet::set_checksum4(&mut bytes);
+    }
+    bytes
+}
+
+/// Two devices with a router between them, the second of which takes no super-packets.
+fn router() -> Option<(harness::Namespace, kernel::tun::Queue, kernel::tun::Queue)> {
+    let namespace = harness::Namespace::with_loopback();
+    let queues = namespace.inside(|| (kernel::tun::Queue::open("tun0"), kernel::tun::Queue::open("tun1")));
+    let (Ok(a), Ok(b)) = queues else {
+        harness::not_run("there are no TUN devices to be had");
+        return None;
+    };
+    if !harness::run(namespace.command("ethtool").args(["-K", "tun1", "tx", "off"])).status.success() {
+        harness::not_run("ethtool cannot keep a device from super-packets");
+        return None;
+    }
+    for words in [
+        "link set tun0 up",
+        "link set tun1 up",
+        "address add 10.1.0.1/24 dev tun0",
+        "address add 10.2.0.1/24 dev tun1",
+        "address add fd00:1::1/64 dev tun0 nodad",
+        "address add fd00:2::1/64 dev tun1 nodad",
+    ] {
+        namespace.ip(words);
+    }
+    for setting in ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"] {
+        harness::run_ok(namespace.command("sysctl").args(["-q", "-w", setting]));
+    }
+    harness::eventually("both carry", || {
+        let up = |link: &str| namespace.ip(&format!("link show {link}")).contains("LOWER_UP");
+        (up("tun0") && up("tun1")).then_some(())
+    });
+    Some((namespace, a, b))
+}
+
+#[test]
+fn the_kernel_cuts_as_we_do() {
+    let Some((_namespace, a, b)) = router() else { return };
+    for six in [false, true] {
+        let mut packets = vec![testing::Packet::tcp(six, (0..30_000_u32).map(|byte| byte as u8).collect())];
+        if b.takes_udp() {
+            packets.push(testing::Packet::udp(six, (0..20_000_u32).map(|byte| byte as u8).collect()));
+        }
+        if let Carried::Tcp { flags, .. } = &mut packets[0].carried {
+            *flags |= FIN | PSH;
+        }
+        for packet in packets {
+            let header = vnet(&packet, 1400);
+            let whole = open(&packet);
+            a.write(&[std::io::IoSlice::new(&header.to_bytes()), std::io::IoSlice::new(&whole)]).unwrap();
+            let expected = cut(&header, &routed(whole)).unwrap();
+            let mut found = Vec::new();
+            let mut buffer = vec![0; kernel::tun::LARGEST_READ];
+            harness::eventually("all packets of it", || {
+                while let Some(length) = b.read(&mut buffer).unwrap() {
+                    let (header, bytes) = VnetHeader::split(&buffer[..length]).unwrap();
+                    let ours = Packet::parse(bytes).is_some_and(|read| read.source == packet.source);
+                    if ours {
+                        assert_eq!(header, VnetHeader::default(), "the kernel has done it all");
+                        found.push(bytes.to_vec());
+                    }
+                }
+                (found.len() >= expected.len()).then_some(())
+            });
+            assert_eq!(found, expected, "{six} {:?}", packet.carried);
+        }
+    }
+}

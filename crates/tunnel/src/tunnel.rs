@@ -79,7 +79,7 @@ impl Tunnel {
             let socket = Datagrams::adopt(descriptor);
             let local = socket.local().map_err(|source| failed("take over a socket", source))?;
             // A raw socket's port is its protocol number.
-            let second = local.is_ipv6() || is_ipip && local.port() == ipip::IPV6.into();
+            let second = local.is_ipv6() || is_ipip && local.port() == u16::from(ipip::IPV6);
             let [four, six] = &mut sockets;
             if second { six.push(socket) } else { four.push(socket) }
         }
@@ -165,7 +165,9 @@ impl Tunnel {
         self.threads.iter().all(|thread| !thread.is_finished())
     }
 
-    /// Stops, and gives out what it has worked with. A batch that is being carried is carried to its end.
+    /// Stops, and gives out what it has worked with. A batch that is being carried is carried to its end. Sessions of
+    /// WireGuard end with it: who adopts makes new ones as soon as anybody sends, which costs what is under way in a round
+    /// trip.
     #[must_use]
     pub fn hand_over(mut self) -> Handles {
         let mut handles = Handles { queues: Vec::new(), sockets: Vec::new() };

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use harness::eventually;
 use rig::{PORT, Rig, echoes, verdict};
-use tunnel::{Drop, Encapsulation, Peer, Tunnel};
+use tunnel::{DropReason, Encapsulation, Peer, Tunnel};
 
 fn udp() -> Option<Rig> {
     Rig::new(Encapsulation::Udp, 1472)
@@ -29,10 +29,16 @@ fn pods_of_two_nodes_reach_each_other_over_either_underlay() {
         assert_eq!(counters.peers[0].name, "node2");
         assert!(counters.peers[0].sent.bytes > 40_000_000, "{counters:?}");
         assert!(counters.peers[0].received.bytes > 40_000_000, "{counters:?}");
-        for reason in [Drop::NoPeer, Drop::TooBig, Drop::Malformed, Drop::NotSent, Drop::NotDelivered] {
+        for reason in [
+            DropReason::NoPeer,
+            DropReason::TooBig,
+            DropReason::Malformed,
+            DropReason::NotSent,
+            DropReason::NotDelivered,
+        ] {
             let dropped = counters.dropped(reason).packets;
             // With the IPv6 underlay the device is larger than the way.
-            assert!(dropped == 0 || six && reason == Drop::TooBig, "{reason:?} {counters:?}");
+            assert!(dropped == 0 || six && reason == DropReason::TooBig, "{reason:?} {counters:?}");
         }
     }
 }
@@ -63,7 +69,7 @@ fn whoever_sends_to_nobody_is_told() {
         });
         assert_eq!(error.kind(), std::io::ErrorKind::NetworkUnreachable, "{address}: {error}");
     }
-    assert!(tunnels[0].counters().dropped(Drop::NoPeer).packets >= 4);
+    assert!(tunnels[0].counters().dropped(DropReason::NoPeer).packets >= 4);
 }
 
 #[test]
@@ -84,7 +90,7 @@ fn what_does_not_fit_is_cut_if_it_may_be_and_otherwise_its_sender_is_told() {
         rig.pods[0].ip("-6 route flush cache");
         assert!(echoes(&rig.pods[0], &rig.pods[1], address, 2_000_000), "{address}");
     }
-    assert!(tunnels[0].counters().dropped(Drop::TooBig).packets >= 2);
+    assert!(tunnels[0].counters().dropped(DropReason::TooBig).packets >= 2);
 }
 
 #[test]
@@ -99,7 +105,7 @@ fn a_smaller_underlay_is_learned() {
     });
     rig.pods[0].ip("route flush cache");
     assert!(echoes(&rig.pods[0], &rig.pods[1], "10.2.0.2", 2_000_000));
-    assert!(tunnels[0].counters().dropped(Drop::TooBig).packets >= 1);
+    assert!(tunnels[0].counters().dropped(DropReason::TooBig).packets >= 1);
 }
 
 #[test]
@@ -116,12 +122,12 @@ fn strangers_and_broken_packets_are_dropped_and_counted() {
     let mut echo = [0; 28];
     echo[..4].copy_from_slice(&[0x45, 0, 0, 28]);
     send("192.0.2.99", &echo);
-    eventually("the stranger is counted", || (dropped(Drop::UnknownSender).packets == 1).then_some(()));
-    assert_eq!(dropped(Drop::UnknownSender).bytes, 28);
+    eventually("the stranger is counted", || (dropped(DropReason::UnknownSender).packets == 1).then_some(()));
+    assert_eq!(dropped(DropReason::UnknownSender).bytes, 28);
     for broken in [&b""[..], b"x", &[0x45; 19], &[0x60; 39], &[0x4f; 30], &[0xff; 100]] {
         send("192.0.2.2", broken);
     }
-    eventually("broken packets are counted", || (dropped(Drop::Malformed).packets >= 5).then_some(()));
+    eventually("broken packets are counted", || (dropped(DropReason::Malformed).packets >= 5).then_some(()));
     tunnels[1].set_peers(&[rig.peer(1)]);
     assert!(rig.pods[0].pings("10.2.0.2"), "it goes on");
 }

@@ -5,7 +5,7 @@ mod rig;
 
 use harness::eventually;
 use rig::{Rig, echoes};
-use tunnel::{Drop, Encapsulation, Peer, Secret, Settings, Tunnel};
+use tunnel::{DropReason, Encapsulation, Peer, Secret, Settings, Tunnel};
 
 /// The key of a node.
 fn secret(number: u8) -> Secret {
@@ -46,7 +46,8 @@ fn pods_of_two_nodes_reach_each_other_and_nothing_is_lost_to_the_handshake() {
     }
     let counters = tunnels[0].counters();
     assert!(counters.peers[0].received.bytes > 10_000_000, "{counters:?}");
-    for reason in [Drop::NoKey, Drop::WrongSource, Drop::NotSent, Drop::NotDelivered] {
+    for reason in [DropReason::NoKey, DropReason::WrongSource, DropReason::NotSent, DropReason::NotDelivered]
+    {
         assert_eq!(counters.dropped(reason).packets, 0, "{counters:?}");
     }
 }
@@ -58,7 +59,7 @@ fn a_peer_without_a_key_is_sent_nothing() {
     tunnels[0].set_peers(&[rig.peer(2)]);
     assert!(!rig.pods[0].pings("10.2.0.2"));
     let counters = tunnels[0].counters();
-    assert!(counters.dropped(Drop::NoKey).packets >= 1, "{counters:?}");
+    assert!(counters.dropped(DropReason::NoKey).packets >= 1, "{counters:?}");
     assert_eq!(tunnels[1].counters().peers[0].received.packets, 0);
     tunnels[0].set_peers(&[peer(&rig, 2, secret(2))]);
     assert!(rig.pods[0].pings("10.2.0.2"), "it has one now");
@@ -90,7 +91,7 @@ fn a_node_that_has_forgotten_its_sessions_makes_new_ones() {
     rig.wait_for_devices();
     // The first still seals with a key that the second does not know any more.
     eventually("they talk again", || rig.pods[0].pings("10.2.0.2").then_some(()));
-    assert!(second.counters().dropped(Drop::Unsealed).packets <= 2);
+    assert!(second.counters().dropped(DropReason::Unsealed).packets <= 2);
     drop(first);
 }
 
@@ -103,5 +104,5 @@ fn a_peer_sends_from_its_own_pods_only() {
     rig.nodes[0].ip("route add 10.9.0.7/32 dev pod");
     let answer = rig.ping("-n -c 1 -W 1 -I 10.9.0.7 10.2.0.2");
     assert!(answer.contains("100% packet loss"), "{answer}");
-    assert_eq!(tunnels[1].counters().dropped(Drop::WrongSource).packets, 1);
+    assert_eq!(tunnels[1].counters().dropped(DropReason::WrongSource).packets, 1);
 }

@@ -4,7 +4,8 @@
 //! Read [`Namespace`] first: a fresh network namespace held open by a child process, named by a path that
 //! any tool can enter. [`Call`] runs one CNI plugin binary as a runtime would. [`eventually`] waits for
 //! something to become true, with a deadline; nothing here sleeps for a fixed time. [`not_run`] is how a
-//! test says that this machine lacks what it needs. [`ApiServer`] is a real kube-apiserver of the test's own.
+//! test says that this machine lacks what it needs. [`ApiServer`] is a real kube-apiserver of the test's own, and [`Etcd`] a
+//! real etcd.
 //!
 //! What stays true: nothing here touches the namespace the tests were started in, and everything ends with
 //! the value that made it, also when a test panics or is killed (the holder reads its standard input, and
@@ -20,6 +21,7 @@
 mod api_server;
 mod call;
 mod disturbance;
+pub mod etcd;
 mod namespace;
 mod service;
 pub mod talk;
@@ -28,6 +30,7 @@ mod wait;
 pub use api_server::{ApiServer, Credential};
 pub use call::{Call, Reply};
 pub use disturbance::{Disturbance, Outcome, Step, Stopped, every_step, strace_works};
+pub use etcd::Etcd;
 pub use namespace::{Namespace, run, run_ok};
 pub use service::Service;
 pub use wait::{eventually, not_run};

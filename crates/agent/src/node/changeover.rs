@@ -3,7 +3,9 @@
 //! Read [`Changeover`]. Peers send to a node by what its lease says, a moment after it was published. So a node that is
 //! told another backend first receives by both, and publishes; a little later it begins to send by the new one, when its
 //! peers have heard and can receive that; and later still it stops to receive by the old one, when nobody sends so any more.
+//! The time runs from the publication: while the store is away nobody hears, and nothing changes.
 
+use std::mem::discriminant;
 use std::time::{Duration, Instant};
 
 use cluster::Backend;
@@ -11,7 +13,7 @@ use cluster::Backend;
 /// How long peers have to hear of the new backend before this node sends by it.
 const HEARD: Duration = Duration::from_secs(2);
 
-/// How long after the change the old way in stays open.
+/// How long after the publication the old ways in stay open.
 const OPEN: Duration = Duration::from_secs(10);
 
 /// Where a node is on its way from one backend to another.
@@ -19,58 +21,95 @@ const OPEN: Duration = Duration::from_secs(10);
 pub(crate) struct Changeover {
     /// What it has in the end.
     to: Backend,
-    /// What it had.
+    /// By what it sent when it was told.
     from: Backend,
-    /// When it was told to change.
-    since: Instant,
+    /// What else it may still receive by.
+    older: Vec<Backend>,
+    /// When the peers were told; none if they have not been.
+    published: Option<Instant>,
 }
 
 impl Changeover {
-    /// A node that has this backend and had none before, or the same.
+    /// A node that has this backend, as its peers know, and had none before or the same.
     pub(crate) fn settled(backend: Backend, now: Instant) -> Self {
-        Self { from: backend.clone(), to: backend, since: now }
+        Self { from: backend.clone(), to: backend, older: Vec::new(), published: Some(now) }
+    }
+
+    /// A node whose peers know of its backend, and that still has ways in of others: an agent was killed in the middle.
+    pub(crate) fn resumed(backend: Backend, others: Vec<Backend>, now: Instant) -> Self {
+        Self { older: others, ..Self::settled(backend, now) }
     }
 
     /// Notes which backend the node is to have now.
     pub(crate) fn want(&mut self, backend: &Backend, now: Instant) {
-        if std::mem::discriminant(backend) == std::mem::discriminant(&self.to) {
-            let settled = std::mem::discriminant(&self.from) == std::mem::discriminant(&self.to);
-            self.to = backend.clone();
-            if settled {
+        if same(backend, &self.to) {
+            if self.is_over() {
                 self.from = backend.clone();
             }
+            self.to = backend.clone();
             return;
         }
         tracing::info!(from = self.to.name(), to = backend.name(), "the backend changes");
-        let from = std::mem::replace(&mut self.to, backend.clone());
-        *self = Self { from, to: backend.clone(), since: now };
+        let from = self.sends(now).clone();
+        let mut older: Vec<Backend> = Vec::new();
+        for way_in in self.keeps(now).chain([&self.to]) {
+            if *way_in != from && !older.contains(way_in) {
+                older.push(way_in.clone());
+            }
+        }
+        *self = Self { from, to: backend.clone(), older, published: None };
+    }
+
+    /// Notes which backend the peers know of.
+    pub(crate) fn publish(&mut self, known: &Backend, now: Instant) {
+        if same(known, &self.to) {
+            self.published.get_or_insert(now);
+        }
     }
 
     /// By what the node sends.
     pub(crate) fn sends(&self, now: Instant) -> &Backend {
-        if now < self.since + HEARD { &self.from } else { &self.to }
+        if self.published.is_some_and(|then| now >= then + HEARD) { &self.to } else { &self.from }
     }
 
     /// By what the node still receives, though it may no longer need it.
-    pub(crate) fn keeps(&self, now: Instant) -> Option<&Backend> {
-        (now < self.since + OPEN).then_some(&self.from)
+    pub(crate) fn keeps(&self, now: Instant) -> impl Iterator<Item = &Backend> {
+        let open = self.published.is_none_or(|then| now < then + OPEN);
+        [&self.from].into_iter().chain(&self.older).filter(move |_| open)
     }
 
     /// When the next step is due.
     pub(crate) fn deadline(&self, now: Instant) -> Option<Instant> {
-        if std::mem::discriminant(&self.from) == std::mem::discriminant(&self.to) {
+        if self.is_over() {
             return None;
         }
-        [self.since + HEARD, self.since + OPEN].into_iter().find(|step| *step > now)
+        let then = self.published?;
+        [then + HEARD, then + OPEN].into_iter().find(|step| *step > now)
     }
+
+    /// Whether there is nothing to change.
+    fn is_over(&self) -> bool {
+        same(&self.from, &self.to) && self.older.is_empty()
+    }
+}
+
+/// Whether two are the same but for their parameters.
+fn same(one: &Backend, other: &Backend) -> bool {
+    discriminant(one) == discriminant(other)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const UDP: Backend = Backend::Udp { port: 8285 };
+
     fn vxlan() -> Backend {
         Backend::Vxlan { vni: 1, port: 8472, mac: cluster::MacAddress([2, 0, 0, 0, 0, 1]) }
+    }
+
+    fn kept(change: &Changeover, now: Instant) -> Vec<Backend> {
+        change.keeps(now).cloned().collect()
     }
 
     #[test]
@@ -79,19 +118,43 @@ mod tests {
         let mut change = Changeover::settled(vxlan(), now);
         assert_eq!((change.sends(now), change.deadline(now)), (&vxlan(), None));
         change.want(&Backend::HostGw, now);
-        assert_eq!((change.sends(now), change.deadline(now)), (&vxlan(), Some(now + HEARD)));
-        let heard = now + HEARD;
-        assert_eq!((change.sends(heard), change.keeps(heard)), (&Backend::HostGw, Some(&vxlan())));
-        assert_eq!(change.deadline(heard), Some(now + OPEN));
-        let open = now + OPEN;
-        assert_eq!((change.keeps(open), change.deadline(open)), (None, None));
+        change.publish(&vxlan(), now);
+        assert_eq!((change.sends(now), change.deadline(now)), (&vxlan(), None), "nobody has heard yet");
+        let told = now + OPEN * 2;
+        change.publish(&Backend::HostGw, told);
+        assert_eq!((change.sends(told), change.deadline(told)), (&vxlan(), Some(told + HEARD)));
+        let heard = told + HEARD;
+        assert_eq!((change.sends(heard), kept(&change, heard)), (&Backend::HostGw, vec![vxlan()]));
+        assert_eq!(change.deadline(heard), Some(told + OPEN));
+        let open = told + OPEN;
+        assert_eq!((kept(&change, open), change.deadline(open)), (vec![], None));
+    }
+
+    #[test]
+    fn a_node_that_is_told_a_third_one_goes_on_sending_by_what_its_peers_know() {
+        let now = Instant::now();
+        let mut change = Changeover::settled(vxlan(), now);
+        change.want(&UDP, now);
+        change.publish(&UDP, now);
+        change.want(&Backend::Ipip, now);
+        assert_eq!(change.sends(now + OPEN), &vxlan());
+        assert!(kept(&change, now + OPEN).contains(&UDP), "some may send by it");
+    }
+
+    #[test]
+    fn an_agent_that_was_killed_in_the_middle_keeps_the_ways_in_that_it_finds() {
+        let now = Instant::now();
+        let change = Changeover::resumed(Backend::HostGw, vec![vxlan()], now);
+        assert_eq!(change.sends(now), &Backend::HostGw);
+        assert!(kept(&change, now).contains(&vxlan()));
+        assert_eq!(change.deadline(now + HEARD), Some(now + OPEN));
     }
 
     #[test]
     fn other_parameters_of_the_same_backend_are_no_change_of_it() {
         let now = Instant::now();
-        let mut change = Changeover::settled(vxlan(), now);
-        let other = Backend::Vxlan { vni: 2, port: 8472, mac: cluster::MacAddress([2, 0, 0, 0, 0, 1]) };
+        let mut change = Changeover::settled(UDP, now);
+        let other = Backend::Udp { port: 1 };
         change.want(&other, now);
         assert_eq!((change.sends(now), change.deadline(now)), (&other, None));
     }

@@ -12,10 +12,9 @@ use std::time::Instant;
 use cluster::{Backend, Flannel, Lease, Node, PublicKey};
 use ipnet::IpNet;
 use route::{
-    Design, Family, Host, Inputs, Networks, Retention, Taken, TunnelPorts, Underlay, VxlanSettings, Wish,
-    choose_underlay, overlaps, pod_mtu,
+    Design, Family, Host, Inputs, Networks, Retention, Taken, TunnelKind, TunnelPorts, Underlay,
+    VxlanSettings, Wish, choose_underlay, overlaps, pod_mtu, vxlan,
 };
-
 use tunnel::Secret;
 
 use super::NodeKeeper;
@@ -59,8 +58,9 @@ impl NodeKeeper {
             .map_err(refused(Reason::LeaseNotPublished))?;
         let pod_cidrs = self.with_retained(view, &host, pod_cidrs);
         let now = Instant::now();
-        let changeover = self.changeover(view, &backend, now);
-        let (sends, keeps) = (changeover.sends(now).clone(), changeover.keeps(now).cloned());
+        let changeover = self.changeover(view, &host, &backend, now);
+        let (sends, keeps): (_, Vec<Backend>) =
+            (changeover.sends(now).clone(), changeover.keeps(now).cloned().collect());
         let own = [self.remembered.as_slice(), &pod_cidrs].concat();
         let cluster = &self.options.config.cluster;
         let networks = Networks { cluster: &cluster.pod_cidrs, own: &own, allowed: &cluster.allow_overlap };
@@ -72,7 +72,7 @@ impl NodeKeeper {
             snapshot: &view.snapshot,
             lease: &lease,
             sends: &sends,
-            keeps: keeps.as_ref(),
+            keeps: &keeps,
             underlay: &tunnel,
             underlays: &self.underlays,
             carried,
@@ -88,10 +88,12 @@ impl NodeKeeper {
         Ok(Decided { lease, design })
     }
 
-    /// This node's public key, where it needs one; its private key is made with it, or the one of before read.
+    /// This node's public key, where it needs one; its private key is made with it, or the one of before read. A node that
+    /// gives WireGuard up needs it a little longer.
     fn take_key(&mut self) -> Result<Option<PublicKey>, FileError> {
-        if self.options.config.backend == BackendKind::WireGuard && self.key.is_none() {
-            self.key = Some(Secret(private_key(&self.options.state_dir)?));
+        let makes = self.options.config.backend == BackendKind::WireGuard;
+        if self.key.is_none() {
+            self.key = private_key(&self.options.state_dir, makes)?.map(Secret);
         }
         Ok(self.key.map(|key| PublicKey(key.public_key())))
     }
@@ -121,22 +123,42 @@ impl NodeKeeper {
                 ),
             );
         }
-        self.door.await_pods(!found.kept.is_empty());
+        self.door.await_pods(!found.kept.is_empty() || !found.lost.is_empty());
         pod_cidrs.extend(found.kept);
         pod_cidrs
     }
 
-    /// Where the node is on its way to a backend. An agent that starts goes by what an earlier one published.
-    fn changeover(&mut self, view: &View, backend: &Backend, now: Instant) -> &Changeover {
+    /// Where the node is on its way to a backend. An agent that starts goes by what an earlier one published, and by the
+    /// devices that it left.
+    fn changeover(&mut self, view: &View, host: &Host, backend: &Backend, now: Instant) -> &Changeover {
         // What flannel left says nothing of how this node sends.
         let own = |lease: &&Arc<Lease>| lease.flannel != Flannel::Member;
-        let published =
-            || view.snapshot.leases.get(&*self.options.node).filter(own).map(|lease| lease.backend.clone());
-        let changeover = self
-            .changeover
-            .get_or_insert_with(|| Changeover::settled(published().unwrap_or_else(|| backend.clone()), now));
+        let published = view.snapshot.leases.get(&*self.options.node).filter(own);
+        let published = published.map(|lease| lease.backend.clone());
+        let config = &self.options.config;
+        let public_key = self.key.map(|key| PublicKey(key.public_key()));
+        let changeover = self.changeover.get_or_insert_with(|| match published.clone() {
+            None => Changeover::settled(backend.clone(), now),
+            Some(known) => {
+                let there = BackendKind::ALL.map(|kind| config.with(kind).backend_of("", public_key));
+                let left = there.into_iter().filter(|other| {
+                    other.name() != known.name() && device_of(other).is_some_and(|name| host.is_ours(name))
+                });
+                Changeover::resumed(known.clone(), left.collect(), now)
+            }
+        });
         changeover.want(backend, now);
+        if let Some(known) = &published {
+            changeover.publish(known, now);
+        }
         changeover
+    }
+
+    /// The peers know of the lease now.
+    pub(super) fn note_published(&mut self, backend: &Backend) {
+        if let Some(changeover) = &mut self.changeover {
+            changeover.publish(backend, Instant::now());
+        }
     }
 
     /// When something is due without any event.
@@ -206,6 +228,14 @@ impl NodeKeeper {
             mtu,
             flannel: if self.options.tells_flannel() { Flannel::Told } else { Flannel::Apart },
         }
+    }
+}
+
+/// The device that a backend has.
+fn device_of(backend: &Backend) -> Option<&'static str> {
+    match backend {
+        Backend::Vxlan { .. } => Some(vxlan::DEVICE),
+        other => TunnelKind::of(other).map(TunnelKind::device),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Agents as processes in namespaces: two or three nodes on a bridge, a directory or a real API server for a store,
+//! Agents as processes in namespaces: two or three nodes on a bridge, a directory, a real API server or a real etcd for a store,
 //! and outside tools to look with. The numbers in names are those of the project's list of scenarios for node-to-node networking.
 
 #![allow(
@@ -10,6 +10,7 @@
 )]
 
 mod backends;
+mod etcd;
 mod flannel;
 mod healing;
 mod kubernetes;

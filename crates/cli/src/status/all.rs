@@ -24,7 +24,8 @@ pub(super) struct Options {
     /// Show every node of the cluster instead; fails when one cannot carry pods
     #[arg(long, conflicts_with_all = ["lab", "state_dir"])]
     all: bool,
-    /// Where the cluster's state is: dir:PATH, kubernetes:KUBECONFIG, or kubernetes for what kubectl would take
+    /// Where the cluster's state is: dir:PATH, kubernetes:KUBECONFIG, kubernetes for what kubectl would take, or
+    /// etcd:URL[,URL]
     #[arg(long, value_name = "STORE", requires = "all", value_parser = str::parse::<Location>)]
     store: Option<Location>,
 }

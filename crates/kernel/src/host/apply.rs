@@ -196,17 +196,22 @@ impl Work<'_> {
         for step in steps {
             match self.request(step) {
                 Some(request) => {
-                    for request in self.making_room(step).into_iter().chain([request]) {
-                        batch.push(request);
-                        sent.push(step);
+                    if let Some(first) = self.making_room(step) {
+                        batch.push(first);
+                        sent.push((step, true));
                     }
+                    batch.push(request);
+                    sent.push((step, false));
                 }
                 None => self.report.skipped += 1,
             }
         }
         for failure in self.host.route.run(&batch, |_, _| Ok(()))? {
-            if let Some(step) = sent.get(failure.position) {
-                self.note(step, Err(failure.error));
+            match sent.get(failure.position) {
+                // What was to make room is gone already.
+                Some((_, true)) if failure.error.is_missing() => {}
+                Some((step, _)) => self.note(step, Err(failure.error)),
+                None => {}
             }
         }
         for step in steps {

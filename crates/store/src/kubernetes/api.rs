@@ -9,19 +9,18 @@ use std::time::Duration;
 use cluster::Key;
 use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use tokio::time::timeout;
 
-use super::connection::{Connection, Origin, told};
+use super::connection::{Connection, Origin};
 use super::form::Status;
 use super::resource::Resource;
 use crate::Error;
+use crate::transport::{told, whole};
 
 /// How long to wait for the head of an answer; also for its end, where it is one object.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long to wait for the end of an answer.
-const WHOLE: Duration = Duration::from_secs(30);
 /// The largest answer that is read: a page of the largest objects that etcd takes.
 const LARGEST: usize = 256 << 20;
 /// How old a connection must be to be made anew because nobody answers: address and certificates may have changed, but
@@ -375,14 +374,6 @@ fn words(status: &Status) -> String {
         text.chars().map(shown).collect()
     };
     format!("{} ({} {})", plain(&status.message), status.code, plain(&status.reason))
-}
-
-async fn whole(response: Response<Incoming>, largest: usize) -> Result<Bytes, String> {
-    match timeout(WHOLE, Limited::new(response.into_body(), largest).collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) => Err(told(&*error)),
-        Err(_) => Err(format!("the answer did not end within {} s", WHOLE.as_secs())),
-    }
 }
 
 /// What the API server says, or whoever answers in its place.

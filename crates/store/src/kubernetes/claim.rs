@@ -1,9 +1,7 @@
-//! Claims of pod CIDRs as Lease objects (`coordination.k8s.io/v1`): names, forms, and who wins.
+//! Claims of pod CIDRs as Lease objects (`coordination.k8s.io/v1`): names and forms.
 //!
-//! Read [`verdict`]. A claim is named after its CIDR, so of two nodes that claim one CIDR the API server lets one
-//! create it. CIDRs of different lengths overlap under different names; so a claimant looks, creates, looks again, and
-//! of those that overlap the one created first stays. All of them come to the same answer, since each has created
-//! its claim before it looks.
+//! A claim is named after its CIDR, so of two nodes that claim one CIDR the API server lets one create it. Of those that
+//! overlap `overlap.rs` beside the store says which stays.
 //!
 //! The claim bears an owner reference to its Node object: Kubernetes removes it with the node.
 
@@ -66,37 +64,11 @@ pub(crate) fn decode(document: &Field<'_, '_>) -> Result<Claim, Fault> {
     Ok(Claim { cidr, node: spec.get("holderIdentity")?.required_name(check_subdomain)? })
 }
 
-/// A claim that somebody holds, as far as it can be read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Held {
-    pub(crate) cidr: IpNet,
-    /// The holder; none if that cannot be read, so it is not us.
-    pub(crate) node: Option<String>,
-    /// When it was created, in the API server's own count.
-    pub(crate) version: u64,
-}
-
-/// The claim that stands in the way of `wanted` for `node`. With `mine`, the version of our own claim of it, only
-/// those created earlier do: the others will look as well, and go.
-pub(crate) fn verdict<'h>(
-    held: &'h [Held],
-    wanted: IpNet,
-    node: &str,
-    mine: Option<u64>,
-) -> Option<&'h Held> {
-    let overlaps = |held: &&Held| held.cidr.contains(&wanted) || wanted.contains(&held.cidr);
-    let others = held.iter().filter(|held| held.node.as_deref() != Some(node));
-    others
-        .filter(overlaps)
-        .filter(|held| mine.is_none_or(|mine| held.version < mine))
-        .min_by_key(|held| held.version)
-}
-
 #[cfg(test)]
 mod tests {
     use ipnet::IpNet;
 
-    use super::{Held, cidr, name, verdict};
+    use super::{cidr, name};
 
     fn net(text: &str) -> IpNet {
         text.parse().unwrap()
@@ -128,25 +100,5 @@ mod tests {
         ] {
             assert_eq!(cidr(bad), None, "{bad}");
         }
-    }
-
-    #[test]
-    fn of_claims_that_overlap_the_first_stays_whoever_looks() {
-        let held =
-            |cidr: &str, node: &str, version| Held { cidr: net(cidr), node: Some(node.into()), version };
-        let all = [
-            held("10.0.0.0/16", "a", 7),
-            held("10.0.1.0/24", "b", 8),
-            held("10.0.1.0/25", "c", 9),
-            held("fd00::/64", "d", 1),
-        ];
-        assert_eq!(verdict(&all, net("10.0.0.0/16"), "a", Some(7)), None);
-        for (wanted, node, version) in [("10.0.1.0/24", "b", 8), ("10.0.1.0/25", "c", 9)] {
-            assert_eq!(verdict(&all, net(wanted), node, Some(version)), Some(&all[0]));
-        }
-        assert_eq!(verdict(&all, net("10.0.1.0/24"), "e", None), Some(&all[0]));
-        assert_eq!(verdict(&all, net("10.1.0.0/16"), "e", None), None);
-        let unreadable = [Held { cidr: net("10.0.0.0/16"), node: None, version: 3 }];
-        assert_eq!(verdict(&unreadable, net("10.0.1.0/24"), "e", None), Some(&unreadable[0]));
     }
 }

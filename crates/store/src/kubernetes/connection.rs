@@ -10,34 +10,23 @@
 //!
 //! Everything speaks HTTP/1.1: a watch is one connection, and what is asked beside them shares one.
 
-use std::error::Error as StdError;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use http::{HeaderValue, Request, Response, Uri};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::proxy::{SocksV5, Tunnel};
 use hyper_util::client::proxy::matcher::Matcher;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use kube::Config;
 use kube::client::ConfigExt;
 use kube::config::Kubeconfig;
 use tower::util::BoxCloneService;
 use tower::{BoxError, ServiceBuilder, ServiceExt};
 
-/// How long to wait for a TCP connection.
-const CONNECT: Duration = Duration::from_secs(3);
-/// How long an unanswered connection may be quiet before the kernel asks whether the peer is there, and how often.
-const QUIET: Duration = Duration::from_secs(10);
-const ASK_EVERY: Duration = Duration::from_secs(4);
-const ASK_TIMES: u32 = 3;
-/// How long a connection that nobody uses is kept.
-const IDLE: Duration = Duration::from_secs(60);
+use crate::transport;
 
 /// What tells where the API server is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,14 +86,7 @@ impl Connection {
             let found = Matcher::from_env().intercept(&config.cluster_url)?;
             Some(Proxy { uri: found.uri().clone(), credentials: found.basic_auth().cloned() })
         });
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(CONNECT));
-        tcp.set_keepalive(Some(QUIET));
-        tcp.set_keepalive_interval(Some(ASK_EVERY));
-        tcp.set_keepalive_retries(Some(ASK_TIMES));
-        tcp.set_tcp_user_timeout(Some(QUIET + ASK_EVERY * ASK_TIMES));
+        let tcp = transport::tcp();
         let service = match proxy {
             None => stack(&config, tcp)?,
             Some(Proxy { uri, credentials }) => match uri.scheme_str() {
@@ -120,7 +102,7 @@ impl Connection {
     }
 
     /// How long ago it was made.
-    pub(crate) fn age(&self) -> Duration {
+    pub(crate) fn age(&self) -> std::time::Duration {
         self.opened.elapsed()
     }
 
@@ -173,10 +155,7 @@ where
         + Unpin
         + 'static,
 {
-    let client = Client::builder(TokioExecutor::new())
-        .pool_idle_timeout(IDLE)
-        .pool_timer(TokioTimer::new())
-        .build(config.rustls_https_connector_with_connector(connector)?);
+    let client = transport::client(config.rustls_https_connector_with_connector(connector)?);
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
@@ -184,19 +163,4 @@ where
         .map_err(BoxError::from)
         .service(client);
     Ok(BoxCloneService::new(service))
-}
-
-/// What went wrong, with all that caused it.
-pub(crate) fn told(error: &(dyn StdError + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let words = cause.to_string();
-        // Some errors say their cause themselves.
-        if !text.ends_with(&words) {
-            text = format!("{text}: {words}");
-        }
-        source = cause.source();
-    }
-    text
 }

@@ -16,10 +16,12 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use super::api::{Api, Call, Failure};
-use super::backoff::{self, Backoff};
 use super::form::{self, Line, Status};
-use super::mirror::{Delta, News};
 use super::resource::Resource;
+use crate::backoff::{self, Backoff};
+use crate::mirror::{self, Delta};
+
+type News = mirror::News<Resource>;
 
 /// How long a watch is asked to last, in seconds.
 const LASTS: (u32, u32) = (240, 480);
@@ -147,7 +149,7 @@ impl Feed {
             self.advance(page.version);
             self.suspect = false;
             self.reach();
-            return Ok(self.tell(News::Listed { resource: self.resource, items, lost })?);
+            return Ok(self.tell(News::Listed { part: self.resource, items, lost })?);
         }
     }
 
@@ -189,7 +191,7 @@ impl Feed {
             // A server ends, or a way to it; another may be there at once, and then nobody need hear of it.
             Err(Broken::Cut(_)) if fruitful => {
                 self.suspect = true;
-                Ok(())
+                Ok(self.tell(News::Doubted(self.resource))?)
             }
             Err(Broken::Cut(reason)) => Err(Trouble::failed(call, Failure::Unreachable(reason))),
             Err(Broken::Unreadable(reason)) => {
@@ -206,7 +208,7 @@ impl Feed {
     async fn read(&mut self, mut body: Incoming) -> Result<(), Broken> {
         let mut rest: Vec<u8> = Vec::new();
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| Broken::Cut(super::connection::told(&error)))?;
+            let frame = frame.map_err(|error| Broken::Cut(crate::transport::told(&error)))?;
             let Ok(data) = frame.into_data() else { continue };
             rest.extend_from_slice(&data);
             let whole = rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);

@@ -20,24 +20,10 @@ use crate::Problem;
 use crate::manifest::field::{Fault, Field};
 use crate::manifest::tree::{self, Data, JsonTree, Tree};
 use crate::manifest::{core, own, service};
+use crate::mirror::Item;
 
 /// The annotation of a Node that holds its lease.
 pub(crate) const LEASE: &str = "fairlead.io/lease";
-
-/// One object of the API.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Item {
-    /// All that it may stand for.
-    pub(crate) keys: Vec<Key>,
-    /// What it stands for.
-    pub(crate) objects: Vec<Object>,
-    /// What of it cannot be read.
-    pub(crate) faults: Vec<(Key, Fault)>,
-    /// Its identity, which a name given twice does not repeat.
-    pub(crate) uid: String,
-    /// Its version, in the API server's own count.
-    pub(crate) version: String,
-}
 
 /// A part of a list.
 #[derive(Debug, Default)]

@@ -4,9 +4,12 @@
 //! for. Namespaces are asked for as metadata only, since that is all we read of them. Claims live in one namespace
 //! and are told from other people's Lease objects by a label, so the API server leaves those out.
 
+use std::path::PathBuf;
+
 use cluster::{Key, Kind, NamespacedName};
 
 use super::claim;
+use crate::mirror::Layout;
 
 /// A resource: what a URL path of the API server leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -142,6 +145,31 @@ impl Resource {
             Self::EndpointSlices => vec![Key::EndpointSlice(namespaced())],
             Self::Claims => claim::cidr(name).map(Key::Claim).into_iter().collect(),
         }
+    }
+}
+
+/// The layout of the API, given the namespace of Fairlead's own objects.
+#[derive(Debug)]
+pub(crate) struct Namespace(pub(crate) String);
+
+impl Layout for Namespace {
+    type Part = Resource;
+    const LOST: &'static str = "the API server's versions run backwards, as after etcd was restored; restart Fairlead to \
+                                accept it as it is";
+
+    fn parts(kinds: &[Kind]) -> Vec<Resource> {
+        Resource::of(kinds)
+    }
+
+    fn kinds(part: Resource) -> &'static [Kind] {
+        part.kinds()
+    }
+
+    fn place(&self, key: &Key) -> PathBuf {
+        Resource::of_kind(key.kind())
+            .map(|resource| resource.path_of(key, &self.0))
+            .unwrap_or_default()
+            .into()
     }
 }
 

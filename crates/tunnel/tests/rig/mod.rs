@@ -44,6 +44,10 @@ impl Rig {
                 carries(namespace, link);
             }
         }
+        // Neighbours of IPv6 are found once no link-local address is in doubt any more.
+        for (pod, gateway) in rig.pods.iter().zip(["fd00:1::1", "fd00:2::1"]) {
+            harness::eventually("the pod reaches its node", || pod.pings(gateway).then_some(()));
+        }
         Some(rig)
     }
 
@@ -122,11 +126,15 @@ impl Rig {
         tunnels
     }
 
-    /// Waits until both devices take packets.
+    /// Waits until a node's device takes packets.
+    pub(crate) fn wait_for_device(&self, number: usize) {
+        carries(&self.nodes[number - 1], DEVICE);
+    }
+
+    /// Waits until both do.
     pub(crate) fn wait_for_devices(&self) {
-        for node in &self.nodes {
-            carries(node, DEVICE);
-        }
+        self.wait_for_device(1);
+        self.wait_for_device(2);
     }
 
     /// What `ping` from the first pod prints.

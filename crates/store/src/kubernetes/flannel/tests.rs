@@ -4,8 +4,9 @@ use cluster::{Backend, Flannel, Key, Lease, MacAddress, Object, PublicKey};
 use serde_json::{Value, json};
 
 use super::{ANY_MTU, told, untold};
-use crate::kubernetes::form::{Item, item};
+use crate::kubernetes::form::item;
 use crate::kubernetes::resource::Resource;
+use crate::mirror::Item;
 
 const PREFIX: &str = "flannel.alpha.coreos.com/";
 

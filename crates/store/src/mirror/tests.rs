@@ -5,10 +5,14 @@ use std::collections::BTreeSet;
 use cluster::{Change, Key, Kind, Snapshot};
 use proptest::prelude::{Strategy, any, prop, prop_assert_eq, prop_oneof, proptest};
 
-use super::super::form::{self, Item};
-use super::super::resource::Resource;
-use super::{Delta, Mirror, News};
+use super::{Delta, Item};
+use crate::kubernetes::form;
+use crate::kubernetes::resource::{Namespace, Resource};
 use crate::{Event, Problem};
+
+/// By the layout of Kubernetes, where a part has several kinds, and one thing stands for several objects.
+type Mirror = super::Mirror<Namespace>;
+type News = super::News<Resource>;
 
 const KINDS: [Kind; 3] = [Kind::Node, Kind::Lease, Kind::Claim];
 
@@ -31,11 +35,11 @@ fn claim(name: &str, node: &str) -> Item {
 }
 
 fn nodes(items: Vec<Item>) -> News {
-    News::Listed { resource: Resource::Nodes, items, lost: false }
+    News::Listed { part: Resource::Nodes, items, lost: false }
 }
 
 fn claims(items: Vec<Item>) -> News {
-    News::Listed { resource: Resource::Claims, items, lost: false }
+    News::Listed { part: Resource::Claims, items, lost: false }
 }
 
 fn events(mirror: &mut Mirror) -> Vec<Event> {
@@ -44,7 +48,7 @@ fn events(mirror: &mut Mirror) -> Vec<Event> {
 
 /// A mirror that is in sync with node1, its lease and one claim of it.
 fn in_sync() -> Mirror {
-    let mut mirror = Mirror::new(&KINDS, "kube-system");
+    let mut mirror = Mirror::new(&KINDS, Namespace("kube-system".to_owned()));
     mirror.take(nodes(vec![node("node1", Some(1450))]));
     mirror.take(claims(vec![claim("fairlead-10-244-1-0-24", "node1")]));
     let told = events(&mut mirror);
@@ -66,7 +70,7 @@ fn problems(events: &[Event]) -> Vec<Problem> {
 
 #[test]
 fn the_snapshot_waits_for_the_last_list() {
-    let mut mirror = Mirror::new(&KINDS, "kube-system");
+    let mut mirror = Mirror::new(&KINDS, Namespace("kube-system".to_owned()));
     mirror.take(nodes(vec![node("node1", Some(1450)), node("node2", None)]));
     mirror.take(News::Reached(Resource::Nodes));
     mirror.take(changed(Delta::Set(node("node3", None))));
@@ -80,13 +84,13 @@ fn the_snapshot_waits_for_the_last_list() {
 
 #[test]
 fn a_watch_of_nothing_that_the_api_has_is_in_sync_at_once() {
-    let mut mirror = Mirror::new(&[Kind::PodStatus], "kube-system");
+    let mut mirror = Mirror::new(&[Kind::PodStatus], Namespace("kube-system".to_owned()));
     assert_eq!(events(&mut mirror), [Event::Snapshot(Snapshot::default()), Event::InSync]);
 }
 
 #[test]
 fn of_a_node_only_the_kinds_asked_for_are_told() {
-    let mut mirror = Mirror::new(&[Kind::Node], "kube-system");
+    let mut mirror = Mirror::new(&[Kind::Node], Namespace("kube-system".to_owned()));
     mirror.take(nodes(vec![node("node1", Some(1450)), broken("node2")]));
     let told = events(&mut mirror);
     let [Event::Snapshot(snapshot), Event::InSync] = &told[..] else { panic!("{told:?}") };
@@ -165,7 +169,7 @@ fn an_outage_is_told_once_and_takes_nothing_away() {
     assert_eq!(events(&mut mirror), [], "claims cannot be read yet");
     mirror.take(News::Reached(Resource::Claims));
     assert_eq!(events(&mut mirror), [Event::Available]);
-    let mut late = Mirror::new(&KINDS, "kube-system");
+    let mut late = Mirror::new(&KINDS, Namespace("kube-system".to_owned()));
     late.take(failed(Resource::Nodes));
     late.take(nodes(Vec::new()));
     late.take(claims(Vec::new()));
@@ -179,8 +183,8 @@ fn an_outage_is_told_once_and_takes_nothing_away() {
 #[test]
 fn what_a_server_has_lost_stays_in_force() {
     let mut mirror = in_sync();
-    mirror.take(News::Listed { resource: Resource::Nodes, items: Vec::new(), lost: true });
-    mirror.take(News::Listed { resource: Resource::Claims, items: Vec::new(), lost: true });
+    mirror.take(News::Listed { part: Resource::Nodes, items: Vec::new(), lost: true });
+    mirror.take(News::Listed { part: Resource::Claims, items: Vec::new(), lost: true });
     let told = events(&mut mirror);
     assert!(told.iter().all(|event| matches!(event, Event::Problems(_))), "{told:?}");
     assert!(problems(&told)[0].to_string().contains("lost 3 of its objects; they stay in force"));
@@ -203,9 +207,22 @@ fn what_a_server_has_lost_stays_in_force() {
 }
 
 #[test]
+fn what_was_lost_is_told_once_every_part_has_been_looked_at_again() {
+    let mut mirror = in_sync();
+    mirror.take(News::Doubted(Resource::Nodes));
+    mirror.take(News::Doubted(Resource::Claims));
+    mirror.take(News::Listed { part: Resource::Claims, items: Vec::new(), lost: true });
+    let told = events(&mut mirror);
+    assert!(matches!(&told[..], [Event::Problems(_)]), "its Node may be lost, too: {told:?}");
+    mirror.take(News::Reached(Resource::Nodes));
+    let told = events(&mut mirror);
+    assert!(matches!(&told[..], [Event::Lost(keys)] if keys.len() == 1), "{told:?}");
+}
+
+#[test]
 fn a_node_that_is_removed_after_a_loss_takes_its_lease_with_it() {
     let mut mirror = in_sync();
-    mirror.take(News::Listed { resource: Resource::Nodes, items: vec![node("node1", None)], lost: true });
+    mirror.take(News::Listed { part: Resource::Nodes, items: vec![node("node1", None)], lost: true });
     let told = events(&mut mirror);
     assert!(matches!(&told[..], [Event::Problems(_), Event::Lost(keys)] if keys.len() == 1), "{told:?}");
     mirror.take(changed(Delta::Gone(Resource::Nodes.keys("", "node1"))));
@@ -244,7 +261,7 @@ proptest! {
         steps in prop::collection::vec((step(), any::<bool>()), 0..40),
     ) {
         let mut server = std::collections::BTreeMap::<usize, Option<u32>>::new();
-        let mut mirror = Mirror::new(&[Kind::Node, Kind::Lease], "kube-system");
+        let mut mirror = Mirror::new(&[Kind::Node, Kind::Lease], Namespace("kube-system".to_owned()));
         let list = |server: &std::collections::BTreeMap<usize, Option<u32>>| {
             nodes(server.iter().map(|(number, lease)| node(&format!("node{number}"), *lease)).collect())
         };
@@ -281,7 +298,7 @@ proptest! {
                 _ => {}
             }
         }
-        let mut fresh = Mirror::new(&[Kind::Node, Kind::Lease], "kube-system");
+        let mut fresh = Mirror::new(&[Kind::Node, Kind::Lease], Namespace("kube-system".to_owned()));
         fresh.take(list(&server));
         prop_assert_eq!(known, fresh.into_parts().0);
     }

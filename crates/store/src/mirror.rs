@@ -1,44 +1,78 @@
-//! What a watch of the Kubernetes API knows, and what of it is news.
+//! What a watch of a store on the network knows, and what of it is news.
 //!
-//! Read [`Mirror::take`]: lists and changes of the resources go in, [`Event`]s come out, in the order that
-//! [`Event`] promises. It opens no connection and reads no clock, so its rules are tested alone:
+//! Read [`Mirror::take`]: lists and changes of the store's parts go in, [`Event`]s come out, in the order that
+//! [`Event`] promises. What differs between the stores is [`Layout`]. It opens no connection and reads no clock, so its
+//! rules are tested alone:
 //!
-//! - the snapshot is told when every resource has been listed whole, never before;
+//! - the snapshot is told when every part has been listed whole, never before;
 //! - a list that comes later is compared with what is known, and only the difference is told;
 //! - what cannot be read is a problem, and its last good version stays;
-//! - a list of a server that has lost its objects (its versions run backwards) removes nothing.
+//! - a list of a store that has lost its objects (its versions run backwards) removes nothing.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Debug;
+use std::path::PathBuf;
 
 use cluster::{Change, Key, Kind, Object, Snapshot};
 
-use super::form::Item;
-use super::resource::Resource;
 use crate::manifest::Fault;
 use crate::share::Shared;
 use crate::{Event, Problem};
 
-/// What a resource's feed tells.
+/// How a store is laid out.
+pub(crate) trait Layout: Debug + Send {
+    /// What is listed and watched by itself.
+    type Part: Copy + Ord + Debug + Send;
+    /// How a store comes to have lost objects, and what to do, for people.
+    const LOST: &'static str;
+    /// The parts that tell of these kinds.
+    fn parts(kinds: &[Kind]) -> Vec<Self::Part>;
+    /// The kinds of objects that a part tells of.
+    fn kinds(part: Self::Part) -> &'static [Kind];
+    /// Where an object is, for people.
+    fn place(&self, key: &Key) -> PathBuf;
+}
+
+/// What is kept at one place of a store.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Item {
+    /// All that it may stand for.
+    pub(crate) keys: Vec<Key>,
+    /// What it stands for.
+    pub(crate) objects: Vec<Object>,
+    /// What of it cannot be read.
+    pub(crate) faults: Vec<(Key, Fault)>,
+    /// Its identity, which a name given twice does not repeat; empty where the store has none.
+    pub(crate) uid: String,
+    /// Its version, in the store's own count.
+    pub(crate) version: String,
+}
+
+/// What is told of one part.
 #[derive(Debug)]
-pub(crate) enum News {
+pub(crate) enum News<P> {
     /// Everything there is.
     Listed {
-        /// Of which resource.
-        resource: Resource,
+        /// Of which part.
+        part: P,
         /// All its objects.
         items: Vec<Item>,
-        /// The server is one that has lost objects since it was seen last.
+        /// The store has lost objects since it was seen last.
         lost: bool,
     },
     /// What happened since, in order.
-    Changed(Resource, Vec<Delta>),
-    /// The API server answers.
-    Reached(Resource),
+    Changed(P, Vec<Delta>),
+    /// The places of a part that hold what nobody reads, all of them.
+    Strays(P, BTreeMap<PathBuf, Fault>),
+    /// The watch was cut; whether the store is still what it was is being found out.
+    Doubted(P),
+    /// The store answers.
+    Reached(P),
     /// It does not, or refuses.
-    Failed(Resource, String),
+    Failed(P, String),
 }
 
-/// One change of a resource.
+/// One change of a part.
 #[derive(Debug)]
 pub(crate) enum Delta {
     /// An object is there now.
@@ -49,14 +83,15 @@ pub(crate) enum Delta {
 
 /// What a watch knows.
 #[derive(Debug)]
-pub(crate) struct Mirror {
-    namespace: String,
+pub(crate) struct Mirror<L: Layout> {
+    layout: L,
     kinds: BTreeSet<Kind>,
-    feeds: BTreeMap<Resource, Feed>,
+    feeds: BTreeMap<L::Part, Feed>,
     snapshot: Snapshot,
     shared: Shared,
     problems: BTreeMap<Key, Problem>,
-    /// What was lost with the server's objects, and stays in force.
+    strays: BTreeMap<L::Part, BTreeMap<PathBuf, Fault>>,
+    /// What was lost with the store's objects, and stays in force.
     orphans: BTreeSet<Key>,
     told: bool,
     told_problems: Vec<Problem>,
@@ -68,23 +103,25 @@ pub(crate) struct Mirror {
 #[derive(Debug, Default)]
 struct Feed {
     listed: bool,
+    doubted: bool,
     trouble: Option<String>,
 }
 
 /// What objects came to within one step: none stands for gone.
 type Touched = BTreeMap<Key, Option<Object>>;
 
-impl Mirror {
-    /// A watch of these kinds that knows nothing yet; `namespace` is that of Fairlead's own objects.
-    pub(crate) fn new(kinds: &[Kind], namespace: &str) -> Self {
-        let feeds = Resource::of(kinds).into_iter().map(|resource| (resource, Feed::default())).collect();
+impl<L: Layout> Mirror<L> {
+    /// A watch of these kinds that knows nothing yet.
+    pub(crate) fn new(kinds: &[Kind], layout: L) -> Self {
+        let feeds = L::parts(kinds).into_iter().map(|part| (part, Feed::default())).collect();
         let mut mirror = Self {
-            namespace: namespace.to_owned(),
+            layout,
             kinds: kinds.iter().copied().collect(),
             feeds,
             snapshot: Snapshot::default(),
             shared: Shared::default(),
             problems: BTreeMap::new(),
+            strays: BTreeMap::new(),
             orphans: BTreeSet::new(),
             told: false,
             told_problems: Vec::new(),
@@ -108,20 +145,24 @@ impl Mirror {
     }
 
     /// Takes news in.
-    pub(crate) fn take(&mut self, news: News) {
+    pub(crate) fn take(&mut self, news: News<L::Part>) {
         match news {
-            News::Listed { resource, items, lost } => {
-                let touched = self.compare(resource, items, lost);
-                self.feed(resource).listed = true;
+            News::Listed { part, items, lost } => {
+                let touched = self.compare(part, items, lost);
+                self.feed(part).listed = true;
                 let changes = self.settle(touched);
-                self.recover(resource);
+                self.recover(part);
                 self.tell(changes);
             }
-            News::Changed(resource, deltas) => {
+            News::Strays(part, strays) => {
+                self.strays.insert(part, strays);
+                self.tell(Vec::new());
+            }
+            News::Changed(_, deltas) => {
                 let mut touched = Touched::new();
                 for delta in deltas {
                     match delta {
-                        Delta::Set(item) => self.touch(resource, item, &mut touched),
+                        Delta::Set(item) => self.touch(item, &mut touched),
                         Delta::Gone(keys) => {
                             keys.into_iter().for_each(|key| self.touch_gone(key, &mut touched))
                         }
@@ -130,26 +171,28 @@ impl Mirror {
                 let changes = self.settle(touched);
                 self.tell(changes);
             }
-            News::Reached(resource) => self.recover(resource),
-            News::Failed(resource, reason) => {
-                self.feed(resource).trouble = Some(reason);
+            News::Doubted(part) => self.feed(part).doubted = true,
+            News::Reached(part) => self.recover(part),
+            News::Failed(part, reason) => {
+                self.feed(part).trouble = Some(reason);
                 self.tell_away();
             }
         }
         self.tell_lost();
     }
 
-    fn feed(&mut self, resource: Resource) -> &mut Feed {
-        self.feeds.entry(resource).or_default()
+    fn feed(&mut self, part: L::Part) -> &mut Feed {
+        self.feeds.entry(part).or_default()
     }
 
-    fn recover(&mut self, resource: Resource) {
-        self.feed(resource).trouble = None;
+    fn recover(&mut self, part: L::Part) {
+        let feed = self.feed(part);
+        (feed.doubted, feed.trouble) = (false, None);
         self.tell_away();
     }
 
     /// What a list says against what is known.
-    fn compare(&mut self, resource: Resource, items: Vec<Item>, lost: bool) -> Touched {
+    fn compare(&mut self, part: L::Part, items: Vec<Item>, lost: bool) -> Touched {
         let mut touched = Touched::new();
         let mut there = BTreeSet::new();
         for item in items {
@@ -160,10 +203,11 @@ impl Mirror {
                 self.orphans.extend(without.cloned());
             }
             there.extend(item.keys.iter().cloned());
-            self.touch(resource, item, &mut touched);
+            self.touch(item, &mut touched);
         }
-        let known = resource.kinds().iter().flat_map(|kind| keys(&self.snapshot, *kind));
-        let doubted = self.problems.keys().filter(|key| resource.kinds().contains(&key.kind())).cloned();
+        let kinds = L::kinds(part);
+        let known = kinds.iter().flat_map(|kind| keys(&self.snapshot, *kind));
+        let doubted = self.problems.keys().filter(|key| kinds.contains(&key.kind())).cloned();
         let missing: BTreeSet<Key> = known.chain(doubted).filter(|key| !there.contains(key)).collect();
         for key in missing {
             if lost {
@@ -175,9 +219,9 @@ impl Mirror {
         touched
     }
 
-    fn touch(&mut self, resource: Resource, item: Item, touched: &mut Touched) {
+    fn touch(&mut self, item: Item, touched: &mut Touched) {
         let Item { keys, objects, faults, .. } = item;
-        let place = keys.first().map(|key| resource.path_of(key, &self.namespace)).unwrap_or_default();
+        let place = keys.first().filter(|_| !faults.is_empty()).map(|key| self.layout.place(key));
         let mut gone: BTreeSet<Key> = keys.into_iter().collect();
         for object in objects {
             let key = object.key();
@@ -189,7 +233,8 @@ impl Mirror {
             gone.remove(&key);
             self.orphans.remove(&key);
             if self.kinds.contains(&key.kind()) {
-                let problem = Problem::of(place.clone().into(), fault.about(Some(key.to_string())));
+                let problem =
+                    Problem::of(place.clone().unwrap_or_default(), fault.about(Some(key.to_string())));
                 self.problems.insert(key, problem);
             }
         }
@@ -259,10 +304,10 @@ impl Mirror {
         }
     }
 
-    /// What was lost and can be written again, once it can be. Before every resource has been read again, a Node that
+    /// What was lost and can be written again, once it can be. Before every part has been read again, a Node that
     /// seems to be there may be lost too.
     fn tell_lost(&mut self) {
-        if self.told_away.is_some() {
+        if self.told_away.is_some() || self.feeds.values().any(|feed| feed.doubted) {
             return;
         }
         let lost: BTreeSet<Key> =
@@ -284,7 +329,7 @@ impl Mirror {
         node.is_some_and(|node| !self.orphans.contains(&Key::Node(node.clone())))
     }
 
-    /// The store is away as long as any of its resources cannot be read.
+    /// The store is away as long as any of its parts cannot be read.
     fn tell_away(&mut self) {
         let reason = self.feeds.values().find_map(|feed| feed.trouble.clone());
         if reason == self.told_away {
@@ -299,12 +344,11 @@ impl Mirror {
 
     fn all_problems(&self) -> Vec<Problem> {
         let mut problems: Vec<Problem> = self.problems.values().cloned().collect();
+        let strays = self.strays.values().flatten();
+        problems.extend(strays.map(|(place, fault)| Problem::of(place.clone(), fault.clone())));
         if !self.orphans.is_empty() {
             let reason = format!("lost {} of its objects; they stay in force", self.orphans.len());
-            let fault = Fault::new(reason).hint(
-                "the API server's versions run backwards, as after etcd was restored; restart Fairlead to accept it \
-                 as it is",
-            );
+            let fault = Fault::new(reason).hint(L::LOST);
             problems.push(Problem::of("/".into(), fault));
         }
         problems.sort();

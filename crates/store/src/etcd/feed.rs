@@ -1,0 +1,382 @@
+//! The objects of one kind in etcd, listed once and then watched for ever.
+//!
+//! Read [`Feed::run`]. A list is of one revision, and the watch goes on from the next one. A stream that ends is taken up
+//! again where it was, with another member if that one is gone; only if etcd no longer knows that revision everything
+//! is listed again, to be compared by who receives it. Before, etcd is asked who it is: one that came back with other
+//! data would never speak of what it has lost. It has lost something if it is another cluster, if its identity is gone
+//! or another, or if its revisions or terms run backwards.
+//!
+//! A stream that is quiet may be one whose member was stopped or cut off from the others, so that member is asked now and
+//! then beside it, unless it was heard a moment ago.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use cluster::Kind;
+use http_body_util::BodyExt;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use super::form::{self, Happened, Line, Status, Transacted};
+use super::gateway::{By, Call, Failure, Gateway, Stream, step};
+use super::layout::Keys;
+use super::listing::{Census, census, census_beside, every};
+use crate::backoff::{self, Backoff};
+use crate::manifest::Fault;
+use crate::mirror::{self, Delta};
+use crate::own;
+use crate::transport::told;
+
+type News = mirror::News<Kind>;
+
+/// The longest line that is read: etcd takes no request that is nearly as large.
+const LONGEST_LINE: usize = 64 << 20;
+/// A stream that ends sooner, having said nothing, counts as a failure.
+const TOO_SOON: Duration = Duration::from_secs(2);
+/// How long a stream may be quiet before its member is asked whether it is there, in seconds: spread out, so that those
+/// of many agents do not ask together.
+const QUIET: (u32, u32) = (15, 30);
+
+/// How far etcd is known.
+pub(crate) struct Feed {
+    gateway: Arc<Gateway>,
+    keys: Keys,
+    kind: Kind,
+    news: Sender<News>,
+    /// Wakes those that wait for etcd as soon as one has reached it.
+    reached: Arc<Notify>,
+    backoff: Backoff,
+    /// The revision to go on from; none if everything is to be listed.
+    next: Option<u64>,
+    /// Who etcd was when it was seen last.
+    known: Option<Census>,
+    /// Whether it is to be asked who it is, before a watch begins.
+    suspect: bool,
+    /// The last watch was refused for its revision, and none has told anything since.
+    expired: bool,
+    /// Whether anything was listed when it was listed last.
+    had_items: bool,
+    strays: BTreeMap<PathBuf, Fault>,
+    told_strays: bool,
+}
+
+/// Why a step came to nothing.
+enum Trouble {
+    /// Nobody wants news any more.
+    Unwanted,
+    /// Of etcd, or on the way there.
+    Failed(Box<(Call, Failure)>),
+    /// The revision is not known any more, or it is another etcd.
+    Expired,
+}
+
+impl From<(Call, Failure)> for Trouble {
+    fn from(failed: (Call, Failure)) -> Self {
+        match failed {
+            (_, Failure::Refused(status)) if status.is_compacted() => Self::Expired,
+            failed => Self::Failed(Box::new(failed)),
+        }
+    }
+}
+
+impl Feed {
+    pub(crate) fn new(gateway: Arc<Gateway>, kind: Kind, news: Sender<News>, reached: Arc<Notify>) -> Self {
+        Self {
+            keys: Keys(gateway.prefix().to_owned()),
+            gateway,
+            kind,
+            news,
+            reached,
+            backoff: Backoff::new(),
+            next: None,
+            known: None,
+            suspect: false,
+            expired: false,
+            had_items: false,
+            strays: BTreeMap::new(),
+            told_strays: false,
+        }
+    }
+
+    /// Lists and watches until nobody wants the news any more.
+    pub(crate) async fn run(mut self) {
+        loop {
+            let done = match self.next {
+                None => self.list().await,
+                Some(_) if self.suspect => self.examine().await,
+                Some(next) => self.watch(next).await,
+            };
+            match done {
+                Ok(()) => {}
+                Err(Trouble::Unwanted) => return,
+                Err(Trouble::Expired) => self.expire().await,
+                Err(Trouble::Failed(failed)) => {
+                    let (call, failure) = *failed;
+                    if self.failed(&call, failure).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Lets everything be listed again: at once, but not again and again.
+    async fn expire(&mut self) {
+        self.next = None;
+        if std::mem::replace(&mut self.expired, true) {
+            tokio::time::sleep(self.backoff.pause(backoff::Failure::Refused(None))).await;
+        }
+    }
+
+    /// Everything there is.
+    async fn list(&mut self) -> Result<(), Trouble> {
+        let mut now = census(&self.gateway, &self.keys).await?;
+        let revision = now.header.revision.0;
+        let found = every(&self.gateway, &self.keys, self.kind, revision).await?;
+        // Without an identity, one that is empty may be any.
+        let emptied = self.had_items && found.items.is_empty() && now.identity.is_none();
+        let lost = emptied || self.known.as_ref().is_some_and(|known| has_lost(known, &now));
+        self.had_items = !found.items.is_empty();
+        if now.identity.is_none() {
+            now.identity = self.identify().await;
+        }
+        self.known = Some(now);
+        self.next = Some(revision + 1);
+        self.suspect = false;
+        self.reach();
+        self.strays = found.strays;
+        self.told_strays = false;
+        self.tell_strays()?;
+        self.tell(News::Listed { part: self.kind, items: found.items, lost })
+    }
+
+    /// Gives etcd an identity. One that we may not write to stays without.
+    async fn identify(&self) -> Option<Vec<u8>> {
+        let text = own::new_identity().ok()?.into_bytes();
+        let key = self.keys.identity();
+        let (compare, put, read) = (form::unchanged(&key, 0), step::put(&key, &text), step::read(&key));
+        let call = Call::transaction(&[compare], &[put], &[read], format!("create {key}"));
+        let done: Transacted = self.gateway.answer(&call).await.ok()?;
+        if done.succeeded { Some(text) } else { done.into_read().pop().map(|kv| kv.value.0) }
+    }
+
+    /// Whether etcd, which may have been away, still has what it had.
+    async fn examine(&mut self) -> Result<(), Trouble> {
+        let now = census(&self.gateway, &self.keys).await?;
+        self.suspect = false;
+        match &mut self.known {
+            Some(known) if has_lost(known, &now) => Err(Trouble::Expired),
+            Some(known) => {
+                known.header = now.header;
+                known.identity = now.identity.or(known.identity.take());
+                Ok(())
+            }
+            None => Err(Trouble::Expired),
+        }
+    }
+
+    /// Every change from this revision on, until the stream ends.
+    async fn watch(&mut self, next: u64) -> Result<(), Trouble> {
+        // Whoever goes on after it looks first, and brings a token that is good.
+        self.suspect = true;
+        let call = Call::watch(&self.keys.folder(self.kind), next);
+        let mut stream = self.gateway.stream(&call).await.map_err(|failure| (call.clone(), failure))?;
+        let started = Instant::now();
+        let ended = self.read(&mut stream).await;
+        self.tell(News::Doubted(self.kind))?;
+        let fruitful = started.elapsed() > TOO_SOON || self.next != Some(next);
+        match ended {
+            Broken::Unwanted => Err(Trouble::Unwanted),
+            Broken::Expired => Err(Trouble::Expired),
+            // A member ends, or the way to it; another may be there at once, and then nobody need hear of it.
+            Broken::Cut(_) if fruitful => {
+                self.gateway.turn_away(&stream.by);
+                Ok(())
+            }
+            Broken::Refused(status) if fruitful && status.may_pass_soon() => {
+                self.gateway.turn_away(&stream.by);
+                Ok(())
+            }
+            Broken::Cut(reason) => {
+                self.gateway.turn_away(&stream.by);
+                Err((call, Failure::Unreachable(reason)).into())
+            }
+            Broken::Refused(status) => {
+                // To a watch etcd says that it is denied also if only the token is too old.
+                self.gateway.forget_token().await;
+                Err((call, Failure::Refused(status)).into())
+            }
+            Broken::Unreadable(reason) => {
+                // The same would come again.
+                self.next = None;
+                Err((call, Failure::Unreadable(reason)).into())
+            }
+        }
+    }
+
+    async fn read(&mut self, Stream { body, by }: &mut Stream) -> Broken {
+        let (mut rest, mut said): (Vec<u8>, _) = (Vec::new(), Instant::now());
+        let quiet = Duration::from_secs(self.backoff.spread(QUIET.0, QUIET.1).into());
+        loop {
+            let silent = || by.member().heard().map_or(said, |heard| heard.max(said)).elapsed();
+            let frame = match timeout(quiet.saturating_sub(silent()), body.frame()).await {
+                Ok(Some(Ok(frame))) => frame,
+                Ok(Some(Err(error))) => return Broken::Cut(told(&error)),
+                Ok(None) => return Broken::Cut("the watch ended".to_owned()),
+                Err(_) if silent() < quiet => continue,
+                Err(_) => match self.ask_beside(by).await {
+                    Ok(()) => continue,
+                    Err(broken) => return broken,
+                },
+            };
+            said = Instant::now();
+            let Ok(data) = frame.into_data() else { continue };
+            rest.extend_from_slice(&data);
+            let whole = rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+            if whole > 0 {
+                let taken = self.take_lines(rest.get(..whole).unwrap_or_default());
+                rest.drain(..whole);
+                // A large object that came once is no reason to keep room for another.
+                rest.shrink_to(64 << 10);
+                if let Err(broken) = taken {
+                    return broken;
+                }
+            }
+            if rest.len() > LONGEST_LINE {
+                return Broken::Unreadable(format!("an event is longer than {LONGEST_LINE} bytes"));
+            }
+        }
+    }
+
+    /// Whether the stream's member still answers, and etcd is the one that it was.
+    async fn ask_beside(&mut self, by: &By) -> Result<(), Broken> {
+        match census_beside(&self.gateway, &self.keys, by).await {
+            Ok(now) if self.known.as_ref().is_some_and(|known| has_lost(known, &now)) => Err(Broken::Expired),
+            Ok(_) => Ok(()),
+            Err((call, failure)) => Err(Broken::Cut(self.gateway.reason(&call, failure))),
+        }
+    }
+
+    /// Takes whole lines; what they say before one that is an error counts.
+    fn take_lines(&mut self, lines: &[u8]) -> Result<(), Broken> {
+        let (mut deltas, mut end) = (Vec::new(), Ok(()));
+        let filled = |line: &&[u8]| !line.trim_ascii().is_empty();
+        for line in lines.split(|byte| *byte == b'\n').filter(filled) {
+            match form::line(line) {
+                Ok(Line::Created) => {
+                    self.reach();
+                    self.tell(News::Reached(self.kind)).map_err(|_| Broken::Unwanted)?;
+                }
+                Ok(Line::Events { events, fragment }) => self.take_events(events, fragment, &mut deltas),
+                Ok(Line::Progress { revision }) => self.advance(revision),
+                Ok(Line::Compacted) => end = Err(Broken::Expired),
+                Ok(Line::Refused(status)) => end = Err(Broken::Refused(status)),
+                Err(reason) => end = Err(Broken::Unreadable(reason)),
+            }
+            if end.is_err() {
+                break;
+            }
+        }
+        if !deltas.is_empty() {
+            self.expired = false;
+            self.tell(News::Changed(self.kind, deltas)).map_err(|_| Broken::Unwanted)?;
+        }
+        self.tell_strays().map_err(|_| Broken::Unwanted)?;
+        end
+    }
+
+    fn take_events(&mut self, events: Vec<Happened>, fragment: bool, deltas: &mut Vec<Delta>) {
+        let mut newest = 0;
+        for Happened { gone, kv } in events {
+            newest = newest.max(kv.mod_revision.0);
+            let place = String::from_utf8_lossy(&kv.key.0);
+            if gone {
+                self.told_strays &= self.strays.remove(std::path::Path::new(&*place)).is_none();
+                deltas.extend(self.keys.object(self.kind, &place).map(|key| Delta::Gone(vec![key])));
+                continue;
+            }
+            match self.keys.item(self.kind, &kv) {
+                Ok(item) => deltas.push(Delta::Set(item)),
+                Err(stray) => {
+                    self.strays.extend([*stray]);
+                    self.told_strays = false;
+                }
+            }
+        }
+        // Of a fragment's last revision more may follow.
+        if !fragment {
+            self.advance(newest);
+        }
+    }
+
+    /// Everything up to this revision is known.
+    fn advance(&mut self, revision: u64) {
+        self.next = self.next.max(Some(revision + 1));
+        if let Some(known) = &mut self.known {
+            known.header.revision = known.header.revision.max(form::Number(revision));
+        }
+    }
+
+    fn reach(&mut self) {
+        self.backoff.reset();
+        self.reached.notify_waiters();
+    }
+
+    fn tell(&self, news: News) -> Result<(), Trouble> {
+        self.news.send(news).map_err(|_| Trouble::Unwanted)
+    }
+
+    fn tell_strays(&mut self) -> Result<(), Trouble> {
+        if !std::mem::replace(&mut self.told_strays, true) {
+            self.tell(News::Strays(self.kind, self.strays.clone()))?;
+        }
+        Ok(())
+    }
+
+    /// Tells what failed, and waits for as long as that calls for.
+    async fn failed(&mut self, call: &Call, failure: Failure) -> Result<(), Trouble> {
+        self.suspect = true;
+        let kind = match &failure {
+            Failure::Unreachable(_) => backoff::Failure::Unreachable,
+            Failure::Refused(status) if status.may_pass_soon() => backoff::Failure::Unreachable,
+            Failure::Refused(_) | Failure::Unknown(_) | Failure::Unreadable(_) => {
+                backoff::Failure::Refused(None)
+            }
+        };
+        let pause = self.backoff.pause(kind);
+        let reason = self.gateway.reason(call, failure);
+        self.tell(News::Failed(self.kind, reason))?;
+        // Whichever comes first; a refusal is not mended by another's success.
+        match kind {
+            backoff::Failure::Unreachable => drop(timeout(pause, self.reached.notified()).await),
+            backoff::Failure::Refused(_) => tokio::time::sleep(pause).await,
+        }
+        Ok(())
+    }
+}
+
+/// Whether etcd has not all that it had when it was seen before. Both were told by most of the members together, so none
+/// of them lags behind.
+fn has_lost(known: &Census, now: &Census) -> bool {
+    known.header.cluster_id != now.header.cluster_id
+        || now.header.revision < known.header.revision
+        || now.header.raft_term < known.header.raft_term
+        || (known.identity.is_some() && known.identity != now.identity)
+}
+
+/// Why the lines of a stream came to an end.
+enum Broken {
+    /// The connection ended, and why.
+    Cut(String),
+    /// What came is no line of a watch.
+    Unreadable(String),
+    /// etcd ended it.
+    Refused(Status),
+    /// etcd does not know the revision any more.
+    Expired,
+    /// Nobody wants to hear of them.
+    Unwanted,
+}
