@@ -42,6 +42,8 @@ pub struct Config {
     pub udp: UdpConfig,
     /// The tunnels of backend `wireguard`.
     pub wireguard: WireGuardConfig,
+    /// Nodes of flannel in the same cluster.
+    pub flannel: FlannelConfig,
     /// Translation of what leaves the cluster.
     pub masquerade: Masquerade,
     /// What is done for each pod beside its network.
@@ -147,6 +149,16 @@ pub struct WireGuardConfig {
     /// The UDP port. Default: 51820.
     #[cfg_attr(test, schemars(range(min = 1)))]
     pub port: u16,
+}
+
+/// Key `flannel`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Default)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct FlannelConfig {
+    /// Whether nodes of flannel are told of this one, by flannel's own annotations of its Node: for a cluster that changes
+    /// over from flannel node by node. With the Kubernetes API alone. Default: false.
+    pub annotations: bool,
 }
 
 /// Key `masquerade`.
@@ -491,6 +503,7 @@ backend: host-gw
 vxlan: {vni: 7, port: 4789, directRouting: true}
 udp: {port: 1}
 wireguard: {port: 2}
+flannel: {annotations: true}
 masquerade: {enabled: false}
 plugins: {portmap: false, bandwidth: false}
 ";
@@ -500,7 +513,7 @@ plugins: {portmap: false, bandwidth: false}
         assert_eq!(config.underlay.advertise.len(), 2);
         assert_eq!((config.vxlan.vni, config.vxlan.port, config.masquerade.enabled), (7, 4789, false));
         assert_eq!((config.backend, config.vxlan.direct_routing), (BackendKind::HostGw, true));
-        assert_eq!((config.udp.port, config.wireguard.port), (1, 2));
+        assert_eq!((config.udp.port, config.wireguard.port, config.flannel.annotations), (1, 2, true));
         assert_eq!((config.plugins.portmap, config.plugins.bandwidth), (false, false));
         assert_eq!(config.cluster.deleted_node_grace_seconds, 5);
         assert_eq!(config.pools().unwrap().len(), 2);
@@ -514,7 +527,7 @@ plugins: {portmap: false, bandwidth: false}
         let text = error("encapsulation: vxlan\n");
         assert!(
             text.contains(
-                "the keys here are cluster, underlay, backend, vxlan, udp, wireguard, masquerade, plugins"
+                "the keys here are cluster, underlay, backend, vxlan, udp, wireguard, flannel, masquerade, plugins"
             ),
             "{text}"
         );

@@ -230,7 +230,7 @@ fn collide(some: &[IpNet], others: &[IpNet]) -> bool {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use cluster::{Backend, Change, Key, Lease, Node};
+    use cluster::{Backend, Change, Flannel, Key, Lease, Node};
 
     use crate::view::{Standing, View};
 
@@ -239,7 +239,8 @@ mod tests {
     fn lease(node: &str, cidr: &str) -> Change {
         let pod_cidrs = [cidr.parse().unwrap()].into();
         let backend = Backend::Other("any".into());
-        let lease = Lease { node: node.into(), pod_cidrs, underlay: Box::default(), backend, mtu: 1450 };
+        let (node, underlay) = (node.into(), Box::default());
+        let lease = Lease { node, pod_cidrs, underlay, backend, mtu: 1450, flannel: Flannel::Apart };
         Change::Set(lease.into())
     }
 

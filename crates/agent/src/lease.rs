@@ -245,7 +245,7 @@ fn taken_by_others(snapshot: &Snapshot, node: &str) -> Vec<Taken> {
 mod tests {
     use std::collections::BTreeSet;
 
-    use cluster::{Backend, Change, Key, Lease, Node, Snapshot};
+    use cluster::{Backend, Change, Flannel, Key, Lease, Node, Snapshot};
     use ipnet::IpNet;
     use netstate::pool::Pool;
     use store::{Directory, Expect};
@@ -296,6 +296,7 @@ mod tests {
             underlay: ["198.18.0.1".parse().unwrap()].into(),
             backend: Backend::Other("test".into()),
             mtu: 1450,
+            flannel: Flannel::Apart,
         }
     }
 

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use cluster::{Lease, Node, NodeNetwork};
+use cluster::{Flannel, Lease, Node, NodeNetwork};
 use ipnet::IpNet;
 use netstate::pool::Pool;
 use netstate::{Conflict, RouteKind, State, Step};
@@ -232,8 +232,9 @@ impl NodeKeeper {
         self.note_changed_paths(&design);
         self.design = Some(design);
         // A node whose kernel refuses the tunnel must not draw its peers' packets; one that carried them before
-        // goes on.
-        if !made && !view.snapshot.leases.contains_key(&lease.node) {
+        // goes on. What flannel left is no lease of ours.
+        let before = view.snapshot.leases.get(&lease.node);
+        if !made && before.is_none_or(|before| before.flannel == Flannel::Member) {
             return;
         }
         outcome.contested = self.has_a_double(view, &lease);
@@ -294,8 +295,10 @@ impl NodeKeeper {
     fn has_a_double(&mut self, view: &View, lease: &Lease) -> bool {
         let theirs = view.snapshot.leases.get(&lease.node);
         let Some(theirs) = theirs.filter(|_| !self.published.is_empty()) else { return false };
-        // What was published before may be told only now.
-        let contested = **theirs != *lease && !self.published.contains(theirs);
+        // What was published before may be told only now. Who changed what flannel's nodes are told is no agent.
+        let same =
+            |published: &Lease| *published == Lease { flannel: published.flannel, ..(**theirs).clone() };
+        let contested = theirs.flannel != Flannel::Member && !same(lease) && !self.published.iter().any(same);
         if contested {
             self.report.problem(Reason::LeaseContested, format!(
                 "publish the lease of node {node}: somebody else has published another one, with underlay {underlay:?}\n\

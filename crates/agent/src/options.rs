@@ -62,4 +62,17 @@ impl Options {
             collect: None,
         }
     }
+
+    /// Whether nodes of flannel are told of this one.
+    pub(crate) fn tells_flannel(&self) -> bool {
+        self.config.flannel.annotations && self.store.has_flannel()
+    }
+
+    /// Says what of the configuration has no effect with this store.
+    pub(crate) fn tell_what_is_without_effect(&self) {
+        if self.config.flannel.annotations && !self.store.has_flannel() {
+            let store = &self.store;
+            tracing::warn!(%store, "flannel.annotations has no effect: it is about annotations of Kubernetes' Nodes");
+        }
+    }
 }

@@ -143,6 +143,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     start_threads(&sender, Sources { termination, server, watcher, watch, http, config_file })?;
     drop(sender);
     tracing::info!(node = options.node, store = %options.store, "the agent has started");
+    options.tell_what_is_without_effect();
     let view = View::new(&options.node, options.config.cluster.deleted_node_grace());
     let view = view.remembering(node.remembered());
     let end = Loop::new(node, view).run(&events);

@@ -231,7 +231,7 @@ fn concerns_nodes(change: &Change) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use cluster::{Backend, Change, Key, Lease, NamespacedName, Node, Pod, Snapshot};
+    use cluster::{Backend, Change, Flannel, Key, Lease, NamespacedName, Node, Pod, Snapshot};
 
     use super::{Standing, View};
 
@@ -248,7 +248,14 @@ mod tests {
 
     fn lease(node: &str) -> Lease {
         let backend = Backend::Other("test".into());
-        Lease { node: node.into(), pod_cidrs: Box::default(), underlay: Box::default(), backend, mtu: 1450 }
+        Lease {
+            node: node.into(),
+            pod_cidrs: Box::default(),
+            underlay: Box::default(),
+            backend,
+            mtu: 1450,
+            flannel: Flannel::Apart,
+        }
     }
 
     #[test]
@@ -300,6 +307,7 @@ mod tests {
             underlay: Box::default(),
             backend: Backend::Other("any".into()),
             mtu: 1450,
+            flannel: Flannel::Apart,
         };
         let mut snapshot = Snapshot::default();
         snapshot.apply(Change::Set(lease.into()));

@@ -27,6 +27,21 @@ pub struct Lease {
     pub backend: Backend,
     /// The largest packet, in bytes, that its pods send.
     pub mtu: u32,
+    /// What it has to do with nodes of flannel.
+    pub flannel: Flannel,
+}
+
+/// What a node has to do with flannel, whose nodes may stand in the same cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Flannel {
+    /// Nothing: only Fairlead's nodes hear of it.
+    #[default]
+    Apart,
+    /// Flannel's nodes are told of it as well, where the store is one that they read.
+    Told,
+    /// It is one of flannel's. It knows its one backend, and does not tell on which port its peers are to reach it: they
+    /// take their own.
+    Member,
 }
 
 impl Lease {
@@ -177,7 +192,7 @@ impl FromStr for MacAddress {
 
 #[cfg(test)]
 mod tests {
-    use super::{Backend, Lease, MacAddress, PublicKey};
+    use super::{Backend, Flannel, Lease, MacAddress, PublicKey};
 
     #[test]
     fn a_public_key_reads_back_as_it_prints() {
@@ -203,6 +218,7 @@ mod tests {
             underlay: Box::default(),
             backend: Backend::Other("any".into()),
             mtu: 1450,
+            flannel: Flannel::Apart,
         };
         let texts = |nets: Vec<ipnet::IpNet>| nets.iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(texts(lease.current().collect()), cidrs[..2]);

@@ -27,7 +27,7 @@ mod service;
 mod snapshot;
 
 pub use labels::Labels;
-pub use lease::{Backend, Claim, Lease, MacAddress, MacAddressError, PublicKey, PublicKeyError};
+pub use lease::{Backend, Claim, Flannel, Lease, MacAddress, MacAddressError, PublicKey, PublicKeyError};
 pub use name::{NameError, NamespacedName, check_label, check_subdomain};
 pub use network::{NodeNetwork, NodeNetworkError};
 pub use node::{Namespace, Node};

@@ -15,7 +15,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use cluster::{Backend, Lease, Snapshot};
+use cluster::{Backend, Flannel, Lease, Snapshot};
 use ipnet::IpNet;
 use netstate::pool::{base_address, host as host_net};
 use netstate::{Address, Link, LinkKind, LinkName, Route, RouteKey, RouteKind, RouteTarget, State};
@@ -268,7 +268,8 @@ fn tunnel_peer(
     let family = Family::of(inputs.underlay.address);
     let underlay = lease.underlay.iter().copied().find(|address| Family::of(*address) == family)?;
     let (port, public_key) = match (kind, &lease.backend) {
-        (TunnelKind::Udp, Backend::Udp { port }) => (*port, None),
+        // A node of flannel does not tell its port.
+        (TunnelKind::Udp, Backend::Udp { port }) if lease.flannel != Flannel::Member => (*port, None),
         (TunnelKind::WireGuard, Backend::WireGuard { port, public_key }) => (*port, Some(*public_key)),
         (TunnelKind::WireGuard, _) => return None,
         (kind, _) => (own_port(inputs, kind), None),

@@ -4,13 +4,14 @@
 //! one, that is how they talk. Where they differ, as while a cluster is moved from one to the other node by node, both
 //! take the one that is first in the order vxlan, udp, ipip, host-gw ([`between`]): what it needs to know of a peer follows
 //! from the peer's name and the cluster's configuration, and both decide alike, so no packet comes by another way than its
-//! answer goes. WireGuard is for nodes that both have it: a packet that is to be encrypted goes encrypted or not at all.
+//! answer goes. WireGuard is for nodes that both have it: a packet that is to be encrypted goes encrypted or not at all. A
+//! node of flannel is reached by its own backend or not at all, for it would not answer by another one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use cluster::{Backend, Lease, MacAddress};
+use cluster::{Backend, Flannel, Lease, MacAddress};
 use ipnet::IpNet;
 use netstate::{LinkName, Mac};
 
@@ -89,6 +90,12 @@ fn between(inputs: &Inputs<'_>, theirs: &Backend) -> Option<Common> {
     }
 }
 
+/// How this node talks to the one of that lease. A node of flannel has no way but its own.
+fn common(inputs: &Inputs<'_>, lease: &Lease) -> Option<Common> {
+    let same = std::mem::discriminant(inputs.sends) == std::mem::discriminant(&lease.backend);
+    if lease.flannel == Flannel::Member && !same { None } else { between(inputs, &lease.backend) }
+}
+
 /// What a backend has to offer a node of another one, and its place in the order.
 fn ranked(backend: &Backend) -> Option<(u8, Common)> {
     match backend {
@@ -128,7 +135,7 @@ impl<'a> Peer<'a> {
         seen: &mut Seen<'a>,
     ) -> Result<Self, Problem> {
         let node = || lease.node.clone();
-        let common = between(inputs, &lease.backend).ok_or_else(|| Problem::Backend {
+        let common = common(inputs, lease).ok_or_else(|| Problem::Backend {
             node: node(),
             theirs: lease.backend.name().into(),
             ours: inputs.sends.name().into(),
@@ -169,8 +176,10 @@ pub(crate) fn carries(lease: &Lease, family: Family) -> bool {
 /// Whether a peer's tunnel speaks as this node's would.
 fn check_tunnel(inputs: &Inputs<'_>, lease: &Lease) -> Result<(), Problem> {
     let own = inputs.vxlan;
+    // A node of flannel does not tell its port.
+    let differs = |port| lease.flannel != Flannel::Member && port != own.port;
     match lease.backend {
-        Backend::Vxlan { vni, port, .. } if (vni, port) != (own.vni, own.port) => {
+        Backend::Vxlan { vni, port, .. } if vni != own.vni || differs(port) => {
             let text = |vni, port| format!("VNI {vni} on port {port}");
             Err(Problem::Tunnel {
                 node: lease.node.clone(),

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use cluster::{Backend, Change, Claim, Key, Lease, Node, Object, PublicKey, Snapshot};
+use cluster::{Backend, Change, Claim, Flannel, Key, Lease, MacAddress, Node, Object, PublicKey, Snapshot};
 use ipnet::IpNet;
 use proptest::prelude::{Just, Strategy, any, prop_assert_eq, prop_oneof, proptest};
 use route::vxlan::tunnel_mac;
@@ -37,6 +37,7 @@ fn lease(number: u16) -> Lease {
         ]),
         backend: Backend::Vxlan { vni: 1, port: 8472, mac: tunnel_mac(&node) },
         mtu: 1450,
+        flannel: Flannel::Apart,
         node: node.into(),
     }
 }
@@ -87,6 +88,7 @@ struct Case {
     own: Lease,
     underlay: IpAddr,
     cluster: Vec<IpNet>,
+    port: u16,
     direct_routing: bool,
     /// What is different about the host.
     host: fn(&mut Host),
@@ -100,6 +102,7 @@ impl Case {
             own,
             underlay,
             cluster: vec![net("10.244.0.0/16"), net("fd00:10:244::/48")],
+            port: 8472,
             direct_routing: false,
             host: |_| {},
         }
@@ -124,7 +127,7 @@ impl Case {
             underlay: &underlay(self.underlay),
             underlays: &each.collect(),
             carried: 1500,
-            vxlan: VxlanSettings { vni: 1, port: 8472, direct_routing: self.direct_routing },
+            vxlan: VxlanSettings { vni: 1, port: self.port, direct_routing: self.direct_routing },
             cluster: &self.cluster,
             masquerade: true,
             host: &host,
@@ -381,6 +384,67 @@ fn a_programs_tunnel_has_a_device_a_route_to_each_peer_and_is_told_of_them() {
     let told: Vec<_> =
         tunnel.peers.iter().map(|peer| (&*peer.node, peer.port, peer.pod_cidrs.len(), peer.mtu)).collect();
     assert_eq!(told, [("node2", 9999, 2, 1472), ("node3", 8285, 2, 1472)]);
+}
+
+/// The lease of a node of flannel: IPv4 alone, a link address that nobody can guess, and no word of port or MTU.
+fn of_flannel(number: u16, backend: Backend) -> Lease {
+    let whole = lease(number);
+    Lease {
+        pod_cidrs: Box::new([whole.pod_cidrs[0]]),
+        underlay: Box::new([whole.underlay[0]]),
+        backend,
+        mtu: 65_535,
+        flannel: Flannel::Member,
+        ..whole
+    }
+}
+
+fn flannels_vxlan() -> Backend {
+    Backend::Vxlan { vni: 1, port: 8472, mac: MacAddress([0xba, 0x1d, 0, 0, 0, 2]) }
+}
+
+#[test]
+fn a_node_of_flannel_is_reached_by_ipv4_as_it_says_whatever_port_the_cluster_has() {
+    let mut case = Case::node1();
+    case.port = 4789;
+    case.own.backend = Backend::Vxlan { vni: 1, port: 4789, mac: tunnel_mac("node1") };
+    let mut snapshot = Snapshot::default();
+    join(&mut snapshot, of_flannel(2, flannels_vxlan()));
+    let design = case.design(&snapshot);
+    assert!(design.problems.is_empty(), "{:?}", design.problems);
+    let paths = &design.peers["node2"];
+    assert_eq!(paths.keys().copied().collect::<Vec<_>>(), [Family::V4]);
+    assert_eq!(paths[&Family::V4].mtu, 1450, "its packets limit nobody's");
+    let text = design.state.to_string();
+    assert!(text.contains("lladdr ba:1d:00:00:00:02"), "{text}");
+    assert!(text.contains("route 10.244.2.0/24 via 10.244.2.0 dev fairlead0 onlink"), "{text}");
+    let other = Backend::Vxlan { vni: 9, port: 8472, mac: MacAddress([0xba, 0x1d, 0, 0, 0, 2]) };
+    join(&mut snapshot, of_flannel(2, other));
+    assert!(problem(&case.design(&snapshot), "node2").to_string().contains("VNI 9"));
+}
+
+#[test]
+fn a_node_of_flannel_is_reached_by_its_own_backend_or_not_at_all() {
+    let mut case = Case::node1();
+    case.host = |host| with_shared_link(host);
+    for (own, theirs) in [(Backend::HostGw, flannels_vxlan()), (case.own.backend.clone(), Backend::HostGw)] {
+        case.own.backend = own;
+        let mut snapshot = Snapshot::default();
+        join(&mut snapshot, of_flannel(2, theirs));
+        let told = problem(&case.design(&snapshot), "node2").to_string();
+        assert!(told.contains("its backend is"), "{told}");
+    }
+    case.own.backend = Backend::HostGw;
+    let mut snapshot = Snapshot::default();
+    join(&mut snapshot, of_flannel(2, Backend::HostGw));
+    let text = case.design(&snapshot).state.to_string();
+    assert!(text.contains("route 10.244.2.0/24 via 198.18.0.3 dev eth0"), "{text}");
+    case.own.backend = Backend::Udp { port: 9999 };
+    case.own.mtu = 1472;
+    join(&mut snapshot, of_flannel(2, Backend::Udp { port: 8285 }));
+    let tunnels = case.design(&snapshot).tunnels;
+    let peer = &tunnels[&TunnelKind::Udp].peers[0];
+    assert_eq!(peer.port, tunnels[&TunnelKind::Udp].port, "the port of the cluster");
 }
 
 #[test]

@@ -9,6 +9,7 @@
 //! - a node's lease is the annotation `fairlead.io/lease` of its Node object, and goes with it. It is written by a
 //!   patch of the Node's status, which a role can allow without the Node's spec, and with the version of the Node
 //!   that was read, so of two writers one has to look again;
+//! - so is what nodes of flannel tell in annotations of their own, and are told in those (`flannel.rs`);
 //! - the right to a pod CIDR is what the Node's `spec.podCIDRs` says; where the cluster gives out none, it is a Lease
 //!   object (`coordination.k8s.io`) in Fairlead's own namespace;
 //! - what became of a pod stands in the pod, and is the kubelet's to write;
@@ -21,9 +22,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc;
 
-use cluster::{Claim, Key, Kind, Object};
+use cluster::{Claim, Flannel, Key, Kind, Lease, Object};
 use ipnet::IpNet;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use crate::manifest;
@@ -44,6 +45,7 @@ mod api;
 mod claim;
 mod connection;
 mod feed;
+mod flannel;
 pub(crate) mod form;
 mod notice;
 mod report;
@@ -124,9 +126,9 @@ impl Store for Kubernetes {
         check_reads_back(object, &manifest::encode(object))?;
         let key = object.key();
         let Object::Lease(lease) = object else { return Err(not_ours(key)) };
-        let (api, text, version) = (self.api.clone(), manifest::encode_spec(lease), version_of(object));
+        let (api, lease, version) = (self.api.clone(), lease.clone(), version_of(object));
         self.wait(async move {
-            put_lease(&api, &key, Some((text, version)), expect).await?;
+            put_lease(&api, &key, Some((&lease, version)), expect).await?;
             Ok(version)
         })
     }
@@ -217,15 +219,15 @@ async fn every_item(api: &Api, resource: Resource) -> Result<Vec<Item>, Error> {
 async fn put_lease(
     api: &Api,
     key: &Key,
-    lease: Option<(String, Version)>,
+    lease: Option<(&Lease, Version)>,
     expect: Expect,
 ) -> Result<bool, Error> {
-    let (text, version) = lease.unzip();
+    let (lease, version) = lease.unzip();
     let mut found = None;
     for _ in 0..MOST_RACES {
         let Some(node) = get(api, Resource::Nodes, key).await? else {
             check_expected(key, &Ok(None), expect)?;
-            return match (&text, key) {
+            return match (lease, key) {
                 (Some(_), Key::Lease(node)) => {
                     Err(Error::NoNode { key: key.clone(), node: node.to_string() })
                 }
@@ -234,11 +236,15 @@ async fn put_lease(
         };
         let there = own_part(&node, key);
         found = check_expected(key, &there, expect)?;
-        if (text.is_some() && found == version) || (text.is_none() && there == Ok(None)) {
-            return Ok(found.is_some());
+        let before = flannel_before(&there);
+        if lease.is_some() && found == version {
+            return Ok(true);
+        }
+        if lease.is_none() && (there == Ok(None) || before == Flannel::Member) {
+            return Ok(false);
         }
         let patch = json!({"metadata": {
-            "resourceVersion": node.version, "uid": node.uid, "annotations": {LEASE: text},
+            "resourceVersion": node.version, "uid": node.uid, "annotations": annotations(lease, before),
         }});
         let call = Call::patch_node_status(key, patch);
         match api.answer(&call).await {
@@ -249,6 +255,26 @@ async fn put_lease(
         }
     }
     Err(Error::Conflict { key: key.clone(), found })
+}
+
+/// What the lease that is there has to do with flannel; nothing if there is none, or none that can be read.
+fn flannel_before(there: &Result<Option<Object>, ()>) -> Flannel {
+    match there {
+        Ok(Some(Object::Lease(lease))) => lease.flannel,
+        _ => Flannel::Apart,
+    }
+}
+
+/// What of a Node's annotations changes with its lease: the lease itself, and what flannel's nodes are told or are no
+/// longer told.
+fn annotations(lease: Option<&Lease>, before: Flannel) -> serde_json::Map<String, Value> {
+    let told = match lease {
+        Some(lease) if lease.flannel == Flannel::Told => Some(flannel::told(lease)),
+        _ => (before == Flannel::Told).then(flannel::untold),
+    };
+    let own = (LEASE, lease.map(manifest::encode_spec));
+    let all = [own].into_iter().chain(told.into_iter().flatten());
+    all.map(|(key, text)| (key.to_owned(), text.into())).collect()
 }
 
 /// The object of that key in what the API server gave: an error if it is there and cannot be read.

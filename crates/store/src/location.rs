@@ -27,6 +27,12 @@ impl Location {
     /// The namespace of Fairlead's own objects where nothing else is said.
     pub const NAMESPACE: &'static str = "kube-system";
 
+    /// Whether nodes of flannel are read and told there: in Kubernetes alone, for in etcd flannel has a layout of its own.
+    #[must_use]
+    pub fn has_flannel(&self) -> bool {
+        matches!(self, Self::Kubernetes { .. })
+    }
+
     /// The store there. One that is away for now is opened all the same: a watcher will say when it is there.
     ///
     /// # Errors

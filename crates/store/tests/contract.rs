@@ -18,6 +18,9 @@ mod etcd;
 #[path = "contract/kubernetes.rs"]
 mod kubernetes;
 
+#[path = "contract/flannel.rs"]
+mod flannel;
+
 #[path = "contract/report.rs"]
 mod report;
 

@@ -6,9 +6,10 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
-use cluster::{Backend, Lease, Node, PublicKey};
+use cluster::{Backend, Flannel, Lease, Node, PublicKey};
 use ipnet::IpNet;
 use route::{
     Design, Family, Host, Inputs, Networks, Retention, Taken, TunnelKind, TunnelPorts, Underlay,
@@ -130,7 +131,10 @@ impl NodeKeeper {
     /// Where the node is on its way to a backend. An agent that starts goes by what an earlier one published, and by the
     /// devices that it left.
     fn changeover(&mut self, view: &View, host: &Host, backend: &Backend, now: Instant) -> &Changeover {
-        let published = view.snapshot.leases.get(&*self.options.node).map(|lease| lease.backend.clone());
+        // What flannel left says nothing of how this node sends.
+        let own = |lease: &&Arc<Lease>| lease.flannel != Flannel::Member;
+        let published = view.snapshot.leases.get(&*self.options.node).filter(own);
+        let published = published.map(|lease| lease.backend.clone());
         let config = &self.options.config;
         let public_key = self.key.map(|key| PublicKey(key.public_key()));
         let changeover = self.changeover.get_or_insert_with(|| match published.clone() {
@@ -222,6 +226,7 @@ impl NodeKeeper {
             underlay: told.into(),
             backend,
             mtu,
+            flannel: if self.options.tells_flannel() { Flannel::Told } else { Flannel::Apart },
         }
     }
 }

@@ -32,6 +32,7 @@ impl NodeKeeper {
         self.options.config = Config { cluster, ..config };
         self.conflist = Conflist::new(&self.options);
         tracing::info!("the configuration was read again");
+        self.options.tell_what_is_without_effect();
         let text = "the new configuration is in force".to_owned();
         self.announcer.voice().notify(Reason::ConfigurationReloaded, text);
     }

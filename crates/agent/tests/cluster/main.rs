@@ -11,10 +11,12 @@
 
 mod backends;
 mod etcd;
+mod flannel;
 mod healing;
 mod kubernetes;
 mod membership;
 mod operation;
+mod proxy;
 mod restart;
 mod rig;
 mod store;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use ::store::{Directory, Expect};
 use agent::{PeerState, Status};
-use cluster::{Backend, Claim, Lease};
+use cluster::{Backend, Claim, Flannel, Lease};
 use harness::{Namespace, eventually, run, run_ok};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -137,6 +137,7 @@ impl Rig {
                 underlay: Box::new([IpAddr::from([198, 18, 1 + high, low])]),
                 backend: Backend::Vxlan { vni: 1, port: 8472, mac: route::vxlan::tunnel_mac(&node) },
                 mtu: 1450,
+                flannel: Flannel::Apart,
             };
             store.write(&lease.into(), Expect::Any).unwrap();
         }

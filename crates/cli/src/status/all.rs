@@ -132,7 +132,7 @@ fn tables(rows: &Vec<Row>, wide: bool) -> Vec<Table> {
 
 #[cfg(test)]
 mod tests {
-    use cluster::{Change, Node};
+    use cluster::{Change, Flannel, Node};
 
     use super::*;
 
@@ -148,6 +148,7 @@ mod tests {
             underlay: [IpAddr::from([192, 0, 2, 1])].into(),
             backend: Backend::Other("any".into()),
             mtu: 1450,
+            flannel: Flannel::Apart,
         };
         snapshot.apply(Change::Set(lease.into()));
         let report = |node: &str, ready| Report {

@@ -9,11 +9,12 @@
 
 use std::fmt;
 
-use cluster::{Key, Object};
+use cluster::{Flannel, Key, Object};
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, de};
 
 use super::claim;
+use super::flannel;
 use super::resource::Resource;
 use crate::Problem;
 use crate::manifest::field::{Fault, Field};
@@ -225,18 +226,25 @@ fn item_of(resource: Resource, tree: &Tree) -> Result<Item, String> {
     Ok(item)
 }
 
-/// The lease in a Node's annotation, if there is one.
+/// The lease in a Node's annotation, else the one that flannel's annotations tell, if there is either.
 fn lease_of(node: &Field<'_, '_>, name: &str) -> Result<Option<Object>, Fault> {
     let metadata = node.get("metadata")?;
     let annotations = metadata.get("annotations")?;
     let annotation = annotations.get(LEASE)?;
-    let Some(text) = annotation.filled_text()? else { return Ok(None) };
+    let Some(text) = annotation.filled_text()? else {
+        return Ok(flannel::lease_of(node, name)?.map(Object::from));
+    };
     let spec = tree::read_json(text).map_err(|error| annotation.because(error.to_string().escape_debug()))?;
     let within = |fault: Fault| {
         let field = fault.field.as_deref().unwrap_or("the whole");
         annotation.fault(format!("is no lease: {field} {}", fault.reason))
     };
-    own::lease_of(name.into(), &Field::root(&spec)).map(Object::from).map(Some).map_err(within)
+    let mut lease = own::lease_of(name.into(), &Field::root(&spec)).map_err(within)?;
+    // Whoever published it sees that it is not so any more, as after a start of flannel on its node, and says it again.
+    if lease.flannel == Flannel::Told && !flannel::is_told(&annotations, &lease)? {
+        lease.flannel = Flannel::Apart;
+    }
+    Ok(Some(lease.into()))
 }
 
 /// Reads a list, its items one by one.

@@ -28,20 +28,23 @@ pub(crate) fn node(document: &Field<'_, '_>) -> Result<Node, Fault> {
             addresses.push(entry.get("address")?.address()?);
         }
     }
-    let several = spec.get("podCIDRs")?;
-    let single = spec.get("podCIDR")?;
-    let pod_cidrs = if several.items()?.is_empty() && single.filled_text()?.is_some() {
-        Box::from([single.cidr()?])
-    } else {
-        pod_cidrs(&several)?
-    };
     Ok(Node {
         name: document.cluster_name(check_subdomain)?,
         labels: document.get("metadata")?.get("labels")?.labels()?,
         addresses: addresses.into(),
-        pod_cidrs,
+        pod_cidrs: given_pod_cidrs(&spec)?,
         awaits_network: has_startup_taint(&spec.get("taints")?)? || is_without_network(&status)?,
     })
+}
+
+/// The pod CIDRs in a Node's spec, in either of the two forms that it has for them.
+pub(crate) fn given_pod_cidrs(spec: &Field<'_, '_>) -> Result<Box<[IpNet]>, Fault> {
+    let several = spec.get("podCIDRs")?;
+    let single = spec.get("podCIDR")?;
+    if several.items()?.is_empty() && single.filled_text()?.is_some() {
+        return Ok(Box::from([single.cidr()?]));
+    }
+    pod_cidrs(&several)
 }
 
 fn has_startup_taint(taints: &Field<'_, '_>) -> Result<bool, Fault> {

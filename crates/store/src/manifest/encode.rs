@@ -4,14 +4,15 @@
 //! digest of.
 
 use cluster::{
-    Backend, Claim, ContainerPort, Endpoint, EndpointSlice, Labels, Lease, NamespacedName, Node, Object, Pod,
-    PodStatus, Service, TargetPort,
+    Backend, Claim, ContainerPort, Endpoint, EndpointSlice, Flannel, Labels, Lease, NamespacedName, Node,
+    Object, Pod, PodStatus, Service, TargetPort,
 };
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
 use super::OWN_API;
 use super::core::NOT_READY;
+use super::own::{MEMBER, TOLD};
 use super::service::SERVICE_NAME;
 
 /// The object's own file: one JSON object, a line break at the end.
@@ -179,6 +180,11 @@ fn of_lease(lease: &Lease) -> Value {
     });
     if !retained.is_empty() {
         value["spec"]["retainedPodCIDRs"] = json!(texts(&retained));
+    }
+    match lease.flannel {
+        Flannel::Apart => {}
+        Flannel::Told => value["spec"]["flannel"] = TOLD.into(),
+        Flannel::Member => value["spec"]["flannel"] = MEMBER.into(),
     }
     value
 }

@@ -3,11 +3,17 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use cluster::{Backend, Claim, Lease, MacAddress, PodStatus, check_subdomain};
+use cluster::{Backend, Claim, Flannel, Lease, MacAddress, PodStatus, check_subdomain};
 use ipnet::IpNet;
 
 use super::core;
 use super::field::{Fault, Field};
+
+/// How a lease says that flannel's nodes are told of it.
+pub(super) const TOLD: &str = "told";
+
+/// How it says that its node is one of them.
+pub(super) const MEMBER: &str = "member";
 
 pub(super) fn lease(document: &Field<'_, '_>) -> Result<Lease, Fault> {
     lease_of(document.cluster_name(check_subdomain)?, &document.get("spec")?)
@@ -22,7 +28,17 @@ pub(crate) fn lease_of(node: Arc<str>, spec: &Field<'_, '_>) -> Result<Lease, Fa
         underlay: spec.get("underlay")?.each(underlay)?,
         backend: backend(&spec.get("backend")?)?,
         mtu: mtu.number(68, 65_535)?.ok_or_else(|| mtu.fault("is missing".into()))?,
+        flannel: flannel(&spec.get("flannel")?)?,
     })
+}
+
+fn flannel(field: &Field<'_, '_>) -> Result<Flannel, Fault> {
+    match field.filled_text()? {
+        None => Ok(Flannel::Apart),
+        Some(TOLD) => Ok(Flannel::Told),
+        Some(MEMBER) => Ok(Flannel::Member),
+        Some(other) => Err(field.fault(format!("is {other:?}, neither {TOLD} nor {MEMBER}"))),
+    }
 }
 
 /// Those that new pods get addresses of, then those that some pods still have addresses of: the fields are two, so that
@@ -40,7 +56,7 @@ fn all_pod_cidrs(spec: &Field<'_, '_>) -> Result<Box<[IpNet]>, Fault> {
 }
 
 /// An address that one machine in the network can have: tunnels to any other would lead astray on every peer.
-fn underlay(field: &Field<'_, '_>) -> Result<IpAddr, Fault> {
+pub(crate) fn underlay(field: &Field<'_, '_>) -> Result<IpAddr, Fault> {
     let address = field.address()?;
     if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
         return Err(field.fault(format!("is {address}, not the address of a machine in the network")));
@@ -49,7 +65,7 @@ fn underlay(field: &Field<'_, '_>) -> Result<IpAddr, Fault> {
 }
 
 /// A link address of one machine. To the kernel the one of all zeros means every unknown one.
-fn unicast(field: &Field<'_, '_>) -> Result<MacAddress, Fault> {
+pub(crate) fn unicast(field: &Field<'_, '_>) -> Result<MacAddress, Fault> {
     let mac: MacAddress =
         field.required_text()?.parse().map_err(|error| field.because(format!("is wrong: {error}")))?;
     if mac.0 == [0; 6] || mac.0[0] & 1 != 0 {

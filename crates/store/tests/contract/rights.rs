@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use store::{Claimed, Error, Event, Expect, Kubernetes, Store};
 
 use crate::api::{Turn, locked};
+use crate::flannel::told_flannel;
 use crate::kubernetes::{AGENT, Opened, cidr};
 use crate::suite::{Witness, lease, notice, report, sent};
 
@@ -218,6 +219,9 @@ fn an_agent_writes_the_node_it_runs_on_and_no_other() {
     let why = "an agent on node node1 may not write node node2";
     refused(store.report(&report("node2", true)).unwrap_err(), why);
     refused(store.write(&lease("node2", 1450), Expect::Any).unwrap_err(), why);
+    refused(store.write(&told_flannel("node2"), Expect::Any).unwrap_err(), why);
+    store.write(&told_flannel("node1"), Expect::Any).unwrap();
+    assert!(store.delete(&Key::Lease("node1".into()), Expect::Any).unwrap());
     let outside = Kubernetes::open(Some(&outside), "kube-system").unwrap();
     refused(outside.report(&report("node1", true)).unwrap_err(), "the token is bound to no node");
     assert_eq!(outside.reports().unwrap(), [report("node1", true)]);
@@ -244,6 +248,53 @@ fn put_furnished_node(server: &ApiServer) {
         "/api/v1/nodes/node1/status",
         &json!({"status": {"conditions": [ready], "addresses": [address], "capacity": {"cpu": "1"}}}),
     );
+}
+
+/// That the policy refuses each of these changes of node1, for that reason.
+fn assert_refused(server: &ApiServer, bounds: &Bounds, changes: &[(&str, Value, &str)]) {
+    for (part, patch, what) in changes {
+        let (code, answer) = bounds.ask(server, "node1", part, patch);
+        let told = answer["message"].as_str().unwrap_or_default();
+        assert!(
+            code == 422 && told.contains("ValidatingAdmissionPolicy 'fairlead'"),
+            "{patch}: {code} {answer}"
+        );
+        assert!(told.contains(&format!("denied request: {what}")), "{patch}: {told}");
+    }
+}
+
+#[test]
+fn of_flannels_annotations_an_agent_writes_those_that_flannel_does() {
+    let Some(turn) = Turn::take() else { return };
+    let server = locked(&turn.server);
+    put_furnished_node(&server);
+    let bounds = Bounds::set(&server);
+    let change = |key: &str, text: Value| {
+        let annotation = json!({format!("flannel.alpha.coreos.com/{key}"): text});
+        ("/status", json!({"metadata": {"annotations": annotation}}), ANNOTATIONS)
+    };
+    server.patch("/api/v1/nodes/node1", &change("public-ip-overwrite", json!("198.18.0.7")).1);
+    // What people write for flannel, and what only begins as its do.
+    let refused = [
+        change("public-ip-overwrite", json!("198.18.0.9")),
+        change("public-ip-overwrite", Value::Null),
+        change("node-public-ip", json!("198.18.0.9")),
+        change("backend-type-x", json!("vxlan")),
+        change("backend-v6-data", json!("{}")),
+    ];
+    assert_refused(&server, &bounds, &refused);
+    for (key, text) in [
+        ("kube-subnet-manager", "true"),
+        ("backend-type", "vxlan"),
+        ("backend-data", "{}"),
+        ("public-ip", "::"),
+    ] {
+        for text in [json!(text), Value::Null] {
+            let (part, patch, _) = change(key, text);
+            let (code, answer) = bounds.ask(&server, "node1", part, &patch);
+            assert_eq!(code, 200, "{patch}: {answer}");
+        }
+    }
 }
 
 #[test]
@@ -280,15 +331,7 @@ fn of_its_own_node_an_agent_writes_only_what_is_fairleads() {
         ("/status", json!({"status": {"addresses": []}}), STATUS),
         ("/status", json!({"status": {"capacity": {"cpu": "9"}}}), STATUS),
     ];
-    for (part, patch, what) in &refused {
-        let (code, answer) = bounds.ask(&server, "node1", part, patch);
-        let told = answer["message"].as_str().unwrap_or_default();
-        assert!(
-            code == 422 && told.contains("ValidatingAdmissionPolicy 'fairlead'"),
-            "{patch}: {code} {answer}"
-        );
-        assert!(told.contains(&format!("denied request: {what}")), "{patch}: {told}");
-    }
+    assert_refused(&server, &bounds, &refused);
     let before = server.get("/api/v1/nodes/node1");
     assert_eq!((&before["spec"]["taints"], &before["metadata"]["labels"]["zone"]), (&taints, &json!("a")));
     let good = [

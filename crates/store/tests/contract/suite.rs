@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use cluster::{
-    Backend, Claim, ContainerPort, Endpoint, EndpointPort, EndpointSlice, Key, Kind, Labels, Lease,
+    Backend, Claim, ContainerPort, Endpoint, EndpointPort, EndpointSlice, Flannel, Key, Kind, Labels, Lease,
     MacAddress, Namespace, NamespacedName, Node, Object, Phase, Pod, PodStatus, Protocol, Service,
     ServicePort, ServiceType, Snapshot, TargetPort,
 };
@@ -130,6 +130,7 @@ pub(crate) fn lease(node: &str, mtu: u32) -> Object {
         underlay: [IpAddr::from([198, 18, 0, 1])].into(),
         backend: Backend::Vxlan { vni: 1, port: 8472, mac },
         mtu,
+        flannel: Flannel::Apart,
     })
 }
 
