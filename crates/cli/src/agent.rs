@@ -19,7 +19,7 @@ fairlead agent --store etcd:https://10.0.0.1:2379,https://10.0.0.2:2379 --node n
 fairlead agent --store kubernetes --bin-dir /opt/cni/bin --health 127.0.0.1:7670")]
 pub(crate) struct Arguments {
     /// Where the cluster's state is: dir:PATH, kubernetes:KUBECONFIG, or kubernetes for a pod's service account, else
-    /// what kubectl would take; or etcd:URL[,URL], whose certificates, user and password FAIRLEAD_ETCD_CA, _CERT, _KEY,
+    /// what kubectl would take; or etcd:URL,..., whose certificates, user and password FAIRLEAD_ETCD_CA, _CERT, _KEY,
     /// _USERNAME and _PASSWORD_FILE in the environment tell
     #[arg(long, value_name = "STORE", value_parser = str::parse::<Location>)]
     store: Location,

@@ -1,6 +1,6 @@
 //! Node to node: which links, routes, neighbours and masquerade join this node with the others.
 //!
-//! Read [`design`] first: it turns the cluster and one node's lease into the wanted [`netstate::State`] of that node.
+//! Read [`design()`] first: it turns the cluster and one node's lease into the wanted [`netstate::State`] of that node.
 //! Around it stand the decisions a lease is made of: [`choose_underlay`] (which of the host's links and addresses),
 //! [`pod_mtu`] (how large a packet), [`choose_pod_cidr`] (which addresses for its pods) and [`retained`] (which of
 //! before), and [`overlaps`], which refuses networks that collide with the host's own.

@@ -25,7 +25,7 @@ pub(super) struct Options {
     #[arg(long, conflicts_with_all = ["lab", "state_dir"])]
     all: bool,
     /// Where the cluster's state is: dir:PATH, kubernetes:KUBECONFIG, kubernetes for what kubectl would take, or
-    /// etcd:URL[,URL]
+    /// etcd:URL,...
     #[arg(long, value_name = "STORE", requires = "all", value_parser = str::parse::<Location>)]
     store: Option<Location>,
 }
