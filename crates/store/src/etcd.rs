@@ -35,7 +35,7 @@ use crate::mirror::{Layout, Mirror, News};
 use crate::overlap::{Held, held_by, verdict};
 use crate::report::check_node;
 use crate::runtime::{Runtime, Watching};
-use crate::store::{check_expected, check_reads_back, version_of};
+use crate::store::{check_expected, check_readable, check_reads_back, version_of};
 use crate::{Claimed, Error, Events, Expect, Listing, Notice, Report, Store, Version};
 use feed::Feed;
 use form::{KeyValue, Ranged, Transacted};
@@ -126,7 +126,9 @@ impl Store for Etcd {
             let Ok(mut item) = keys.item(key.kind(), &kv) else { return Ok(None) };
             // What we write ourselves is as it stands, or we could not tell what to expect when we write it again.
             if !matches!(key.kind(), Kind::Lease | Kind::Claim | Kind::PodStatus) {
-                listing::recall(&gateway, &keys, &kv, &mut item).await;
+                let recalled = listing::recall(&gateway, &keys, &kv, &mut item).await;
+                recalled.map_err(|(call, failure)| gateway.error(&call, failure))?;
+                check_readable(&keys, &key, &item)?;
             }
             let object = item.objects.pop();
             Ok(object.map(|object| (object.clone(), version_of(&object))))

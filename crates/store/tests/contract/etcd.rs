@@ -243,6 +243,30 @@ fn a_value_that_cannot_be_read_is_told_and_its_last_good_version_stays_in_force(
 }
 
 #[test]
+fn a_node_that_cannot_be_read_is_not_taken_for_gone() {
+    let Some(server) = harness::Etcd::start() else { return };
+    let opened = Opened::new(server);
+    let key = Key::Node("node1".into());
+    opened.server().put("/fairlead/nodes/node1", &manifest("node1"));
+    opened.write(&lease("node1", 1450), Expect::Absent).unwrap();
+    opened.server().put("/fairlead/nodes/node1", "{metadata: {name: node1}}");
+    // As long as etcd remembers, it is what it was.
+    assert_eq!(opened.opened_again().read(&key).unwrap().unwrap().0, Node::named("node1").into());
+    opened.server().compact();
+    let late = opened.opened_again();
+    let told = late.read(&key).unwrap_err();
+    assert!(matches!(&told, Error::Unreadable { key: of, .. } if *of == key), "{told:?}");
+    let told = told.to_string();
+    assert!(told.starts_with("cannot read node node1: /fairlead/nodes/node1:1:1: "), "{told}");
+    assert!(told.contains("apiVersion is missing"), "{told}");
+    // Of what agents write, one that cannot be read is replaceable.
+    opened.server().put("/fairlead/leases/node1", "{");
+    assert_eq!(late.read(&Key::Lease("node1".into())).unwrap(), None);
+    opened.server().delete("/fairlead/nodes/node1");
+    assert_eq!(late.read(&key).unwrap(), None);
+}
+
+#[test]
 fn a_key_that_is_no_objects_is_told() {
     let Some(server) = harness::Etcd::start() else { return };
     let opened = Opened::new(server);
