@@ -246,12 +246,21 @@ async fn take_claim(
     let (folder, own) = (keys.folder(Kind::Claim), keys.of(&key));
     for _ in 0..MOST_RACES {
         let there = listing::folder(gateway, folder.clone()).await;
-        let there = claims(keys, there.map_err(|(call, failure)| gateway.error(&call, failure))?);
-        if let Some(held) = verdict(&there, claim.cidr, &claim.node, None) {
-            return Ok(held_by(held));
-        }
-        if there.iter().any(|held| held.cidr == claim.cidr) {
-            return Ok(Claimed::Granted);
+        let there = there.map_err(|(call, failure)| gateway.error(&call, failure))?;
+        let written = there.iter().find(|kv| kv.key.0 == own.as_bytes()).map(|kv| kv.mod_revision.0);
+        let there = claims(keys, there);
+        // One that we hold, or that lost and could not be taken back: a younger one is in nobody's way.
+        let ours = |held: &&Held| held.cidr == claim.cidr && held.node.as_deref() == Some(&*claim.node);
+        let mine = there.iter().find(ours).map(|held| held.version);
+        match (verdict(&there, claim.cidr, &claim.node, mine), written.filter(|_| mine.is_some())) {
+            (Some(lost), Some(written)) if replace(gateway, &own, written, None).await? => {
+                return Ok(held_by(lost));
+            }
+            // Somebody wrote it meanwhile.
+            (Some(_), Some(_)) => continue,
+            (Some(held), None) => return Ok(held_by(held)),
+            (None, Some(_)) => return Ok(Claimed::Granted),
+            (None, None) => {}
         }
         let (compare, steps): (_, [Value; 2]) =
             (form::unchanged(&own, 0), [step::put(&own, contents), step::read_folder(&folder)]);
