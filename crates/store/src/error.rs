@@ -158,6 +158,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// The object is there, but cannot be read, and nobody remembers what it was. It must not pass for one that is gone.
+    #[error("cannot read {key}: {problem}")]
+    Unreadable {
+        /// The object.
+        key: Key,
+        /// Where it is, and what is wrong with it.
+        problem: Box<Problem>,
+    },
     /// A manifest that was to be put into the store is not good.
     #[error("cannot take the manifest: {}", problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Manifest {

@@ -35,7 +35,7 @@ use crate::mirror::{Layout, Mirror, News};
 use crate::overlap::{Held, held_by, verdict};
 use crate::report::check_node;
 use crate::runtime::{Runtime, Watching};
-use crate::store::{check_expected, check_reads_back, version_of};
+use crate::store::{check_expected, check_readable, check_reads_back, version_of};
 use crate::{Claimed, Error, Events, Expect, Listing, Notice, Report, Store, Version};
 use feed::Feed;
 use form::{KeyValue, Ranged, Transacted};
@@ -126,7 +126,9 @@ impl Store for Etcd {
             let Ok(mut item) = keys.item(key.kind(), &kv) else { return Ok(None) };
             // What we write ourselves is as it stands, or we could not tell what to expect when we write it again.
             if !matches!(key.kind(), Kind::Lease | Kind::Claim | Kind::PodStatus) {
-                listing::recall(&gateway, &keys, &kv, &mut item).await;
+                let recalled = listing::recall(&gateway, &keys, &kv, &mut item).await;
+                recalled.map_err(|(call, failure)| gateway.error(&call, failure))?;
+                check_readable(&keys, &key, &item)?;
             }
             let object = item.objects.pop();
             Ok(object.map(|object| (object.clone(), version_of(&object))))
@@ -244,12 +246,21 @@ async fn take_claim(
     let (folder, own) = (keys.folder(Kind::Claim), keys.of(&key));
     for _ in 0..MOST_RACES {
         let there = listing::folder(gateway, folder.clone()).await;
-        let there = claims(keys, there.map_err(|(call, failure)| gateway.error(&call, failure))?);
-        if let Some(held) = verdict(&there, claim.cidr, &claim.node, None) {
-            return Ok(held_by(held));
-        }
-        if there.iter().any(|held| held.cidr == claim.cidr) {
-            return Ok(Claimed::Granted);
+        let there = there.map_err(|(call, failure)| gateway.error(&call, failure))?;
+        let written = there.iter().find(|kv| kv.key.0 == own.as_bytes()).map(|kv| kv.mod_revision.0);
+        let there = claims(keys, there);
+        // One that we hold, or that lost and could not be taken back: a younger one is in nobody's way.
+        let ours = |held: &&Held| held.cidr == claim.cidr && held.node.as_deref() == Some(&*claim.node);
+        let mine = there.iter().find(ours).map(|held| held.version);
+        match (verdict(&there, claim.cidr, &claim.node, mine), written.filter(|_| mine.is_some())) {
+            (Some(lost), Some(written)) if replace(gateway, &own, written, None).await? => {
+                return Ok(held_by(lost));
+            }
+            // Somebody wrote it meanwhile.
+            (Some(_), Some(_)) => continue,
+            (Some(held), None) => return Ok(held_by(held)),
+            (None, Some(_)) => return Ok(Claimed::Granted),
+            (None, None) => {}
         }
         let (compare, steps): (_, [Value; 2]) =
             (form::unchanged(&own, 0), [step::put(&own, contents), step::read_folder(&folder)]);

@@ -32,7 +32,7 @@ use crate::mirror::{Item, Mirror, News};
 use crate::overlap::{Held, held_by, verdict};
 use crate::report::check_node;
 use crate::runtime::{Runtime, Watching};
-use crate::store::{check_expected, check_reads_back, version_of};
+use crate::store::{check_expected, check_readable, check_reads_back, version_of};
 use crate::{Claimed, Error, Events, Expect, Listing, Notice, Report, Store, Version};
 use api::{Api, Call, Failure};
 use connection::Origin;
@@ -116,8 +116,12 @@ impl Store for Kubernetes {
         let Some(resource) = Resource::of_kind(key.kind()) else { return Ok(None) };
         let (api, key) = (self.api.clone(), key.clone());
         self.wait(async move {
-            let item = get(&api, resource, &key).await?;
-            let object = item.and_then(|item| item.objects.into_iter().find(|object| object.key() == key));
+            let Some(item) = get(&api, resource, &key).await? else { return Ok(None) };
+            // What we write ourselves may be broken, and is then replaced.
+            if !matches!(key.kind(), Kind::Lease | Kind::Claim) {
+                check_readable(&Namespace(api.namespace().to_owned()), &key, &item)?;
+            }
+            let object = item.objects.into_iter().find(|object| object.key() == key);
             Ok(object.map(|object| (object.clone(), version_of(&object))))
         })
     }

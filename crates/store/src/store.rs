@@ -10,6 +10,7 @@ use cluster::{Change, Key, Kind, Object, Snapshot};
 use ipnet::IpNet;
 
 use crate::manifest;
+use crate::mirror::{Item, Layout};
 use crate::{Error, Event, Expect, Notice, Problem, Report, Version};
 
 /// Where the cluster's state is. Every method may be called from any thread, and waits for its answer.
@@ -26,10 +27,10 @@ pub trait Store: Debug + Send + Sync {
     /// A limit of the system is exhausted.
     fn watch(&self, kinds: &[Kind]) -> Result<Events, Error>;
 
-    /// One object and its version, if it is there and can be read.
+    /// One object and its version, if it is there. What Fairlead writes itself and cannot be read counts as not there.
     ///
     /// # Errors
-    /// [`Error::Unavailable`]; [`Error::Forbidden`].
+    /// [`Error::Unavailable`]; [`Error::Forbidden`]; [`Error::Unreadable`] from a store on the network.
     fn read(&self, key: &Key) -> Result<Option<(Object, Version)>, Error>;
 
     /// Writes one object of Fairlead's own, if the store holds what the writer expects. Of any number of processes
@@ -148,6 +149,19 @@ pub(crate) fn check_reads_back(object: &Object, contents: &[u8]) -> Result<(), E
         }
     };
     Err(Error::Invalid { key, reason })
+}
+
+/// What a store on the network found of an object. One that is there, but cannot be read, must not pass for gone: the
+/// lease and the claims of a Node that is gone are taken away.
+pub(crate) fn check_readable(layout: &impl Layout, key: &Key, item: &Item) -> Result<(), Error> {
+    let fault = item.faults.iter().find(|(faulty, _)| faulty == key);
+    match fault {
+        Some((_, fault)) if item.objects.iter().all(|object| object.key() != *key) => {
+            let problem = Problem::of(layout.place(key), fault.clone());
+            Err(Error::Unreadable { key: key.clone(), problem: Box::new(problem) })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What a writer found, compared with what it expects: the version there is now, if it is as expected. `found` is

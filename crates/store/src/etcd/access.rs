@@ -35,31 +35,31 @@ impl FromStr for Endpoints {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        // Before it is taken apart, and not repeated, whatever else is wrong: a password may hold a comma.
+        if text.contains('@') {
+            let reason = "user and password of etcd stand in FAIRLEAD_ETCD_USERNAME and \
+                          FAIRLEAD_ETCD_PASSWORD_FILE, not in a URL that everybody sees";
+            return Err(reason.to_owned());
+        }
         let mut urls = text.split(',').map(|url| check(url.trim_end_matches('/')));
         let first = urls.next().unwrap_or_else(|| check(""))?;
         Ok(Self { first, others: urls.collect::<Result<_, _>>()? })
     }
 }
 
+/// The URL with its scheme in small letters, as everybody goes on to compare it.
 fn check(url: &str) -> Result<String, String> {
     const FORM: &str = "etcd's members are named as etcd:https://HOST:2379[,https://HOST:2379]";
     let parsed: Uri = url.parse().map_err(|error| format!("{FORM}, not {url:?} ({error})"))?;
+    let scheme = parsed.scheme_str().map(str::to_ascii_lowercase).unwrap_or_default();
     let authority = parsed.authority().map(http::uri::Authority::as_str).unwrap_or_default();
-    if !matches!(parsed.scheme_str(), Some("http" | "https")) || authority.is_empty() {
+    if !matches!(&*scheme, "http" | "https") || authority.is_empty() {
         return Err(format!("{FORM}, not {url:?}"));
-    }
-    if authority.contains('@') {
-        // Not repeated: it may hold the password.
-        return Err(
-            "user and password of etcd stand in FAIRLEAD_ETCD_USERNAME and FAIRLEAD_ETCD_PASSWORD_FILE, \
-                    not in a URL that everybody sees"
-                .to_owned(),
-        );
     }
     if !matches!(parsed.path(), "" | "/") || parsed.query().is_some() {
         return Err(format!("{FORM}: {url:?} has a path"));
     }
-    Ok(url.to_owned())
+    Ok(format!("{scheme}://{authority}"))
 }
 
 impl fmt::Display for Endpoints {
@@ -187,13 +187,19 @@ impl Access {
     /// Itself, if it fits these endpoints.
     ///
     /// # Errors
-    /// [`Error::Etcd`] where TLS is wanted and would not be used, or the prefix is none.
+    /// [`Error::Etcd`] where TLS is wanted and would not be used, also for a password that some members are sent with it;
+    /// or the prefix is none.
     pub(crate) fn checked(mut self, endpoints: &Endpoints) -> Result<Self, Error> {
         let wrong = |reason: String, hint| Error::Etcd { endpoints: endpoints.to_string(), reason, hint };
         let plain = endpoints.urls().find(|url| url.starts_with("http://"));
         if let Some(url) = plain.filter(|_| self.authority.is_some() || self.identity.is_some()) {
             let reason = format!("{url} is asked without TLS, though certificates are given");
             return Err(wrong(reason, "write https://, or unset FAIRLEAD_ETCD_CA, _CERT and _KEY"));
+        }
+        let encrypted = endpoints.urls().find(|url| url.starts_with("https://"));
+        if let (Some(_), Some(url), Some(_)) = (&self.user, plain, encrypted) {
+            let reason = format!("{url} would be sent the password without TLS, and other members with it");
+            return Err(wrong(reason, "write https:// for all members"));
         }
         self.prefix.truncate(self.prefix.trim_end_matches('/').len());
         if self.prefix.is_empty() || self.prefix.contains(|character: char| character.is_control()) {
@@ -225,13 +231,28 @@ mod tests {
         let text = "https://a:2379,http://[fd00::1]:2379";
         assert_eq!(endpoints(text).to_string(), text);
         assert_eq!(endpoints("http://a:2379/").to_string(), "http://a:2379");
+        assert_eq!(endpoints("HTTPS://a:2379,Http://b/").to_string(), "https://a:2379,http://b");
         for bad in
             ["", "a:2379", "ftp://a", "https://", "https://a/v3", "https://a,", "https://a?x=y", "https:///x"]
         {
             assert!(bad.parse::<Endpoints>().is_err(), "{bad:?} was taken");
         }
-        let secret = "https://root:hunter2@a:2379".parse::<Endpoints>().unwrap_err();
-        assert!(secret.contains("FAIRLEAD_ETCD_PASSWORD_FILE") && !secret.contains("hunter2"), "{secret}");
+        // Also where it is no good URL beside that.
+        for secret in [
+            "https://root:hunter2@a:2379",
+            "HTTPS://root:hunter2@a",
+            "ftp://root:hunter2@a",
+            "root:hunter2@a:2379",
+            "https://root:hunter2 @a",
+            "https://root:hunter2@a:port",
+            "https://root:hunter2@a/v3?x=y",
+            "https://root:hunter2@",
+            "https://root:hunter2,b@a",
+            "https://b,https://root:hun/hunter2@a",
+        ] {
+            let told = secret.parse::<Endpoints>().unwrap_err();
+            assert!(told.contains("FAIRLEAD_ETCD_PASSWORD_FILE") && !told.contains("hunter2"), "{told}");
+        }
     }
 
     #[test]
@@ -269,7 +290,14 @@ mod tests {
             let error = told("https://a", variables).unwrap_err();
             assert!(error.starts_with("open the store etcd:https://a: ") && error.contains(want), "{error}");
         }
-        let plain = told("https://a,http://b", &[("CA", "/ca")]).unwrap_err();
-        assert!(plain.contains("http://b is asked without TLS"), "{plain}");
+        let user = [("USERNAME", "agent"), ("PASSWORD", "hunter2")];
+        for plain in ["http://b", "HTTP://b", "Http://b/"] {
+            let urls = format!("https://a,{plain}");
+            let certified = told(&urls, &[("CA", "/ca")]).unwrap_err();
+            assert!(certified.contains("http://b is asked without TLS"), "{certified}");
+            let mixed = told(&urls, &user).unwrap_err();
+            assert!(mixed.contains("http://b would be sent the password without TLS"), "{mixed}");
+            assert!(told(plain, &user).is_ok() && told("https://a,HTTPS://b", &user).is_ok());
+        }
     }
 }

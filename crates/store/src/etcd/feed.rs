@@ -188,6 +188,9 @@ impl Feed {
         let ended = self.read(&mut stream).await;
         self.tell(News::Doubted(self.kind))?;
         let fruitful = started.elapsed() > TOO_SOON || self.next != Some(next);
+        if fruitful {
+            self.backoff.reset();
+        }
         match ended {
             Broken::Unwanted => Err(Trouble::Unwanted),
             Broken::Expired => Err(Trouble::Expired),
@@ -266,12 +269,18 @@ impl Feed {
         let filled = |line: &&[u8]| !line.trim_ascii().is_empty();
         for line in lines.split(|byte| *byte == b'\n').filter(filled) {
             match form::line(line) {
+                // It costs etcd little to say so much, and then to end: no reason yet to come back at once.
                 Ok(Line::Created) => {
-                    self.reach();
                     self.tell(News::Reached(self.kind)).map_err(|_| Broken::Unwanted)?;
                 }
-                Ok(Line::Events { events, fragment }) => self.take_events(events, fragment, &mut deltas),
-                Ok(Line::Progress { revision }) => self.advance(revision),
+                Ok(Line::Events { events, fragment }) => {
+                    self.take_events(events, fragment, &mut deltas);
+                    self.reach();
+                }
+                Ok(Line::Progress { revision }) => {
+                    self.advance(revision);
+                    self.reach();
+                }
                 Ok(Line::Compacted) => end = Err(Broken::Expired),
                 Ok(Line::Refused(status)) => end = Err(Broken::Refused(status)),
                 Err(reason) => end = Err(Broken::Unreadable(reason)),
@@ -320,6 +329,7 @@ impl Feed {
         }
     }
 
+    /// etcd gave something to go on from, so whoever waits for it need wait no longer.
     fn reach(&mut self) {
         self.backoff.reset();
         self.reached.notify_waiters();

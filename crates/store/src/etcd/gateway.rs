@@ -5,6 +5,7 @@
 //! that is refused is asked for anew, once. Every request demands that its member has a leader: one that was cut off
 //! from the others would tell old news for ever.
 
+use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -33,8 +34,8 @@ const LARGEST_REFUSAL: usize = 1 << 20;
 /// try.
 const STALE: Duration = Duration::from_secs(10);
 
-/// One request.
-#[derive(Debug, Clone)]
+/// One request. Shows no body: one of them holds the password.
+#[derive(Clone)]
 pub(crate) struct Call {
     path: &'static str,
     body: String,
@@ -42,6 +43,14 @@ pub(crate) struct Call {
     what: String,
     /// Whether it may be sent twice.
     repeatable: bool,
+}
+
+impl fmt::Debug for Call {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = out.debug_struct("Call");
+        out.field("path", &self.path).field("what", &self.what).field("repeatable", &self.repeatable);
+        out.finish_non_exhaustive()
+    }
 }
 
 impl Call {
@@ -455,4 +464,19 @@ async fn refusal(response: Response<Incoming>) -> Status {
     let http = response.status().as_u16();
     let body = whole(response, LARGEST_REFUSAL).await.unwrap_or_default();
     form::status(http, &body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Call;
+    use crate::etcd::{Password, User};
+
+    #[test]
+    fn a_call_shows_no_password() {
+        let user = User { name: "agent".to_owned(), password: Password::Text("hunter2".to_owned()) };
+        let call = Call::authenticate(&user).unwrap();
+        assert!(call.body.contains("hunter2"));
+        let shown = format!("{call:?}");
+        assert!(shown.contains("authenticate as agent") && !shown.contains("hunter2"), "{shown}");
+    }
 }

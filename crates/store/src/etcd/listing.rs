@@ -72,7 +72,7 @@ pub(crate) async fn every(
         for kv in page {
             match keys.item(kind, &kv) {
                 Ok(mut item) => {
-                    recall(gateway, keys, &kv, &mut item).await;
+                    recall(gateway, keys, &kv, &mut item).await?;
                     found.items.push(item);
                 }
                 Err(stray) => found.strays.extend([*stray]),
@@ -131,22 +131,36 @@ impl Pages {
     }
 }
 
-/// Looks for what a key that cannot be read said last before. Best effort: etcd may have forgotten it.
-pub(crate) async fn recall(gateway: &Gateway, keys: &Keys, kv: &KeyValue, item: &mut Item) {
-    let ([(key, _)], []) = (&item.faults[..], &item.objects[..]) else { return };
+/// Looks for what a key that cannot be read said last before. etcd may have forgotten it, and then there is nothing to go
+/// back to; any other failure is one of the whole, or an object that is there would pass for none.
+///
+/// # Errors
+/// What etcd said, but that it has forgotten.
+pub(crate) async fn recall(
+    gateway: &Gateway,
+    keys: &Keys,
+    kv: &KeyValue,
+    item: &mut Item,
+) -> Result<(), Failed> {
+    let ([(key, _)], []) = (&item.faults[..], &item.objects[..]) else { return Ok(()) };
     let key = key.clone();
     let (mut revision, created) = (kv.mod_revision.0, kv.create_revision.0);
     for _ in 0..LOOK_BACK {
         if revision <= created {
-            return;
+            break;
         }
         let call = Call::get_at(&kv.key.0, revision - 1);
-        let Ok(Ranged { mut kvs, .. }) = gateway.answer(&call).await else { return };
-        let Some(before) = kvs.pop() else { return };
+        let mut found: Ranged = match gateway.answer(&call).await {
+            Ok(found) => found,
+            Err(Failure::Refused(status)) if status.is_compacted() => break,
+            Err(failure) => return Err((call, failure)),
+        };
+        let Some(before) = found.kvs.pop() else { break };
         if let Ok(object) = keys.read(&key, &before.value.0) {
             item.objects.push(object);
-            return;
+            break;
         }
         revision = before.mod_revision.0;
     }
+    Ok(())
 }

@@ -7,7 +7,7 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::thread;
 
-use cluster::{Key, Kind, Node, Object};
+use cluster::{Claim, Key, Kind, Node, Object};
 use harness::etcd::Options;
 use ipnet::IpNet;
 use serde_json::{Value, json};
@@ -243,6 +243,30 @@ fn a_value_that_cannot_be_read_is_told_and_its_last_good_version_stays_in_force(
 }
 
 #[test]
+fn a_node_that_cannot_be_read_is_not_taken_for_gone() {
+    let Some(server) = harness::Etcd::start() else { return };
+    let opened = Opened::new(server);
+    let key = Key::Node("node1".into());
+    opened.server().put("/fairlead/nodes/node1", &manifest("node1"));
+    opened.write(&lease("node1", 1450), Expect::Absent).unwrap();
+    opened.server().put("/fairlead/nodes/node1", "{metadata: {name: node1}}");
+    // As long as etcd remembers, it is what it was.
+    assert_eq!(opened.opened_again().read(&key).unwrap().unwrap().0, Node::named("node1").into());
+    opened.server().compact();
+    let late = opened.opened_again();
+    let told = late.read(&key).unwrap_err();
+    assert!(matches!(&told, Error::Unreadable { key: of, .. } if *of == key), "{told:?}");
+    let told = told.to_string();
+    assert!(told.starts_with("cannot read node node1: /fairlead/nodes/node1:1:1: "), "{told}");
+    assert!(told.contains("apiVersion is missing"), "{told}");
+    // Of what agents write, one that cannot be read is replaceable.
+    opened.server().put("/fairlead/leases/node1", "{");
+    assert_eq!(late.read(&Key::Lease("node1".into())).unwrap(), None);
+    opened.server().delete("/fairlead/nodes/node1");
+    assert_eq!(late.read(&key).unwrap(), None);
+}
+
+#[test]
 fn a_key_that_is_no_objects_is_told() {
     let Some(server) = harness::Etcd::start() else { return };
     let opened = Opened::new(server);
@@ -288,6 +312,27 @@ fn of_claims_that_overlap_only_one_stays() {
         assert_eq!(granted, here, "what is held is what was granted");
         assert_eq!(granted.len(), 1, "one, and the others have backed out: {granted:?}");
     }
+}
+
+#[test]
+fn a_claim_that_lost_and_was_left_behind_is_in_nobodys_way() {
+    let Some(server) = harness::Etcd::start() else { return };
+    let opened = Opened::new(server);
+    let (whole, part) = (cidr("10.9.0.0/16"), cidr("10.9.1.0/24"));
+    let claim = |cidr, node: &str| Object::from(Claim { cidr, node: node.into() });
+    opened.write(&claim(whole, "node1"), Expect::Absent).unwrap();
+    // What is left if a node is cut off between its two looks; and somebody has touched it since.
+    let left = String::from_utf8(store::write_manifest(&claim(part, "node2"))).unwrap();
+    for touched in ["", "\n"] {
+        opened.server().put("/fairlead/claims/10.9.1.0-24", &(left.clone() + touched));
+    }
+    assert_eq!(opened.claim(whole, "node1").unwrap(), Claimed::Granted);
+    let held = Claimed::Held { cidr: whole, node: "node1".to_owned() };
+    assert_eq!(opened.claim(part, "node2").unwrap(), held);
+    let claims = opened.list().unwrap().snapshot.claims;
+    assert_eq!(claims.keys().collect::<Vec<_>>(), [&whole]);
+    assert_eq!(opened.claim(part, "node3").unwrap(), held);
+    assert_eq!(opened.claim(part, "node1").unwrap(), Claimed::Granted, "its own are in nobody's way");
 }
 
 #[test]
@@ -360,6 +405,23 @@ fn what_changed_while_the_watch_was_cut_and_etcd_forgot_is_told_by_comparison() 
 }
 
 #[test]
+fn watches_that_are_cut_as_soon_as_they_begin_are_tried_ever_more_seldom() {
+    let Some(server) = harness::Etcd::start() else { return };
+    let way = Way::to(&server.url());
+    let opened = Opened::by(server, way.url.parse().unwrap(), Access::default());
+    opened.write(&lease("node1", 1450), Expect::Absent).unwrap();
+    way.state.lock().unwrap().cut_watches = Some(0);
+    let mut witness = Witness::in_sync(opened.watch_of(&AGENT));
+    thread::sleep(std::time::Duration::from_secs(3));
+    let cuts = way.state.lock().unwrap().cut_watches.take().unwrap();
+    // Of three kinds, each after 25 to 50 ms, then twice that, and so on up to 0.8 s.
+    assert!((6..60).contains(&cuts), "{cuts} watches within three seconds");
+    opened.write(&lease("node1", 1400), Expect::Any).unwrap();
+    witness.until(|witness| witness.available && witness.snapshot.leases["node1"].mtu == 1400);
+    assert_eq!(witness.removals, 0);
+}
+
+#[test]
 fn what_an_etcd_with_an_empty_disk_has_lost_stays_in_force() {
     let Some(server) = harness::Etcd::start() else { return };
     let opened = Opened::new(server);
@@ -412,6 +474,28 @@ fn an_etcd_that_went_further_than_the_lost_one_is_known_by_its_identity() {
     way.mend();
     witness.until(|witness| witness.available && !witness.problems.is_empty());
     assert_eq!((witness.removals, witness.snapshot.leases.len()), (0, 1));
+}
+
+#[test]
+fn what_is_missing_from_a_restored_copy_stays_in_force_once_the_identity_is_deleted() {
+    let Some(server) = harness::Etcd::start() else { return };
+    let way = Way::to(&server.url());
+    let opened = Opened::by(server, way.url.parse().unwrap(), Access::default());
+    for name in ["node1", "node2"] {
+        opened.write(&Node::named(name).into(), Expect::Absent).unwrap();
+        opened.write(&lease(name, 1450), Expect::Absent).unwrap();
+    }
+    let mut witness = Witness::in_sync(opened.watch_of(&AGENT));
+    let known = witness.snapshot.clone();
+    way.cut();
+    witness.until(|witness| !witness.available);
+    // A copy from before node2 was put, which has gone further than the agent saw.
+    for key in ["nodes/node2", "leases/node2", "identity"] {
+        opened.server().delete(&format!("/fairlead/{key}"));
+    }
+    way.mend();
+    witness.until(|witness| witness.available && !witness.problems.is_empty());
+    assert_eq!((witness.removals, &witness.snapshot), (0, &known));
 }
 
 #[test]
@@ -675,6 +759,8 @@ struct Way {
 #[derive(Default)]
 struct State {
     cut: bool,
+    /// How many watches were cut right after their first line; none if they are let be.
+    cut_watches: Option<usize>,
     open: Vec<TcpStream>,
 }
 
@@ -696,7 +782,8 @@ impl Way {
                 for (from, to) in
                     [(client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client)]
                 {
-                    thread::spawn(move || carry(from, to));
+                    let shared = shared.clone();
+                    thread::spawn(move || carry(from, to, &shared));
                 }
             }
         });
@@ -714,10 +801,16 @@ impl Way {
     }
 }
 
-fn carry(mut from: TcpStream, mut to: TcpStream) {
+fn carry(mut from: TcpStream, mut to: TcpStream, state: &Mutex<State>) {
     let mut buffer = [0; 16 << 10];
     while let Ok(count @ 1..) = from.read(&mut buffer) {
         if to.write_all(&buffer[..count]).is_err() {
+            break;
+        }
+        let begins = String::from_utf8_lossy(&buffer[..count]).contains("\"created\":true");
+        if begins && let Some(cuts) = &mut state.lock().unwrap().cut_watches {
+            *cuts += 1;
+            let _ = from.shutdown(Shutdown::Both);
             break;
         }
     }

@@ -5,7 +5,8 @@ use proptest::prelude::{any, prop, proptest};
 use serde_json::{Value, json};
 
 use super::{Line, Page, Status, item, line, page, read_list};
-use crate::kubernetes::resource::Resource;
+use crate::kubernetes::resource::{Namespace, Resource};
+use crate::store::check_readable;
 
 fn node() -> Value {
     json!({
@@ -222,4 +223,19 @@ fn values(value: &mut Value, replaced: usize, with: &Value) -> usize {
     let mut at = 0;
     walk(value, &mut at, replaced, with);
     at
+}
+
+#[test]
+fn a_node_that_cannot_be_read_is_no_node_that_is_gone() {
+    let (key, layout) = (Key::Node("node1".into()), Namespace("kube-system".to_owned()));
+    let read = |node: &Value| item(Resource::Nodes, node.to_string().as_bytes()).unwrap();
+    let mut broken = node();
+    check_readable(&layout, &key, &read(&broken)).unwrap();
+    // A lease that is broken is no fault of its Node.
+    broken["metadata"]["annotations"]["fairlead.io/lease"] = "{".into();
+    check_readable(&layout, &key, &read(&broken)).unwrap();
+    broken["spec"]["podCIDRs"] = json!(["10.244.1.0/33"]);
+    let told = check_readable(&layout, &key, &read(&broken)).unwrap_err().to_string();
+    assert!(told.starts_with("cannot read node node1: /api/v1/nodes/node1: "), "{told}");
+    assert!(told.contains("spec.podCIDRs"), "{told}");
 }
