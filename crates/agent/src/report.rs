@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use cluster::{Backend, Lease, Snapshot};
+use cluster::{Backend, Flannel, Lease, Snapshot};
 use netstate::Conflict;
 use netstate::pool::base_address;
 use route::{Design, Family, Path, Underlay, Way, vxlan};
@@ -267,7 +267,9 @@ pub(crate) fn probed(snapshot: &Snapshot, design: &Design, turn: usize) -> Vec<P
     peers
         .filter_map(|(node, paths)| {
             let (family, path) = paths.first_key_value()?;
-            let cidrs = &snapshot.leases.get(node)?.pod_cidrs;
+            // Of a node of flannel's nobody knows whether it is still there.
+            let lease = snapshot.leases.get(node).filter(|lease| lease.flannel != Flannel::Member)?;
+            let cidrs = &lease.pod_cidrs;
             let address = match &path.way {
                 Way::Vxlan { .. } | Way::Tunnel { .. } => {
                     base_address(*cidrs.iter().find(|cidr| Family::of_net(cidr) == *family)?)

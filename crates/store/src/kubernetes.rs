@@ -22,7 +22,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc;
 
-use cluster::{Claim, Flannel, Key, Kind, Lease, Object};
+use cluster::{Backend, Claim, Flannel, Key, Kind, Lease, Object};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -274,6 +274,9 @@ fn flannel_before(there: &Result<Option<Object>, ()>) -> Flannel {
 fn annotations(lease: Option<&Lease>, before: Flannel) -> serde_json::Map<String, Value> {
     let told = match lease {
         Some(lease) if lease.flannel == Flannel::Told => Some(flannel::told(lease)),
+        // What flannel itself said of this node, before it was changed over, is not true any more; but where Fairlead
+        // routes nothing, flannel may be at work beside it.
+        Some(lease) if before == Flannel::Member => (lease.backend != Backend::None).then(flannel::untold),
         _ => (before == Flannel::Told).then(flannel::untold),
     };
     let own = (LEASE, lease.map(manifest::encode_spec));

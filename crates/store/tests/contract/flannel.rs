@@ -66,12 +66,20 @@ fn a_node_of_flannel_has_a_lease_until_fairleads_takes_its_place() {
     let key = Key::Lease("node1".into());
     assert!(!store.delete(&key, Expect::Any).unwrap(), "there is nothing of ours to remove");
 
-    // Of a node that tells flannel's nothing, what flannel left stays: it may be flannel that joins the nodes.
-    store.write(&lease("node1", 1450), Expect::Any).unwrap();
+    // Of a node that routes nothing, what flannel left stays: it may be flannel that joins the nodes.
+    let routes_nothing = with("node1", |lease| lease.backend = Backend::None);
+    store.write(&routes_nothing, Expect::Any).unwrap();
     witness.until(|witness| witness.snapshot.leases["node1"].flannel == Flannel::Apart);
     assert_eq!(said(&locked(&turn.server)), texts("vxlan", FLANNELS));
+    assert!(store.delete(&key, Expect::Any).unwrap());
+    witness.until(|witness| witness.snapshot.leases["node1"].flannel == Flannel::Member);
 
-    // Of one that tells them, it is replaced, and with the lease it goes.
+    // Of one that does it is not true any more, whether its agent tells flannel's nodes something else or nothing.
+    store.write(&lease("node1", 1450), Expect::Any).unwrap();
+    witness.until(|witness| witness.snapshot.leases["node1"].flannel == Flannel::Apart);
+    assert_eq!(said(&locked(&turn.server)), [const { Value::Null }; 4]);
+
+    // What is told in its place goes with the lease.
     store.write(&told_flannel("node1"), Expect::Any).unwrap();
     witness.until(|witness| witness.snapshot.leases["node1"].flannel == Flannel::Told);
     assert_eq!(said(&locked(&turn.server)), texts("vxlan", OURS));
