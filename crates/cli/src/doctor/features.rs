@@ -108,7 +108,12 @@ const WORDS: [Words; Feature::ALL.len()] = [
         "the plugin bandwidth cannot limit what pods send",
         ("CONFIG_NET_SCH_INGRESS", "sch_ingress"),
     ),
-    Words::new(Feature::Tun, "tun", "the plugin tap and the backends udp, ipip and wireguard fail", ("CONFIG_TUN", "tun")),
+    Words::new(
+        Feature::Tun,
+        "tun",
+        "the plugin tap and the backends udp, ipip and wireguard fail",
+        ("CONFIG_TUN", "tun"),
+    ),
     Words::new(
         Feature::Conntrack,
         "conntrack",
