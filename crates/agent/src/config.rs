@@ -341,16 +341,16 @@ impl Config {
         Ok(pools)
     }
 
-    /// The same with another backend.
-    pub(crate) fn with(&self, backend: BackendKind) -> Self {
-        Self { backend, ..self.clone() }
-    }
-
     /// What a node of that name tells its peers of how it is reached. The key is for WireGuard; without one it is none
     /// that anybody could have, for those who ask for something else.
     #[must_use]
     pub fn backend_of(&self, node: &str, public_key: Option<PublicKey>) -> Backend {
-        match self.backend {
+        self.backend_if(self.backend, node, public_key)
+    }
+
+    /// The same if the node's backend were this one.
+    pub(crate) fn backend_if(&self, kind: BackendKind, node: &str, public_key: Option<PublicKey>) -> Backend {
+        match kind {
             BackendKind::Vxlan => {
                 let mac = route::vxlan::tunnel_mac(node);
                 Backend::Vxlan { vni: self.vxlan.vni, port: self.vxlan.port, mac }

@@ -177,16 +177,7 @@ pub(crate) fn private_key(state_dir: &Path, makes: bool) -> Result<Option<[u8; 3
     fs::File::open(random)
         .and_then(|mut file| file.read_exact(&mut bytes))
         .map_err(failed("read", random))?;
-    let half = path.with_file_name(".wireguard.key.half");
-    // One that a killed agent left may be readable by others.
-    remove(&half)?;
-    let write = || {
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&half)?;
-        writeln!(file, "{}", PublicKey(bytes))?;
-        file.sync_data()
-    };
-    write().map_err(failed("write", &half))?;
-    fs::rename(&half, &path).map_err(failed("replace", &path))?;
+    write_whole(&path, format!("{}\n", PublicKey(bytes)).as_bytes(), 0o600)?;
     tracing::info!(path = %path.display(), "a new WireGuard key was made");
     Ok(Some(bytes))
 }
@@ -210,17 +201,23 @@ pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<bool, FileError> {
     if let Some(directory) = path.parent() {
         make_directory(directory)?;
     }
+    write_whole(path, content, 0o644)?;
+    Ok(true)
+}
+
+/// Writes a file beside its place and moves it there.
+fn write_whole(path: &Path, content: &[u8], mode: u32) -> Result<(), FileError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let half = path.with_file_name(format!(".{name}.half"));
+    // One that a killed agent left may have another mode.
+    remove(&half)?;
     let write = || {
-        let mut file =
-            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&half)?;
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&half)?;
         file.write_all(content)?;
         file.sync_data()
     };
     write().map_err(failed("write", &half))?;
-    fs::rename(&half, path).map_err(failed("replace", path))?;
-    Ok(true)
+    fs::rename(&half, path).map_err(failed("replace", path))
 }
 
 pub(crate) fn remove(path: &Path) -> Result<bool, FileError> {

@@ -5,7 +5,7 @@
 
 use kernel::netlink::Socket;
 use kernel::{address, link, route as routes, sysctl};
-use netstate::{LINK_ALIAS, MAIN_TABLE, POD_ROUTE_PROTOCOL, ROUTE_PROTOCOL};
+use netstate::{BRIDGE_ALIAS, LINK_ALIAS, MAIN_TABLE, POD_ROUTE_PROTOCOL, ROUTE_PROTOCOL};
 use route::{Family, Host, HostAddress, HostLink, HostRoute};
 
 /// The links, addresses and routes of the socket's namespace, which must be the calling thread's too: sysctls are read.
@@ -45,14 +45,11 @@ fn host_link(link: &link::Link) -> HostLink {
     }
 }
 
-/// The alias of the bridge that the plugins make in bridge mode.
-const POD_BRIDGE_ALIAS: &str = "fairlead-bridge";
-
 /// Whether a link carries the agent's mark or that of the plugins.
 fn is_ours(link: &link::Link) -> bool {
     link.alias
         .as_deref()
-        .is_some_and(|alias| alias == LINK_ALIAS || alias == POD_BRIDGE_ALIAS || is_pod_alias(alias))
+        .is_some_and(|alias| alias == LINK_ALIAS || alias == BRIDGE_ALIAS || is_pod_alias(alias))
 }
 
 pub(crate) fn is_pod_alias(alias: &str) -> bool {

@@ -114,12 +114,11 @@ impl Leases {
             .into())
     }
 
-    /// The CIDRs that this node is known to have had, by the store's word and by these; and what is others'.
-    pub(crate) fn past(&self, snapshot: &Snapshot, remembered: &[IpNet]) -> (Vec<IpNet>, Vec<Taken>) {
-        let known = self.known(snapshot).into_iter().chain(remembered.iter().copied()).collect();
+    /// What is others', or will be.
+    pub(crate) fn of_others(&self, snapshot: &Snapshot) -> Vec<Taken> {
         let mut taken = taken_by_others(snapshot, &self.node);
         taken.extend(promised(snapshot, &self.node));
-        (known, taken)
+        taken
     }
 
     /// Publishes the lease unless the store has it already, and gives up the claims it does not need. True if
@@ -174,7 +173,7 @@ impl Leases {
     }
 
     /// What the node holds by the store's word.
-    fn known(&self, snapshot: &Snapshot) -> Vec<IpNet> {
+    pub(crate) fn known(&self, snapshot: &Snapshot) -> Vec<IpNet> {
         let lease = snapshot.leases.get(&self.node).map(|lease| lease.pod_cidrs.to_vec()).unwrap_or_default();
         lease.into_iter().chain(snapshot.claims_of(&self.node)).collect()
     }

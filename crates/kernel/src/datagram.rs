@@ -24,6 +24,7 @@ use rustix::net::sockopt;
 use rustix::net::{AddressFamily, Protocol, SocketType, ipproto};
 
 use crate::Error;
+use crate::socket_filter;
 
 pub use receiving::{Datagram, Receiver};
 pub use sending::{Batch, Message, Piece, Sender};
@@ -158,19 +159,7 @@ impl Datagrams {
     /// Lets nothing in: every ICMP message of the host would queue up otherwise.
     fn deafen(&self) -> Result<(), Error> {
         let nothing = [libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: 0 }];
-        let program = libc::sock_fprog { len: 1, filter: nothing.as_ptr().cast_mut() };
-        // SAFETY: the kernel copies the program, which lives until after the call, and does not write to it.
-        let refused = unsafe {
-            libc::setsockopt(
-                self.descriptor.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_ATTACH_FILTER,
-                (&raw const program).cast(),
-                size_of_val(&program) as libc::socklen_t,
-            )
-        };
-        let tried = "attach a filter to an ICMP socket";
-        if refused == 0 { Ok(()) } else { Err(Error::System { tried, source: io::Error::last_os_error() }) }
+        socket_filter::attach(&self.descriptor, &nothing, "attach a filter to an ICMP socket")
     }
 }
 

@@ -69,6 +69,7 @@ pub mod route;
 pub mod routers;
 pub mod rule;
 pub mod signals;
+mod socket_filter;
 pub mod start;
 pub mod sysctl;
 pub mod tap;

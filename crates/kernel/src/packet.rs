@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use crate::Error;
 use crate::netns::Netns;
+use crate::socket_filter;
 
 /// A packet socket on one link for UDP packets over IPv4.
 #[derive(Debug)]
@@ -133,18 +134,7 @@ impl PacketSocket {
             step(give, 0xffff, 0, 0),
             step(give, 0, 0, 0),
         ];
-        let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
-        // SAFETY: the kernel copies the program, which lives until after the call, and does not write to it.
-        let refused = unsafe {
-            libc::setsockopt(
-                self.descriptor.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_ATTACH_FILTER,
-                (&raw const program).cast(),
-                size_of_val(&program) as libc::socklen_t,
-            )
-        };
-        if refused == 0 { Ok(()) } else { Err(failed("attach a filter to a packet socket")) }
+        socket_filter::attach(&self.descriptor, &program, "attach a filter to a packet socket")
     }
 
     fn address(&self, hardware: Mac) -> libc::sockaddr_ll {

@@ -54,6 +54,9 @@ pub const POD_ROUTE_PROTOCOL: u8 = 71;
 /// `fairlead:<network>/<container>/<interface>` instead and belongs to the plugins.
 pub const LINK_ALIAS: &str = "fairlead";
 
+/// The alias of a bridge that the plugins made for pods.
+pub const BRIDGE_ALIAS: &str = "fairlead-bridge";
+
 /// The group (`IFLA_GROUP`) of the agent's links. A link can be in a group from its first moment, while the alias
 /// has to be given afterwards: a link of this group without any alias is ours, half made.
 pub const LINK_GROUP: u32 = 7670;

@@ -20,8 +20,7 @@ const MARK: &str = "fairlead:";
 /// How many names are tried for a cable when foreign links have the first ones.
 pub(crate) const CABLE_NAMES: u8 = 4;
 
-/// The alias of a bridge that these plugins made. The agent's own links carry the bare word `fairlead`.
-pub(crate) const BRIDGE_ALIAS: &str = "fairlead-bridge";
+pub(crate) use netstate::BRIDGE_ALIAS;
 
 /// The alias of both ends of the pair that carries a VLAN's gateway address.
 pub(crate) const VLAN_GATEWAY_ALIAS: &str = "fairlead-vlan-gateway";

@@ -24,8 +24,6 @@ pub struct Retention<'a> {
     pub current: &'a [IpNet],
     /// The CIDRs that the node is known to have had.
     pub known: &'a [IpNet],
-    /// What other nodes hold, or are promised.
-    pub taken: &'a [Taken],
 }
 
 /// What pods of before need.
@@ -37,12 +35,18 @@ pub struct Retained {
     pub lost: Vec<Taken>,
 }
 
-/// Finds out by the host's routes which pod CIDRs of before pods still have addresses of.
+/// Finds out by the host's routes which pod CIDRs of before pods still have addresses of. `taken` is what other nodes hold,
+/// or are promised: the whole cluster's, so it is only asked for where there are such pods.
 #[must_use]
-pub fn retained(host: &Host, of: &Retention<'_>) -> Retained {
+pub fn retained(host: &Host, of: &Retention<'_>, taken: impl FnOnce() -> Vec<Taken>) -> Retained {
     let mut found = Retained::default();
-    for cidr in used(host, of) {
-        match of.taken.iter().find(|taken| overlaps(taken.cidr, cidr)) {
+    let used = used(host, of);
+    if used.is_empty() {
+        return found;
+    }
+    let taken = taken();
+    for cidr in used {
+        match taken.iter().find(|taken| overlaps(taken.cidr, cidr)) {
             Some(taken) => found.lost.push(Taken { cidr, node: taken.node.clone() }),
             None => found.kept.push(cidr),
         }
@@ -101,7 +105,7 @@ mod tests {
 
     fn look(host: &Host, current: &[&str], known: &[&str], taken: &[Taken]) -> Retained {
         let (pools, current, known) = (pools(), nets(current), nets(known));
-        retained(host, &Retention { pools: &pools, current: &current, known: &known, taken })
+        retained(host, &Retention { pools: &pools, current: &current, known: &known }, || taken.to_vec())
     }
 
     #[test]

@@ -5,13 +5,13 @@
 
 use std::{collections::BTreeSet, time::Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use serde_json::Value;
 
 use super::{
     NODES,
     cluster::{Cluster, eventually, items},
-    pods::born,
+    pods::{born, each_reaches},
 };
 use crate::workspace;
 
@@ -84,16 +84,6 @@ fn reach(cluster: &Cluster) -> anyhow::Result<()> {
     ensure!(addresses.len() == 2 * NODES * PER_NODE, "the API server knows {addresses:?}");
     let (six, four): (Vec<&str>, Vec<&str>) =
         addresses.into_iter().partition(|address| address.contains(':'));
-    for node in 1..=NODES {
-        for (family, addresses) in [("-4", &four), ("-6", &six)] {
-            let script = format!(
-                "for netns in /run/netns/cni-*; do nsenter --net=$netns fping {family} -q -u -r 2 -t 500 -i 1 {} 2>&1 || \
-                 echo \"not reached from $netns\"; done",
-                addresses.join(" ")
-            );
-            let silent = cluster.sh(node, &script).context("fping")?;
-            ensure!(silent.trim().is_empty(), "on node{node}: {silent}");
-        }
-    }
-    Ok(())
+    each_reaches(cluster, &four)?;
+    each_reaches(cluster, &six)
 }

@@ -187,19 +187,24 @@ fn time_of_a_change(cluster: &Cluster) -> anyhow::Result<f64> {
     Ok(took.as_secs_f64())
 }
 
+/// A Node as a kubelet or an operator creates it: without what the API server and agents wrote.
+fn as_created(mut node: Value) -> anyhow::Result<Value> {
+    for field in ["uid", "resourceVersion", "creationTimestamp", "managedFields", "annotations"] {
+        node["metadata"].as_object_mut().context("a node without metadata")?.remove(field);
+    }
+    node["status"] = json!({});
+    Ok(node)
+}
+
 fn node_object_deleted(cluster: &mut Cluster) -> anyhow::Result<String> {
-    let mut node = cluster.get(&["node", "node2"])?;
+    let node = cluster.get(&["node", "node2"])?;
     let lease = |cluster: &Cluster| -> anyhow::Result<Value> {
         Ok(cluster.get(&["node", "node2"])?["metadata"]["annotations"]["fairlead.io/lease"].take())
     };
     let before = lease(cluster)?;
     cluster.kubectl(&["delete", "node", "node2"])?;
     thread::sleep(Duration::from_secs(5));
-    // As a kubelet or an operator creates it: without what agents wrote.
-    for field in ["uid", "resourceVersion", "creationTimestamp", "managedFields", "annotations"] {
-        node["metadata"].as_object_mut().context("a node without metadata")?.remove(field);
-    }
-    node["status"] = json!({});
+    let node = as_created(node)?;
     let start = Instant::now();
     cluster.apply_text(&node.to_string())?;
     let after = eventually("node2 has its lease again", || {
@@ -215,15 +220,12 @@ fn node_object_deleted(cluster: &mut Cluster) -> anyhow::Result<String> {
 /// A Node that is registered anew may be given another pod CIDR; pods that run keep their addresses. Which one the
 /// controller manager takes cannot be known, so it is told.
 fn node_moved(cluster: &mut Cluster) -> anyhow::Result<String> {
-    let mut node = cluster.get(&["node", "node2"])?;
+    let node = cluster.get(&["node", "node2"])?;
     let before = node["spec"]["podCIDR"].as_str().context("node2 has no pod CIDR")?.to_owned();
     let after = "10.244.77.0/24";
     cluster.kubectl(&["delete", "node", "node2"])?;
     let kubelet = cluster.kill("node2-kubelet")?;
-    for field in ["uid", "resourceVersion", "creationTimestamp", "managedFields", "annotations"] {
-        node["metadata"].as_object_mut().context("a node without metadata")?.remove(field);
-    }
-    node["status"] = json!({});
+    let mut node = as_created(node)?;
     node["spec"] = json!({ "podCIDR": after, "podCIDRs": [after] });
     cluster.apply_text(&node.to_string())?;
     cluster.start(&kubelet, &[])?;

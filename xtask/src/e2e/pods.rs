@@ -169,6 +169,11 @@ fn time_to_ready(pod: &Value) -> Option<f64> {
 fn reach(cluster: &Cluster, pods: &[Value]) -> anyhow::Result<()> {
     let addresses: Vec<&str> = pods.iter().filter_map(|pod| pod["status"]["podIP"].as_str()).collect();
     ensure!(addresses.len() == pods.len(), "only {} of {} pods have an address", addresses.len(), pods.len());
+    each_reaches(cluster, &addresses)
+}
+
+/// Every pod's network namespace asks these addresses, all of one family.
+pub(super) fn each_reaches(cluster: &Cluster, addresses: &[&str]) -> anyhow::Result<()> {
     let all = addresses.join(" ");
     for node in 1..=super::NODES {
         // fping ends with 1 when somebody does not answer; -u names those.

@@ -100,11 +100,9 @@ impl NodeKeeper {
 
     /// The pod CIDRs of the lease: those that pods get addresses of, then those of before that pods still have some of.
     fn with_retained(&mut self, view: &View, host: &Host, mut pod_cidrs: Vec<IpNet>) -> Vec<IpNet> {
-        let (known, taken) = self.leases.past(&view.snapshot, &self.remembered);
-        let found = route::retained(
-            host,
-            &Retention { pools: &self.pools, current: &pod_cidrs, known: &known, taken: &taken },
-        );
+        let known = [self.leases.known(&view.snapshot).as_slice(), &self.remembered].concat();
+        let retention = Retention { pools: &self.pools, current: &pod_cidrs, known: &known };
+        let found = route::retained(host, &retention, || self.leases.of_others(&view.snapshot));
         for cidr in &found.kept {
             self.report.problem(
                 Reason::PodCidrChanged,
@@ -140,7 +138,7 @@ impl NodeKeeper {
         let changeover = self.changeover.get_or_insert_with(|| match published.clone() {
             None => Changeover::settled(backend.clone(), now),
             Some(known) => {
-                let there = BackendKind::ALL.map(|kind| config.with(kind).backend_of("", public_key));
+                let there = BackendKind::ALL.map(|kind| config.backend_if(kind, "", public_key));
                 let left = there.into_iter().filter(|other| {
                     other.name() != known.name() && device_of(other).is_some_and(|name| host.is_ours(name))
                 });
