@@ -10,6 +10,7 @@
 )]
 
 mod backends;
+mod chaos;
 mod etcd;
 mod flannel;
 mod healing;

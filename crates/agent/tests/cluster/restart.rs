@@ -1,4 +1,4 @@
-//! Agents that die and start: scenarios 30, 31 and 33.
+//! Agents that die and start: scenarios 30 to 33.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use harness::{eventually, run_ok};
 use crate::rig::{Rig, lines};
 
 #[test]
-fn scenario_30_a_restart_loses_no_packet_and_changes_nothing() {
+fn scenarios_30_and_31_a_restart_loses_no_packet_and_adopts_what_is_there() {
     let mut rig = Rig::joined(2);
     rig.add_pods();
     rig.assert_reachable();
@@ -22,11 +22,7 @@ fn scenario_30_a_restart_loses_no_packet_and_changes_nothing() {
         assert!(rig.nodes[0].conflist().exists(), "pods can be made without an agent");
         rig.nodes[0].start();
         let status = rig.nodes[0].await_status("ready again", |status| status.ready);
-        assert_eq!(
-            status.last_reconcile.map(|last| last.steps),
-            Some(0),
-            "scenario 31: what is there is adopted"
-        );
+        assert_eq!(status.last_reconcile.map(|last| last.steps), Some(0), "what is there is adopted");
         assert_eq!(rig.nodes[0].tunnel_text(), was, "round {round}");
     }
     let output = probe.wait_with_output().unwrap();
@@ -35,7 +31,7 @@ fn scenario_30_a_restart_loses_no_packet_and_changes_nothing() {
 }
 
 #[test]
-fn a_clean_stop_leaves_the_network_working() {
+fn scenario_32_an_agent_that_is_stopped_leaves_the_network_working() {
     let mut rig = Rig::joined(2);
     rig.add_pods();
     let was = rig.nodes[0].tunnel_text();
