@@ -31,6 +31,7 @@ mod report;
 mod run;
 mod server;
 mod status;
+mod subnet_env;
 mod tunnels;
 mod view;
 

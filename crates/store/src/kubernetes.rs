@@ -277,7 +277,7 @@ fn annotations(lease: Option<&Lease>, before: Flannel) -> serde_json::Map<String
         // What flannel itself said of this node, before it was changed over, is not true any more; but where Fairlead
         // routes nothing, flannel may be at work beside it.
         Some(lease) if before == Flannel::Member => (lease.backend != Backend::None).then(flannel::untold),
-        _ => (before == Flannel::Told).then(flannel::untold),
+        _ => matches!(before, Flannel::Told | Flannel::Overwritten).then(flannel::untold),
     };
     let own = (LEASE, lease.map(manifest::encode_spec));
     let all = [own].into_iter().chain(told.into_iter().flatten());

@@ -52,9 +52,10 @@ impl NodeKeeper {
         let backend = self.options.config.backend_of(&self.options.node, public_key);
         let mtu = pod_mtu(&backend, &tunnel.link, carried, Family::of(tunnel.address), &families)
             .map_err(refused(Reason::UnderlayMissing))?;
+        let liked = [self.remembered.as_slice(), &self.wished].concat();
         let pod_cidrs = self
             .leases
-            .claim(&mut view.snapshot, node, &self.pools, &self.remembered)
+            .claim(&mut view.snapshot, node, &self.pools, &liked)
             .map_err(refused(Reason::LeaseNotPublished))?;
         let pod_cidrs = self.with_retained(view, &host, pod_cidrs);
         let now = Instant::now();

@@ -262,6 +262,11 @@ impl Gateway {
         &self.access.prefix
     }
 
+    /// What flannel's keys begin with, where its nodes are peers.
+    pub(crate) fn flannel_prefix(&self) -> Option<&str> {
+        self.access.flannel_prefix.as_deref()
+    }
+
     /// etcd, as people know it.
     pub(crate) fn server(&self) -> String {
         format!("etcd {}", self.endpoints)
@@ -423,7 +428,9 @@ impl Gateway {
             Failure::Refused(status) if status.code == Status::DENIED => {
                 let user = self.access.user.as_ref().map_or("nobody", |user| &user.name);
                 let what = format!("{user} to {}", call.what);
-                Error::Denied { prefix: self.access.prefix.clone(), server, what }
+                let flannels = self.flannel_prefix().filter(|prefix| call.what.contains(*prefix));
+                let prefix = flannels.unwrap_or(self.prefix()).to_owned();
+                Error::Denied { prefix, server, what }
             }
             Failure::Refused(status) if status.wants_token() => unavailable(
                 "etcd asks who we are: set FAIRLEAD_ETCD_USERNAME and FAIRLEAD_ETCD_PASSWORD_FILE",
