@@ -35,7 +35,9 @@ mod subnet_env;
 mod tunnels;
 mod view;
 
-pub use config::{Chained, Cluster, Config, ConfigError, Masquerade, UnderlayConfig, VxlanConfig};
+pub use config::{
+    Chained, Cluster, Config, ConfigError, FlannelConfig, Masquerade, UnderlayConfig, VxlanConfig,
+};
 pub use door::DoorError;
 pub use files::{CONFLIST, FileError};
 pub use health::HealthError;

@@ -283,7 +283,13 @@ impl NodeKeeper {
             );
             return;
         }
-        match self.leases.publish(&mut view.snapshot, lease) {
+        // Flannel's keys live for a day, and nobody but an agent that runs writes them anew.
+        let anew = self.published.is_empty() && self.options.has_flannels_keys();
+        let published = match anew {
+            true => self.leases.publish_again(&mut view.snapshot, lease),
+            false => self.leases.publish(&mut view.snapshot, lease),
+        };
+        match published {
             Ok(true) => {
                 self.note_published(&lease.backend);
                 self.published.retain(|published| published != lease);

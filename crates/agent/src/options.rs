@@ -72,7 +72,12 @@ impl Options {
     pub(crate) fn tells_flannel(&self) -> bool {
         let flannel = &self.config.flannel;
         (flannel.annotations && self.store.has_flannels_annotations())
-            || (flannel.etcd_prefix.is_some() && self.store.is_etcd())
+            || self.has_flannels_keys()
+    }
+
+    /// Whether this node is kept among flannel's keys in etcd.
+    pub(crate) fn has_flannels_keys(&self) -> bool {
+        self.config.flannel.etcd_prefix.is_some() && self.store.is_etcd()
     }
 
     /// Says what of the configuration has no effect with this store.

@@ -12,6 +12,7 @@
 mod backends;
 mod etcd;
 mod flannel;
+mod flannel_etcd;
 mod healing;
 mod kubernetes;
 mod membership;

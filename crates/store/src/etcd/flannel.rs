@@ -86,6 +86,13 @@ impl Subnets {
         format!("{}{v4}{}", self.0, v6.unwrap_or_default())
     }
 
+    /// The key of our node with this lease: a key of both families would have to say how its IPv6 is reached, and
+    /// flannel's nodes would pass over the whole.
+    fn key_of(&self, lease: &Lease) -> Option<String> {
+        let Subnet { v4, v6 } = Subnet::of(lease)?;
+        Some(self.key(&Subnet { v4, v6: v6.filter(|_| v4.is_none()) }))
+    }
+
     /// The key of the node of that name, as far as the name tells it.
     pub(crate) fn place(&self, name: &str) -> String {
         format!("{}{}", self.0, name.strip_prefix("flannel-").unwrap_or(name))
@@ -205,13 +212,12 @@ impl Said {
 
 /// What flannel's nodes are told along with this lease.
 fn told(lease: &Lease) -> Value {
-    let of_family = |is_v4| lease.underlay.iter().find(|address| address.is_ipv4() == is_v4);
-    let address = of_family(true).copied().unwrap_or(Ipv4Addr::UNSPECIFIED.into());
-    let data = flannel::data(&lease.backend);
+    let address = lease.underlay.iter().find(|address| address.is_ipv4());
+    let has_v4 = address.is_some() && lease.current().any(|cidr| cidr.addr().is_ipv4());
+    let data = flannel::data(&lease.backend).filter(|_| has_v4);
     let kind = if data.is_some() { lease.backend.name() } else { OTHER };
-    let mut value = json!({
-        "PublicIP": address, "PublicIPv6": of_family(false), "BackendType": kind, OURS: *lease.node,
-    });
+    let address = address.copied().unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+    let mut value = json!({"PublicIP": address, "PublicIPv6": null, "BackendType": kind, OURS: *lease.node});
     // Flannel leaves out what there is none of.
     if let Some(data) = data.filter(|data| !data.is_null()) {
         value["BackendData"] = data;
@@ -303,13 +309,18 @@ mod tests {
     fn what_is_told_of_our_node_reads_as_flannel_writes_it_and_stands_for_nothing_here() {
         let value = told(&lease(&["10.244.1.0/24"]));
         let want = json!({
-            "PublicIP": "198.18.0.1", "PublicIPv6": "fd00:198:18::1", "BackendType": "vxlan",
+            "PublicIP": "198.18.0.1", "PublicIPv6": null, "BackendType": "vxlan",
             "BackendData": {"VNI": 1, "VtepMAC": "02:00:00:00:00:01"}, "Fairlead": "node1",
         });
         assert_eq!(value, want);
         let item = subnets().item(&kv("10.244.1.0-24", &value.to_string())).unwrap();
         assert!(item.objects.is_empty() && item.faults.is_empty() && item.keys.len() == 2, "{item:?}");
         assert_eq!(Said::of(value.to_string().as_bytes()).unwrap().ours.as_deref(), Some("node1"));
+        let both = lease(&["10.244.1.0/24", "fd00:1::/64"]);
+        let key = |lease: &Lease| subnets().key_of(lease).unwrap().split_off(subnets().folder().len());
+        assert_eq!((told(&both), &*key(&both)), (value, "10.244.1.0-24"));
+        let of_v6 = lease(&["fd00:1::/64"]);
+        assert_eq!((&told(&of_v6)["BackendType"], &*key(&of_v6)), (&json!("fairlead"), "0.0.0.0-0&fd00:1::-64"));
         let none = told(&Lease { backend: Backend::None, ..lease(&["10.244.1.0/24"]) });
         assert_eq!((&none["BackendType"], &none["BackendData"]), (&json!("fairlead"), &Value::Null));
     }

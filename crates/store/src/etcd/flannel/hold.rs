@@ -55,7 +55,7 @@ impl Hold {
     /// A key was seen to hold this, or to be gone. What ends by itself is seen in the same way.
     pub(crate) fn look(&self, subnets: &Subnets, key: &str, value: Option<&[u8]>) {
         let Some(lease) = self.lease() else { return };
-        let is_ours = Subnet::of(&lease).is_some_and(|subnet| subnets.key(&subnet) == key);
+        let is_ours = subnets.key_of(&lease).as_deref() == Some(key);
         if is_ours && value != Some(told(&lease).to_string().as_bytes()) {
             self.looked_at.notify_one();
         }
@@ -101,8 +101,8 @@ pub(crate) async fn hold(
     lease: &Lease,
     renews: bool,
 ) -> Result<(), Error> {
-    let Some(subnet) = Subnet::of(lease) else { return Ok(()) };
-    let (key, value) = (subnets.key(&subnet), told(lease).to_string());
+    let (Some(subnet), Some(key)) = (Subnet::of(lease), subnets.key_of(lease)) else { return Ok(()) };
+    let value = told(lease).to_string();
     let mut renews = renews;
     for _ in 0..MOST_RACES {
         let there = listing::folder(gateway, subnets.folder().to_owned()).await;
