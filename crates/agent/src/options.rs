@@ -71,8 +71,7 @@ impl Options {
     /// Whether nodes of flannel are told of this one.
     pub(crate) fn tells_flannel(&self) -> bool {
         let flannel = &self.config.flannel;
-        (flannel.annotations && self.store.has_flannels_annotations())
-            || self.has_flannels_keys()
+        (flannel.annotations && self.store.has_flannels_annotations()) || self.has_flannels_keys()
     }
 
     /// Whether this node is kept among flannel's keys in etcd.

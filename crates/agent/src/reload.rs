@@ -222,11 +222,16 @@ mod tests {
         let (path, net_conf) = (directory.path().join("agent.yaml"), flannels.path().join("net-conf.json"));
         let say = |vni: u32| {
             let half = flannels.path().join("half");
-            fs::write(&half, format!(r#"{{"Network": "10.20.0.0/16", "Backend": {{"Type": "vxlan", "VNI": {vni}}}}}"#)).unwrap();
+            fs::write(
+                &half,
+                format!(r#"{{"Network": "10.20.0.0/16", "Backend": {{"Type": "vxlan", "VNI": {vni}}}}}"#),
+            )
+            .unwrap();
             fs::rename(half, &net_conf).unwrap();
         };
         say(7);
-        fs::write(&path, format!("flannel: {{netConf: {}}}\nudp: {{port: 9}}\n", net_conf.display())).unwrap();
+        fs::write(&path, format!("flannel: {{netConf: {}}}\nudp: {{port: 9}}\n", net_conf.display()))
+            .unwrap();
         let opened = ConfigFile::open(&path, directory.path()).unwrap();
         assert_eq!((opened.config.vxlan.vni, opened.config.udp.port), (7, 9));
         opened.file.keep();

@@ -360,13 +360,17 @@ mod tests {
     fn what_this_machine_had_as_a_node_of_flannel_is_its_own() {
         let named = |number: u8| {
             let subnet: ipnet::IpNet = format!("10.244.{number}.0/24").parse().unwrap();
-            let (name, address) = (cluster::flannel_name(subnet), format!("198.18.0.{number}").parse().unwrap());
+            let (name, address) =
+                (cluster::flannel_name(subnet), format!("198.18.0.{number}").parse().unwrap());
             Node { addresses: Box::new([address]), pod_cidrs: Box::new([subnet]), ..Node::named(name) }
         };
         let mut view = view(&["node1"]);
         for number in [1, 2] {
             let node = named(number);
-            view.take(store::Event::Changes(vec![Change::Set(lease(&node.name).into()), Change::Set(node.into())]));
+            view.take(store::Event::Changes(vec![
+                Change::Set(lease(&node.name).into()),
+                Change::Set(node.into()),
+            ]));
         }
         let own = ["198.18.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
         assert_eq!(view.inherit(&own), ["10.244.1.0/24".parse().unwrap()]);

@@ -41,14 +41,15 @@ mod tests {
 
     #[test]
     fn a_subnets_name_is_known_for_one_and_no_other_is() {
-        for (subnet, want) in [
-            ("10.244.5.0/24", "flannel-10.244.5.0-24"),
-            ("fd00:10:244:5::/64", "flannel-fd00-10-244-5---64"),
-        ] {
+        for (subnet, want) in
+            [("10.244.5.0/24", "flannel-10.244.5.0-24"), ("fd00:10:244:5::/64", "flannel-fd00-10-244-5---64")]
+        {
             assert_eq!(&*flannel_name(subnet.parse().unwrap()), want);
             assert!(is_flannel_name(want) && crate::check_subdomain(want).is_ok());
         }
-        for other in ["flannel-1", "flannel-", "flannel", "node1", "flannel-10.244.5.1-24", "flannel-10.244.5.0-33"] {
+        for other in
+            ["flannel-1", "flannel-", "flannel", "node1", "flannel-10.244.5.1-24", "flannel-10.244.5.0-33"]
+        {
             assert!(!is_flannel_name(other), "{other}");
         }
     }

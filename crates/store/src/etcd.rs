@@ -68,6 +68,7 @@ pub struct Etcd {
     gateway: Arc<Gateway>,
     keys: Keys,
     held: Arc<Hold>,
+    told: Arc<report::Told>,
     runtime: Runtime,
 }
 
@@ -89,7 +90,7 @@ impl Etcd {
         if let Some(subnets) = keys.flannel() {
             runtime.start_work(held.clone().keep(gateway.clone(), subnets.clone()));
         }
-        Ok(Self { gateway, keys, held, runtime })
+        Ok(Self { gateway, keys, held, told: Arc::default(), runtime })
     }
 
     /// Does `work` on the runtime's thread and waits for what comes of it.
@@ -172,9 +173,13 @@ impl Store for Etcd {
         let (key, held) = (key.clone(), self.held.clone());
         self.wait(|gateway, keys| async move {
             let removed = put(&gateway, &keys, &key, None, expect).await?;
-            if let (Key::Lease(node), Some(subnets)) = (&key, keys.flannel()) {
+            // The lease goes with its Node, and so does what else a node has here.
+            if let Key::Lease(node) = &key {
+                report::delete(&gateway, &keys, node).await?;
                 held.forget(node);
-                let_go(&gateway, subnets, node).await?;
+                if let Some(subnets) = keys.flannel() {
+                    let_go(&gateway, subnets, node).await?;
+                }
             }
             Ok(removed)
         })
@@ -217,8 +222,8 @@ impl Store for Etcd {
 
     fn notify(&self, notice: &Notice) -> Result<(), Error> {
         check_node(&notice.node)?;
-        let notice = notice.clone();
-        self.wait(|gateway, keys| async move { report::tell(&gateway, &keys, &notice).await })
+        let (told, notice) = (self.told.clone(), notice.clone());
+        self.wait(|gateway, keys| async move { told.tell(&gateway, &keys, &notice).await })
     }
 }
 

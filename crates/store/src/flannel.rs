@@ -22,10 +22,7 @@ const UDP_PORT: u16 = 8285;
 pub(crate) const ANY_MTU: u32 = 65_535;
 
 /// The backend of that type; `vxlan` reads the data of that one, for no other needs any.
-pub(crate) fn backend(
-    kind: &str,
-    vxlan: impl FnOnce() -> Result<Backend, Fault>,
-) -> Result<Backend, Fault> {
+pub(crate) fn backend(kind: &str, vxlan: impl FnOnce() -> Result<Backend, Fault>) -> Result<Backend, Fault> {
     match kind {
         "vxlan" => vxlan(),
         "host-gw" => Ok(Backend::HostGw),

@@ -60,7 +60,10 @@ impl Location {
             }
             Self::Etcd(endpoints) => {
                 let access = Access::from_environment(endpoints)?;
-                Box::new(Etcd::open(endpoints, Access { flannel_prefix: prefix.map(str::to_owned), ..access })?)
+                Box::new(Etcd::open(
+                    endpoints,
+                    Access { flannel_prefix: prefix.map(str::to_owned), ..access },
+                )?)
             }
         })
     }

@@ -31,9 +31,7 @@ pub struct FlannelConfig {
 
 impl FlannelConfig {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
-        for (key, path) in
-            [("flannel.netConf", &self.net_conf), ("flannel.subnetFile", &self.subnet_file)]
-        {
+        for (key, path) in [("flannel.netConf", &self.net_conf), ("flannel.subnetFile", &self.subnet_file)] {
             if let Some(path) = path.as_ref().filter(|path| !path.is_absolute()) {
                 return Err(value(key, format!("is {}, not a path that begins with /", path.display())));
             }

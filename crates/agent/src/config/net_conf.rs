@@ -85,7 +85,13 @@ impl NetConf {
     fn networks(&mut self, part: &Part<'_>) -> Result<(), ConfigError> {
         let families = [
             (part.truth("EnableIPv4")?.unwrap_or(true), "Network", "SubnetLen", "nodePrefixIPv4", 24),
-            (part.truth("EnableIPv6")?.unwrap_or(false), "IPv6Network", "IPv6SubnetLen", "nodePrefixIPv6", 64),
+            (
+                part.truth("EnableIPv6")?.unwrap_or(false),
+                "IPv6Network",
+                "IPv6SubnetLen",
+                "nodePrefixIPv6",
+                64,
+            ),
         ];
         let mut networks = Vec::new();
         for (_, network, length, key, usual) in families.into_iter().filter(|family| family.0) {
@@ -126,8 +132,9 @@ impl NetConf {
             "wireguard" => self.wireguard(part)?,
             "alloc" => "none",
             other => {
-                let reason =
-                    format!("is {other:?}; Fairlead has vxlan, host-gw, udp, ipip, wireguard and alloc (none)");
+                let reason = format!(
+                    "is {other:?}; Fairlead has vxlan, host-gw, udp, ipip, wireguard and alloc (none)"
+                );
                 return Err(wrong(self.path.as_path(), "Backend.Type", reason));
             }
         };
@@ -155,7 +162,8 @@ impl NetConf {
 
     fn wireguard(&mut self, part: &Part<'_>) -> Result<&'static str, ConfigError> {
         if part.text("PSK")?.is_some_and(|key| !key.is_empty()) {
-            let reason = "is set: Fairlead's tunnels have no pre-shared key, and would be less than was asked for";
+            let reason =
+                "is set: Fairlead's tunnels have no pre-shared key, and would be less than was asked for";
             return Err(wrong(self.path.as_path(), "Backend.PSK", reason.to_owned()));
         }
         if let Some(port) = part.number("ListenPort")?.filter(|port| *port != 0) {
@@ -230,7 +238,9 @@ impl NetConf {
 /// A value as it can be compared: networks in one spelling, and lists in one order.
 fn normal(value: &Value) -> Value {
     match value {
-        Value::String(text) => text.parse::<IpNet>().map_or_else(|_| value.clone(), |net| json!(net.to_string())),
+        Value::String(text) => {
+            text.parse::<IpNet>().map_or_else(|_| value.clone(), |net| json!(net.to_string()))
+        }
         Value::Array(items) => {
             let mut items: Vec<Value> = items.iter().map(normal).collect();
             items.sort_by_key(ToString::to_string);
@@ -277,7 +287,8 @@ impl<'p> Part<'p> {
     }
 
     fn network(&self, key: &str) -> Result<Option<IpNet>, ConfigError> {
-        let net = self.typed(key, "a network such as 10.244.0.0/16", |value| value.as_str()?.parse::<IpNet>().ok())?;
+        let net = self
+            .typed(key, "a network such as 10.244.0.0/16", |value| value.as_str()?.parse::<IpNet>().ok())?;
         Ok(net.map(|net| net.trunc()))
     }
 }
@@ -307,9 +318,8 @@ mod tests {
 
     #[test]
     fn the_document_of_the_stock_manifest_is_vxlan_in_one_network() {
-        let config = alone(
-            r#"{"Network": "10.244.0.0/16", "EnableNFTables": false, "Backend": {"Type": "vxlan"}}"#,
-        );
+        let config =
+            alone(r#"{"Network": "10.244.0.0/16", "EnableNFTables": false, "Backend": {"Type": "vxlan"}}"#);
         let mut want = Config::default();
         want.cluster.pod_cidrs.truncate(1);
         assert_eq!(config, want);
@@ -326,10 +336,20 @@ mod tests {
         assert_eq!((config.cluster.node_prefix_ipv4, config.cluster.node_prefix_ipv6), (26, 72));
         assert_eq!((config.vxlan.vni, config.vxlan.port, config.vxlan.direct_routing), (7, 4789, true));
         assert_eq!((config.backend, config.underlay.mtu), (BackendKind::Vxlan, Some(1400)));
-        let config = alone(r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd20::/48", "Backend": {"Type": "host-gw"}}"#);
-        assert_eq!((json!(config.cluster.pod_cidrs), config.backend), (json!(["fd20::/48"]), BackendKind::HostGw));
-        let config = alone(r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "wireguard", "ListenPort": 7, "PSK": "", "MTU": 0}}"#);
-        assert_eq!((config.backend, config.wireguard.port, config.underlay.mtu), (BackendKind::WireGuard, 7, None));
+        let config = alone(
+            r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd20::/48", "Backend": {"Type": "host-gw"}}"#,
+        );
+        assert_eq!(
+            (json!(config.cluster.pod_cidrs), config.backend),
+            (json!(["fd20::/48"]), BackendKind::HostGw)
+        );
+        let config = alone(
+            r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "wireguard", "ListenPort": 7, "PSK": "", "MTU": 0}}"#,
+        );
+        assert_eq!(
+            (config.backend, config.wireguard.port, config.underlay.mtu),
+            (BackendKind::WireGuard, 7, None)
+        );
     }
 
     #[test]
@@ -353,7 +373,8 @@ mod tests {
             (r#"{"Type": "vxlan", "VNI": "7"}"#, r#"VNI is "7", not a number"#),
             (r#""vxlan""#, "Backend is no object"),
         ] {
-            let error = document(&format!(r#"{{"Network": "10.20.0.0/16", "Backend": {backend}}}"#)).unwrap_err();
+            let error =
+                document(&format!(r#"{{"Network": "10.20.0.0/16", "Backend": {backend}}}"#)).unwrap_err();
             assert!(error.contains(want) && error.contains("net-conf.json"), "{backend}: {error}");
         }
         for (text, want) in [
@@ -371,7 +392,10 @@ mod tests {
             r#"{"Network": "10.20.0.0/16", "SubnetMin": "10.20.9.0", "Backend": {"Type": "vxlan", "Learning": true, "GBP": false}}"#,
         );
         let told = told.unwrap().without_effect;
-        assert!(told.len() == 2 && told[0].starts_with("SubnetMin") && told[1].starts_with("Backend.Learning"), "{told:?}");
+        assert!(
+            told.len() == 2 && told[0].starts_with("SubnetMin") && told[1].starts_with("Backend.Learning"),
+            "{told:?}"
+        );
     }
 
     #[test]
@@ -383,7 +407,10 @@ mod tests {
         for (file, want) in [
             (json!({"vxlan": {"vni": 8}}), ["vxlan.vni says 8", "Backend.VNI of net-conf.json says 7"]),
             (json!({"backend": "udp"}), [r#"backend says "udp""#, "Backend.Type of net-conf.json"]),
-            (json!({"cluster": {"podCIDRs": ["10.21.0.0/16"]}}), ["cluster.podCIDRs says", "Network of net-conf.json"]),
+            (
+                json!({"cluster": {"podCIDRs": ["10.21.0.0/16"]}}),
+                ["cluster.podCIDRs says", "Network of net-conf.json"],
+            ),
         ] {
             let error = net_conf.lay_under(file).unwrap_err().to_string();
             assert!(want.iter().all(|part| error.contains(part)), "{error}");

@@ -43,7 +43,8 @@ fn said(etcd: &Etcd, subnet: &str) -> Option<Value> {
 /// What flannel does on `node` when it hears of the node that has this subnet.
 fn hear(node: &Node, base: &str, said: &Value) {
     assert_eq!((&said["BackendType"], &said["BackendData"]["VNI"]), (&json!("vxlan"), &json!(1)), "{said}");
-    let (address, mac) = (said["PublicIP"].as_str().unwrap(), said["BackendData"]["VtepMAC"].as_str().unwrap());
+    let (address, mac) =
+        (said["PublicIP"].as_str().unwrap(), said["BackendData"]["VtepMAC"].as_str().unwrap());
     node.netns.ip(&format!("neigh replace {base} lladdr {mac} dev flannel.1 nud permanent"));
     let entry = ["fdb", "replace", mac, "dev", "flannel.1", "dst", address, "self", "permanent"];
     run_ok(node.netns.command("bridge").args(entry));
@@ -94,7 +95,9 @@ fn nodes_of_flannel_and_of_fairlead_are_one_cluster_by_an_etcd() {
     assert_eq!(second.pod_cidrs(), ["10.244.1.0/24"], "the first that is neither Fairlead's nor flannel's");
     assert_eq!(third.pod_cidrs(), ["10.244.30.0/24"], "what it had as one of flannel's");
     let ours = |subnet: &str| {
-        eventually("flannel's nodes are told", || said(&etcd, subnet).filter(|said| !said["Fairlead"].is_null()))
+        eventually("flannel's nodes are told", || {
+            said(&etcd, subnet).filter(|said| !said["Fairlead"].is_null())
+        })
     };
     for (subnet, base) in [("10.244.1.0-24", "10.244.1.0"), ("10.244.30.0-24", "10.244.30.0")] {
         hear(first, base, &ours(subnet));
@@ -149,7 +152,10 @@ fn the_subnet_that_flannel_left_in_its_file_is_kept_and_the_file_is_kept_true() 
     says("1250");
     rig.nodes[0].configure(&configuration("masquerade: {enabled: false}\n"));
     eventually("the file tells who translates", || {
-        std::fs::read_to_string(&file).ok()?.ends_with("FLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n").then_some(())
+        std::fs::read_to_string(&file)
+            .ok()?
+            .ends_with("FLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n")
+            .then_some(())
     });
     rig.nodes[0].kill();
     run_ok(&mut rig.nodes[0].command(&["clean"]));

@@ -126,7 +126,13 @@ impl Password {
 
 impl Default for Access {
     fn default() -> Self {
-        Self { authority: None, identity: None, user: None, prefix: Self::PREFIX.to_owned(), flannel_prefix: None }
+        Self {
+            authority: None,
+            identity: None,
+            user: None,
+            prefix: Self::PREFIX.to_owned(),
+            flannel_prefix: None,
+        }
     }
 }
 

@@ -7,7 +7,8 @@
 //! or another, or if its revisions or terms run backwards.
 //!
 //! A stream that is quiet may be one whose member was stopped or cut off from the others, so that member is asked now and
-//! then beside it, unless it was heard a moment ago.
+//! then beside it, unless it was heard a moment ago. Behind a balancer another member may answer that; but etcd says on
+//! each stream that nothing has happened, every ten minutes, and a stream that does not is given up.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,9 +20,9 @@ use http_body_util::BodyExt;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
+use super::flannel::hold::Hold;
 use super::form::{self, Happened, Line, Status, Transacted};
 use super::gateway::{By, Call, Failure, Gateway, Stream, step};
-use super::flannel::hold::Hold;
 use super::layout::{Keys, Part};
 use super::listing::{Census, census, census_beside, every};
 use crate::backoff::{self, Backoff};
@@ -39,6 +40,8 @@ const TOO_SOON: Duration = Duration::from_secs(2);
 /// How long a stream may be quiet before its member is asked whether it is there, in seconds: spread out, so that those
 /// of many agents do not ask together.
 const QUIET: (u32, u32) = (15, 30);
+/// How long a stream may say nothing at all: twice what etcd takes to say that nothing has happened, and a little.
+const STILL: Duration = Duration::from_secs(23 * 60);
 
 /// How far etcd is known.
 pub(crate) struct Feed {
@@ -93,7 +96,12 @@ pub(crate) struct Source {
 }
 
 impl Feed {
-    pub(crate) fn new(Source { gateway, keys, held }: Source, part: Part, news: Sender<News>, reached: Arc<Notify>) -> Self {
+    pub(crate) fn new(
+        Source { gateway, keys, held }: Source,
+        part: Part,
+        news: Sender<News>,
+        reached: Arc<Notify>,
+    ) -> Self {
         Self {
             keys,
             gateway,
@@ -243,6 +251,7 @@ impl Feed {
                 Ok(Some(Ok(frame))) => frame,
                 Ok(Some(Err(error))) => return Broken::Cut(told(&error)),
                 Ok(None) => return Broken::Cut("the watch ended".to_owned()),
+                Err(_) if said.elapsed() > STILL => return Broken::Cut("the watch stands still".to_owned()),
                 Err(_) if silent() < quiet => continue,
                 Err(_) => match self.ask_beside(by).await {
                     Ok(()) => continue,

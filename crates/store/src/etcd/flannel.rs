@@ -179,10 +179,8 @@ impl Said {
             }
         }
         let kind = root.get("BackendType")?;
-        let backend = match kind.filled_text()? {
-            Some(kind) => Some(flannel::backend(kind, || flannel::vxlan(&root.get("BackendData")?))),
-            None => None,
-        };
+        let vxlan = || flannel::vxlan(&root.get("BackendData")?);
+        let backend = kind.filled_text()?.map(|kind| flannel::backend(kind, vxlan));
         Ok(Self { ours: root.get(OURS)?.filled_text()?.map(str::to_owned), addresses, backend })
     }
 
@@ -268,7 +266,15 @@ mod tests {
             assert_eq!(subnets().key(&subnet), key);
             assert_eq!(Subnet::of(&lease(cidrs)), Some(subnet));
         }
-        for bad in ["", "10.244.5.0", "10.244.5.0-33", "0.0.0.0-0", "fd00:5::-64", "10.244.5.0-24&", "10.244.5.0-24&10.1.0.0-24"] {
+        for bad in [
+            "",
+            "10.244.5.0",
+            "10.244.5.0-33",
+            "0.0.0.0-0",
+            "fd00:5::-64",
+            "10.244.5.0-24&",
+            "10.244.5.0-24&10.1.0.0-24",
+        ] {
             let key = format!("/coreos.com/network/subnets/{bad}");
             assert_eq!(subnets().subnet(&key), None, "{bad}");
             assert!(subnets().item(&kv(bad, VXLAN)).is_err());
@@ -320,7 +326,10 @@ mod tests {
         let key = |lease: &Lease| subnets().key_of(lease).unwrap().split_off(subnets().folder().len());
         assert_eq!((told(&both), &*key(&both)), (value, "10.244.1.0-24"));
         let of_v6 = lease(&["fd00:1::/64"]);
-        assert_eq!((&told(&of_v6)["BackendType"], &*key(&of_v6)), (&json!("fairlead"), "0.0.0.0-0&fd00:1::-64"));
+        assert_eq!(
+            (&told(&of_v6)["BackendType"], &*key(&of_v6)),
+            (&json!("fairlead"), "0.0.0.0-0&fd00:1::-64")
+        );
         let none = told(&Lease { backend: Backend::None, ..lease(&["10.244.1.0/24"]) });
         assert_eq!((&none["BackendType"], &none["BackendData"]), (&json!("fairlead"), &Value::Null));
     }

@@ -67,13 +67,16 @@ fn nodes_of_flannel_are_peers_for_as_long_as_they_have_their_keys() {
     etcd.put(&format!("{PREFIX}/config"), r#"{"Network": "10.244.0.0/16"}"#);
     let store = open(&etcd);
     let mut witness = Witness::in_sync(sent(store.watch(&KINDS).unwrap()));
-    let names = |witness: &Witness| witness.snapshot.nodes.keys().map(ToString::to_string).collect::<Vec<_>>();
+    let names =
+        |witness: &Witness| witness.snapshot.nodes.keys().map(ToString::to_string).collect::<Vec<_>>();
     let all = ["flannel-10.244.7.0-24", "flannel-10.244.8.0-24", "flannel-10.244.9.0-24"];
     assert_eq!(names(&witness), all);
     let listing = store.list(&KINDS).unwrap();
     assert_eq!((&listing.snapshot, listing.problems.len()), (&witness.snapshot, 1), "{:?}", listing.problems);
     assert!(listing.problems[0].to_string().contains("subnets/10.244.8.0-24"), "{:?}", listing.problems);
-    let [(name, theirs)] = &witness.snapshot.leases.iter().collect::<Vec<_>>()[..] else { panic!("one lease") };
+    let [(name, theirs)] = &witness.snapshot.leases.iter().collect::<Vec<_>>()[..] else {
+        panic!("one lease")
+    };
     assert_eq!((&***name, theirs.flannel, theirs.pod_cidrs.len()), (all[0], Flannel::Member, 1));
     assert!(matches!(theirs.backend, Backend::Vxlan { vni: 1, .. }));
     assert_eq!(witness.snapshot.nodes[all[0]].pod_cidrs.len(), 2, "its IPv6 is nobody else's");
@@ -81,7 +84,10 @@ fn nodes_of_flannel_are_peers_for_as_long_as_they_have_their_keys() {
     // Nodes of Fairlead's come and go without them.
     etcd.put("/fairlead/nodes/node1", "apiVersion: v1\nkind: Node\nmetadata: {name: node1}\n");
     witness.until(|witness| witness.snapshot.nodes.len() == 4);
-    etcd.put("/fairlead/nodes/flannel-10.244.6.0-24", "apiVersion: v1\nkind: Node\nmetadata: {name: flannel-10.244.6.0-24}\n");
+    etcd.put(
+        "/fairlead/nodes/flannel-10.244.6.0-24",
+        "apiVersion: v1\nkind: Node\nmetadata: {name: flannel-10.244.6.0-24}\n",
+    );
     witness.until(|witness| witness.problems.len() == 2);
     etcd.delete(&key("10.244.7.0-24"));
     witness.until(|witness| witness.snapshot.leases.is_empty() && witness.snapshot.nodes.len() == 3);
@@ -104,10 +110,15 @@ fn our_node_is_among_flannels_keys_for_as_long_as_it_has_a_lease() {
     let seconds = |value: &Value| value.as_str().unwrap().parse::<u32>().unwrap();
     assert_eq!(seconds(&left["grantedTTL"]), 86_400);
     witness.until(|witness| witness.snapshot.leases.contains_key("node1"));
-    assert_eq!((witness.snapshot.leases.len(), witness.snapshot.nodes.len()), (1, 0), "it is no node of flannel's");
+    assert_eq!(
+        (witness.snapshot.leases.len(), witness.snapshot.nodes.len()),
+        (1, 0),
+        "it is no node of flannel's"
+    );
 
     // Somebody deletes it, writes over it, or lets it end.
-    let is_back = || found(&etcd, "10.244.1.0-24").filter(|(value, _)| *value == ours()).map(|(_, lease)| lease);
+    let is_back =
+        || found(&etcd, "10.244.1.0-24").filter(|(value, _)| *value == ours()).map(|(_, lease)| lease);
     etcd.delete(&key("10.244.1.0-24"));
     eventually("the key is written again", is_back);
     etcd.put(&key("10.244.1.0-24"), &of_flannel(1));
@@ -172,5 +183,8 @@ fn a_machine_that_was_flannels_keeps_its_subnet_and_a_place_that_is_kept_stays_o
     assert_eq!(found(&etcd, "10.244.2.0-24"), Some((ours(), Value::Null)));
     store.delete(&Key::Lease("node1".into()), Expect::Any).unwrap();
     let (value, lease) = found(&etcd, "10.244.2.0-24").unwrap();
-    assert_eq!((value, lease), (base64(r#"{"PublicIP":"198.18.0.1","PublicIPv6":null}"#).into(), Value::Null));
+    assert_eq!(
+        (value, lease),
+        (base64(r#"{"PublicIP":"198.18.0.1","PublicIPv6":null}"#).into(), Value::Null)
+    );
 }

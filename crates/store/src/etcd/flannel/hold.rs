@@ -175,7 +175,12 @@ fn taken(gateway: &Gateway, subnet: &Subnet, by: &KeyValue) -> Error {
     let who = Said::of(&by.value.0).ok();
     let who = who.and_then(|said| said.ours.or_else(|| Some(said.addresses.first()?.to_string())));
     let reason = format!("{} is held by {}", name(by), who.as_deref().unwrap_or("somebody else"));
-    Error::Refused { server: gateway.server(), verb: "give", what: format!("flannel's subnet {cidr}"), reason }
+    Error::Refused {
+        server: gateway.server(),
+        verb: "give",
+        what: format!("flannel's subnet {cidr}"),
+        reason,
+    }
 }
 
 /// What this machine had under other keys is free.
