@@ -13,6 +13,7 @@ mod backends;
 mod chaos;
 mod etcd;
 mod flannel;
+mod flannel_etcd;
 mod healing;
 mod kubernetes;
 mod membership;

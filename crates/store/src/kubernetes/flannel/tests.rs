@@ -3,7 +3,8 @@
 use cluster::{Backend, Flannel, Key, Lease, MacAddress, Object, PublicKey};
 use serde_json::{Value, json};
 
-use super::{ANY_MTU, told, untold};
+use super::{told, untold};
+use crate::flannel::ANY_MTU;
 use crate::kubernetes::form::item;
 use crate::kubernetes::resource::Resource;
 use crate::mirror::Item;
@@ -216,6 +217,6 @@ fn a_lease_whose_word_to_flannel_was_changed_by_another_hand_is_told_no_more() {
         "a person's own is nobody's to change"
     );
     for changed in [("backend-data", "{}"), ("public-ip", "198.18.0.2"), ("kube-subnet-manager", "")] {
-        assert_eq!(with(&[changed]), Flannel::Apart, "{changed:?}");
+        assert_eq!(with(&[changed]), Flannel::Overwritten, "{changed:?}");
     }
 }
