@@ -26,9 +26,9 @@ pub(crate) fn backend(kind: &str, vxlan: impl FnOnce() -> Result<Backend, Fault>
     match kind {
         "vxlan" => vxlan(),
         "host-gw" => Ok(Backend::HostGw),
-        "udp" => Ok(Backend::Udp { port: UDP_PORT }),
-        // Its backends that leave the routes to a cloud have no name.
-        "" => Ok(Backend::Other("flannel".into())),
+        // It leaves its name out, as do backends that leave the routes to a cloud, whose nodes are not in one cluster with
+        // others.
+        "udp" | "" => Ok(Backend::Udp { port: UDP_PORT }),
         other => Ok(Backend::Other(format!("flannel-{other}").into())),
     }
 }

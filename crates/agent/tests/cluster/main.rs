@@ -14,6 +14,7 @@ mod chaos;
 mod etcd;
 mod flannel;
 mod flannel_etcd;
+mod flanneld;
 mod healing;
 mod kubernetes;
 mod membership;

@@ -79,7 +79,7 @@ fn backends_are_told_apart_and_unknown_ones_are_left_to_peers_to_report() {
         ("udp", "null", Backend::Udp { port: 8285 }),
         ("wireguard", "{\"PublicKey\":\"x\"}", Backend::Other("flannel-wireguard".into())),
         ("ipip", "null", Backend::Other("flannel-ipip".into())),
-        ("", "null", Backend::Other("flannel".into())),
+        ("", "null", Backend::Udp { port: 8285 }),
     ] {
         assert_eq!(lease(&node(&[("backend-type", kind), ("backend-data", data)])).backend, want, "{kind}");
     }
