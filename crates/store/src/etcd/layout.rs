@@ -220,7 +220,7 @@ impl Keys {
 /// # Errors
 /// Every fault that was found, never none.
 pub fn read_watch(line: &[u8]) -> Result<Vec<Object>, Vec<Problem>> {
-    let keys = Keys::new("/fairlead", None);
+    let keys = Keys::new("/fairlead", Some("/coreos.com/network"));
     let events = match form::line(line) {
         Ok(Line::Events { events, .. }) => events,
         Ok(_) => return Ok(Vec::new()),
@@ -229,8 +229,9 @@ pub fn read_watch(line: &[u8]) -> Result<Vec<Object>, Vec<Problem>> {
     let (mut objects, mut problems) = (Vec::new(), Vec::new());
     for Happened { kv, .. } in events.into_iter().filter(|event| !event.gone) {
         let place = String::from_utf8_lossy(&kv.key.0).into_owned();
-        let kind = Kind::ALL.into_iter().find(|kind| place.starts_with(&keys.folder(*kind)));
-        match keys.item(kind.unwrap_or(Kind::Node), &kv) {
+        let parts = Kind::ALL.map(Part::Of).into_iter().chain([Part::Flannel]);
+        let part = parts.into_iter().find(|part| place.starts_with(&keys.folder_of(*part)));
+        match keys.item_of(part.unwrap_or(Part::Of(Kind::Node)), &kv) {
             Ok(item) => {
                 objects.extend(item.objects);
                 let told = |(key, fault): (Key, Fault)| {
