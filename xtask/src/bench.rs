@@ -6,13 +6,14 @@
 //!
 //! [`run`] builds and moves into a network namespace of its own; [`inside`] measures there: [`plugins`] one
 //! pod at a time, [`status`] how long a kubelet's question takes, [`burst`] fifty pods ten at a time, [`crowd`] a
-//! hundred at once, [`cluster`] the demo and an idle agent, [`kubernetes`] an agent of a large Kubernetes, [`tunnel`] packets
-//! between nodes.
+//! hundred at once, [`cluster`] the demo and an idle agent, [`kubernetes`] an agent of a large Kubernetes, [`network`] nodes that join
+//! and agents that die, [`tunnel`] packets between nodes.
 
 mod burst;
 mod cluster;
 mod crowd;
 mod kubernetes;
+mod network;
 mod plugins;
 mod status;
 mod subject;
@@ -32,13 +33,14 @@ use crate::{packages, process, workspace};
 type Part = fn() -> anyhow::Result<()>;
 
 /// The parts, by the names that they are asked for with.
-const PARTS: [(&str, Part); 7] = [
+const PARTS: [(&str, Part); 8] = [
     ("plugins", plugins::run),
     ("status", status::run),
     ("burst", burst::run),
     ("crowd", crowd::run),
     ("cluster", cluster::run),
     ("kubernetes", kubernetes::run),
+    ("network", network::run),
     ("tunnel", tunnel::run),
 ];
 

@@ -12,6 +12,8 @@
 //! # Ok::<(), agent::ConfigError>(())
 //! ```
 
+mod flannel;
+mod net_conf;
 #[cfg(test)]
 mod schema;
 
@@ -24,6 +26,10 @@ use ipnet::IpNet;
 use netstate::pool::Pool;
 use route::Family;
 use serde::Deserialize;
+use serde_json::Value;
+
+pub use self::flannel::FlannelConfig;
+use self::net_conf::NetConf;
 
 /// The configuration of an agent: docs/configuration.md says more of each key.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Default)]
@@ -151,16 +157,6 @@ pub struct WireGuardConfig {
     pub port: u16,
 }
 
-/// Key `flannel`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Default)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct FlannelConfig {
-    /// Whether nodes of flannel are told of this one, by flannel's own annotations of its Node: for a cluster that changes
-    /// over from flannel node by node. With the Kubernetes API alone. Default: false.
-    pub annotations: bool,
-}
-
 /// Key `masquerade`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -284,6 +280,41 @@ pub enum ConfigError {
         /// What is wrong with it, to be read after the key.
         reason: String,
     },
+    /// Something is wrong in flannel's net-conf.json.
+    #[error("use {path}, which flannel.netConf names: {key} {reason}")]
+    NetConf {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// What is wrong with it, to be read after the key.
+        reason: String,
+    },
+    /// A key says something else than the one of net-conf.json that stands for it.
+    #[error(
+        "use the configuration: {key} says {value}, and {by} of {path} says {theirs}\nhint: leave one of them out, or let \
+         both say the same"
+    )]
+    Twice {
+        /// The key, with its section.
+        key: String,
+        /// What it says.
+        value: String,
+        /// The net-conf.json.
+        path: PathBuf,
+        /// The key there.
+        by: &'static str,
+        /// What that says.
+        theirs: String,
+    },
+}
+
+/// A configuration that was read whole.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) config: Config,
+    /// A text that says the same and names no other file.
+    pub(crate) whole: String,
 }
 
 fn hint(suggestion: &str) -> String {
@@ -302,15 +333,39 @@ impl Config {
             .map_err(|fault| ConfigError::File { path: path.to_owned(), fault: Box::new(fault) })
     }
 
-    /// Reads a file's text.
+    /// Reads a file's text, and the net-conf.json that it names.
     ///
     /// # Errors
-    /// When it is no configuration.
+    /// When it is no configuration, or there is no such file, or the two contradict each other.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let config: Option<Self> = serde_saphyr::from_str(text).map_err(|error| explain(&error, text))?;
-        let config = config.unwrap_or_default();
+        Self::load(text).map(|loaded| loaded.config)
+    }
+
+    /// The same, with what is needed to read it again without the file that it names.
+    pub(crate) fn load(text: &str) -> Result<Loaded, ConfigError> {
+        let config = Self::as_it_stands(text)?;
+        let Some(path) = config.flannel.net_conf.clone() else {
+            config.check()?;
+            return Ok(Loaded { config, whole: text.to_owned() });
+        };
+        let net_conf = NetConf::read(&path)?;
+        let file: Value = serde_saphyr::from_str(text).map_err(|error| explain(&error, text))?;
+        let mut whole = net_conf.lay_under(file)?;
+        if let Some(flannel) = whole["flannel"].as_object_mut() {
+            flannel.remove("netConf");
+        }
+        let mut config: Self = serde_json::from_value(whole.clone())
+            .map_err(|error| ConfigError::Syntax { reason: format!("{}: {error}", path.display()) })?;
+        config.flannel.net_conf = Some(path);
+        config.flannel.without_effect = net_conf.without_effect;
         config.check()?;
-        Ok(config)
+        Ok(Loaded { config, whole: whole.to_string() })
+    }
+
+    /// What the text alone says.
+    pub(crate) fn as_it_stands(text: &str) -> Result<Self, ConfigError> {
+        let config: Option<Self> = serde_saphyr::from_str(text).map_err(|error| explain(&error, text))?;
+        Ok(config.unwrap_or_default())
     }
 
     /// The cluster's networks with the pieces that nodes take, IPv4 first.
@@ -404,6 +459,7 @@ impl Config {
         if let Some(Err(error)) = self.underlay.interface.as_deref().map(str::parse::<netstate::LinkName>) {
             return Err(value("underlay.interface", format!("cannot be: {error}")));
         }
+        self.flannel.check()?;
         self.pools().map(drop)
     }
 }
@@ -503,7 +559,7 @@ backend: host-gw
 vxlan: {vni: 7, port: 4789, directRouting: true}
 udp: {port: 1}
 wireguard: {port: 2}
-flannel: {annotations: true}
+flannel: {annotations: true, etcdPrefix: /coreos.com/network, subnetFile: /run/flannel/subnet.env}
 masquerade: {enabled: false}
 plugins: {portmap: false, bandwidth: false}
 ";
@@ -514,6 +570,8 @@ plugins: {portmap: false, bandwidth: false}
         assert_eq!((config.vxlan.vni, config.vxlan.port, config.masquerade.enabled), (7, 4789, false));
         assert_eq!((config.backend, config.vxlan.direct_routing), (BackendKind::HostGw, true));
         assert_eq!((config.udp.port, config.wireguard.port, config.flannel.annotations), (1, 2, true));
+        assert_eq!(config.flannel.etcd_prefix.as_deref(), Some("/coreos.com/network"));
+        assert_eq!(config.flannel.subnet_file.as_deref(), Some("/run/flannel/subnet.env".as_ref()));
         assert_eq!((config.plugins.portmap, config.plugins.bandwidth), (false, false));
         assert_eq!(config.cluster.deleted_node_grace_seconds, 5);
         assert_eq!(config.pools().unwrap().len(), 2);
@@ -550,6 +608,10 @@ plugins: {portmap: false, bandwidth: false}
             ("wireguard: {port: 8472}", "wireguard.port is 8472, and so is vxlan.port"),
             ("underlay: {mtu: 10}", "underlay.mtu"),
             ("underlay: {interface: 'a b'}", "underlay.interface"),
+            ("flannel: {netConf: net-conf.json}", "net-conf.json"),
+            ("flannel: {subnetFile: subnet.env}", "flannel.subnetFile is subnet.env"),
+            ("flannel: {etcdPrefix: coreos.com/network}", "flannel.etcdPrefix is"),
+            ("flannel: {etcdPrefix: /}", "flannel.etcdPrefix is"),
         ] {
             assert!(error(text).contains(want), "{text}: {}", error(text));
         }

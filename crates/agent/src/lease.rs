@@ -126,13 +126,7 @@ impl Leases {
     pub(crate) fn publish(&self, snapshot: &mut Snapshot, lease: &Lease) -> Result<bool, LeaseError> {
         let mut wrote = false;
         if snapshot.leases.get(&self.node).is_none_or(|have| **have != *lease) {
-            let object = Object::from(lease.clone());
-            let tried = || format!("publish the lease of node {}", self.node);
-            self.store
-                .write(&object, Expect::Any)
-                .map_err(|source| LeaseError::Store { tried: tried(), source })?;
-            snapshot.apply(Change::Set(object));
-            tracing::info!(pod_cidrs = ?lease.pod_cidrs, underlay = ?lease.underlay, mtu = lease.mtu, "lease published");
+            self.write(snapshot, lease)?;
             wrote = true;
         }
         let unused: Vec<IpNet> =
@@ -142,6 +136,23 @@ impl Leases {
             wrote = true;
         }
         Ok(wrote)
+    }
+
+    /// The same where the store is to hear of the lease also if it has it already: others may have to be told again.
+    pub(crate) fn publish_again(&self, snapshot: &mut Snapshot, lease: &Lease) -> Result<bool, LeaseError> {
+        self.write(snapshot, lease)?;
+        self.publish(snapshot, lease).map(|_| true)
+    }
+
+    fn write(&self, snapshot: &mut Snapshot, lease: &Lease) -> Result<(), LeaseError> {
+        let object = Object::from(lease.clone());
+        let tried = || format!("publish the lease of node {}", self.node);
+        self.store
+            .write(&object, Expect::Any)
+            .map_err(|source| LeaseError::Store { tried: tried(), source })?;
+        snapshot.apply(Change::Set(object));
+        tracing::info!(pod_cidrs = ?lease.pod_cidrs, underlay = ?lease.underlay, mtu = lease.mtu, "lease published");
+        Ok(())
     }
 
     /// Gives back everything this node holds. True if there was something.

@@ -31,10 +31,13 @@ mod report;
 mod run;
 mod server;
 mod status;
+mod subnet_env;
 mod tunnels;
 mod view;
 
-pub use config::{Chained, Cluster, Config, ConfigError, Masquerade, UnderlayConfig, VxlanConfig};
+pub use config::{
+    Chained, Cluster, Config, ConfigError, FlannelConfig, Masquerade, UnderlayConfig, VxlanConfig,
+};
 pub use door::DoorError;
 pub use files::{CONFLIST, FileError};
 pub use health::HealthError;

@@ -24,10 +24,11 @@ use self::changeover::Changeover;
 use self::decide::{Decided, Refusal};
 use crate::announce::Announcer;
 use crate::door::Door;
-use crate::files::{Conflist, NetworkFile};
+use crate::files::{Conflist, FileError, NetworkFile};
 use crate::lease::Leases;
 use crate::options::Options;
 use crate::report::{self, Reason, Report, told};
+use crate::subnet_env::{self, SubnetFile};
 use crate::tunnels::Tunnels;
 use crate::view::{Standing, View};
 
@@ -60,6 +61,9 @@ pub(crate) struct NodeKeeper {
     leases: Leases,
     network_file: NetworkFile,
     conflist: Conflist,
+    subnet_file: SubnetFile,
+    /// What the node had as one of flannel's, and would like to keep.
+    wished: Vec<IpNet>,
     /// The pod CIDRs of the last lease, or those an earlier run left on disk.
     remembered: Vec<IpNet>,
     underlays: BTreeMap<Family, Underlay>,
@@ -105,7 +109,12 @@ impl NodeKeeper {
         let network_file = NetworkFile::new(&options.state_dir);
         let remembered = network_file.remembered(&options.node);
         let conflist = Conflist::new(&options);
+        let subnet_file = SubnetFile::new(&options.state_dir);
+        let flannels = options.config.flannel.subnet_file.as_deref().filter(|_| remembered.is_empty());
+        let wished = flannels.map(subnet_env::told).unwrap_or_default();
         Self {
+            subnet_file,
+            wished,
             pools,
             door,
             leases,
@@ -274,7 +283,13 @@ impl NodeKeeper {
             );
             return;
         }
-        match self.leases.publish(&mut view.snapshot, lease) {
+        // Flannel's keys live for a day, and nobody but an agent that runs writes them anew.
+        let anew = self.published.is_empty() && self.options.has_flannels_keys();
+        let published = match anew {
+            true => self.leases.publish_again(&mut view.snapshot, lease),
+            false => self.leases.publish(&mut view.snapshot, lease),
+        };
+        match published {
             Ok(true) => {
                 self.note_published(&lease.backend);
                 self.published.retain(|published| published != lease);
@@ -359,6 +374,7 @@ impl NodeKeeper {
     fn publish_readiness(&mut self, outcome: &mut Outcome) {
         let done = match (self.report.is_ready(), self.network()) {
             (true, Some(network)) => self.network_file.write(&network).and_then(|changed| {
+                self.keep_subnet_file(&network)?;
                 let changed = self.conflist.write()? || changed;
                 if changed {
                     tracing::info!(conflist = %self.conflist.path().display(), "the node can carry pods");
@@ -374,6 +390,15 @@ impl NodeKeeper {
         if let Err(error) = done {
             self.report.not_ready(Reason::NodeRefused, told(&error));
             outcome.failed = true;
+        }
+    }
+
+    /// Has flannel's file, where it is wanted.
+    fn keep_subnet_file(&self, network: &NodeNetwork) -> Result<(), FileError> {
+        let config = &self.options.config;
+        match &config.flannel.subnet_file {
+            Some(path) => self.subnet_file.keep(path, network, config.masquerade.enabled).map(drop),
+            None => self.subnet_file.withdraw().map(drop),
         }
     }
 
@@ -399,7 +424,8 @@ impl NodeKeeper {
                 node = self.options.node
             ),
         );
-        if let Err(error) = self.network_file.remove() {
+        let removed = self.network_file.remove().and_then(|_| self.subnet_file.withdraw());
+        if let Err(error) = removed {
             self.report.problem(Reason::NodeRefused, told(&error));
             outcome.failed = true;
         }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use store::Location;
+use store::{Location, Store};
 
 use crate::Config;
 
@@ -63,16 +63,33 @@ impl Options {
         }
     }
 
+    /// Opens the store.
+    pub(crate) fn open_store(&self) -> Result<Box<dyn Store>, store::Error> {
+        self.store.open_beside_flannel(self.config.flannel.etcd_prefix.as_deref())
+    }
+
     /// Whether nodes of flannel are told of this one.
     pub(crate) fn tells_flannel(&self) -> bool {
-        self.config.flannel.annotations && self.store.has_flannel()
+        let flannel = &self.config.flannel;
+        (flannel.annotations && self.store.has_flannels_annotations()) || self.has_flannels_keys()
+    }
+
+    /// Whether this node is kept among flannel's keys in etcd.
+    pub(crate) fn has_flannels_keys(&self) -> bool {
+        self.config.flannel.etcd_prefix.is_some() && self.store.is_etcd()
     }
 
     /// Says what of the configuration has no effect with this store.
     pub(crate) fn tell_what_is_without_effect(&self) {
-        if self.config.flannel.annotations && !self.store.has_flannel() {
-            let store = &self.store;
+        let (store, flannel) = (&self.store, &self.config.flannel);
+        if flannel.annotations && !store.has_flannels_annotations() {
             tracing::warn!(%store, "flannel.annotations has no effect: it is about annotations of Kubernetes' Nodes");
+        }
+        if flannel.etcd_prefix.is_some() && !store.is_etcd() {
+            tracing::warn!(%store, "flannel.etcdPrefix has no effect: it is about keys of an etcd that is the store");
+        }
+        for told in &flannel.without_effect {
+            tracing::warn!("flannel's net-conf.json says what has no effect: {told}");
         }
     }
 }

@@ -25,6 +25,10 @@ pub(crate) struct ConfigFile {
     path: PathBuf,
     kept: PathBuf,
     text: String,
+    /// The same in a text that names no other file.
+    whole: String,
+    /// The net-conf.json that the file names, and what that said.
+    beside: Option<(PathBuf, Vec<u8>)>,
 }
 
 /// What was found at the start.
@@ -46,7 +50,8 @@ impl ConfigFile {
     /// When neither can be used: why the file cannot.
     pub(crate) fn open(path: &Path, state_dir: &Path) -> Result<Opened, ConfigError> {
         let kept = state_dir.join(Self::KEPT);
-        let mut file = Self { path: path.to_owned(), kept, text: String::new() };
+        let path = path.to_owned();
+        let mut file = Self { path, kept, text: String::new(), whole: String::new(), beside: None };
         match file.read() {
             Ok(config) => Ok(Opened { file, config, refused: None }),
             Err(error) => {
@@ -63,7 +68,7 @@ impl ConfigFile {
 
     /// Keeps the text for an agent that starts with a worse one.
     pub(crate) fn keep(&self) {
-        if let Err(error) = files::replace(&self.kept, self.text.as_bytes()) {
+        if let Err(error) = files::replace(&self.kept, self.whole.as_bytes()) {
             tracing::warn!(error = %told(&error), "the configuration was not kept for the next start");
         }
     }
@@ -83,19 +88,25 @@ impl ConfigFile {
             | WatchFlags::CLOSE_WRITE
             | WatchFlags::DELETE
             | WatchFlags::ONLYDIR;
-        let directory = self.path.parent().filter(|path| !path.as_os_str().is_empty());
-        inotify::add_watch(&notifier, directory.unwrap_or(Path::new(".")), wanted)?;
+        let directory =
+            |path: &Path| path.parent().filter(|path| !path.as_os_str().is_empty()).map(Path::to_owned);
+        let own = directory(&self.path).unwrap_or_else(|| PathBuf::from("."));
+        let own = inotify::add_watch(&notifier, &own, wanted)?;
         // It may have changed between the first reading and now.
         let mut buffer = [MaybeUninit::uninit(); 4096];
-        let mut reader = Reader::new(notifier, &mut buffer);
+        let mut reader = Reader::new(&notifier, &mut buffer);
         loop {
+            // Once more is no harm. One that is not there yet is heard of with the next change of the file itself.
+            if let Some(directory) = self.beside.as_ref().and_then(|(path, _)| directory(path)) {
+                let _ = inotify::add_watch(&notifier, &directory, wanted);
+            }
             if let Some(news) = self.news()
                 && events.send(Event::Configuration(Box::new(news))).is_err()
             {
                 return Ok(());
             }
             match reader.next() {
-                Ok(event) if event.events().contains(ReadFlags::IGNORED) => {
+                Ok(event) if event.events().contains(ReadFlags::IGNORED) && event.wd() == own => {
                     return Err(rustix::io::Errno::NOENT);
                 }
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -110,14 +121,24 @@ impl ConfigFile {
         self.text.clear();
         let read = fs::read_to_string(&self.path);
         self.text = read.map_err(|source| ConfigError::Read { path: self.path.clone(), source })?;
-        Config::parse(&self.text)
-            .map_err(|fault| ConfigError::File { path: self.path.clone(), fault: Box::new(fault) })
+        let named = Config::as_it_stands(&self.text).ok().and_then(|config| config.flannel.net_conf);
+        self.beside = named.map(|path| (path.clone(), fs::read(path).unwrap_or_default()));
+        let loaded = Config::load(&self.text)
+            .map_err(|fault| ConfigError::File { path: self.path.clone(), fault: Box::new(fault) })?;
+        self.whole = loaded.whole;
+        Ok(loaded.config)
+    }
+
+    /// Whether the net-conf.json says something else than before. One that is away or empty is about to be written.
+    fn has_news_beside(&self) -> bool {
+        let Some((path, before)) = &self.beside else { return false };
+        fs::read(path).is_ok_and(|now| !now.is_empty() && now != *before)
     }
 
     /// The configuration, or what is wrong with it, if the file says something else than before.
     fn news(&mut self) -> Option<Result<Config, String>> {
         match fs::read(&self.path) {
-            Ok(text) if text == self.text.as_bytes() => return None,
+            Ok(text) if text == self.text.as_bytes() && !self.has_news_beside() => return None,
             // One that is about to be written: an empty one would be a good one, and undo everything for a moment.
             Ok(text) if text.is_empty() => return None,
             // One that is away for a moment is about to be replaced.
@@ -193,6 +214,37 @@ mod tests {
         let events = following(opened.file);
         lay("..2", "vxlan: {vni: 8}\n");
         assert_eq!(next(&events).unwrap().vxlan.vni, 8);
+    }
+
+    #[test]
+    fn the_net_conf_that_the_file_names_is_followed_too_and_not_needed_for_the_next_start() {
+        let (directory, flannels) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (path, net_conf) = (directory.path().join("agent.yaml"), flannels.path().join("net-conf.json"));
+        let say = |vni: u32| {
+            let half = flannels.path().join("half");
+            fs::write(
+                &half,
+                format!(r#"{{"Network": "10.20.0.0/16", "Backend": {{"Type": "vxlan", "VNI": {vni}}}}}"#),
+            )
+            .unwrap();
+            fs::rename(half, &net_conf).unwrap();
+        };
+        say(7);
+        fs::write(&path, format!("flannel: {{netConf: {}}}\nudp: {{port: 9}}\n", net_conf.display()))
+            .unwrap();
+        let opened = ConfigFile::open(&path, directory.path()).unwrap();
+        assert_eq!((opened.config.vxlan.vni, opened.config.udp.port), (7, 9));
+        opened.file.keep();
+        let events = following(opened.file);
+        say(8);
+        assert_eq!(next(&events).unwrap().vxlan.vni, 8);
+        say(0);
+        let error = next(&events).unwrap_err();
+        assert!(error.contains("vxlan.vni is 0"), "{error}");
+        fs::remove_file(&net_conf).unwrap();
+        let Opened { config, refused, .. } = ConfigFile::open(&path, directory.path()).unwrap();
+        assert_eq!((config.vxlan.vni, config.udp.port), (8, 9));
+        assert!(refused.unwrap().contains("net-conf.json"));
     }
 
     #[test]

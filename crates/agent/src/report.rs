@@ -322,7 +322,9 @@ pub(crate) fn peers(
     design: Option<&Design>,
     changed: &BTreeMap<Arc<str>, u64>,
 ) -> Vec<PeerStatus> {
-    let routes_nothing = snapshot.leases.get(own).is_some_and(|lease| lease.backend == Backend::None);
+    let own_lease = snapshot.leases.get(own);
+    let routes_nothing = own_lease.is_some_and(|lease| lease.backend == Backend::None);
+    let is_apart = own_lease.is_some_and(|lease| lease.flannel == Flannel::Apart);
     let others = snapshot.nodes.keys().filter(|name| ***name != *own);
     others
         .map(|name| {
@@ -333,6 +335,9 @@ pub(crate) fn peers(
                 (Some(_), _) => PeerState::Programmed,
                 (None, Some(_)) => PeerState::Ignored,
                 (None, None) if lease.is_some() && routes_nothing => PeerState::Unrouted,
+                (None, None) if is_apart && lease.is_some_and(|lease| lease.flannel == Flannel::Member) => {
+                    PeerState::Unrouted
+                }
                 (None, None) => PeerState::Waiting,
             };
             PeerStatus {

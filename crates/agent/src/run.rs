@@ -26,6 +26,7 @@ use crate::reconcile::{End, Loop};
 use crate::reload::ConfigFile;
 use crate::report::{Reason, told};
 use crate::server::{Server, ServerError};
+use crate::subnet_env::SubnetFile;
 use crate::view::View;
 
 /// What of the cluster an agent has to know.
@@ -124,7 +125,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let (door, watcher) = Door::open().map_err(kernel_error("open netlink"))?;
     let door = refuse_overlaps(options, door)?;
     // The same for the store: its first event is the whole of it.
-    let store: Arc<dyn Store> = options.store.open()?.into();
+    let store: Arc<dyn Store> = options.open_store()?.into();
     let watch = store.watch(&INTEREST)?;
     let announcer = Announcer::start(&options.node, Arc::clone(&store))?;
     let wanted = [(options.health, Serves::Everything), (options.metrics, Serves::Metrics)];
@@ -196,6 +197,9 @@ fn clean_alone(
     if conflist.remove()? {
         said.push(format!("- file {}", conflist.path().display()));
     }
+    if let Some(path) = SubnetFile::new(&options.state_dir).withdraw()? {
+        said.push(format!("- file {}", path.display()));
+    }
     if ConfigFile::forget(&options.state_dir)? {
         said.push(format!("- file {}", options.state_dir.join(ConfigFile::KEPT).display()));
     }
@@ -232,7 +236,7 @@ fn configure(options: &Options) -> Result<(Options, Configuration), Error> {
 
 /// Tells the cluster why the agent does not start. Best effort: the error goes to the log as well.
 fn tell(options: &Options, reason: Reason, text: &str) {
-    match options.store.open() {
+    match options.open_store() {
         Ok(store) => tell_at_once(&*store, &options.node, reason, text),
         Err(error) => tracing::warn!(error = %told(&error), "an event could not be written"),
     }

@@ -222,7 +222,8 @@ pub enum PeerState {
     Waiting,
     /// It cannot be reached; its `problem` says why.
     Ignored,
-    /// It has a lease, and the way to it is left to others: this node's backend is `none`.
+    /// It has a lease, and the way to it is left to others: this node's backend is `none`, or it is one of flannel's and
+    /// this node is not to stand beside those.
     Unrouted,
 }
 

@@ -13,10 +13,11 @@
 //! large cluster should not pay for it.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cluster::{Change, Key, Node, Object, Snapshot};
+use cluster::{Change, Key, Node, Object, Snapshot, is_flannel_name};
 use ipnet::IpNet;
 use store::Location;
 
@@ -156,6 +157,20 @@ impl View {
         })
     }
 
+    /// Takes out the nodes of flannel that are this machine by one of its addresses, as it was before or as somebody has
+    /// kept a place for it; returns what they have.
+    pub(crate) fn inherit(&mut self, own: &[IpAddr]) -> Vec<IpNet> {
+        let is_own = |node: &&Arc<Node>| {
+            is_flannel_name(&node.name) && node.addresses.iter().any(|address| own.contains(address))
+        };
+        let former: Vec<Arc<Node>> = self.snapshot.nodes.values().filter(is_own).cloned().collect();
+        for Node { name, .. } in former.iter().map(|node| &**node) {
+            self.snapshot.apply(Change::Removed(Key::Lease(name.clone())));
+            self.snapshot.apply(Change::Removed(Key::Node(name.clone())));
+        }
+        former.iter().flat_map(|node| node.pod_cidrs.iter().copied()).collect()
+    }
+
     fn apply(&mut self, change: Change) -> bool {
         if let Key::Node(name) = change.key() {
             self.doubted.remove(&name);
@@ -210,9 +225,10 @@ impl View {
         }
     }
 
-    /// Whether the store has no Node object at all, those left out that only count as there for a while.
+    /// Whether the store has no Node object at all, those left out that only count as there for a while, and nodes of
+    /// flannel that have none.
     fn has_no_nodes(&self) -> bool {
-        self.snapshot.nodes.keys().all(|node| self.departed.contains(node))
+        self.snapshot.nodes.keys().all(|node| is_flannel_name(node) || self.departed.contains(node))
     }
 
     pub(crate) fn status(&self, store: &Location) -> StoreStatus {
@@ -338,6 +354,32 @@ mod tests {
         view.take(store::Event::Changes(vec![Change::Set(Node::named("node1").into())]));
         assert!(!view.take(store::Event::Problems(Vec::new())));
         assert!(matches!(view.standing("node1", false), Standing::Member(_)));
+    }
+
+    #[test]
+    fn what_this_machine_had_as_a_node_of_flannel_is_its_own() {
+        let named = |number: u8| {
+            let subnet: ipnet::IpNet = format!("10.244.{number}.0/24").parse().unwrap();
+            let (name, address) =
+                (cluster::flannel_name(subnet), format!("198.18.0.{number}").parse().unwrap());
+            Node { addresses: Box::new([address]), pod_cidrs: Box::new([subnet]), ..Node::named(name) }
+        };
+        let mut view = view(&["node1"]);
+        for number in [1, 2] {
+            let node = named(number);
+            view.take(store::Event::Changes(vec![
+                Change::Set(lease(&node.name).into()),
+                Change::Set(node.into()),
+            ]));
+        }
+        let own = ["198.18.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
+        assert_eq!(view.inherit(&own), ["10.244.1.0/24".parse().unwrap()]);
+        assert_eq!(view.inherit(&own), [], "once");
+        let left: Vec<_> = view.snapshot.leases.keys().map(|name| &**name).collect();
+        assert_eq!(left, ["flannel-10.244.2.0-24"]);
+        // A node of flannel is no sign that the store has kept what Fairlead's nodes are.
+        view.take(store::Event::Changes(vec![Change::Removed(Key::Node("node1".into()))]));
+        assert!(matches!(view.standing("node1", true), Standing::Doubtful));
     }
 
     #[test]

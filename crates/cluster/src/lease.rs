@@ -39,6 +39,8 @@ pub enum Flannel {
     Apart,
     /// Flannel's nodes are told of it as well, where the store is one that they read.
     Told,
+    /// They were told, and somebody has written other words over that since.
+    Overwritten,
     /// It is one of flannel's. It knows its one backend, and does not tell on which port its peers are to reach it: they
     /// take their own.
     Member,

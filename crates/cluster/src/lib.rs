@@ -17,6 +17,7 @@
 //! assert_eq!(snapshot, Snapshot::default());
 //! ```
 
+mod flannel;
 mod labels;
 mod lease;
 mod name;
@@ -26,6 +27,7 @@ mod pod;
 mod service;
 mod snapshot;
 
+pub use flannel::{flannel_name, is_flannel_name};
 pub use labels::Labels;
 pub use lease::{Backend, Claim, Flannel, Lease, MacAddress, MacAddressError, PublicKey, PublicKeyError};
 pub use name::{NameError, NamespacedName, check_label, check_subdomain};

@@ -5,7 +5,8 @@
 //! take the one that is first in the order vxlan, udp, ipip, host-gw ([`between`]): what it needs to know of a peer follows
 //! from the peer's name and the cluster's configuration, and both decide alike, so no packet comes by another way than its
 //! answer goes. WireGuard is for nodes that both have it: a packet that is to be encrypted goes encrypted or not at all. A
-//! node of flannel is reached by its own backend or not at all, for it would not answer by another one.
+//! node of flannel is reached by its own backend or not at all, for it would not answer by another one; and only by a
+//! node that tells flannel's nodes of itself, for they would not answer one that they do not know.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -116,7 +117,8 @@ pub(crate) struct Peer<'a> {
     pub(crate) partly: Option<Problem>,
 }
 
-/// The leases of other nodes that are part of the cluster: a lease whose Node object is gone counts no more.
+/// The leases of other nodes that are part of the cluster: a lease whose Node object is gone counts no more, and those of
+/// flannel's nodes only where this node is to stand beside them.
 pub(crate) fn peers<'a>(inputs: &Inputs<'a>) -> impl Iterator<Item = &'a Lease> {
     let Inputs { snapshot, lease: own, .. } = *inputs;
     snapshot
@@ -124,6 +126,7 @@ pub(crate) fn peers<'a>(inputs: &Inputs<'a>) -> impl Iterator<Item = &'a Lease> 
         .values()
         .map(|lease| &**lease)
         .filter(move |lease| lease.node != own.node && snapshot.nodes.contains_key(&lease.node))
+        .filter(|lease| lease.flannel != Flannel::Member || own.flannel == Flannel::Told)
 }
 
 impl<'a> Peer<'a> {

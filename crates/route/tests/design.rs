@@ -410,6 +410,9 @@ fn a_node_of_flannel_is_reached_by_ipv4_as_it_says_whatever_port_the_cluster_has
     case.own.backend = Backend::Vxlan { vni: 1, port: 4789, mac: tunnel_mac("node1") };
     let mut snapshot = Snapshot::default();
     join(&mut snapshot, of_flannel(2, flannels_vxlan()));
+    let alone = case.design(&snapshot);
+    assert!(alone.peers.is_empty() && alone.problems.is_empty(), "it does not know of this node");
+    case.own.flannel = Flannel::Told;
     let design = case.design(&snapshot);
     assert!(design.problems.is_empty(), "{:?}", design.problems);
     let paths = &design.peers["node2"];
@@ -427,6 +430,7 @@ fn a_node_of_flannel_is_reached_by_ipv4_as_it_says_whatever_port_the_cluster_has
 fn a_node_of_flannel_is_reached_by_its_own_backend_or_not_at_all() {
     let mut case = Case::node1();
     case.host = |host| with_shared_link(host);
+    case.own.flannel = Flannel::Told;
     for (own, theirs) in [(Backend::HostGw, flannels_vxlan()), (case.own.backend.clone(), Backend::HostGw)] {
         case.own.backend = own;
         let mut snapshot = Snapshot::default();

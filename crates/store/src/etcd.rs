@@ -11,6 +11,9 @@
 //! - `reports/NODE` is how a node fares, and `events/NODE/...` what happened there, for an hour;
 //! - `identity` is a random text, by which an etcd that lost its data is known.
 //!
+//! Where nodes of flannel are to be peers, flannel's own keys are read as well, and our node's kept among them
+//! (`flannel.rs`).
+//!
 //! A node's lease has no time to live in etcd. With one, an outage of etcd that outlasts it would take every node's lease
 //! at once, the moment etcd is back and before any agent could write, and traffic would stop for nothing. So a lease
 //! stays until somebody deletes the Node: that a machine burnt down is known to those who look after it, and what it
@@ -25,7 +28,7 @@
 use std::sync::Arc;
 use std::sync::mpsc;
 
-use cluster::{Claim, Key, Kind, Object};
+use cluster::{Claim, Flannel, Key, Kind, Object};
 use ipnet::IpNet;
 use serde_json::Value;
 use tokio::sync::Notify;
@@ -37,13 +40,15 @@ use crate::report::check_node;
 use crate::runtime::{Runtime, Watching};
 use crate::store::{check_expected, check_readable, check_reads_back, version_of};
 use crate::{Claimed, Error, Events, Expect, Listing, Notice, Report, Store, Version};
-use feed::Feed;
+use feed::{Feed, Source};
+use flannel::hold::{Hold, hold, let_go};
 use form::{KeyValue, Ranged, Transacted};
 use gateway::{Call, Gateway, step};
 use layout::Keys;
 
 mod access;
 mod feed;
+mod flannel;
 mod form;
 mod gateway;
 mod layout;
@@ -62,6 +67,8 @@ const MOST_RACES: usize = 32;
 pub struct Etcd {
     gateway: Arc<Gateway>,
     keys: Keys,
+    held: Arc<Hold>,
+    told: Arc<report::Told>,
     runtime: Runtime,
 }
 
@@ -78,8 +85,12 @@ impl Etcd {
             Gateway::open(endpoints.clone(), access)
         };
         let gateway = Arc::new(opened?);
-        let keys = Keys(gateway.prefix().to_owned());
-        Ok(Self { gateway, keys, runtime })
+        let keys = Keys::new(gateway.prefix(), gateway.flannel_prefix());
+        let held = Arc::<Hold>::default();
+        if let Some(subnets) = keys.flannel() {
+            runtime.start_work(held.clone().keep(gateway.clone(), subnets.clone()));
+        }
+        Ok(Self { gateway, keys, held, told: Arc::default(), runtime })
     }
 
     /// Does `work` on the runtime's thread and waits for what comes of it.
@@ -100,11 +111,11 @@ impl Store for Etcd {
             let told = |(call, failure)| gateway.error(&call, failure);
             let now = listing::census(&gateway, &keys).await.map_err(told)?;
             let mut mirror = Mirror::new(&kinds, keys.clone());
-            for kind in Keys::parts(&kinds) {
+            for part in keys.parts(&kinds) {
                 let found =
-                    listing::every(&gateway, &keys, kind, now.header.revision.0).await.map_err(told)?;
-                mirror.take(News::Strays(kind, found.strays));
-                mirror.take(News::Listed { part: kind, items: found.items, lost: false });
+                    listing::every(&gateway, &keys, part, now.header.revision.0).await.map_err(told)?;
+                mirror.take(News::Strays(part, found.strays));
+                mirror.take(News::Listed { part, items: found.items, lost: false });
             }
             let (snapshot, problems) = mirror.into_parts();
             Ok(Listing::new(snapshot, problems))
@@ -114,9 +125,12 @@ impl Store for Etcd {
     fn watch(&self, kinds: &[Kind]) -> Result<Events, Error> {
         let (sender, news) = mpsc::channel();
         let reached = Arc::new(Notify::new());
-        let feed = |kind| Feed::new(self.gateway.clone(), kind, sender.clone(), reached.clone()).run();
+        let (gateway, keys, held) = (self.gateway.clone(), self.keys.clone(), self.held.clone());
+        let source = Source { gateway, keys, held };
+        let feed = |part| Feed::new(source.clone(), part, sender.clone(), reached.clone()).run();
+        let parts = self.keys.parts(kinds);
         let mirror = Mirror::new(kinds, self.keys.clone());
-        Ok(Box::new(Watching::start(&self.runtime, mirror, news, Keys::parts(kinds).into_iter().map(feed))))
+        Ok(Box::new(Watching::start(&self.runtime, mirror, news, parts.into_iter().map(feed))))
     }
 
     fn read(&self, key: &Key) -> Result<Option<(Object, Version)>, Error> {
@@ -139,15 +153,36 @@ impl Store for Etcd {
         let contents = manifest::encode(object);
         check_reads_back(object, &contents)?;
         let (key, version) = (object.key(), Version::of(&contents));
+        let told = match object {
+            Object::Lease(lease) if lease.flannel == Flannel::Told => Some(lease.clone()),
+            _ => None,
+        };
+        let held = self.held.clone();
         self.wait(|gateway, keys| async move {
+            // Flannel's nodes first: whether the subnet is this node's is decided there as well.
+            if let (Some(lease), Some(subnets)) = (told, keys.flannel()) {
+                hold(&gateway, subnets, &lease, true).await?;
+                held.set(&lease);
+            }
             put(&gateway, &keys, &key, Some((contents, version)), expect).await?;
             Ok(version)
         })
     }
 
     fn delete(&self, key: &Key, expect: Expect) -> Result<bool, Error> {
-        let key = key.clone();
-        self.wait(|gateway, keys| async move { put(&gateway, &keys, &key, None, expect).await })
+        let (key, held) = (key.clone(), self.held.clone());
+        self.wait(|gateway, keys| async move {
+            let removed = put(&gateway, &keys, &key, None, expect).await?;
+            // The lease goes with its Node, and so does what else a node has here.
+            if let Key::Lease(node) = &key {
+                report::delete(&gateway, &keys, node).await?;
+                held.forget(node);
+                if let Some(subnets) = keys.flannel() {
+                    let_go(&gateway, subnets, node).await?;
+                }
+            }
+            Ok(removed)
+        })
     }
 
     fn claim(&self, cidr: IpNet, node: &str) -> Result<Claimed, Error> {
@@ -187,8 +222,8 @@ impl Store for Etcd {
 
     fn notify(&self, notice: &Notice) -> Result<(), Error> {
         check_node(&notice.node)?;
-        let notice = notice.clone();
-        self.wait(|gateway, keys| async move { report::tell(&gateway, &keys, &notice).await })
+        let (told, notice) = (self.told.clone(), notice.clone());
+        self.wait(|gateway, keys| async move { told.tell(&gateway, &keys, &notice).await })
     }
 }
 

@@ -277,7 +277,7 @@ fn annotations(lease: Option<&Lease>, before: Flannel) -> serde_json::Map<String
         // What flannel itself said of this node, before it was changed over, is not true any more; but where Fairlead
         // routes nothing, flannel may be at work beside it.
         Some(lease) if before == Flannel::Member => (lease.backend != Backend::None).then(flannel::untold),
-        _ => (before == Flannel::Told).then(flannel::untold),
+        _ => matches!(before, Flannel::Told | Flannel::Overwritten).then(flannel::untold),
     };
     let own = (LEASE, lease.map(manifest::encode_spec));
     let all = [own].into_iter().chain(told.into_iter().flatten());
@@ -305,12 +305,19 @@ async fn take_claim(api: &Api, claim: &Claim) -> Result<Claimed, Error> {
             .iter()
             .any(|object| matches!(object, Object::Node(node) if node.pod_cidrs.contains(&claim.cidr)));
         let held = every_claim(api).await?;
-        if let Some(held) = verdict(&held, claim.cidr, &claim.node, None) {
-            return Ok(held_by(held));
-        }
-        // What the cluster gave it, or what it has claimed before.
-        if given || held.iter().any(|held| held.cidr == claim.cidr) {
-            return Ok(Claimed::Granted);
+        // One that we hold, or that lost and could not be taken back: a younger one is in nobody's way.
+        let ours = |held: &&Held| held.cidr == claim.cidr && held.node.as_deref() == Some(&*claim.node);
+        let mine = held.iter().find(ours).map(|held| held.version);
+        match verdict(&held, claim.cidr, &claim.node, mine) {
+            Some(lost) => {
+                if mine.is_some() {
+                    drop_claim(api, claim.cidr, &claim.node).await?;
+                }
+                return Ok(held_by(lost));
+            }
+            // What the cluster gave it, or what it has claimed before.
+            None if given || mine.is_some() => return Ok(Claimed::Granted),
+            None => {}
         }
         let call =
             Call::create(Resource::Claims, api.namespace(), claim::encode(claim, api.namespace(), &item.uid));

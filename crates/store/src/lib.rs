@@ -24,6 +24,7 @@ mod directory;
 mod error;
 pub mod etcd;
 mod files;
+mod flannel;
 mod kubernetes;
 mod location;
 mod manifest;

@@ -27,10 +27,16 @@ impl Location {
     /// The namespace of Fairlead's own objects where nothing else is said.
     pub const NAMESPACE: &'static str = "kube-system";
 
-    /// Whether nodes of flannel are read and told there: in Kubernetes alone, for in etcd flannel has a layout of its own.
+    /// Whether nodes of flannel are read and told there by annotations of Nodes.
     #[must_use]
-    pub fn has_flannel(&self) -> bool {
+    pub fn has_flannels_annotations(&self) -> bool {
         matches!(self, Self::Kubernetes { .. })
+    }
+
+    /// Whether it is an etcd, in which flannel has a layout of its own.
+    #[must_use]
+    pub fn is_etcd(&self) -> bool {
+        matches!(self, Self::Etcd(_))
     }
 
     /// The store there. One that is away for now is opened all the same: a watcher will say when it is there.
@@ -39,12 +45,26 @@ impl Location {
     /// [`Error::Access`] when it is not known where the API server is, or with which credentials to ask it;
     /// [`Error::Etcd`] for the same of etcd.
     pub fn open(&self) -> Result<Box<dyn Store>, Error> {
+        self.open_beside_flannel(None)
+    }
+
+    /// The same where nodes of flannel are to be peers whose keys in etcd begin with this. Another store has none.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_beside_flannel(&self, prefix: Option<&str>) -> Result<Box<dyn Store>, Error> {
         Ok(match self {
             Self::Directory(path) => Box::new(Directory::at(path)),
             Self::Kubernetes { kubeconfig, namespace } => {
                 Box::new(Kubernetes::open(kubeconfig.as_deref(), namespace)?)
             }
-            Self::Etcd(endpoints) => Box::new(Etcd::open(endpoints, Access::from_environment(endpoints)?)?),
+            Self::Etcd(endpoints) => {
+                let access = Access::from_environment(endpoints)?;
+                Box::new(Etcd::open(
+                    endpoints,
+                    Access { flannel_prefix: prefix.map(str::to_owned), ..access },
+                )?)
+            }
         })
     }
 }

@@ -26,9 +26,13 @@ pub(crate) trait Layout: Debug + Send {
     /// How a store comes to have lost objects, and what to do, for people.
     const LOST: &'static str;
     /// The parts that tell of these kinds.
-    fn parts(kinds: &[Kind]) -> Vec<Self::Part>;
+    fn parts(&self, kinds: &[Kind]) -> Vec<Self::Part>;
     /// The kinds of objects that a part tells of.
     fn kinds(part: Self::Part) -> &'static [Kind];
+    /// Whether it is this part that tells of an object of its kinds, where several do.
+    fn holds(&self, _: Self::Part, _: &Key) -> bool {
+        true
+    }
     /// Where an object is, for people.
     fn place(&self, key: &Key) -> PathBuf;
 }
@@ -113,7 +117,7 @@ type Touched = BTreeMap<Key, Option<Object>>;
 impl<L: Layout> Mirror<L> {
     /// A watch of these kinds that knows nothing yet.
     pub(crate) fn new(kinds: &[Kind], layout: L) -> Self {
-        let feeds = L::parts(kinds).into_iter().map(|part| (part, Feed::default())).collect();
+        let feeds = layout.parts(kinds).into_iter().map(|part| (part, Feed::default())).collect();
         let mut mirror = Self {
             layout,
             kinds: kinds.iter().copied().collect(),
@@ -208,7 +212,8 @@ impl<L: Layout> Mirror<L> {
         let kinds = L::kinds(part);
         let known = kinds.iter().flat_map(|kind| keys(&self.snapshot, *kind));
         let doubted = self.problems.keys().filter(|key| kinds.contains(&key.kind())).cloned();
-        let missing: BTreeSet<Key> = known.chain(doubted).filter(|key| !there.contains(key)).collect();
+        let ours = |key: &Key| !there.contains(key) && self.layout.holds(part, key);
+        let missing: BTreeSet<Key> = known.chain(doubted).filter(ours).collect();
         for key in missing {
             if lost {
                 self.orphans.insert(key);

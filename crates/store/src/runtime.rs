@@ -48,6 +48,11 @@ impl Runtime {
         self.handle.enter()
     }
 
+    /// Does `work` on the thread for as long as it takes, or until the thread ends.
+    pub(crate) fn start_work(&self, work: impl Future<Output = ()> + Send + 'static) {
+        drop(self.handle.spawn(work));
+    }
+
     /// Does `work` on the thread and waits for what comes of it. `store` is what is asked, for people.
     pub(crate) fn wait<T: Send + 'static>(
         &self,

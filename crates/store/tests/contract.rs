@@ -29,3 +29,6 @@ mod rights;
 
 #[path = "contract/api.rs"]
 mod api;
+
+#[path = "contract/flannel_etcd.rs"]
+mod flannel_etcd;

@@ -1,15 +1,16 @@
-//! One TCP connection from a pod on one node to a pod on another: through our tunnels, through the kernel's VXLAN, and with
-//! no tunnel at all.
+//! One TCP connection from a pod on one node to a pod on another: by each backend, and by what `ip` makes of the same.
 //!
 //! Nodes and pods are namespaces, the underlay is a cable of 1500 bytes; sender, receiver and both tunnels share this
 //! machine's processors, so what counts is the ratio. iperf3 measures.
 
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, ensure};
-use harness::{Namespace, eventually};
+use harness::{Namespace, Service, eventually};
 use serde_json::Value;
+use tempfile::TempDir;
 
 const SECONDS: &str = "4";
 const ROUNDS: usize = 3;
@@ -19,18 +20,23 @@ const ROUNDS: usize = 3;
 enum Carrier {
     Cable,
     Vxlan,
+    /// What agents with this backend program.
+    Agents(&'static str),
+    /// A tunnel of ours.
     Ours(&'static str, u16),
 }
 
-const CARRIERS: [(&str, Carrier); 5] = [
-    ("no tunnel", Carrier::Cable),
-    ("kernel vxlan", Carrier::Vxlan),
+const CARRIERS: [(&str, Carrier); 7] = [
+    ("routes by ip", Carrier::Cable),
+    ("our host-gw", Carrier::Agents("host-gw")),
+    ("vxlan by ip", Carrier::Vxlan),
+    ("our vxlan", Carrier::Agents("vxlan")),
     ("our udp", Carrier::Ours("udp", 1472)),
     ("our ipip", Carrier::Ours("ipip", 1480)),
     ("our wireguard", Carrier::Ours("wireguard", 1440)),
 ];
 
-/// Prints Gb/s for each, the middle of a few rounds, and the ratio to VXLAN.
+/// Prints Gb/s for each, the middle of a few rounds, and the ratios to routes and to VXLAN made by hand.
 pub(crate) fn run() -> anyhow::Result<()> {
     println!("\none TCP connection between pods of two nodes, Gb/s");
     let mut rates = vec![Vec::new(); CARRIERS.len()];
@@ -44,9 +50,13 @@ pub(crate) fn run() -> anyhow::Result<()> {
         rates.get(ROUNDS / 2).copied().unwrap_or(f64::NAN)
     };
     let rates: Vec<f64> = rates.into_iter().map(middle).collect();
-    let vxlan = rates.get(1).copied().unwrap_or(f64::NAN);
+    let by_hand = |index: usize| rates.get(index).copied().unwrap_or(f64::NAN);
     for ((name, _), rate) in CARRIERS.iter().zip(&rates) {
-        println!("{name:<14} {rate:>6.2}   {:>4.2}x vxlan", rate / vxlan);
+        println!(
+            "{name:<14} {rate:>6.2}   {:>5.3}x routes   {:>5.3}x vxlan",
+            rate / by_hand(0),
+            rate / by_hand(2)
+        );
     }
     Ok(())
 }
@@ -54,8 +64,10 @@ pub(crate) fn run() -> anyhow::Result<()> {
 /// Two nodes with a pod each. Pods are 10.N.0.2.
 struct Cluster {
     pods: [Namespace; 2],
-    _nodes: [Namespace; 2],
     _tunnels: Vec<Tunnel>,
+    _agents: Vec<Service>,
+    _nodes: [Namespace; 2],
+    _directory: TempDir,
 }
 
 /// A process that carries until its standard input closes.
@@ -78,14 +90,18 @@ impl Cluster {
         let pods = [Namespace::with_loopback(), Namespace::with_loopback()];
         let [first, second] = &nodes;
         first.ip(&format!("link add u type veth peer name u netns {}", second.path().display()));
-        let mut tunnels = Vec::new();
+        let directory = tempfile::tempdir()?;
+        let (mut tunnels, mut agents) = (Vec::new(), Vec::new());
         for (number, (node, pod)) in (1..).zip(nodes.iter().zip(&pods)) {
             lay(node, pod, number);
-            tunnels.extend(join(node, carrier, number)?);
+            match carrier {
+                Carrier::Agents(backend) => agents.push(agent(node, backend, number, directory.path())?),
+                by_hand => tunnels.extend(join(node, by_hand, number)?),
+            }
         }
         let [from, _] = &pods;
         eventually("the pods reach each other", || from.pings("10.2.0.2").then_some(()));
-        Ok(Self { pods, _nodes: nodes, _tunnels: tunnels })
+        Ok(Self { pods, _tunnels: tunnels, _agents: agents, _nodes: nodes, _directory: directory })
     }
 
     fn rate(&self) -> anyhow::Result<f64> {
@@ -130,6 +146,7 @@ fn lay(node: &Namespace, pod: &Namespace, number: u8) {
 fn join(node: &Namespace, carrier: Carrier, number: u8) -> anyhow::Result<Option<Tunnel>> {
     let other = 3 - number;
     match carrier {
+        Carrier::Agents(_) => Ok(None),
         Carrier::Cable => {
             node.ip(&format!("route add 10.{other}.0.0/24 via 192.0.2.{other}"));
             Ok(None)
@@ -155,6 +172,41 @@ fn join(node: &Namespace, carrier: Carrier, number: u8) -> anyhow::Result<Option
             start(node.command(program).args(words.split_whitespace()).arg(peer)).map(Some)
         }
     }
+}
+
+/// An agent for a node whose pod is there already.
+fn agent(node: &Namespace, backend: &str, number: u8, directory: &Path) -> anyhow::Result<Service> {
+    let store = directory.join("store");
+    std::fs::create_dir_all(&store)?;
+    let cidr = format!("10.{number}.0.0/24");
+    let spec = format!("spec: {{podCIDRs: [{cidr}]}}");
+    let manifest = format!("apiVersion: v1\nkind: Node\nmetadata: {{name: node{number}}}\n{spec}\n");
+    let half = store.join(format!(".node{number}"));
+    std::fs::write(&half, manifest)?;
+    std::fs::rename(half, store.join(format!("node{number}.yaml")))?;
+    let own = directory.join(format!("of-node{number}"));
+    std::fs::create_dir(&own)?;
+    let config = format!(
+        "backend: {backend}\nunderlay: {{interface: u}}\ncluster: {{podCIDRs: [10.0.0.0/8], allowOverlap: [{cidr}]}}\n"
+    );
+    std::fs::write(own.join("config.yaml"), config)?;
+    let mut command = node.command(super::release("fairlead")?);
+    command.args([
+        "agent",
+        "--node",
+        &format!("node{number}"),
+        "--store",
+        &format!("dir:{}", store.display()),
+    ]);
+    for (option, name) in [
+        ("--config", "config.yaml"),
+        ("--state-dir", "run"),
+        ("--conf-dir", "net.d"),
+        ("--ipam-dir", "networks"),
+    ] {
+        command.arg(option).arg(own.join(name));
+    }
+    Ok(Service::start(&mut command, own.join("agent.log")))
 }
 
 fn start(command: &mut Command) -> anyhow::Result<Tunnel> {

@@ -46,15 +46,17 @@ impl NodeKeeper {
     pub(super) fn decide(&mut self, view: &mut View, node: &Node) -> Result<Decided, Refusal> {
         let host = self.door.host().map_err(refused(Reason::NodeRefused))?;
         let tunnel = self.choose_underlays(&host, node)?;
+        self.inherit(view);
         let families: Vec<Family> = self.pools.iter().map(|pool| Family::of_net(&pool.cluster())).collect();
         let carried = self.carried(&tunnel);
         let public_key = self.take_key().map_err(refused(Reason::NodeRefused))?;
         let backend = self.options.config.backend_of(&self.options.node, public_key);
         let mtu = pod_mtu(&backend, &tunnel.link, carried, Family::of(tunnel.address), &families)
             .map_err(refused(Reason::UnderlayMissing))?;
+        let liked = [self.remembered.as_slice(), &self.wished].concat();
         let pod_cidrs = self
             .leases
-            .claim(&mut view.snapshot, node, &self.pools, &self.remembered)
+            .claim(&mut view.snapshot, node, &self.pools, &liked)
             .map_err(refused(Reason::LeaseNotPublished))?;
         let pod_cidrs = self.with_retained(view, &host, pod_cidrs);
         let now = Instant::now();
@@ -207,21 +209,34 @@ impl NodeKeeper {
         links.chain([tunnel.mtu]).chain(config.underlay.mtu).min().unwrap_or(tunnel.mtu)
     }
 
+    /// Would like to keep what this machine has had as a node of flannel.
+    fn inherit(&mut self, view: &mut View) {
+        if !self.options.has_flannels_keys() {
+            return;
+        }
+        for cidr in view.inherit(&self.told_addresses()) {
+            if !self.wished.contains(&cidr) {
+                tracing::info!(%cidr, "flannel's keys have a subnet for this machine");
+                self.wished.push(cidr);
+            }
+        }
+    }
+
+    /// The addresses that peers are told.
+    fn told_addresses(&self) -> Vec<IpAddr> {
+        let instead = &self.options.config.underlay.advertise;
+        let told = self.underlays.iter().map(|(family, underlay)| {
+            let instead = instead.iter().find(|address| Family::of(**address) == *family);
+            *instead.unwrap_or(&underlay.address)
+        });
+        told.collect()
+    }
+
     fn lease_of(&self, pod_cidrs: Vec<IpNet>, backend: Backend, mtu: u32) -> Lease {
-        let config = &self.options.config;
-        let told: Vec<IpAddr> = self
-            .underlays
-            .iter()
-            .map(|(family, underlay)| {
-                let instead =
-                    config.underlay.advertise.iter().find(|address| Family::of(**address) == *family);
-                *instead.unwrap_or(&underlay.address)
-            })
-            .collect();
         Lease {
             node: self.options.node.as_str().into(),
             pod_cidrs: pod_cidrs.into(),
-            underlay: told.into(),
+            underlay: self.told_addresses().into(),
             backend,
             mtu,
             flannel: if self.options.tells_flannel() { Flannel::Told } else { Flannel::Apart },

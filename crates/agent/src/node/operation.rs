@@ -5,7 +5,7 @@
 use netstate::State;
 
 use super::NodeKeeper;
-use crate::config::{Cluster, Config};
+use crate::config::{Cluster, Config, FlannelConfig};
 use crate::files::Conflist;
 use crate::report::{Reason, told};
 use crate::status::{Answer, PlanReport, Status};
@@ -23,13 +23,23 @@ impl NodeKeeper {
              must be made anew"
                 .to_owned()
         });
+        // The store has been opened by it.
+        let etcd_prefix = self.options.config.flannel.etcd_prefix.clone();
+        if etcd_prefix != config.flannel.etcd_prefix {
+            self.config_problem = Some(
+                "use the new configuration: flannel.etcdPrefix stays as it was\nhint: restart the agent of each node to \
+                 change it"
+                    .to_owned(),
+            );
+        }
         let cluster = Cluster {
             pod_cidrs: now.pod_cidrs.clone(),
             node_prefix_ipv4: now.node_prefix_ipv4,
             node_prefix_ipv6: now.node_prefix_ipv6,
             ..config.cluster
         };
-        self.options.config = Config { cluster, ..config };
+        let flannel = FlannelConfig { etcd_prefix, ..config.flannel };
+        self.options.config = Config { cluster, flannel, ..config };
         self.conflist = Conflist::new(&self.options);
         tracing::info!("the configuration was read again");
         self.options.tell_what_is_without_effect();

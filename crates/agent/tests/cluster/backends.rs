@@ -172,7 +172,7 @@ fn tunnels_of_the_agent_join_nodes_in_both_families_and_count_what_they_carry() 
 }
 
 #[test]
-fn what_is_to_be_encrypted_is_refused_where_there_is_no_tunnel_and_the_key_is_roots() {
+fn scenario_52_what_is_to_be_encrypted_is_refused_where_there_is_no_tunnel_and_the_key_is_roots() {
     let rig = joined("backend: wireguard\n");
     let first = &rig.nodes[0];
     let key = first.state_dir().join("wireguard.key");

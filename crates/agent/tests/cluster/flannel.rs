@@ -24,22 +24,7 @@ struct Mixed {
 
 impl Mixed {
     fn new(backend: &'static str) -> Option<Self> {
-        let mut rig = Rig::new(3);
-        rig.underlay.ip("address add 198.18.0.254/24 dev br0");
-        let server = ApiServer::start_in(&rig.underlay, IpAddr::from([198, 18, 0, 254]))?;
-        server.apply(include_str!("../../../../deploy/kubernetes/rbac.yaml"));
-        server.apply(include_str!("../../../../deploy/kubernetes/admission.yaml"));
-        for node in &mut rig.nodes {
-            let cidr = cidr(node);
-            let spec = json!({"podCIDR": cidr, "podCIDRs": [cidr]});
-            server.create("/api/v1/nodes", &json!({"metadata": {"name": node.name}, "spec": spec}));
-            let address = json!({"type": "InternalIP", "address": underlay(node)});
-            server.patch(&format!("{}/status", path(node)), &json!({"status": {"addresses": [address]}}));
-            let token = server.token_on("kube-system", "fairlead", &node.name);
-            let kubeconfig = server.kubeconfig_for(&node.name, Credential::Token(&token));
-            node.use_store(format!("kubernetes:{}", kubeconfig.display()));
-            node.configure(&configuration(backend, true));
-        }
+        let (mut rig, server) = nodes(backend)?;
         rig.nodes[1].start();
         let mut mixed = Self { rig, server, backend, proxies: BTreeMap::new() };
         for index in [0, 2] {
@@ -123,11 +108,34 @@ impl Mixed {
     }
 }
 
+/// Three nodes of a Kubernetes, whose agents, none of them started, are told of flannel.
+pub(crate) fn nodes(backend: &str) -> Option<(Rig, ApiServer)> {
+    let mut rig = Rig::new(3);
+    rig.underlay.ip("address add 198.18.0.254/24 dev br0");
+    let server = ApiServer::start_in(&rig.underlay, IpAddr::from([198, 18, 0, 254]))?;
+    server.apply(include_str!("../../../../deploy/kubernetes/rbac.yaml"));
+    server.apply(include_str!("../../../../deploy/kubernetes/admission.yaml"));
+    for node in &mut rig.nodes {
+        let cidr = cidr(node);
+        let spec = json!({"podCIDR": cidr, "podCIDRs": [cidr]});
+        // Some annotation is always there on a Node; flannel counts on it.
+        let metadata = json!({"name": node.name, "annotations": {"node.alpha.kubernetes.io/ttl": "0"}});
+        server.create("/api/v1/nodes", &json!({"metadata": metadata, "spec": spec}));
+        let address = json!({"type": "InternalIP", "address": underlay(node)});
+        server.patch(&format!("{}/status", path(node)), &json!({"status": {"addresses": [address]}}));
+        let token = server.token_on("kube-system", "fairlead", &node.name);
+        let kubeconfig = server.kubeconfig_for(&node.name, Credential::Token(&token));
+        node.use_store(format!("kubernetes:{}", kubeconfig.display()));
+        node.configure(&configuration(backend, true));
+    }
+    Some((rig, server))
+}
+
 fn flannels_mac(node: &Node) -> String {
     format!("ba:1d:00:00:00:0{}", node.number)
 }
 
-fn configuration(backend: &str, annotations: bool) -> String {
+pub(crate) fn configuration(backend: &str, annotations: bool) -> String {
     format!(
         "cluster: {{podCIDRs: [10.244.0.0/16]}}\nbackend: {backend}\nflannel: {{annotations: {annotations}}}\n"
     )
@@ -137,42 +145,47 @@ fn path(node: &Node) -> String {
     format!("/api/v1/nodes/{}", node.name)
 }
 
-fn underlay(node: &Node) -> String {
+pub(crate) fn underlay(node: &Node) -> String {
     format!("198.18.0.{}", node.number)
 }
 
-fn base(node: &Node) -> String {
+pub(crate) fn base(node: &Node) -> String {
     format!("10.244.{}.0", node.number)
 }
 
-fn cidr(node: &Node) -> String {
+pub(crate) fn cidr(node: &Node) -> String {
     format!("{}/24", base(node))
 }
 
-fn pod(node: &Node) -> String {
+pub(crate) fn pod(node: &Node) -> String {
     format!("10.244.{}.5", node.number)
 }
 
 /// Every pod reaches every other one, with packets as large as pods of either kind send.
 fn assert_reachable(nodes: &[Node], backend: &str) {
+    for from in nodes {
+        for to in nodes {
+            let (reached, said) = reaches(from, to, backend);
+            assert!(reached, "{} -> {}: {said}", from.name, to.name);
+        }
+    }
+}
+
+/// Whether a pod reaches another one with a packet as large as pods of either kind send, and what `ping` said.
+pub(crate) fn reaches(from: &Node, to: &Node, backend: &str) -> (bool, String) {
     let mtu = match backend {
         "vxlan" => 1450,
         "udp" => 1472,
         _ => 1500,
     };
     let payload = (mtu - 28).to_string();
-    for from in nodes {
-        for to in nodes {
-            let (source, target) = (pod(from), pod(to));
-            let arguments = ["-n", "-c", "1", "-W", "3", "-M", "do", "-s", &payload, "-I", &source, &target];
-            let echo = run(from.netns.command("ping").args(arguments));
-            let said = String::from_utf8_lossy(&echo.stdout).into_owned();
-            assert!(echo.status.success(), "{} -> {}: {said}", from.name, to.name);
-        }
-    }
+    let (source, target) = (pod(from), pod(to));
+    let arguments = ["-n", "-c", "1", "-W", "3", "-M", "do", "-s", &payload, "-I", &source, &target];
+    let echo = run(from.netns.command("ping").args(arguments));
+    (echo.status.success(), String::from_utf8_lossy(&echo.stdout).into_owned())
 }
 
-fn has_both_peers(status: &Status) -> bool {
+pub(crate) fn has_both_peers(status: &Status) -> bool {
     let programmed = status.peers.iter().filter(|peer| peer.state == PeerState::Programmed);
     status.ready && programmed.count() == 2
 }
@@ -223,7 +236,12 @@ fn change_over(backend: &'static str) {
         let keys: Vec<&String> = annotations.as_object()?.keys().collect();
         keys.iter().all(|key| !key.starts_with(PREFIX)).then_some(())
     });
-    assert_reachable(&mixed.rig.nodes, backend);
+    // Nor are nodes of flannel's peers of one that tells them nothing.
+    mixed.rig.nodes[0].await_status("leaves the node of flannel alone", |status| {
+        let state = |name: &str| status.peers.iter().find(|peer| peer.node == name).map(|peer| peer.state);
+        (state("node2"), state("node3")) == (Some(PeerState::Programmed), Some(PeerState::Unrouted))
+    });
+    assert_reachable(&mixed.rig.nodes[..2], backend);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Foreign hands on our objects, and ours off foreign ones: scenarios 17 to 22 and 24.
+//! Foreign hands on our objects, and ours off foreign ones: scenarios 17 to 22, 24 and 25.
 
 use std::process::Command;
 
@@ -82,6 +82,24 @@ fn scenario_24_a_flushed_ruleset_comes_back() {
     await_healed(node, &was);
     run_ok(node.netns.command("nft").args(["add element inet fairlead cluster4 { 192.0.2.0/24 }"]));
     await_healed(node, &was);
+}
+
+#[test]
+fn scenario_25_flushed_iptables_take_nothing_of_ours_along() {
+    let rig = Rig::joined(1);
+    let node = &rig.nodes[0];
+    let ours = || run_ok(node.netns.command("nft").args(["list", "table", "inet", "fairlead"]));
+    let was = ours();
+    for tool in ["iptables", "ip6tables"] {
+        // By these the tables come to be, as a firewall's start would have it.
+        for words in ["-t nat -A POSTROUTING -j ACCEPT", "-A FORWARD -j ACCEPT"] {
+            run_ok(node.netns.command(tool).args(words.split(' ')));
+        }
+        for words in ["-t nat -F", "-F", "-t nat -X", "-X"] {
+            run_ok(node.netns.command(tool).args(words.split(' ')));
+        }
+    }
+    assert_eq!(ours(), was);
 }
 
 #[test]

@@ -10,8 +10,11 @@
 )]
 
 mod backends;
+mod chaos;
 mod etcd;
 mod flannel;
+mod flannel_etcd;
+mod flanneld;
 mod healing;
 mod kubernetes;
 mod membership;

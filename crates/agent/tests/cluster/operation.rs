@@ -88,6 +88,22 @@ fn health_tells_whether_the_node_can_carry_pods_and_reaches_a_peer() {
 }
 
 #[test]
+fn scenario_59_a_node_is_not_ready_before_every_peer_that_is_known_is_programmed() {
+    const PEERS: u16 = 300;
+    let mut rig = Rig::new(1);
+    rig.put_peers(PEERS);
+    let node = &mut rig.nodes[0];
+    node.configure("cluster: {podCIDRs: [10.0.0.0/8, 'fd00:10:244::/48']}\n");
+    node.start();
+    // What stands for peers answers no echo. That is all there is to say as soon as the node can carry pods; between that
+    // answer and the look at the kernel there is no pause.
+    let answer = eventually("nothing is missing but answers", || {
+        Some(node.health("/readyz")).filter(|answer| answer.starts_with("no answer through the tunnel from"))
+    });
+    assert_eq!(node.tunnel_routes().len(), 2 * usize::from(PEERS), "{answer}");
+}
+
+#[test]
 fn prometheus_reads_what_the_agent_counts() {
     let rig = Rig::joined(2);
     let node = &rig.nodes[0];

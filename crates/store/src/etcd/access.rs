@@ -80,6 +80,8 @@ pub struct Access {
     pub user: Option<User>,
     /// What all keys begin with, without a slash at the end.
     pub prefix: String,
+    /// What flannel's keys begin with, without a slash at the end, where its nodes are to be peers; none leaves them alone.
+    pub flannel_prefix: Option<String>,
 }
 
 /// A user of etcd.
@@ -124,7 +126,13 @@ impl Password {
 
 impl Default for Access {
     fn default() -> Self {
-        Self { authority: None, identity: None, user: None, prefix: Self::PREFIX.to_owned() }
+        Self {
+            authority: None,
+            identity: None,
+            user: None,
+            prefix: Self::PREFIX.to_owned(),
+            flannel_prefix: None,
+        }
     }
 }
 
@@ -180,7 +188,7 @@ impl Access {
             }
         };
         let prefix = text("PREFIX")?.unwrap_or_else(|| Self::PREFIX.to_owned());
-        let access = Self { authority: path("CA"), identity, user, prefix };
+        let access = Self { authority: path("CA"), identity, user, prefix, flannel_prefix: None };
         access.checked(endpoints)
     }
 
@@ -272,6 +280,7 @@ mod tests {
             identity: Some(("/cert".into(), "/key".into())),
             user: Some(User { name: "agent".to_owned(), password: Password::File("/password".into()) }),
             prefix: "/a/b".to_owned(),
+            flannel_prefix: None,
         };
         assert_eq!(told("https://a", &all), Ok(want));
         let told = told("https://a", &[("USERNAME", "agent"), ("PASSWORD", "hunter2")]).unwrap();

@@ -1,4 +1,4 @@
-//! The objects of one kind in etcd, listed once and then watched for ever.
+//! The objects of one part of etcd, listed once and then watched for ever.
 //!
 //! Read [`Feed::run`]. A list is of one revision, and the watch goes on from the next one. A stream that ends is taken up
 //! again where it was, with another member if that one is gone; only if etcd no longer knows that revision everything
@@ -7,7 +7,8 @@
 //! or another, or if its revisions or terms run backwards.
 //!
 //! A stream that is quiet may be one whose member was stopped or cut off from the others, so that member is asked now and
-//! then beside it, unless it was heard a moment ago.
+//! then beside it, unless it was heard a moment ago. Behind a balancer another member may answer that; but etcd says on
+//! each stream that nothing has happened, every ten minutes, and a stream that does not is given up.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,14 +16,14 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-use cluster::Kind;
 use http_body_util::BodyExt;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
+use super::flannel::hold::Hold;
 use super::form::{self, Happened, Line, Status, Transacted};
 use super::gateway::{By, Call, Failure, Gateway, Stream, step};
-use super::layout::Keys;
+use super::layout::{Keys, Part};
 use super::listing::{Census, census, census_beside, every};
 use crate::backoff::{self, Backoff};
 use crate::manifest::Fault;
@@ -30,7 +31,7 @@ use crate::mirror::{self, Delta};
 use crate::own;
 use crate::transport::told;
 
-type News = mirror::News<Kind>;
+type News = mirror::News<Part>;
 
 /// The longest line that is read: etcd takes no request that is nearly as large.
 const LONGEST_LINE: usize = 64 << 20;
@@ -39,12 +40,16 @@ const TOO_SOON: Duration = Duration::from_secs(2);
 /// How long a stream may be quiet before its member is asked whether it is there, in seconds: spread out, so that those
 /// of many agents do not ask together.
 const QUIET: (u32, u32) = (15, 30);
+/// How long a stream may say nothing at all: twice what etcd takes to say that nothing has happened, and a little.
+const STILL: Duration = Duration::from_secs(23 * 60);
 
 /// How far etcd is known.
 pub(crate) struct Feed {
     gateway: Arc<Gateway>,
     keys: Keys,
-    kind: Kind,
+    part: Part,
+    /// What flannel's nodes are told by this process.
+    held: Arc<Hold>,
     news: Sender<News>,
     /// Wakes those that wait for etcd as soon as one has reached it.
     reached: Arc<Notify>,
@@ -82,12 +87,26 @@ impl From<(Call, Failure)> for Trouble {
     }
 }
 
+/// Where a feed comes from.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    pub(crate) gateway: Arc<Gateway>,
+    pub(crate) keys: Keys,
+    pub(crate) held: Arc<Hold>,
+}
+
 impl Feed {
-    pub(crate) fn new(gateway: Arc<Gateway>, kind: Kind, news: Sender<News>, reached: Arc<Notify>) -> Self {
+    pub(crate) fn new(
+        Source { gateway, keys, held }: Source,
+        part: Part,
+        news: Sender<News>,
+        reached: Arc<Notify>,
+    ) -> Self {
         Self {
-            keys: Keys(gateway.prefix().to_owned()),
+            keys,
             gateway,
-            kind,
+            held,
+            part,
             news,
             reached,
             backoff: Backoff::new(),
@@ -135,11 +154,14 @@ impl Feed {
     async fn list(&mut self) -> Result<(), Trouble> {
         let mut now = census(&self.gateway, &self.keys).await?;
         let revision = now.header.revision.0;
-        let found = every(&self.gateway, &self.keys, self.kind, revision).await?;
+        let found = every(&self.gateway, &self.keys, self.part, revision).await?;
         // Without an identity, one that is empty may be any.
         let emptied = self.had_items && found.items.is_empty() && now.identity.is_none();
         let lost = emptied || self.known.as_ref().is_some_and(|known| has_lost(known, &now));
         self.had_items = !found.items.is_empty();
+        if self.part == Part::Flannel {
+            self.held.look_again();
+        }
         if now.identity.is_none() {
             now.identity = self.identify().await;
         }
@@ -150,7 +172,7 @@ impl Feed {
         self.strays = found.strays;
         self.told_strays = false;
         self.tell_strays()?;
-        self.tell(News::Listed { part: self.kind, items: found.items, lost })
+        self.tell(News::Listed { part: self.part, items: found.items, lost })
     }
 
     /// Gives etcd an identity. One that we may not write to stays without.
@@ -182,11 +204,11 @@ impl Feed {
     async fn watch(&mut self, next: u64) -> Result<(), Trouble> {
         // Whoever goes on after it looks first, and brings a token that is good.
         self.suspect = true;
-        let call = Call::watch(&self.keys.folder(self.kind), next);
+        let call = Call::watch(&self.keys.folder_of(self.part), next);
         let mut stream = self.gateway.stream(&call).await.map_err(|failure| (call.clone(), failure))?;
         let started = Instant::now();
         let ended = self.read(&mut stream).await;
-        self.tell(News::Doubted(self.kind))?;
+        self.tell(News::Doubted(self.part))?;
         let fruitful = started.elapsed() > TOO_SOON || self.next != Some(next);
         if fruitful {
             self.backoff.reset();
@@ -229,6 +251,7 @@ impl Feed {
                 Ok(Some(Ok(frame))) => frame,
                 Ok(Some(Err(error))) => return Broken::Cut(told(&error)),
                 Ok(None) => return Broken::Cut("the watch ended".to_owned()),
+                Err(_) if said.elapsed() > STILL => return Broken::Cut("the watch stands still".to_owned()),
                 Err(_) if silent() < quiet => continue,
                 Err(_) => match self.ask_beside(by).await {
                     Ok(()) => continue,
@@ -271,7 +294,7 @@ impl Feed {
             match form::line(line) {
                 // It costs etcd little to say so much, and then to end: no reason yet to come back at once.
                 Ok(Line::Created) => {
-                    self.tell(News::Reached(self.kind)).map_err(|_| Broken::Unwanted)?;
+                    self.tell(News::Reached(self.part)).map_err(|_| Broken::Unwanted)?;
                 }
                 Ok(Line::Events { events, fragment }) => {
                     self.take_events(events, fragment, &mut deltas);
@@ -291,7 +314,7 @@ impl Feed {
         }
         if !deltas.is_empty() {
             self.expired = false;
-            self.tell(News::Changed(self.kind, deltas)).map_err(|_| Broken::Unwanted)?;
+            self.tell(News::Changed(self.part, deltas)).map_err(|_| Broken::Unwanted)?;
         }
         self.tell_strays().map_err(|_| Broken::Unwanted)?;
         end
@@ -302,12 +325,15 @@ impl Feed {
         for Happened { gone, kv } in events {
             newest = newest.max(kv.mod_revision.0);
             let place = String::from_utf8_lossy(&kv.key.0);
+            if let Some(subnets) = self.keys.flannel().filter(|_| self.part == Part::Flannel) {
+                self.held.look(subnets, &place, (!gone).then_some(&kv.value.0));
+            }
             if gone {
                 self.told_strays &= self.strays.remove(std::path::Path::new(&*place)).is_none();
-                deltas.extend(self.keys.object(self.kind, &place).map(|key| Delta::Gone(vec![key])));
+                deltas.extend(self.keys.objects(self.part, &place).map(Delta::Gone));
                 continue;
             }
-            match self.keys.item(self.kind, &kv) {
+            match self.keys.item_of(self.part, &kv) {
                 Ok(item) => deltas.push(Delta::Set(item)),
                 Err(stray) => {
                     self.strays.extend([*stray]);
@@ -341,7 +367,7 @@ impl Feed {
 
     fn tell_strays(&mut self) -> Result<(), Trouble> {
         if !std::mem::replace(&mut self.told_strays, true) {
-            self.tell(News::Strays(self.kind, self.strays.clone()))?;
+            self.tell(News::Strays(self.part, self.strays.clone()))?;
         }
         Ok(())
     }
@@ -358,7 +384,7 @@ impl Feed {
         };
         let pause = self.backoff.pause(kind);
         let reason = self.gateway.reason(call, failure);
-        self.tell(News::Failed(self.kind, reason))?;
+        self.tell(News::Failed(self.part, reason))?;
         // Whichever comes first; a refusal is not mended by another's success.
         match kind {
             backoff::Failure::Unreachable => drop(timeout(pause, self.reached.notified()).await),

@@ -32,6 +32,8 @@ pub(crate) struct KeyValue {
     pub(crate) value: Raw,
     pub(crate) create_revision: Number,
     pub(crate) mod_revision: Number,
+    /// The lease of etcd's that it goes with; 0 if it stays.
+    pub(crate) lease: Number,
 }
 
 /// Part of the keys.

@@ -8,7 +8,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::header::{AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderValue, Method, Request, Response};
@@ -21,8 +21,8 @@ use tokio::time::timeout;
 use super::access::{Access, Endpoints, User};
 use super::form::{self, Authenticated, Status};
 use super::member::{Member, Members, Silent};
-use crate::Error;
 use crate::transport::{told, whole};
+use crate::{Error, Version};
 
 /// How long to wait for the head of an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -33,6 +33,9 @@ const LARGEST_REFUSAL: usize = 1 << 20;
 /// How old connections must be to be made anew because nobody answers: certificates may have changed, but not with every
 /// try.
 const STALE: Duration = Duration::from_secs(10);
+/// For how long a password that etcd did not take is not tried again: it takes its time over one, and there are many who
+/// ask. A password that was replaced is tried at once.
+const WRONG_FOR: Duration = Duration::from_secs(5);
 
 /// One request. Shows no body: one of them holds the password.
 #[derive(Clone)]
@@ -229,7 +232,23 @@ enum Token {
     None,
     /// It wants to know nobody.
     NotNeeded,
+    /// It did not take this password, and said why.
+    Wrong {
+        password: Tried,
+        reason: String,
+        at: Instant,
+    },
     Value(HeaderValue),
+}
+
+/// A password by its digest, which nobody need see.
+#[derive(Clone, PartialEq, Eq)]
+struct Tried(Version);
+
+impl fmt::Debug for Tried {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Tried(..)")
+    }
 }
 
 /// etcd, by all its members.
@@ -260,6 +279,11 @@ impl Gateway {
     /// What all keys begin with.
     pub(crate) fn prefix(&self) -> &str {
         &self.access.prefix
+    }
+
+    /// What flannel's keys begin with, where its nodes are peers.
+    pub(crate) fn flannel_prefix(&self) -> Option<&str> {
+        self.access.flannel_prefix.as_deref()
     }
 
     /// etcd, as people know it.
@@ -324,8 +348,15 @@ impl Gateway {
     async fn token_but(&self, refused: Option<Option<HeaderValue>>) -> Result<Option<HeaderValue>, Failure> {
         let Some(user) = &self.access.user else { return Ok(None) };
         let mut token = self.token.lock().await;
+        let password = || user.password.read().map(|password| Tried(Version::of(password.as_bytes())));
         let known = match &*token {
-            Token::None => None,
+            // Whoever waited for this answer has it as well.
+            Token::Wrong { password: wrong, reason, at }
+                if at.elapsed() < WRONG_FOR && password().as_ref() == Ok(wrong) =>
+            {
+                return Err(Failure::Unknown(reason.clone()));
+            }
+            Token::None | Token::Wrong { .. } => None,
             Token::NotNeeded => Some(None),
             Token::Value(value) => Some(Some(value.clone())),
         };
@@ -334,10 +365,17 @@ impl Gateway {
             return Ok(known);
         }
         *token = Token::None;
-        *token = self.authenticate(user).await?;
+        let password = password().map_err(Failure::Unknown)?;
+        *token = match self.authenticate(user).await {
+            Err(Failure::Unknown(reason)) => {
+                *token = Token::Wrong { password, reason: reason.clone(), at: Instant::now() };
+                return Err(Failure::Unknown(reason));
+            }
+            authenticated => authenticated?,
+        };
         Ok(match &*token {
             Token::Value(value) => Some(value.clone()),
-            Token::None | Token::NotNeeded => None,
+            Token::None | Token::NotNeeded | Token::Wrong { .. } => None,
         })
     }
 
@@ -423,7 +461,9 @@ impl Gateway {
             Failure::Refused(status) if status.code == Status::DENIED => {
                 let user = self.access.user.as_ref().map_or("nobody", |user| &user.name);
                 let what = format!("{user} to {}", call.what);
-                Error::Denied { prefix: self.access.prefix.clone(), server, what }
+                let flannels = self.flannel_prefix().filter(|prefix| call.what.contains(*prefix));
+                let prefix = flannels.unwrap_or(self.prefix()).to_owned();
+                Error::Denied { prefix, server, what }
             }
             Failure::Refused(status) if status.wants_token() => unavailable(
                 "etcd asks who we are: set FAIRLEAD_ETCD_USERNAME and FAIRLEAD_ETCD_PASSWORD_FILE",

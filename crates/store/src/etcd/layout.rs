@@ -2,52 +2,123 @@
 //!
 //! Read [`Keys`]. One key, one object: `/fairlead/nodes/node1`, `/fairlead/pods/default/web`,
 //! `/fairlead/claims/10.244.3.0-24`; the value is a manifest as the directory has it, YAML or JSON. What stands under
-//! another's key, or under a key that is no object's, is nobody's, and told.
+//! another's key, or under a key that is no object's, is nobody's, and told. Flannel's keys are a part of their own
+//! (`flannel.rs`).
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use cluster::{Key, Kind, NamespacedName, Object, check_label, check_subdomain};
+use cluster::{Key, Kind, NamespacedName, Object, check_label, check_subdomain, is_flannel_name};
 
+use super::flannel::Subnets;
 use super::form::{self, Happened, KeyValue, Line};
 use crate::Problem;
 use crate::manifest::{self, Fault};
 use crate::mirror::{Item, Layout};
 use crate::own;
 
-/// The keys of one cluster, which all begin alike.
+/// The keys of one cluster, which all begin alike; and flannel's, where its nodes are peers.
 #[derive(Debug, Clone)]
-pub(crate) struct Keys(pub(crate) String);
+pub(crate) struct Keys {
+    prefix: String,
+    flannel: Option<Subnets>,
+}
+
+/// What is listed and watched by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Part {
+    /// The objects of one kind.
+    Of(Kind),
+    /// Nodes of flannel, with their leases.
+    Flannel,
+}
 
 /// A key that is no object's, and why.
 pub(crate) type Stray = Box<(PathBuf, Fault)>;
 
 impl Layout for Keys {
-    type Part = Kind;
+    type Part = Part;
     const LOST: &'static str = "etcd came back with other data, as after a restore or with an empty disk; put back what is \
                                 missing, or restart Fairlead to accept etcd as it is";
 
-    fn parts(kinds: &[Kind]) -> Vec<Kind> {
-        kinds.iter().copied().collect::<BTreeSet<Kind>>().into_iter().collect()
+    fn parts(&self, kinds: &[Kind]) -> Vec<Part> {
+        let flannel = kinds.iter().any(|kind| Self::kinds(Part::Flannel).contains(kind));
+        let flannel = self.flannel.as_ref().filter(|_| flannel).map(|_| Part::Flannel);
+        kinds.iter().copied().map(Part::Of).chain(flannel).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
-    fn kinds(part: Kind) -> &'static [Kind] {
+    fn kinds(part: Part) -> &'static [Kind] {
+        let kind = match part {
+            Part::Of(kind) => kind,
+            Part::Flannel => return &[Kind::Node, Kind::Lease],
+        };
         Kind::ALL
             .iter()
-            .position(|kind| *kind == part)
+            .position(|other| *other == kind)
             .and_then(|at| Kind::ALL.get(at..=at))
             .unwrap_or_default()
     }
 
+    fn holds(&self, part: Part, key: &Key) -> bool {
+        self.flannels(key).is_some() == (part == Part::Flannel)
+    }
+
     fn place(&self, key: &Key) -> PathBuf {
-        self.of(key).into()
+        self.flannels(key).unwrap_or_else(|| self.of(key)).into()
     }
 }
 
 impl Keys {
+    /// Those that begin with `prefix`, and those of flannel's that begin with another.
+    pub(crate) fn new(prefix: &str, flannel: Option<&str>) -> Self {
+        Self { prefix: prefix.to_owned(), flannel: flannel.map(Subnets::of) }
+    }
+
+    /// Flannel's keys, where its nodes are peers.
+    pub(crate) fn flannel(&self) -> Option<&Subnets> {
+        self.flannel.as_ref()
+    }
+
+    /// The key among flannel's, if the object is a node of flannel's or its lease.
+    fn flannels(&self, key: &Key) -> Option<String> {
+        match key {
+            Key::Node(name) | Key::Lease(name) if is_flannel_name(name) => {
+                Some(self.flannel.as_ref()?.place(name))
+            }
+            _ => None,
+        }
+    }
+
+    /// What the keys of a part begin with.
+    pub(crate) fn folder_of(&self, part: Part) -> String {
+        match (part, &self.flannel) {
+            (Part::Flannel, Some(subnets)) => subnets.folder().to_owned(),
+            // Nobody asks for a part that there is not.
+            (Part::Flannel, None) => String::new(),
+            (Part::Of(kind), _) => self.folder(kind),
+        }
+    }
+
+    /// The objects that a key of a part stands for.
+    pub(crate) fn objects(&self, part: Part, key: &str) -> Option<Vec<Key>> {
+        match part {
+            Part::Flannel => self.flannel.as_ref()?.keys(key),
+            Part::Of(kind) => self.object(kind, key).map(|key| vec![key]),
+        }
+    }
+
+    /// What a key of a part holds; the place and the fault, if it is no object's.
+    pub(crate) fn item_of(&self, part: Part, kv: &KeyValue) -> Result<Item, Stray> {
+        match (part, &self.flannel) {
+            (Part::Flannel, Some(subnets)) => subnets.item(kv),
+            (Part::Flannel, None) => self.item(Kind::Node, kv),
+            (Part::Of(kind), _) => self.item(kind, kv),
+        }
+    }
+
     /// What the keys of all objects of a kind begin with.
     pub(crate) fn folder(&self, kind: Kind) -> String {
-        format!("{}/{}/", self.0, own::folder(kind))
+        format!("{}/{}/", self.prefix, own::folder(kind))
     }
 
     /// The key of an object.
@@ -64,23 +135,24 @@ impl Keys {
 
     /// The key of what a node reports; without a node, what all of them begin with.
     pub(crate) fn report(&self, node: &str) -> String {
-        format!("{}/reports/{node}", self.0)
+        format!("{}/reports/{node}", self.prefix)
     }
 
     /// The key of something that happened on a node.
     pub(crate) fn notice(&self, node: &str, name: &str) -> String {
-        format!("{}/events/{node}/{name}", self.0)
+        format!("{}/events/{node}/{name}", self.prefix)
     }
 
     /// The key of the text that no other store has.
     pub(crate) fn identity(&self) -> String {
-        format!("{}/identity", self.0)
+        format!("{}/identity", self.prefix)
     }
 
     /// The object whose key this is.
     pub(crate) fn object(&self, kind: Kind, key: &str) -> Option<Key> {
         let name = key.strip_prefix(&self.folder(kind))?;
-        let named = || check_subdomain(name).is_ok().then(|| name.into());
+        let free = self.flannel.is_none() || !is_flannel_name(name);
+        let named = || (free && check_subdomain(name).is_ok()).then(|| name.into());
         let namespaced = || {
             let (namespace, name) = name.split_once('/')?;
             let good = check_label(namespace).is_ok() && check_subdomain(name).is_ok();
@@ -148,17 +220,18 @@ impl Keys {
 /// # Errors
 /// Every fault that was found, never none.
 pub fn read_watch(line: &[u8]) -> Result<Vec<Object>, Vec<Problem>> {
-    let keys = Keys("/fairlead".to_owned());
+    let keys = Keys::new("/fairlead", Some("/coreos.com/network"));
     let events = match form::line(line) {
         Ok(Line::Events { events, .. }) => events,
         Ok(_) => return Ok(Vec::new()),
-        Err(reason) => return Err(vec![Problem::of(keys.0.into(), Fault::new(reason))]),
+        Err(reason) => return Err(vec![Problem::of(keys.prefix.into(), Fault::new(reason))]),
     };
     let (mut objects, mut problems) = (Vec::new(), Vec::new());
     for Happened { kv, .. } in events.into_iter().filter(|event| !event.gone) {
         let place = String::from_utf8_lossy(&kv.key.0).into_owned();
-        let kind = Kind::ALL.into_iter().find(|kind| place.starts_with(&keys.folder(*kind)));
-        match keys.item(kind.unwrap_or(Kind::Node), &kv) {
+        let parts = Kind::ALL.map(Part::Of).into_iter().chain([Part::Flannel]);
+        let part = parts.into_iter().find(|part| place.starts_with(&keys.folder_of(*part)));
+        match keys.item_of(part.unwrap_or(Part::Of(Kind::Node)), &kv) {
             Ok(item) => {
                 objects.extend(item.objects);
                 let told = |(key, fault): (Key, Fault)| {
@@ -193,7 +266,7 @@ mod tests {
     use super::Keys;
 
     fn keys() -> Keys {
-        Keys("/fairlead".to_owned())
+        Keys::new("/fairlead", None)
     }
 
     #[test]

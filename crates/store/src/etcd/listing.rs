@@ -7,11 +7,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use cluster::Kind;
-
 use super::form::{Header, KeyValue, Ranged, Status};
 use super::gateway::{By, Call, Failure, Gateway};
-use super::layout::Keys;
+use super::layout::{Keys, Part};
 use crate::manifest::Fault;
 use crate::mirror::Item;
 
@@ -59,18 +57,18 @@ pub(crate) async fn census_beside(gateway: &Gateway, keys: &Keys, by: &By) -> Re
     answer.map(Census::of).map_err(|failure| (call, failure))
 }
 
-/// All objects of a kind at a revision.
+/// All objects of a part at a revision.
 pub(crate) async fn every(
     gateway: &Gateway,
     keys: &Keys,
-    kind: Kind,
+    part: Part,
     revision: u64,
 ) -> Result<Everything, Failed> {
     let mut found = Everything { items: Vec::new(), strays: BTreeMap::new() };
-    let mut pages = Pages::of(keys.folder(kind), revision);
+    let mut pages = Pages::of(keys.folder_of(part), revision);
     while let Some(page) = pages.next(gateway).await? {
         for kv in page {
-            match keys.item(kind, &kv) {
+            match keys.item_of(part, &kv) {
                 Ok(mut item) => {
                     recall(gateway, keys, &kv, &mut item).await?;
                     found.items.push(item);

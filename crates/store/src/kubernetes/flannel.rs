@@ -1,8 +1,7 @@
 //! Nodes of flannel in the same cluster: what they say in their Nodes, and what they are told in ours.
 //!
 //! Read [`lease_of`], then [`told`]. A node of flannel keeps in annotations of its Node what Fairlead's keep in
-//! `fairlead.io/lease`; where both are, ours counts. In that form it tells less: not the port of its tunnel and not the
-//! size of its packets. Its peers take their own port, and its packets limit nobody's.
+//! `fairlead.io/lease`; where both are, ours counts.
 //!
 //! IPv4 alone: flannel's tunnel for IPv6 is another device, over an underlay of IPv6, and no part of this.
 //!
@@ -14,8 +13,8 @@
 use std::sync::Arc;
 
 use cluster::{Backend, Flannel, Lease};
-use serde_json::json;
 
+use crate::flannel;
 use crate::manifest::field::{Fault, Field};
 use crate::manifest::{core, own, tree};
 
@@ -33,16 +32,6 @@ const ADDRESS: &str = "flannel.alpha.coreos.com/public-ip";
 
 /// What a person has its peers told instead. Flannel copies it when it starts.
 const ADDRESS_INSTEAD: &str = "flannel.alpha.coreos.com/public-ip-overwrite";
-
-/// The VXLAN network of old versions, which do not tell theirs, where nobody chose another one.
-const VNI: u32 = 1;
-
-/// Flannel's ports where nobody chose others. It does not tell them; see [`Flannel::Member`].
-const VXLAN_PORT: u16 = 8472;
-const UDP_PORT: u16 = 8285;
-
-/// A size of packets that limits nobody's.
-const ANY_MTU: u32 = 65_535;
 
 /// Annotations of a Node, and what each is to say; none where it is not to be.
 pub(crate) type Annotations = [(&'static str, Option<String>); 4];
@@ -66,30 +55,19 @@ pub(crate) fn lease_of(node: &Field<'_, '_>, name: &str) -> Result<Option<Lease>
     }
     let underlay = if known { Box::from([address(&annotations)?]) } else { Box::default() };
     let (node, flannel) = (Arc::from(name), Flannel::Member);
-    Ok(Some(Lease { node, pod_cidrs, underlay, backend, mtu: ANY_MTU, flannel }))
+    Ok(Some(Lease { node, pod_cidrs, underlay, backend, mtu: flannel::ANY_MTU, flannel }))
 }
 
 fn backend(annotations: &Field<'_, '_>) -> Result<Backend, Fault> {
     let kind = annotations.get(TYPE)?;
-    match kind.text()? {
-        None => Err(kind.fault("is missing".to_owned())),
-        Some("vxlan") => vxlan(&annotations.get(DATA)?),
-        Some("host-gw") => Ok(Backend::HostGw),
-        Some("udp") => Ok(Backend::Udp { port: UDP_PORT }),
-        // Its backends that leave the routes to a cloud have no name.
-        Some("") => Ok(Backend::Other("flannel".into())),
-        Some(other) => Ok(Backend::Other(format!("flannel-{other}").into())),
-    }
+    let Some(text) = kind.text()? else { return Err(kind.fault("is missing".to_owned())) };
+    flannel::backend(text, || vxlan(&annotations.get(DATA)?))
 }
 
 fn vxlan(annotation: &Field<'_, '_>) -> Result<Backend, Fault> {
     let text = annotation.required_text()?;
     let data = tree::read_json(text).map_err(|error| annotation.because(error.to_string().escape_debug()))?;
-    let read = |data: &Field<'_, '_>| {
-        let vni = data.get("VNI")?.number(1, (1 << 24) - 1)?.unwrap_or(VNI);
-        Ok(Backend::Vxlan { vni, port: VXLAN_PORT, mac: own::unicast(&data.get("VtepMAC")?)? })
-    };
-    read(&Field::root(&data)).map_err(|fault: Fault| {
+    flannel::vxlan(&Field::root(&data)).map_err(|fault: Fault| {
         let field = fault.field.as_deref().unwrap_or("the whole");
         annotation.fault(format!("does not tell the end of a tunnel: {field} {}", fault.reason))
     })
@@ -110,11 +88,11 @@ fn address(annotations: &Field<'_, '_>) -> Result<std::net::IpAddr, Fault> {
 /// has no address that they could send to.
 pub(crate) fn told(lease: &Lease) -> Annotations {
     let address = lease.underlay.iter().find(|address| address.is_ipv4());
-    match (address, data(&lease.backend)) {
+    match (address, flannel::data(&lease.backend)) {
         (Some(address), Some(data)) => [
             (TAKES_PART, Some("true".to_owned())),
             (TYPE, Some(lease.backend.name().to_owned())),
-            (DATA, Some(data)),
+            (DATA, Some(data.to_string())),
             (ADDRESS, Some(address.to_string())),
         ],
         _ => untold(),
@@ -124,15 +102,6 @@ pub(crate) fn told(lease: &Lease) -> Annotations {
 /// A Node that says nothing to them.
 pub(crate) fn untold() -> Annotations {
     [TAKES_PART, TYPE, DATA, ADDRESS].map(|key| (key, None))
-}
-
-/// What flannel itself has for that backend: JSON also where there is nothing to say.
-fn data(backend: &Backend) -> Option<String> {
-    match backend {
-        Backend::Vxlan { vni, mac, .. } => Some(json!({"VNI": vni, "VtepMAC": mac.to_string()}).to_string()),
-        Backend::HostGw | Backend::Udp { .. } => Some("null".to_owned()),
-        Backend::Ipip | Backend::WireGuard { .. } | Backend::None | Backend::Other(_) => None,
-    }
 }
 
 /// Whether a Node with these annotations says to flannel's nodes what it is to say along with this lease.

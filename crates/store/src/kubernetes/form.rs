@@ -240,9 +240,10 @@ fn lease_of(node: &Field<'_, '_>, name: &str) -> Result<Option<Object>, Fault> {
         annotation.fault(format!("is no lease: {field} {}", fault.reason))
     };
     let mut lease = own::lease_of(name.into(), &Field::root(&spec)).map_err(within)?;
-    // Whoever published it sees that it is not so any more, as after a start of flannel on its node, and says it again.
+    // Whoever published it sees that it is not so any more, as after a start of flannel on its node, and says it again,
+    // or takes it away.
     if lease.flannel == Flannel::Told && !flannel::is_told(&annotations, &lease)? {
-        lease.flannel = Flannel::Apart;
+        lease.flannel = Flannel::Overwritten;
     }
     Ok(Some(lease.into()))
 }

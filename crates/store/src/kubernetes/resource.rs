@@ -157,7 +157,7 @@ impl Layout for Namespace {
     const LOST: &'static str = "the API server's versions run backwards, as after etcd was restored; restart Fairlead to \
                                 accept it as it is";
 
-    fn parts(kinds: &[Kind]) -> Vec<Resource> {
+    fn parts(&self, kinds: &[Kind]) -> Vec<Resource> {
         Resource::of(kinds)
     }
 

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::OWN_API;
 use super::core::NOT_READY;
-use super::own::{MEMBER, TOLD};
+use super::own::{MEMBER, OVERWRITTEN, TOLD};
 use super::service::SERVICE_NAME;
 
 /// The object's own file: one JSON object, a line break at the end.
@@ -184,6 +184,7 @@ fn of_lease(lease: &Lease) -> Value {
     match lease.flannel {
         Flannel::Apart => {}
         Flannel::Told => value["spec"]["flannel"] = TOLD.into(),
+        Flannel::Overwritten => value["spec"]["flannel"] = OVERWRITTEN.into(),
         Flannel::Member => value["spec"]["flannel"] = MEMBER.into(),
     }
     value

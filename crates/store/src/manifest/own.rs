@@ -12,6 +12,9 @@ use super::field::{Fault, Field};
 /// How a lease says that flannel's nodes are told of it.
 pub(super) const TOLD: &str = "told";
 
+/// How it says that they were told something else since.
+pub(super) const OVERWRITTEN: &str = "overwritten";
+
 /// How it says that its node is one of them.
 pub(super) const MEMBER: &str = "member";
 
@@ -36,8 +39,9 @@ fn flannel(field: &Field<'_, '_>) -> Result<Flannel, Fault> {
     match field.filled_text()? {
         None => Ok(Flannel::Apart),
         Some(TOLD) => Ok(Flannel::Told),
+        Some(OVERWRITTEN) => Ok(Flannel::Overwritten),
         Some(MEMBER) => Ok(Flannel::Member),
-        Some(other) => Err(field.fault(format!("is {other:?}, neither {TOLD} nor {MEMBER}"))),
+        Some(other) => Err(field.fault(format!("is {other:?}, not {TOLD}, {OVERWRITTEN} or {MEMBER}"))),
     }
 }
 

@@ -723,10 +723,15 @@ fn what_happens_on_a_node_is_told_for_a_while_and_counted() {
     let told = opened.server().ask("/v3/kv/range", &range);
     let kvs = told["kvs"].as_array().unwrap();
     assert_eq!(kvs.len(), 2);
-    for kv in kvs {
-        let leased = opened.server().ask("/v3/lease/timetolive", &json!({"ID": kv["lease"]}));
-        assert_eq!(leased["grantedTTL"], "3600");
-    }
+    let leased = opened.server().ask("/v3/lease/timetolive", &json!({"ID": kvs[0]["lease"]}));
+    assert_eq!(leased["grantedTTL"], "4200", "an hour, and as long as one lease is for all");
+    assert_eq!(kvs[0]["lease"], kvs[1]["lease"]);
+    // One that etcd does not know any more is replaced.
+    opened.server().ask("/v3/lease/revoke", &json!({"ID": kvs[0]["lease"]}));
+    opened.notify(&notice("node1", "no lease")).unwrap();
+    let again = opened.server().ask("/v3/kv/range", &range);
+    assert_eq!(again["kvs"].as_array().map(Vec::len), Some(1));
+    assert_ne!(again["kvs"][0]["lease"], kvs[0]["lease"]);
     // Leases of nodes are for ever.
     opened.write(&lease("node1", 1450), Expect::Absent).unwrap();
     assert_eq!(opened.server().get("/fairlead/leases/node1").unwrap()["lease"], Value::Null);
@@ -747,6 +752,9 @@ fn a_report_that_cannot_be_read_is_not_ready() {
     );
     opened.report(&report("node1", true)).unwrap();
     assert_eq!(opened.reports().unwrap(), [report("node1", true)]);
+    // Whoever takes away what a node held that is gone takes it along.
+    opened.delete(&Key::Lease("node1".into()), Expect::Any).unwrap();
+    assert!(opened.server().get("/fairlead/reports/node1").is_none());
     opened.write(&pod("web").into(), Expect::Absent).unwrap();
 }
 

@@ -128,7 +128,7 @@ fn what_flannel_writes_over_it_is_seen_and_written_again() {
     assert_eq!(witness.snapshot.leases["node1"].flannel, Flannel::Told);
     let patch = json!({"metadata": {"annotations": {"flannel.alpha.coreos.com/backend-data": FLANNELS}}});
     locked(&turn.server).patch(&format!("{NODE}/status"), &patch);
-    witness.until(|witness| witness.snapshot.leases["node1"].flannel == Flannel::Apart);
+    witness.until(|witness| witness.snapshot.leases["node1"].flannel == Flannel::Overwritten);
     assert_eq!(store.write(&told_flannel("node1"), Expect::Any).unwrap(), version);
     witness.until(|witness| witness.snapshot.leases["node1"].flannel == Flannel::Told);
     assert_eq!(said(&locked(&turn.server)), texts("vxlan", OURS));
@@ -136,4 +136,11 @@ fn what_flannel_writes_over_it_is_seen_and_written_again() {
     let before = locked(&turn.server).get(NODE)["metadata"]["resourceVersion"].clone();
     store.write(&told_flannel("node1"), Expect::Any).unwrap();
     assert_eq!(locked(&turn.server).get(NODE)["metadata"]["resourceVersion"], before);
+
+    // Where its node is no longer to be told of, that is taken away as well.
+    locked(&turn.server).patch(&format!("{NODE}/status"), &patch);
+    witness.until(|witness| witness.snapshot.leases["node1"].flannel == Flannel::Overwritten);
+    store.write(&lease("node1", 1450), Expect::Any).unwrap();
+    witness.until(|witness| witness.snapshot.leases["node1"].flannel == Flannel::Apart);
+    assert_eq!(said(&locked(&turn.server)), [const { Value::Null }; 4]);
 }

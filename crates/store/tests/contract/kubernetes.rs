@@ -338,6 +338,27 @@ fn of_claims_that_overlap_only_one_stays() {
 }
 
 #[test]
+fn a_claim_that_lost_and_was_left_behind_is_in_nobodys_way() {
+    let Some(turn) = Turn::take() else { return };
+    let opened = Opened::new(turn.server.clone());
+    (1..=3).for_each(|number| opened.await_node(&format!("node{number}")));
+    let (whole, part) = (cidr("10.9.0.0/16"), cidr("10.9.1.0/24"));
+    assert_eq!(opened.store.claim(whole, "node1").unwrap(), Claimed::Granted);
+    // What is left if a node is cut off between its two looks.
+    let left = json!({
+        "metadata": {"name": "fairlead-10-9-1-0-24", "labels": {"fairlead.io/claim": "pod-cidr"}},
+        "spec": {"holderIdentity": "node2"},
+    });
+    locked(&turn.server).create("/apis/coordination.k8s.io/v1/namespaces/kube-system/leases", &left);
+    assert_eq!(opened.store.claim(whole, "node1").unwrap(), Claimed::Granted);
+    let held = Claimed::Held { cidr: whole, node: "node1".to_owned() };
+    assert_eq!(opened.store.claim(part, "node2").unwrap(), held);
+    let claims = opened.list().unwrap().snapshot.claims;
+    assert_eq!(claims.keys().collect::<Vec<_>>(), [&whole]);
+    assert_eq!(opened.store.claim(part, "node3").unwrap(), held);
+}
+
+#[test]
 fn after_an_outage_only_what_changed_is_told() {
     let Some(turn) = Turn::take() else { return };
     let opened = Opened::new(turn.server.clone());

@@ -3,7 +3,8 @@
 use cluster::{Backend, Flannel, Key, Lease, MacAddress, Object, PublicKey};
 use serde_json::{Value, json};
 
-use super::{ANY_MTU, told, untold};
+use super::{told, untold};
+use crate::flannel::ANY_MTU;
 use crate::kubernetes::form::item;
 use crate::kubernetes::resource::Resource;
 use crate::mirror::Item;
@@ -78,7 +79,7 @@ fn backends_are_told_apart_and_unknown_ones_are_left_to_peers_to_report() {
         ("udp", "null", Backend::Udp { port: 8285 }),
         ("wireguard", "{\"PublicKey\":\"x\"}", Backend::Other("flannel-wireguard".into())),
         ("ipip", "null", Backend::Other("flannel-ipip".into())),
-        ("", "null", Backend::Other("flannel".into())),
+        ("", "null", Backend::Udp { port: 8285 }),
     ] {
         assert_eq!(lease(&node(&[("backend-type", kind), ("backend-data", data)])).backend, want, "{kind}");
     }
@@ -216,6 +217,6 @@ fn a_lease_whose_word_to_flannel_was_changed_by_another_hand_is_told_no_more() {
         "a person's own is nobody's to change"
     );
     for changed in [("backend-data", "{}"), ("public-ip", "198.18.0.2"), ("kube-subnet-manager", "")] {
-        assert_eq!(with(&[changed]), Flannel::Apart, "{changed:?}");
+        assert_eq!(with(&[changed]), Flannel::Overwritten, "{changed:?}");
     }
 }

@@ -1,0 +1,53 @@
+//! What the configuration says of flannel: key `flannel`.
+//!
+//! Read [`FlannelConfig`]. What flannel's own document says is in `net_conf.rs`.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::{ConfigError, value};
+
+/// Key `flannel`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Default)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct FlannelConfig {
+    /// Whether nodes of flannel are told of this one, by flannel's own annotations of its Node: for a cluster that changes
+    /// over from flannel node by node. With the Kubernetes API alone. Default: false.
+    pub annotations: bool,
+    /// What the keys of flannel's in etcd begin with, where nodes of flannel and of Fairlead share one cluster by an etcd:
+    /// flannel's `--etcd-prefix`. With an etcd as the store alone. Default: none, flannel's keys are left alone.
+    pub etcd_prefix: Option<String>,
+    /// A file of flannel's, net-conf.json, that says what is not said here. Default: none.
+    pub net_conf: Option<PathBuf>,
+    /// Where to keep a file as flannel's subnet.env, for programs that read it. Default: none.
+    pub subnet_file: Option<PathBuf>,
+    /// What net-conf.json says that has no effect.
+    #[serde(skip)]
+    #[cfg_attr(test, schemars(skip))]
+    pub(crate) without_effect: Vec<String>,
+}
+
+impl FlannelConfig {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        for (key, path) in [("flannel.netConf", &self.net_conf), ("flannel.subnetFile", &self.subnet_file)] {
+            if let Some(path) = path.as_ref().filter(|path| !path.is_absolute()) {
+                return Err(value(key, format!("is {}, not a path that begins with /", path.display())));
+            }
+        }
+        let is_prefix = |prefix: &&String| {
+            prefix.len() > 1
+                && prefix.starts_with('/')
+                && !prefix.ends_with('/')
+                && !prefix.contains(char::is_control)
+        };
+        match self.etcd_prefix.as_ref().filter(|prefix| !is_prefix(prefix)) {
+            Some(prefix) => Err(value(
+                "flannel.etcdPrefix",
+                format!("is {prefix:?}, not a prefix such as /coreos.com/network"),
+            )),
+            None => Ok(()),
+        }
+    }
+}

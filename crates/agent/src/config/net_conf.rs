@@ -1,0 +1,419 @@
+//! flannel's configuration document, net-conf.json, as a source of Fairlead's.
+//!
+//! Read [`NetConf::read`], then [`NetConf::lay_under`]. What the document says becomes keys of the configuration, as if they
+//! stood in its file. A key that stands there too and says something else is refused: one of the two is out of date, and
+//! nobody can tell which. What flannel takes for granted where the document is silent gives way to the file.
+//!
+//! Decoded as flannel does it: names of keys in any case, keys that nobody knows passed over, the backend's type in small
+//! letters, `null` for nothing. What Fairlead has no counterpart for is an error where packets would go another way than
+//! the document says, and otherwise told ([`NetConf::without_effect`]).
+//!
+//! flannel 0.28: `Network`, `SubnetLen`, `Backend` and their like.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use serde_json::{Map, Value, json};
+
+use super::ConfigError;
+
+/// The largest document that is read, in bytes.
+const LARGEST: u64 = 1 << 20;
+
+/// The document, as keys of the configuration.
+#[derive(Debug)]
+pub(super) struct NetConf {
+    path: PathBuf,
+    says: Vec<Says>,
+    /// What it says that has no effect, for people.
+    pub(super) without_effect: Vec<String>,
+}
+
+/// One key of the configuration.
+#[derive(Debug)]
+struct Says {
+    section: Option<&'static str>,
+    key: &'static str,
+    value: Value,
+    /// The document's own key that says so; none where that is what flannel takes for granted.
+    by: Option<&'static str>,
+}
+
+/// An object of the document, the names of its keys in small letters.
+struct Part<'p> {
+    path: &'p Path,
+    members: Map<String, Value>,
+}
+
+impl NetConf {
+    /// Reads the document.
+    ///
+    /// # Errors
+    /// When there is none, it is no JSON, or it says what Fairlead cannot do.
+    pub(super) fn read(path: &Path) -> Result<Self, ConfigError> {
+        let failed = |source| ConfigError::Read { path: path.to_owned(), source };
+        let metadata = fs::metadata(path).map_err(failed)?;
+        if !metadata.is_file() || metadata.len() > LARGEST {
+            return Err(failed(io::Error::other("it is no file of at most 1 MiB")));
+        }
+        Self::parse(path, &fs::read_to_string(path).map_err(failed)?)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let document: Value =
+            serde_json::from_str(text).map_err(|error| wrong(path, "the document", error.to_string()))?;
+        let mut read = Self { path: path.to_owned(), says: Vec::new(), without_effect: Vec::new() };
+        let part = Part::of(path, "the document", document)?;
+        read.networks(&part)?;
+        for key in ["SubnetMin", "SubnetMax", "IPv6SubnetMin", "IPv6SubnetMax"] {
+            if part.value(key).is_some() {
+                read.without_effect.push(format!("{key}: any piece of the network is given out"));
+            }
+        }
+        let backend = part.value("Backend").cloned().unwrap_or_else(|| json!({}));
+        read.backend(&Part::of(path, "Backend", backend)?)?;
+        Ok(read)
+    }
+
+    fn say(&mut self, by: &'static str, section: &'static str, key: &'static str, value: Value) {
+        self.says.push(Says { section: Some(section), key, value, by: Some(by) });
+    }
+
+    /// The networks, and the pieces of them that nodes take.
+    fn networks(&mut self, part: &Part<'_>) -> Result<(), ConfigError> {
+        let families = [
+            (part.truth("EnableIPv4")?.unwrap_or(true), "Network", "SubnetLen", "nodePrefixIPv4", 24),
+            (
+                part.truth("EnableIPv6")?.unwrap_or(false),
+                "IPv6Network",
+                "IPv6SubnetLen",
+                "nodePrefixIPv6",
+                64,
+            ),
+        ];
+        let mut networks = Vec::new();
+        for (_, network, length, key, usual) in families.into_iter().filter(|family| family.0) {
+            let Some(net) = part.network(network)? else {
+                return Err(wrong(self.path.as_path(), network, "is missing".to_owned()));
+            };
+            if net.addr().is_ipv4() != (network == "Network") {
+                return Err(wrong(self.path.as_path(), network, format!("is {net}, of the other family")));
+            }
+            networks.push(net.to_string());
+            let told = part.number(length)?;
+            let piece = told.unwrap_or_else(|| u64::from(net.prefix_len()).saturating_add(2).max(usual));
+            let by = told.map(|_| length);
+            self.says.push(Says { section: Some("cluster"), key, value: json!(piece), by });
+        }
+        if networks.is_empty() {
+            let reason = "and EnableIPv6 are both false: pods have no address".to_owned();
+            return Err(wrong(self.path.as_path(), "EnableIPv4", reason));
+        }
+        self.say("Network", "cluster", "podCIDRs", json!(networks));
+        Ok(())
+    }
+
+    fn backend(&mut self, part: &Part<'_>) -> Result<(), ConfigError> {
+        let told = part.text("Type")?.map(str::to_ascii_lowercase);
+        // What flannel's code has; its documents say vxlan.
+        let backend = match told.as_deref().unwrap_or("udp") {
+            "vxlan" => self.vxlan(part)?,
+            "host-gw" => "host-gw",
+            "udp" => {
+                self.port(part, "udp")?;
+                "udp"
+            }
+            "ipip" => {
+                self.no_effect_if(part, "DirectRouting", "ipip always goes through the tunnel")?;
+                "ipip"
+            }
+            "wireguard" => self.wireguard(part)?,
+            "alloc" => "none",
+            other => {
+                let reason = format!(
+                    "is {other:?}; Fairlead has vxlan, host-gw, udp, ipip, wireguard and alloc (none)"
+                );
+                return Err(wrong(self.path.as_path(), "Backend.Type", reason));
+            }
+        };
+        let by = told.is_some().then_some("Backend.Type");
+        self.says.push(Says { section: None, key: "backend", value: json!(backend), by });
+        Ok(())
+    }
+
+    fn vxlan(&mut self, part: &Part<'_>) -> Result<&'static str, ConfigError> {
+        if part.truth("GBP")? == Some(true) {
+            let reason = "is true: Fairlead's tunnels carry no group policy, and theirs would drop what does";
+            return Err(wrong(self.path.as_path(), "Backend.GBP", reason.to_owned()));
+        }
+        self.no_effect_if(part, "Learning", "every entry is told, none is learned")?;
+        if let Some(vni) = part.number("VNI")? {
+            self.say("Backend.VNI", "vxlan", "vni", json!(vni));
+        }
+        self.port(part, "vxlan")?;
+        if let Some(direct) = part.truth("DirectRouting")? {
+            self.say("Backend.DirectRouting", "vxlan", "directRouting", json!(direct));
+        }
+        self.mtu(part)?;
+        Ok("vxlan")
+    }
+
+    fn wireguard(&mut self, part: &Part<'_>) -> Result<&'static str, ConfigError> {
+        if part.text("PSK")?.is_some_and(|key| !key.is_empty()) {
+            let reason =
+                "is set: Fairlead's tunnels have no pre-shared key, and would be less than was asked for";
+            return Err(wrong(self.path.as_path(), "Backend.PSK", reason.to_owned()));
+        }
+        if let Some(port) = part.number("ListenPort")?.filter(|port| *port != 0) {
+            self.say("Backend.ListenPort", "wireguard", "port", json!(port));
+        }
+        for (key, why) in [
+            ("ListenPortV6", "both families are in one tunnel"),
+            ("Mode", "both families are in one tunnel"),
+            ("PersistentKeepaliveInterval", "nothing is sent to keep a way open"),
+        ] {
+            if part.value(key).is_some_and(|value| *value != json!(0)) {
+                self.without_effect.push(format!("Backend.{key}: {why}"));
+            }
+        }
+        self.mtu(part)?;
+        Ok("wireguard")
+    }
+
+    /// 0 stands for the kernel's own, which is what Fairlead has.
+    fn port(&mut self, part: &Part<'_>, section: &'static str) -> Result<(), ConfigError> {
+        if let Some(port) = part.number("Port")?.filter(|port| *port != 0) {
+            self.say("Backend.Port", section, "port", json!(port));
+        }
+        Ok(())
+    }
+
+    /// The underlay's, as in Fairlead: what the tunnel adds is taken off by both.
+    fn mtu(&mut self, part: &Part<'_>) -> Result<(), ConfigError> {
+        if let Some(mtu) = part.number("MTU")?.filter(|mtu| *mtu != 0) {
+            self.say("Backend.MTU", "underlay", "mtu", json!(mtu));
+        }
+        Ok(())
+    }
+
+    fn no_effect_if(&mut self, part: &Part<'_>, key: &str, why: &str) -> Result<(), ConfigError> {
+        if part.truth(key)? == Some(true) {
+            self.without_effect.push(format!("Backend.{key}: {why}"));
+        }
+        Ok(())
+    }
+
+    /// The configuration's tree with what the document says where the file said nothing.
+    ///
+    /// # Errors
+    /// [`ConfigError::Twice`] for a key that both say, and differently.
+    pub(super) fn lay_under(&self, mut file: Value) -> Result<Value, ConfigError> {
+        for Says { section, key, value, by } in &self.says {
+            let place = match section {
+                Some(section) => &mut file[section],
+                None => &mut file,
+            };
+            if !place.is_object() {
+                *place = json!({});
+            }
+            let there = &mut place[*key];
+            if there.is_null() {
+                *there = value.clone();
+            } else if let Some(by) = by.filter(|_| normal(there) != normal(value)) {
+                return Err(ConfigError::Twice {
+                    key: section.map_or_else(|| (*key).to_owned(), |section| format!("{section}.{key}")),
+                    value: there.to_string(),
+                    path: self.path.clone(),
+                    by,
+                    theirs: value.to_string(),
+                });
+            }
+        }
+        Ok(file)
+    }
+}
+
+/// A value as it can be compared: networks in one spelling, and lists in one order.
+fn normal(value: &Value) -> Value {
+    match value {
+        Value::String(text) => {
+            text.parse::<IpNet>().map_or_else(|_| value.clone(), |net| json!(net.to_string()))
+        }
+        Value::Array(items) => {
+            let mut items: Vec<Value> = items.iter().map(normal).collect();
+            items.sort_by_key(ToString::to_string);
+            Value::Array(items)
+        }
+        _ => value.clone(),
+    }
+}
+
+impl<'p> Part<'p> {
+    fn of(path: &'p Path, name: &str, value: Value) -> Result<Self, ConfigError> {
+        let Value::Object(members) = value else {
+            return Err(wrong(path, name, "is no object".to_owned()));
+        };
+        let members = members.into_iter().map(|(key, value)| (key.to_lowercase(), value)).collect();
+        Ok(Self { path, members })
+    }
+
+    fn value(&self, key: &str) -> Option<&Value> {
+        self.members.get(&key.to_lowercase()).filter(|value| !value.is_null())
+    }
+
+    /// The value as `take` has it, which says nothing to one of another kind.
+    fn typed<'v, T>(
+        &'v self,
+        key: &str,
+        kind: &str,
+        take: impl FnOnce(&'v Value) -> Option<T>,
+    ) -> Result<Option<T>, ConfigError> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        take(value).map(Some).ok_or_else(|| wrong(self.path, key, format!("is {value}, not {kind}")))
+    }
+
+    fn truth(&self, key: &str) -> Result<Option<bool>, ConfigError> {
+        self.typed(key, "true or false", Value::as_bool)
+    }
+
+    fn number(&self, key: &str) -> Result<Option<u64>, ConfigError> {
+        self.typed(key, "a number", Value::as_u64)
+    }
+
+    fn text(&self, key: &str) -> Result<Option<&str>, ConfigError> {
+        self.typed(key, "a text", Value::as_str)
+    }
+
+    fn network(&self, key: &str) -> Result<Option<IpNet>, ConfigError> {
+        let net = self
+            .typed(key, "a network such as 10.244.0.0/16", |value| value.as_str()?.parse::<IpNet>().ok())?;
+        Ok(net.map(|net| net.trunc()))
+    }
+}
+
+fn wrong(path: &Path, key: &str, reason: String) -> ConfigError {
+    ConfigError::NetConf { path: path.to_owned(), key: key.to_owned(), reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::{Value, json};
+
+    use super::NetConf;
+    use crate::config::{BackendKind, Config};
+
+    fn document(text: &str) -> Result<NetConf, String> {
+        NetConf::parse(Path::new("net-conf.json"), text).map_err(|error| error.to_string())
+    }
+
+    /// The configuration that a document makes of an empty file.
+    fn alone(text: &str) -> Config {
+        let tree = document(text).unwrap().lay_under(Value::Null).unwrap();
+        serde_json::from_value(tree).unwrap()
+    }
+
+    #[test]
+    fn the_document_of_the_stock_manifest_is_vxlan_in_one_network() {
+        let config =
+            alone(r#"{"Network": "10.244.0.0/16", "EnableNFTables": false, "Backend": {"Type": "vxlan"}}"#);
+        let mut want = Config::default();
+        want.cluster.pod_cidrs.truncate(1);
+        assert_eq!(config, want);
+    }
+
+    #[test]
+    fn every_key_that_has_a_counterpart_is_taken_in_whatever_case_it_is_written() {
+        let config = alone(
+            r#"{"network": "10.20.9.0/16", "ENABLEIPV6": true, "IPv6Network": "fd20::/48", "SubnetLen": 26, "ipv6subnetlen": 72,
+                "Other": [1], "backend": {"type": "VXLAN", "vni": 7, "port": 4789, "DirectRouting": true, "MTU": 1400,
+                "MacPrefix": "0E-2A"}}"#,
+        );
+        assert_eq!(json!(config.cluster.pod_cidrs), json!(["10.20.0.0/16", "fd20::/48"]));
+        assert_eq!((config.cluster.node_prefix_ipv4, config.cluster.node_prefix_ipv6), (26, 72));
+        assert_eq!((config.vxlan.vni, config.vxlan.port, config.vxlan.direct_routing), (7, 4789, true));
+        assert_eq!((config.backend, config.underlay.mtu), (BackendKind::Vxlan, Some(1400)));
+        let config = alone(
+            r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd20::/48", "Backend": {"Type": "host-gw"}}"#,
+        );
+        assert_eq!(
+            (json!(config.cluster.pod_cidrs), config.backend),
+            (json!(["fd20::/48"]), BackendKind::HostGw)
+        );
+        let config = alone(
+            r#"{"Network": "10.0.0.0/8", "Backend": {"Type": "wireguard", "ListenPort": 7, "PSK": "", "MTU": 0}}"#,
+        );
+        assert_eq!(
+            (config.backend, config.wireguard.port, config.underlay.mtu),
+            (BackendKind::WireGuard, 7, None)
+        );
+    }
+
+    #[test]
+    fn what_flannel_takes_for_granted_holds_where_nobody_says_anything() {
+        let config = alone(r#"{"Network": "10.20.0.0/23"}"#);
+        assert_eq!((config.cluster.node_prefix_ipv4, config.backend), (25, BackendKind::Udp));
+        let config = alone(r#"{"Network": "10.20.0.0/22", "Backend": {"Port": 0}}"#);
+        assert_eq!((config.cluster.node_prefix_ipv4, config.udp.port), (24, 8285));
+        let net_conf = document(r#"{"Network": "10.20.0.0/16", "Backend": {"Type": "alloc"}}"#).unwrap();
+        let tree = net_conf.lay_under(json!({"cluster": {"nodePrefixIPv4": 20}})).unwrap();
+        assert_eq!((&tree["cluster"]["nodePrefixIPv4"], &tree["backend"]), (&json!(20), &json!("none")));
+    }
+
+    #[test]
+    fn what_has_no_counterpart_is_refused_or_told_by_its_key() {
+        for (backend, want) in [
+            (r#"{"Type": "ipsec", "PSK": "x"}"#, r#"Backend.Type is "ipsec""#),
+            (r#"{"Type": "extension"}"#, "Backend.Type"),
+            (r#"{"Type": "vxlan", "GBP": true}"#, "Backend.GBP is true"),
+            (r#"{"Type": "wireguard", "PSK": "c2VjcmV0"}"#, "Backend.PSK is set"),
+            (r#"{"Type": "vxlan", "VNI": "7"}"#, r#"VNI is "7", not a number"#),
+            (r#""vxlan""#, "Backend is no object"),
+        ] {
+            let error =
+                document(&format!(r#"{{"Network": "10.20.0.0/16", "Backend": {backend}}}"#)).unwrap_err();
+            assert!(error.contains(want) && error.contains("net-conf.json"), "{backend}: {error}");
+        }
+        for (text, want) in [
+            ("{}", "Network is missing"),
+            (r#"{"Network": "10.20.0.0/16", "EnableIPv6": true}"#, "IPv6Network is missing"),
+            (r#"{"Network": "fd20::/48"}"#, "the other family"),
+            (r#"{"Network": "10.20.0.0"}"#, "Network is"),
+            (r#"{"EnableIPv4": false}"#, "pods have no address"),
+            ("Network: 10.20.0.0/16", "the document"),
+        ] {
+            let error = document(text).unwrap_err();
+            assert!(error.contains(want), "{text}: {error}");
+        }
+        let told = document(
+            r#"{"Network": "10.20.0.0/16", "SubnetMin": "10.20.9.0", "Backend": {"Type": "vxlan", "Learning": true, "GBP": false}}"#,
+        );
+        let told = told.unwrap().without_effect;
+        assert!(
+            told.len() == 2 && told[0].starts_with("SubnetMin") && told[1].starts_with("Backend.Learning"),
+            "{told:?}"
+        );
+    }
+
+    #[test]
+    fn a_key_that_both_say_differently_is_refused_with_both_names() {
+        let net_conf =
+            document(r#"{"Network": "10.20.0.0/16", "Backend": {"Type": "vxlan", "VNI": 7}}"#).unwrap();
+        let same = json!({"cluster": {"podCIDRs": ["10.20.0.0/16"]}, "vxlan": {"vni": 7, "port": 1}, "backend": "vxlan"});
+        assert_eq!(net_conf.lay_under(same.clone()).unwrap()["vxlan"], same["vxlan"]);
+        for (file, want) in [
+            (json!({"vxlan": {"vni": 8}}), ["vxlan.vni says 8", "Backend.VNI of net-conf.json says 7"]),
+            (json!({"backend": "udp"}), [r#"backend says "udp""#, "Backend.Type of net-conf.json"]),
+            (
+                json!({"cluster": {"podCIDRs": ["10.21.0.0/16"]}}),
+                ["cluster.podCIDRs says", "Network of net-conf.json"],
+            ),
+        ] {
+            let error = net_conf.lay_under(file).unwrap_err().to_string();
+            assert!(want.iter().all(|part| error.contains(part)), "{error}");
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! Chaos: what happens to nodes happens to these three, in no order and several things at once; after each time every node has
+//! to be exactly what its plan says, and every pod to reach every other.
+//!
+//! Read [`Chaos::happen`]. `FAIRLEAD_CHAOS_SECONDS` says for how long it goes on, 15 if nothing is said; every run prints its
+//! seed, which `FAIRLEAD_CHAOS_SEED` takes to have the same things happen again. Five minutes:
+//!
+//!     FAIRLEAD_CHAOS_SECONDS=300 cargo test -p agent --test cluster chaos -- --nocapture
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant, SystemTime};
+
+use harness::{eventually, run, run_ok};
+
+use crate::rig::{Node, Rig};
+
+const BACKENDS: [&str; 3] = ["vxlan", "host-gw", "udp"];
+
+/// What can happen to a node.
+#[derive(Debug, Clone, Copy)]
+enum Event {
+    AgentKilled,
+    AgentStopped,
+    LinkFlapped,
+    DeviceDeleted,
+    RoutesFlushed,
+    NeighboursFlushed,
+    RulesetFlushed,
+    ForwardingOff,
+    DeviceShrunk,
+    ForeignThings,
+    NodeMoved,
+    NodeObjectReplaced,
+    LeaseDeleted,
+    /// To the whole cluster.
+    BackendChanged,
+}
+
+const EVENTS: [Event; 14] = [
+    Event::AgentKilled,
+    Event::AgentStopped,
+    Event::LinkFlapped,
+    Event::DeviceDeleted,
+    Event::RoutesFlushed,
+    Event::NeighboursFlushed,
+    Event::RulesetFlushed,
+    Event::ForwardingOff,
+    Event::DeviceShrunk,
+    Event::ForeignThings,
+    Event::NodeMoved,
+    Event::NodeObjectReplaced,
+    Event::LeaseDeleted,
+    Event::BackendChanged,
+];
+
+/// Numbers in no order, the same ones for the same seed (xorshift64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 >> 33).unwrap() % bound
+    }
+}
+
+struct Chaos {
+    rig: Rig,
+    random: Random,
+    backend: usize,
+    /// The last number of each node's underlay address.
+    addresses: Vec<usize>,
+    /// Which nodes have somebody else's things.
+    foreign: BTreeSet<usize>,
+}
+
+#[test]
+fn chaos_leaves_every_node_as_its_plan_says_after_each_step() {
+    let setting = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let seconds = setting("FAIRLEAD_CHAOS_SECONDS").unwrap_or(15);
+    let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    // A seed of zero would stay zero.
+    let seed = setting("FAIRLEAD_CHAOS_SEED").unwrap_or(u64::from(clock.subsec_nanos())) | 1;
+    println!("FAIRLEAD_CHAOS_SEED={seed}");
+    let mut chaos = Chaos::new(Random(seed));
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let mut steps = 0;
+    while Instant::now() < end {
+        let count = 1 + chaos.random.below(3);
+        for _ in 0..count {
+            let event = EVENTS[chaos.random.below(EVENTS.len())];
+            let node = chaos.random.below(chaos.rig.nodes.len());
+            println!("step {steps}: {event:?} on node{}", node + 1);
+            chaos.happen(event, node);
+        }
+        chaos.check();
+        steps += 1;
+    }
+    println!("{steps} steps in {seconds} s");
+    chaos.clean();
+}
+
+impl Chaos {
+    fn new(random: Random) -> Self {
+        let mut rig = Rig::new(3);
+        for node in &mut rig.nodes {
+            node.configure("backend: vxlan\n");
+            node.start();
+        }
+        rig.await_joined();
+        rig.add_pods();
+        Self { rig, random, backend: 0, addresses: vec![1, 2, 3], foreign: BTreeSet::new() }
+    }
+
+    fn happen(&mut self, event: Event, index: usize) {
+        let node = &mut self.rig.nodes[index];
+        let tool = |program: &str, words: &str| run(node.netns.command(program).args(words.split(' ')));
+        match event {
+            Event::AgentKilled => {
+                node.kill();
+                node.start();
+            }
+            Event::AgentStopped => {
+                assert_eq!(node.stop(), Some(0));
+                node.start();
+            }
+            Event::LinkFlapped => {
+                node.netns.ip("link set eth0 down");
+                node.netns.ip("link set eth0 up");
+                self.settle_underlay(index);
+            }
+            Event::DeviceDeleted => {
+                for device in ["fairlead0", "fairlead-udp"] {
+                    tool("ip", &format!("link del {device}"));
+                }
+            }
+            Event::RoutesFlushed => {
+                tool("ip", "-4 route flush proto 70");
+                tool("ip", "-6 route flush proto 70");
+            }
+            Event::NeighboursFlushed => {
+                tool("ip", "neigh flush nud permanent dev fairlead0");
+            }
+            Event::RulesetFlushed => {
+                tool("nft", "delete table inet fairlead");
+            }
+            Event::ForwardingOff => {
+                tool("sysctl", "-q -w net/ipv4/ip_forward=0");
+                tool("sysctl", "-q -w net/ipv6/conf/all/forwarding=0");
+            }
+            Event::DeviceShrunk => {
+                tool("ip", "link set fairlead0 mtu 1301 down");
+            }
+            Event::ForeignThings => self.add_foreign(index),
+            Event::NodeMoved => self.move_node(index),
+            Event::NodeObjectReplaced => {
+                let name = self.rig.nodes[index].name.clone();
+                self.rig.remove_node(&name);
+                self.rig.put_node(&name, "");
+            }
+            Event::LeaseDeleted => {
+                let name = self.rig.nodes[index].name.clone();
+                self.rig.forget(&name);
+            }
+            Event::BackendChanged => {
+                self.backend = (self.backend + 1) % BACKENDS.len();
+                let text = format!("backend: {}\n", BACKENDS[self.backend]);
+                self.rig.nodes.iter_mut().for_each(|node| node.configure(&text));
+            }
+        }
+    }
+
+    /// What the kernel takes with a link that goes down, and its owner gives back.
+    fn settle_underlay(&self, index: usize) {
+        let (netns, number) = (&self.rig.nodes[index].netns, index + 1);
+        netns.ip(&format!("address replace fd00:198:18::{number}/64 dev eth0 nodad"));
+        netns.ip("route replace default via 198.18.0.254");
+        netns.ip("route replace default via fd00:198:18::fe dev eth0");
+    }
+
+    fn move_node(&mut self, index: usize) {
+        let before = self.addresses[index];
+        // 1 to 3, then 11 to 13, and so on: no two nodes meet.
+        let after = (before + 10) % 200;
+        let netns = &self.rig.nodes[index].netns;
+        netns.ip(&format!("address del 198.18.0.{before}/24 dev eth0"));
+        netns.ip(&format!("address add 198.18.0.{after}/24 dev eth0"));
+        self.addresses[index] = after;
+        self.settle_underlay(index);
+    }
+
+    fn add_foreign(&mut self, index: usize) {
+        if !self.foreign.insert(index) {
+            return;
+        }
+        let netns = &self.rig.nodes[index].netns;
+        netns.ip("link add others0 type bridge");
+        netns.ip("link set others0 up");
+        netns.ip("route add 203.0.113.0/24 dev others0 proto 99");
+        run_ok(netns.command("nft").args(["add table ip others; add chain ip others kept"]));
+    }
+
+    /// The cluster comes to rest, whole.
+    fn check(&self) {
+        self.rig.await_joined();
+        for node in &self.rig.nodes {
+            let wanted = self.wanted_routes(node);
+            let mut last = String::new();
+            eventually(&format!("{} has exactly the routes it should have", node.name), || {
+                let plan = agent::ask_plan(&node.state_dir()).ok()?;
+                let found = routes(node);
+                if plan.steps.is_empty() && found == wanted {
+                    return Some(());
+                }
+                let now = format!("{}: {found:?}\nwanted: {wanted:?}\nplan: {:?}", node.name, plan.steps);
+                if now != last {
+                    println!("{now}");
+                    last = now;
+                }
+                None
+            });
+        }
+        for index in &self.foreign {
+            let netns = &self.rig.nodes[*index].netns;
+            assert!(netns.ip("route show proto 99").contains("203.0.113.0/24"), "somebody's route is kept");
+            assert!(netns.link_names().contains(&"others0".to_owned()), "somebody's link is kept");
+            run_ok(netns.command("nft").args(["list", "chain", "ip", "others", "kept"]));
+        }
+        self.await_reachable();
+    }
+
+    /// Every pod reaches every other. At once, but where an agent was restarted and its device deleted while the backend
+    /// changed: peers send to that device for up to two seconds more.
+    fn await_reachable(&self) {
+        for from in &self.rig.nodes {
+            for to in &self.rig.nodes {
+                for (source, target) in from.pod_addresses().iter().zip(to.pod_addresses()) {
+                    let what = format!("{} {source} reaches {} {target}", from.name, to.name);
+                    eventually(&what, || from.pings(source, &target).then_some(()));
+                }
+            }
+        }
+    }
+
+    /// A node's own pod CIDRs, which lead nowhere but to pods, and those of its peers.
+    fn wanted_routes(&self, node: &Node) -> BTreeSet<String> {
+        let own = |cidr: String| format!("unreachable {cidr}");
+        let peers = self.rig.nodes.iter().filter(|peer| peer.name != node.name);
+        peers.flat_map(Node::pod_cidrs).chain(node.pod_cidrs().into_iter().map(own)).collect()
+    }
+
+    fn clean(mut self) {
+        for node in &mut self.rig.nodes {
+            node.kill();
+            run_ok(&mut node.command(&["clean"]));
+            assert_eq!(routes(node), BTreeSet::new(), "{}", node.name);
+            let links = node.netns.ip("-d link show");
+            assert!(!links.lines().any(|line| line.trim() == "alias fairlead"), "{links}");
+            let rules = run_ok(node.netns.command("nft").args(["list", "tables"]));
+            assert!(!rules.contains("fairlead"), "{rules}");
+        }
+    }
+}
+
+/// The destinations of the agent's routes, both families.
+fn routes(node: &Node) -> BTreeSet<String> {
+    let list = |family: &str| {
+        let routes = node.netns.ip_json(&format!("{family} route show proto 70"));
+        routes.as_array().cloned().unwrap_or_default()
+    };
+    let named = |route: serde_json::Value| {
+        let text = |key: &str| route[key].as_str().unwrap_or_default().to_owned();
+        format!("{} {}", text("type"), text("dst")).trim_start_matches("unicast ").to_owned()
+    };
+    ["-4", "-6"].into_iter().flat_map(list).map(named).collect()
+}

@@ -1,0 +1,165 @@
+//! Nodes of flannel without Kubernetes: those that share an etcd with Fairlead's, made by hand as flannel programs them,
+//! and the file that it leaves on a node.
+
+use std::net::Ipv4Addr;
+use std::process::Command;
+
+use agent::{PeerState, Status};
+use harness::etcd::base64;
+use harness::{Etcd, eventually, run_ok};
+use serde_json::{Value, json};
+
+use crate::rig::{Node, Rig};
+
+const SUBNETS: &str = "/coreos.com/network/subnets/";
+
+const CONFIGURATION: &str = "
+cluster: {podCIDRs: [10.244.0.0/16], deletedNodeGraceSeconds: 0}
+flannel: {etcdPrefix: /coreos.com/network}
+";
+
+fn mac(number: usize) -> String {
+    format!("ba:1d:00:00:00:0{number}")
+}
+
+/// What flannel says of one of its nodes, with a lease of a day.
+fn say(etcd: &Etcd, subnet: &str, number: usize) {
+    let said = json!({
+        "PublicIP": format!("198.18.0.{number}"), "PublicIPv6": null, "BackendType": "vxlan",
+        "BackendData": {"VNI": 1, "VtepMAC": mac(number)},
+    });
+    let granted = etcd.ask("/v3/lease/grant", &json!({"TTL": "86400"}));
+    let (key, value) = (base64(&format!("{SUBNETS}{subnet}")), base64(&said.to_string()));
+    etcd.ask("/v3/kv/put", &json!({"key": key, "value": value, "lease": granted["ID"]}));
+}
+
+/// What flannel reads of a node: its subnet, and what stands under its key.
+fn said(etcd: &Etcd, subnet: &str) -> Option<Value> {
+    let value = etcd.get(&format!("{SUBNETS}{subnet}"))?["value"].as_str()?.to_owned();
+    let text = run_ok(Command::new("sh").args(["-c", &format!("printf %s '{value}' | base64 -d")]));
+    Some(serde_json::from_str(&text).unwrap())
+}
+
+/// What flannel does on `node` when it hears of the node that has this subnet.
+fn hear(node: &Node, base: &str, said: &Value) {
+    assert_eq!((&said["BackendType"], &said["BackendData"]["VNI"]), (&json!("vxlan"), &json!(1)), "{said}");
+    let (address, mac) =
+        (said["PublicIP"].as_str().unwrap(), said["BackendData"]["VtepMAC"].as_str().unwrap());
+    node.netns.ip(&format!("neigh replace {base} lladdr {mac} dev flannel.1 nud permanent"));
+    let entry = ["fdb", "replace", mac, "dev", "flannel.1", "dst", address, "self", "permanent"];
+    run_ok(node.netns.command("bridge").args(entry));
+    node.netns.ip(&format!("route replace {base}/24 via {base} dev flannel.1 onlink"));
+}
+
+fn set_up_flannel(node: &Node, base: &str) {
+    let (mac, local) = (mac(node.number), format!("198.18.0.{}", node.number));
+    node.netns.ip(&format!(
+        "link add flannel.1 address {mac} mtu 1450 type vxlan id 1 dev eth0 local {local} dstport 8472 nolearning"
+    ));
+    node.netns.ip("link set flannel.1 up");
+    node.netns.ip(&format!("address add {base}/32 dev flannel.1"));
+    node.netns.ip("link add pod0 type bridge");
+    node.netns.ip("link set pod0 up");
+    node.netns.ip(&format!("address add {}5 dev pod0", base.strip_suffix('0').unwrap()));
+}
+
+fn has_peers(count: usize) -> impl Fn(&Status) -> bool {
+    move |status| {
+        let programmed = status.peers.iter().filter(|peer| peer.state == PeerState::Programmed).count();
+        status.ready && (programmed, status.peers.len()) == (count, count)
+    }
+}
+
+#[test]
+fn nodes_of_flannel_and_of_fairlead_are_one_cluster_by_an_etcd() {
+    let mut rig = Rig::new(3);
+    rig.underlay.ip("address add 198.18.0.254/24 dev br0");
+    let Some(etcd) = Etcd::start_in(&rig.underlay, Ipv4Addr::new(198, 18, 0, 254)) else { return };
+    // Node 1 is flannel's, and node 3 was until a moment ago.
+    etcd.put("/coreos.com/network/config", r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}"#);
+    say(&etcd, "10.244.0.0-24", 1);
+    say(&etcd, "10.244.30.0-24", 3);
+    set_up_flannel(&rig.nodes[0], "10.244.0.0");
+    for node in &mut rig.nodes[1..] {
+        let manifest = format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {}}}\n", node.name);
+        etcd.put(&format!("/fairlead/nodes/{}", node.name), &manifest);
+        node.use_store(format!("etcd:{}", etcd.url()));
+        node.configure(CONFIGURATION);
+        node.start();
+    }
+    for node in &rig.nodes[1..] {
+        node.await_status("reaches both others", has_peers(2));
+        node.add_pod();
+    }
+    let [first, second, third] = &rig.nodes[..] else { panic!("three nodes") };
+    assert_eq!(second.pod_cidrs(), ["10.244.1.0/24"], "the first that is neither Fairlead's nor flannel's");
+    assert_eq!(third.pod_cidrs(), ["10.244.30.0/24"], "what it had as one of flannel's");
+    let ours = |subnet: &str| {
+        eventually("flannel's nodes are told", || {
+            said(&etcd, subnet).filter(|said| !said["Fairlead"].is_null())
+        })
+    };
+    for (subnet, base) in [("10.244.1.0-24", "10.244.1.0"), ("10.244.30.0-24", "10.244.30.0")] {
+        hear(first, base, &ours(subnet));
+    }
+    let pods = ["10.244.0.5", "10.244.1.5", "10.244.30.5"];
+    for (from, source) in rig.nodes.iter().zip(pods) {
+        for target in pods {
+            assert!(from.pings(source, target), "{source} -> {target}");
+        }
+    }
+
+    // An agent that starts gives its key another day; the node's network is as it was.
+    let key = format!("{SUBNETS}10.244.1.0-24");
+    let before = etcd.get(&key).unwrap()["lease"].clone();
+    rig.nodes[1].kill();
+    rig.nodes[1].start();
+    eventually("the key has another lease", || {
+        etcd.get(&key).filter(|kv| !kv["lease"].is_null() && kv["lease"] != before)
+    });
+    rig.nodes[1].await_status("is as it was", has_peers(2));
+
+    // A node of flannel's is gone with its key, and one of ours with its Node.
+    etcd.delete(&format!("{SUBNETS}10.244.0.0-24"));
+    rig.nodes[1].await_status("has lost the node of flannel", has_peers(1));
+    etcd.delete("/fairlead/nodes/node3");
+    eventually("what node3 had is free", || said(&etcd, "10.244.30.0-24").is_none().then_some(()));
+}
+
+#[test]
+fn the_subnet_that_flannel_left_in_its_file_is_kept_and_the_file_is_kept_true() {
+    let mut rig = Rig::new(1);
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("flannel/subnet.env");
+    std::fs::create_dir(directory.path().join("flannel")).unwrap();
+    let left = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.77.1/24\nFLANNEL_MTU=1400\nFLANNEL_IPMASQ=true\n";
+    std::fs::write(&file, left).unwrap();
+    let configuration = |more: &str| {
+        format!("cluster: {{podCIDRs: [10.244.0.0/16]}}\nflannel: {{subnetFile: {}}}\n{more}", file.display())
+    };
+    rig.nodes[0].configure(&configuration(""));
+    rig.nodes[0].start();
+    rig.nodes[0].await_status("is ready", |status| status.ready);
+    assert_eq!(rig.nodes[0].pod_cidrs(), ["10.244.77.0/24"]);
+    let says = |mtu: &str| {
+        eventually("the file is true", || {
+            let text = std::fs::read_to_string(&file).ok()?;
+            (text == left.replace("1400", mtu)).then_some(())
+        });
+    };
+    says("1450");
+    rig.nodes[0].configure(&configuration("underlay: {mtu: 1300}\n"));
+    says("1250");
+    rig.nodes[0].configure(&configuration("masquerade: {enabled: false}\n"));
+    eventually("the file tells who translates", || {
+        std::fs::read_to_string(&file)
+            .ok()?
+            .ends_with("FLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n")
+            .then_some(())
+    });
+    rig.nodes[0].kill();
+    run_ok(&mut rig.nodes[0].command(&["clean"]));
+    assert!(!file.exists());
+    let rest: Vec<_> = std::fs::read_dir(directory.path().join("flannel")).unwrap().collect();
+    assert!(rest.is_empty(), "{rest:?}");
+}

@@ -1,0 +1,148 @@
+//! The same with the real flanneld, where there is one: `$FAIRLEAD_FLANNELD`, else `flanneld` on `PATH`.
+//!
+//! Nodes 1 and 3 run it, node 2 an agent that reads flannel's own configuration; then node 1 changes over.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use harness::{Etcd, Service, eventually, not_run};
+use tempfile::TempDir;
+
+use crate::flannel::{has_both_peers, nodes, reaches};
+use crate::rig::{Node, Rig};
+
+/// Where flanneld is; says so where it is not.
+fn program() -> Option<PathBuf> {
+    let named = std::env::var_os("FAIRLEAD_FLANNELD").map(PathBuf::from);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = named.or_else(|| {
+        std::env::split_paths(&path).map(|folder| folder.join("flanneld")).find(|file| file.exists())
+    });
+    if found.is_none() {
+        not_run("there is no flanneld in $FAIRLEAD_FLANNELD or on PATH");
+    }
+    found
+}
+
+/// A flanneld that runs.
+struct Flanneld {
+    _service: Service,
+    _directory: TempDir,
+}
+
+impl Flanneld {
+    fn start(program: &Path, node: &Node, words: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut command = node.netns.command(program);
+        command
+            .args(["--iface", "eth0", "--ip-masq", "--subnet-file"])
+            .arg(directory.path().join("subnet.env"));
+        command.args(words).env("NODE_NAME", &node.name);
+        let mut service = Service::start(&mut command, directory.path().join("flanneld.log"));
+        service.await_said("Running backend", 1);
+        Self { _service: service, _directory: directory }
+    }
+}
+
+fn net_conf(backend: &str) -> String {
+    format!(r#"{{"Network": "10.244.0.0/16", "EnableNFTables": true, "Backend": {{"Type": "{backend}"}}}}"#)
+}
+
+fn add_pod(node: &Node, address: &str) {
+    node.netns.ip("link add pod0 type bridge");
+    node.netns.ip("link set pod0 alias fairlead:test/pod/eth0 up");
+    node.netns.ip(&format!("address add {address} dev pod0"));
+    node.netns.ip("link set lo up");
+}
+
+fn await_reachable(rig: &Rig, backend: &str) {
+    for from in &rig.nodes {
+        for to in &rig.nodes {
+            let what = format!("a pod of {} reaches one of {}", from.name, to.name);
+            eventually(&what, || reaches(from, to, backend).0.then_some(()));
+        }
+    }
+}
+
+/// What flanneld leaves when it ends.
+fn remove_flannels(node: &Node, backend: &str) {
+    match backend {
+        "vxlan" => drop(node.netns.ip("link delete flannel.1")),
+        // Its device goes with it.
+        "udp" => {}
+        _ => [2, 3].iter().for_each(|peer| drop(node.netns.ip(&format!("route delete 10.244.{peer}.0/24")))),
+    }
+}
+
+fn change_over(backend: &'static str) {
+    let Some(program) = program() else { return };
+    let Some((mut rig, server)) = nodes(backend) else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("net-conf.json");
+    std::fs::write(&file, net_conf(backend)).unwrap();
+    let kubeconfig = server.kubeconfig();
+    let words = ["--kube-subnet-mgr", "--kubeconfig-file", kubeconfig.to_str().unwrap(), "--net-config-path"];
+    let words = [&words[..], &[file.to_str().unwrap()]].concat();
+    rig.nodes.iter().for_each(|node| add_pod(node, &crate::flannel::pod(node)));
+    let mut flannels = [0, 2].map(|index| Some(Flanneld::start(&program, &rig.nodes[index], &words)));
+    for node in &mut rig.nodes[..2] {
+        // What its net-conf.json says need not be said again.
+        node.configure(&format!("flannel: {{annotations: true, netConf: {}}}\n", file.display()));
+    }
+    rig.nodes[1].start();
+    rig.nodes[1].await_status("reaches the nodes of flannel", has_both_peers);
+    await_reachable(&rig, backend);
+    flannels[0].take();
+    remove_flannels(&rig.nodes[0], backend);
+    rig.nodes[0].start();
+    for node in &rig.nodes[..2] {
+        node.await_status("reaches the others", has_both_peers);
+    }
+    await_reachable(&rig, backend);
+}
+
+#[test]
+fn a_cluster_changes_over_from_the_real_flannels_vxlan() {
+    change_over("vxlan");
+}
+
+#[test]
+fn a_cluster_changes_over_from_the_real_flannels_host_gw() {
+    change_over("host-gw");
+}
+
+#[test]
+fn a_cluster_changes_over_from_the_real_flannels_udp() {
+    change_over("udp");
+}
+
+#[test]
+fn the_real_flannel_shares_an_etcd() {
+    let Some(program) = program() else { return };
+    let mut rig = Rig::new(3);
+    rig.underlay.ip("address add 198.18.0.254/24 dev br0");
+    let Some(etcd) = Etcd::start_in(&rig.underlay, Ipv4Addr::new(198, 18, 0, 254)) else { return };
+    etcd.put("/coreos.com/network/config", &net_conf("vxlan"));
+    let url = etcd.url();
+    let words = ["--etcd-endpoints", &url];
+    let _flannels = [0, 2].map(|index| Flanneld::start(&program, &rig.nodes[index], &words));
+    let node = &mut rig.nodes[1];
+    etcd.put("/fairlead/nodes/node2", "apiVersion: v1\nkind: Node\nmetadata: {name: node2}\n");
+    node.use_store(format!("etcd:{url}"));
+    node.configure("cluster: {podCIDRs: [10.244.0.0/16]}\nflannel: {etcdPrefix: /coreos.com/network}\n");
+    node.start();
+    node.await_status("reaches the nodes of flannel", has_both_peers);
+    node.add_pod();
+    // The ends of their tunnels answer as pods would.
+    let targets: Vec<String> = [0, 2]
+        .iter()
+        .map(|index| {
+            let link = rig.nodes[*index].netns.ip_json("-4 address show dev flannel.1");
+            link[0]["addr_info"][0]["local"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    let source = &rig.nodes[1].pod_addresses()[0];
+    for target in targets {
+        eventually(&format!("{target} answers"), || rig.nodes[1].pings(source, &target).then_some(()));
+    }
+}
