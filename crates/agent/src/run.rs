@@ -26,6 +26,7 @@ use crate::reconcile::{End, Loop};
 use crate::reload::ConfigFile;
 use crate::report::{Reason, told};
 use crate::server::{Server, ServerError};
+use crate::tunnels::{DESIGN_FILE, Descriptors, DesignFile, Tunnels};
 use crate::view::View;
 
 /// What of the cluster an agent has to know.
@@ -103,7 +104,9 @@ pub enum Error {
 /// When it cannot start: bad configuration, a second agent, overlapping networks, no netlink. A store that is away
 /// is no error: the agent waits for it.
 pub fn run(options: &Options) -> Result<(), Error> {
-    // First of all, for threads inherit which signals are blocked.
+    // Before anything is opened: what was passed has its numbers already.
+    let descriptors = Descriptors::inherited();
+    // Before any thread, for threads inherit which signals are blocked.
     let termination = Termination::take_over().map_err(Error::Signals)?;
     check(options)?;
     make_directory(&options.state_dir)?;
@@ -120,6 +123,10 @@ pub fn run(options: &Options) -> Result<(), Error> {
     if let (Some(file), None) = (&configuration.file, &configuration.problem) {
         file.keep();
     }
+    let (sender, events) = mpsc::channel();
+    // Packets wait for it, and nothing that may take its time is needed for it.
+    let mut tunnels = Tunnels::new(options, descriptors, sender.clone());
+    tunnels.resume(&options.state_dir);
     // The kernel is listened to before it is looked at, so that no change falls between the two.
     let (door, watcher) = Door::open().map_err(kernel_error("open netlink"))?;
     let door = refuse_overlaps(options, door)?;
@@ -136,9 +143,9 @@ pub fn run(options: &Options) -> Result<(), Error> {
         door,
         leases: Leases::new(store, &options.node),
         announcer,
+        tunnels,
         config_problem: configuration.problem,
     });
-    let (sender, events) = mpsc::channel();
     let config_file = configuration.file;
     start_threads(&sender, Sources { termination, server, watcher, watch, http, config_file })?;
     drop(sender);
@@ -146,6 +153,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     options.tell_what_is_without_effect();
     let view = View::new(&options.node, options.config.cluster.deleted_node_grace());
     let view = view.remembering(node.remembered());
+    node.tell_started();
     let end = Loop::new(node, view).run(&events);
     // Best effort: a stale socket is replaced by the next agent anyway.
     let _ = std::fs::remove_file(socket);
@@ -198,6 +206,9 @@ fn clean_alone(
     }
     if ConfigFile::forget(&options.state_dir)? {
         said.push(format!("- file {}", options.state_dir.join(ConfigFile::KEPT).display()));
+    }
+    if DesignFile::forget(&options.state_dir)? {
+        said.push(format!("- file {}", options.state_dir.join(DESIGN_FILE).display()));
     }
     if let Some(key) = forget_key(&options.state_dir)? {
         said.push(format!("- file {}", key.display()));
