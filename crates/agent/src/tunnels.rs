@@ -154,12 +154,18 @@ impl Tunnels {
         let adopted = before.or(passed).and_then(|handles| {
             let adopted = Tunnel::adopt(settings.clone(), handles, &peers);
             // The settings are others, or the device is.
-            let refused = |error: &tunnel::Error| tracing::info!(tunnel = name, reason = %told(error), "opened anew");
+            let refused =
+                |error: &tunnel::Error| tracing::info!(tunnel = name, reason = %told(error), "opened anew");
             adopted.inspect_err(refused).ok()
         });
         let is_adopted = adopted.is_some();
         let tunnel = adopted.map_or_else(|| self.open(kind, &settings, &peers), Ok)?;
-        tracing::info!(tunnel = name, device = settings.device, adopted = is_adopted, "the tunnel has started");
+        tracing::info!(
+            tunnel = name,
+            device = settings.device,
+            adopted = is_adopted,
+            "the tunnel has started"
+        );
         let events = self.events.clone();
         tunnel.on_end(move |reason| {
             // The loop may be gone, and the process with it soon.

@@ -74,9 +74,7 @@ impl Notifier {
     /// # Errors
     /// When the manager does not take them. Whether it keeps them (it may have its fill) it does not say.
     pub fn keep(&self, name: &str, descriptors: &[BorrowedFd<'_>]) -> Result<(), Error> {
-        descriptors
-            .chunks(MOST)
-            .try_for_each(|some| self.say(&format!("FDSTORE=1\nFDNAME={name}"), some))
+        descriptors.chunks(MOST).try_for_each(|some| self.say(&format!("FDSTORE=1\nFDNAME={name}"), some))
     }
 
     /// Has the manager close what it keeps under a name.
@@ -114,6 +112,9 @@ impl Notifier {
         }
         sendmsg(&self.socket, &[IoSlice::new(text.as_bytes())], &mut control, SendFlags::NOSIGNAL)
             .map(drop)
-            .map_err(|errno| Error::System { tried: "tell the service manager something", source: errno.into() })
+            .map_err(|errno| Error::System {
+                tried: "tell the service manager something",
+                source: errno.into(),
+            })
     }
 }

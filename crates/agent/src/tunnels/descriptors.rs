@@ -76,7 +76,11 @@ impl Descriptors {
     /// Closes what was passed and nobody has taken, and has it closed by the manager.
     pub(crate) fn drop_the_rest(&mut self) {
         for (name, descriptors) in std::mem::take(&mut self.passed) {
-            tracing::info!(name, count = descriptors.len(), "descriptors that nothing goes on with are closed");
+            tracing::info!(
+                name,
+                count = descriptors.len(),
+                "descriptors that nothing goes on with are closed"
+            );
             drop(descriptors);
             self.tell(|manager| manager.give_up(&name));
         }

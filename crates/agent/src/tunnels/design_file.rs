@@ -1,8 +1,8 @@
 //! `<state dir>/tunnels.json`: what the tunnels were when they last changed, for the agent that starts next.
 //!
 //! Read [`DesignFile`]. That agent can then go on with its tunnels before it knows anything of the cluster. The loop only
-//! hands over what the tunnels are; a thread writes it, at most once in [`PACE`], so any number of peers may come at once. The
-//! file holds no private key. What an agent that is killed has not written yet is put right once the next knows the cluster.
+//! hands over what the tunnels are; a thread writes the newest of it and then rests [`REST`] times as long as that took, so any
+//! number of peers may come at once. The file holds no private key. What an agent that is killed has not written yet is put right once the next knows the cluster.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ipnet::IpNet;
 use route::{TunnelDesign, TunnelKind, TunnelPeer};
@@ -24,8 +24,8 @@ use crate::report::told;
 /// The file's name within the state directory.
 pub(crate) const NAME: &str = "tunnels.json";
 
-/// The least time between two writes.
-const PACE: Duration = Duration::from_secs(1);
+/// How much longer than a write the pause behind it is: writing takes a twentieth of a core at most.
+const REST: u32 = 20;
 
 /// What the tunnels are.
 pub(crate) type Designs = BTreeMap<TunnelKind, Arc<TunnelDesign>>;
@@ -108,8 +108,7 @@ impl Drop for DesignFile {
     }
 }
 
-/// Writes the newest of what comes, at once after a pause and never sooner than [`PACE`] after the last, until nothing can
-/// come any more.
+/// Writes the newest of what comes, but with pauses, until nothing can come any more.
 fn follow(news: &Receiver<Designs>, mut write: impl FnMut(Designs)) {
     let mut due = None;
     let mut not_before = Instant::now();
@@ -122,8 +121,9 @@ fn follow(news: &Receiver<Designs>, mut write: impl FnMut(Designs)) {
             Ok(designs) => due = Some(designs),
             Err(why) => {
                 if let Some(designs) = due.take() {
+                    let began = Instant::now();
                     write(designs);
-                    not_before = Instant::now() + PACE;
+                    not_before = Instant::now() + began.elapsed() * REST;
                 }
                 if why == RecvTimeoutError::Disconnected {
                     return;

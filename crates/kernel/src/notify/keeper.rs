@@ -296,7 +296,8 @@ mod tests {
         notifier.keep("one", &[a.as_fd(), b.as_fd()]).unwrap();
         notifier.keep("two", &[c.as_fd()]).unwrap();
         drop((a, b, c));
-        let script = "test $LISTEN_PID = $$ && echo $LISTEN_FDS $LISTEN_FDNAMES $(cat <&3) $(cat <&4) $(cat <&5)";
+        let script =
+            "test $LISTEN_PID = $$ && echo $LISTEN_FDS $LISTEN_FDNAMES $(cat <&3) $(cat <&4) $(cat <&5)";
         assert_eq!(shell(&keeper, script), "3 one:one:two a b c\n");
         notifier.give_up("one").unwrap();
         assert!(notifier.barrier(Duration::from_secs(60)).unwrap());
