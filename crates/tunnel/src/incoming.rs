@@ -115,7 +115,7 @@ impl Incoming {
         };
         let bytes = place.of(self.receiver.arena());
         let room = self.plain.get_mut(*used..).unwrap_or_default();
-        match session.open(remote.address.ip(), bytes, room, answer) {
+        match session.open(remote.address.ip(), bytes, room, &context.shared.drops, answer) {
             Opened::Packet(length) => {
                 let place = Piece { start: *used, length };
                 *used += length;
@@ -128,7 +128,7 @@ impl Incoming {
                 }
             }
             Opened::Nothing => {}
-            Opened::Refused => context.shared.drops.add(DropReason::Unsealed, 1, place.length),
+            Opened::Refused(reason) => context.shared.drops.add(reason, 1, place.length),
         }
     }
 

@@ -109,6 +109,29 @@ fn a_smaller_underlay_is_learned() {
 }
 
 #[test]
+fn an_underlay_that_is_too_small_for_ipv6_carries_it_in_fragments() {
+    for encapsulation in [Encapsulation::Udp, Encapsulation::Ipip] {
+        let Some(rig) = Rig::new(encapsulation, 1400) else { return };
+        let tunnels = rig.join(1);
+        for (node, other) in rig.nodes.iter().zip([2, 1]) {
+            node.ip(&format!("route add 192.0.2.{other}/32 dev u mtu lock 1200"));
+        }
+        // The pod is told of the smallest MTU that there is for it, and packets of that size arrive.
+        eventually("the pod is told", || {
+            let said = rig.ping("-n -c 1 -W 1 -M do -s 1352 fd00:2::2");
+            said.contains("mtu=1280").then_some(()).or_else(|| said.contains("mtu = 1280").then_some(()))
+        });
+        let said = rig.ping("-n -c 3 -W 5 -M do -s 1232 fd00:2::2");
+        assert!(said.contains(" 0% packet loss"), "{encapsulation:?}: {said}");
+        assert!(echoes(&rig.pods[0], &rig.pods[1], "fd00:2::2", 300_000), "{encapsulation:?}");
+        // What may be told smaller sizes is.
+        let said = rig.ping("-n -c 2 -W 1 -M do -s 1200 10.2.0.2");
+        assert!(said.contains("mtu = 11"), "{encapsulation:?}: {said}");
+        assert_eq!(tunnels[0].counters().dropped(DropReason::NotSent).packets, 0);
+    }
+}
+
+#[test]
 fn strangers_and_broken_packets_are_dropped_and_counted() {
     let Some(rig) = udp() else { return };
     let [first, second] = rig.join(1);
