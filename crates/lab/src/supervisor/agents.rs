@@ -175,6 +175,8 @@ impl Keeper {
         command.args(["--parent", &std::process::id().to_string()]);
         command.arg("--config").arg(&self.config);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        // Who started the lab is no manager of its agents.
+        command.env_remove("NOTIFY_SOCKET");
         if let Some(descriptors) = descriptors {
             descriptors.pass(&mut command).map_err(io::Error::other)?;
         }
