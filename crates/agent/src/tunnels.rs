@@ -43,6 +43,8 @@ pub(crate) struct Tunnels {
     /// Asked once: a tunnel with another number of queues is another tunnel.
     queues: usize,
     file: DesignFile,
+    /// The file speaks of tunnels that do not run.
+    is_stale: bool,
     descriptors: Descriptors,
     events: Sender<Event>,
 }
@@ -59,7 +61,7 @@ impl Tunnels {
     pub(crate) fn new(options: &Options, descriptors: Descriptors, events: Sender<Event>) -> Self {
         let queues = available_parallelism().map_or(1, usize::from).min(MOST_QUEUES);
         let file = DesignFile::new(&options.state_dir, &options.node);
-        Self { running: BTreeMap::new(), queues, file, descriptors, events }
+        Self { running: BTreeMap::new(), queues, file, is_stale: false, descriptors, events }
     }
 
     /// Goes on with the tunnels of the agent before, as they were when they last changed, if their devices are still there.
@@ -71,6 +73,7 @@ impl Tunnels {
         }
         let key = private_key(state_dir, false).unwrap_or_default().map(Secret);
         let mut socket = Socket::open(Protocol::Route).ok();
+        let count = designs.len();
         for (kind, design) in designs {
             let found = socket.as_mut().map(|socket| link::find(socket, design.device.as_str()));
             if !matches!(found, Some(Ok(Some(_)))) {
@@ -82,6 +85,7 @@ impl Tunnels {
                 tracing::warn!(tunnel, error = %told(&error), "the tunnel waits for the cluster to be known");
             }
         }
+        self.is_stale = self.running.len() < count;
     }
 
     /// These devices have just been made: a tunnel that ran over one of the same name has nothing to carry any more.
@@ -102,10 +106,10 @@ impl Tunnels {
         wanted: &BTreeMap<TunnelKind, TunnelDesign>,
         key: Option<Secret>,
     ) -> Result<(), tunnel::Error> {
+        let before = self.designs();
         for kind in TunnelKind::ALL.into_iter().filter(|kind| !wanted.contains_key(kind)) {
             self.end(kind);
         }
-        let before = self.designs();
         let mut outcome = Ok(());
         for (kind, design) in wanted {
             let Some(settings) = settings(*kind, design, key, self.queues) else { continue };
@@ -114,7 +118,8 @@ impl Tunnels {
         }
         self.descriptors.drop_the_rest();
         let designs = self.designs();
-        if !same(&before, &designs) {
+        if self.is_stale || !same(&before, &designs) {
+            self.is_stale = false;
             self.file.keep(designs);
         }
         outcome

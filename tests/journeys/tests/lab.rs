@@ -142,9 +142,7 @@ fn an_agent_that_is_killed_goes_on_with_the_descriptors_of_its_tunnel_that_the_l
     let was = inodes(sockets());
     assert!(!was.is_empty());
     run_ok(Command::new("kill").args(["-9", &before.to_string()]));
-    eventually("the agent is back", || {
-        lab.node("node2")["agentPid"].as_u64().filter(|pid| *pid != before)
-    });
+    eventually("the agent is back", || lab.node("node2")["agentPid"].as_u64().filter(|pid| *pid != before));
     assert!(lab.pings("a", &address));
     assert_eq!(inodes(sockets()), was);
 }
