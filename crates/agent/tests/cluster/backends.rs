@@ -63,7 +63,16 @@ fn joined(config: &str) -> Rig {
     }
     rig.await_joined();
     rig.add_pods();
+    await_flow(&rig);
     rig
+}
+
+/// Waits until the pods of two nodes reach each other: links come up, and neighbours are found, after what agents see to.
+fn await_flow(rig: &Rig) {
+    let [first, second] = &rig.nodes[..] else { panic!("two nodes") };
+    for (from, to) in first.pod_addresses().iter().zip(second.pod_addresses()) {
+        eventually("traffic flows", || first.pings(from, &to).then_some(()));
+    }
 }
 
 fn paths(node: &Node) -> Vec<String> {
@@ -198,9 +207,6 @@ const KILLS: i64 = 3;
 fn lost_by_kills(rig: &mut Rig, pause: i64) -> ([i64; 2], i64) {
     let [first, second] = &mut rig.nodes[..] else { panic!("two nodes") };
     let (source, target) = (first.pod_addresses().swap_remove(0), second.pod_addresses().swap_remove(0));
-    for (from, to) in first.pod_addresses().iter().zip(second.pod_addresses()) {
-        eventually("traffic flows", || first.pings(from, &to).then_some(()));
-    }
     // What the tunnels are is written down soon after they have changed, not at the same moment.
     let is_known = |text: String| text.contains(&first.name) || !text.contains("tunnels");
     eventually("the design is on disk", || {
@@ -247,6 +253,7 @@ fn a_killed_agent_costs_what_was_in_its_hands_where_the_service_manager_keeps_it
         }
         rig.await_joined();
         rig.add_pods();
+        await_flow(&rig);
         let (lost, absent) = lost_by_kills(&mut rig, 1);
         println!("{}: {lost:?} packets lost with a keeper, {absent} sent meanwhile", config.trim());
         // What was sealed for an agent that is dead nobody can open any more. Of the others only what its threads have in
