@@ -134,9 +134,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let store: Arc<dyn Store> = options.store.open()?.into();
     let watch = store.watch(&INTEREST)?;
     let announcer = Announcer::start(&options.node, Arc::clone(&store))?;
-    let wanted = [(options.health, Serves::Everything), (options.metrics, Serves::Metrics)];
-    let wanted = wanted.into_iter().filter_map(|(address, serves)| Some((address?, serves)));
-    let http = wanted.map(|(address, serves)| Health::open(address, serves)).collect::<Result<_, _>>()?;
+    let http = open_http(options)?;
     let node = NodeKeeper::new(Parts {
         options: options.clone(),
         pools,
@@ -164,6 +162,13 @@ pub fn run(options: &Options) -> Result<(), Error> {
         }
         End::Lost(what) => Err(Error::Lost(what)),
     }
+}
+
+/// Where HTTP is answered.
+fn open_http(options: &Options) -> Result<Vec<Health>, HealthError> {
+    let wanted = [(options.health, Serves::Everything), (options.metrics, Serves::Metrics)];
+    let wanted = wanted.into_iter().filter_map(|(address, serves)| Some((address?, serves)));
+    wanted.map(|(address, serves)| Health::open(address, serves)).collect()
 }
 
 /// Removes everything an agent made in the network namespace of the calling process, with the files it left, and says

@@ -13,6 +13,7 @@
 mod waiting;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -95,6 +96,13 @@ struct State {
     waiting: Waiting,
 }
 
+/// A datagram that came.
+#[derive(Clone, Copy)]
+pub(crate) struct Received<'a> {
+    pub from: IpAddr,
+    pub datagram: &'a [u8],
+}
+
 /// What became of a datagram.
 pub(crate) enum Opened {
     /// A packet, this long.
@@ -136,12 +144,12 @@ impl Session {
     /// Unwraps a datagram into room that is large enough; what is to be answered goes to `answer`.
     pub(crate) fn open(
         &self,
-        from: std::net::IpAddr,
-        datagram: &[u8],
+        received: Received<'_>,
         into: &mut [u8],
         drops: &Drops,
         mut answer: impl FnMut(&[u8]),
     ) -> Opened {
+        let Received { from, datagram } = received;
         if datagram.is_empty() || into.len() < datagram.len().max(HANDSHAKE) {
             return Opened::Refused(DropReason::Malformed);
         }
@@ -306,8 +314,8 @@ mod tests {
             let mut room = vec![0; 4096];
             let from = "192.0.2.9".parse().unwrap();
             let sent = &mut self.sent;
-            match self.session.open(from, datagram, &mut room, &self.drops, |bytes| sent.push(bytes.to_vec()))
-            {
+            let received = Received { from, datagram };
+            match self.session.open(received, &mut room, &self.drops, |bytes| sent.push(bytes.to_vec())) {
                 Opened::Packet(length) => self.received.extend(room[..length].last()),
                 Opened::Nothing => {}
                 Opened::Refused(reason) => self.drops.add(reason, 1, 0),
