@@ -17,6 +17,13 @@ pub(crate) enum Event {
     Configuration(Box<Result<Config, String>>),
     /// A client asks.
     Asked(Request, Sender<Answer>),
+    /// A tunnel that the agent carries has ended by itself.
+    TunnelEnded {
+        /// Which.
+        tunnel: &'static str,
+        /// Why.
+        reason: String,
+    },
     /// The agent is to end.
     Stop,
     /// A thread that the agent cannot live without has ended.

@@ -205,6 +205,11 @@ pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<bool, FileError> {
     Ok(true)
 }
 
+/// Replaces a file that is nobody else's business.
+pub(crate) fn replace_private(path: &Path, content: &[u8]) -> Result<(), FileError> {
+    write_whole(path, content, 0o600)
+}
+
 /// Writes a file beside its place and moves it there.
 fn write_whole(path: &Path, content: &[u8], mode: u32) -> Result<(), FileError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();

@@ -99,13 +99,14 @@ pub(crate) struct Parts {
     pub(crate) door: Door,
     pub(crate) leases: Leases,
     pub(crate) announcer: Announcer,
+    pub(crate) tunnels: Tunnels,
     /// What is wrong with the configuration, if something is.
     pub(crate) config_problem: Option<String>,
 }
 
 impl NodeKeeper {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { options, pools, door, leases, announcer, config_problem } = parts;
+        let Parts { options, pools, door, leases, announcer, tunnels, config_problem } = parts;
         let network_file = NetworkFile::new(&options.state_dir);
         let remembered = network_file.remembered(&options.node);
         let conflist = Conflist::new(&options);
@@ -131,7 +132,7 @@ impl NodeKeeper {
             failed: false,
             config_problem,
             collected: false,
-            tunnels: Tunnels::new(),
+            tunnels,
             key: None,
             changed: BTreeMap::new(),
             changeover: None,
@@ -508,6 +509,11 @@ impl NodeKeeper {
     /// The pod CIDRs that an earlier agent of this node carried.
     pub(crate) fn remembered(&self) -> &[IpNet] {
         &self.remembered
+    }
+
+    /// Says to who started the agent that it has started.
+    pub(crate) fn tell_started(&self) {
+        self.tunnels.tell_ready();
     }
 
     /// What could not be told while the store was away can be told now.

@@ -86,6 +86,7 @@ impl Loop {
                             Event::Store(event) => self.heard_from_store(event),
                             Event::Configuration(news) => self.reconfigure(*news),
                             Event::Kernel(touched) => self.due.mark(cause_of(touched)),
+                            Event::TunnelEnded { tunnel, reason } => self.lost_a_tunnel(tunnel, &reason),
                         }
                     }
                 }
@@ -157,6 +158,13 @@ impl Loop {
             Err(problem) => self.node.refuse_configuration(problem),
         }
         self.due.mark("the configuration changed");
+    }
+
+    /// Has a tunnel started anew, with a pause before it, for what ended it may end the next one as well. Where its device
+    /// was deleted, the kernel's own event is there first.
+    fn lost_a_tunnel(&mut self, tunnel: &str, reason: &str) {
+        tracing::warn!(tunnel, reason, "the tunnel has ended by itself");
+        self.due.failed(Instant::now());
     }
 
     /// Looks at everything and puts right what is wrong.

@@ -27,6 +27,7 @@ use crate::reload::ConfigFile;
 use crate::report::{Reason, told};
 use crate::server::{Server, ServerError};
 use crate::subnet_env::SubnetFile;
+use crate::tunnels::{DESIGN_FILE, Descriptors, DesignFile, Tunnels};
 use crate::view::View;
 
 /// What of the cluster an agent has to know.
@@ -104,7 +105,9 @@ pub enum Error {
 /// When it cannot start: bad configuration, a second agent, overlapping networks, no netlink. A store that is away
 /// is no error: the agent waits for it.
 pub fn run(options: &Options) -> Result<(), Error> {
-    // First of all, for threads inherit which signals are blocked.
+    // Before anything is opened: what was passed has its numbers already.
+    let descriptors = Descriptors::inherited();
+    // Before any thread, for threads inherit which signals are blocked.
     let termination = Termination::take_over().map_err(Error::Signals)?;
     check(options)?;
     make_directory(&options.state_dir)?;
@@ -121,6 +124,10 @@ pub fn run(options: &Options) -> Result<(), Error> {
     if let (Some(file), None) = (&configuration.file, &configuration.problem) {
         file.keep();
     }
+    let (sender, events) = mpsc::channel();
+    // Packets wait for it, and nothing that may take its time is needed for it.
+    let mut tunnels = Tunnels::new(options, descriptors, sender.clone());
+    tunnels.resume(&options.state_dir);
     // The kernel is listened to before it is looked at, so that no change falls between the two.
     let (door, watcher) = Door::open().map_err(kernel_error("open netlink"))?;
     let door = refuse_overlaps(options, door)?;
@@ -128,18 +135,16 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let store: Arc<dyn Store> = options.open_store()?.into();
     let watch = store.watch(&INTEREST)?;
     let announcer = Announcer::start(&options.node, Arc::clone(&store))?;
-    let wanted = [(options.health, Serves::Everything), (options.metrics, Serves::Metrics)];
-    let wanted = wanted.into_iter().filter_map(|(address, serves)| Some((address?, serves)));
-    let http = wanted.map(|(address, serves)| Health::open(address, serves)).collect::<Result<_, _>>()?;
+    let http = open_http(options)?;
     let node = NodeKeeper::new(Parts {
         options: options.clone(),
         pools,
         door,
         leases: Leases::new(store, &options.node),
         announcer,
+        tunnels,
         config_problem: configuration.problem,
     });
-    let (sender, events) = mpsc::channel();
     let config_file = configuration.file;
     start_threads(&sender, Sources { termination, server, watcher, watch, http, config_file })?;
     drop(sender);
@@ -147,6 +152,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     options.tell_what_is_without_effect();
     let view = View::new(&options.node, options.config.cluster.deleted_node_grace());
     let view = view.remembering(node.remembered());
+    node.tell_started();
     let end = Loop::new(node, view).run(&events);
     // Best effort: a stale socket is replaced by the next agent anyway.
     let _ = std::fs::remove_file(socket);
@@ -157,6 +163,13 @@ pub fn run(options: &Options) -> Result<(), Error> {
         }
         End::Lost(what) => Err(Error::Lost(what)),
     }
+}
+
+/// Where HTTP is answered.
+fn open_http(options: &Options) -> Result<Vec<Health>, HealthError> {
+    let wanted = [(options.health, Serves::Everything), (options.metrics, Serves::Metrics)];
+    let wanted = wanted.into_iter().filter_map(|(address, serves)| Some((address?, serves)));
+    wanted.map(|(address, serves)| Health::open(address, serves)).collect()
 }
 
 /// Removes everything an agent made in the network namespace of the calling process, with the files it left, and says
@@ -202,6 +215,9 @@ fn clean_alone(
     }
     if ConfigFile::forget(&options.state_dir)? {
         said.push(format!("- file {}", options.state_dir.join(ConfigFile::KEPT).display()));
+    }
+    if DesignFile::forget(&options.state_dir)? {
+        said.push(format!("- file {}", options.state_dir.join(DESIGN_FILE).display()));
     }
     if let Some(key) = forget_key(&options.state_dir)? {
         said.push(format!("- file {}", key.display()));

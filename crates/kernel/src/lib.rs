@@ -63,6 +63,7 @@ pub mod neighbour;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod notify;
 pub mod packet;
 pub mod qdisc;
 pub mod route;
