@@ -5,6 +5,7 @@
 //! a neighbour the kernel has just resolved, wakes nobody.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,12 +13,12 @@ use kernel::link;
 use kernel::monitor::{self, Monitor, Notification, Topic};
 use kernel::netlink::{Protocol, Socket};
 use netstate::{MAIN_TABLE, POD_ROUTE_PROTOCOL, Plan, RULE_PRIORITIES, State, Step, owns_table};
-use route::Host;
+use route::{Host, Reached};
 use route::vxlan::DEVICE;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::event::{Event, Touched};
-use crate::host::{is_pod_alias, read_host};
+use crate::host::{is_pod_alias, read_host, read_reached};
 
 /// The kernel could not be read or changed. Looked at again soon.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +102,11 @@ impl Door {
     /// The host's links, addresses and routes.
     pub(crate) fn host(&mut self) -> Result<Host, DoorError> {
         Ok(read_host(&mut self.facts)?)
+    }
+
+    /// How the kernel reaches these addresses.
+    pub(crate) fn reached(&mut self, targets: &[IpAddr]) -> Result<Vec<Reached>, DoorError> {
+        Ok(read_reached(&mut self.facts, targets)?)
     }
 
     /// The steps to the wanted state, and what stands in the way.

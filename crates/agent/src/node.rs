@@ -27,6 +27,7 @@ use crate::door::Door;
 use crate::files::{Conflist, NetworkFile};
 use crate::lease::Leases;
 use crate::options::Options;
+use crate::path_mtu::{Order, Prober};
 use crate::report::{self, Reason, Report, told};
 use crate::tunnels::Tunnels;
 use crate::view::{Standing, View};
@@ -85,6 +86,8 @@ pub(crate) struct NodeKeeper {
     changed: BTreeMap<Arc<str>, u64>,
     /// The node's change from one backend to another; none before the first.
     changeover: Option<Changeover>,
+    /// Who finds out what the paths to the peers carry.
+    prober: Prober,
 }
 
 /// What a node is kept by.
@@ -97,11 +100,12 @@ pub(crate) struct Parts {
     pub(crate) announcer: Announcer,
     /// What is wrong with the configuration, if something is.
     pub(crate) config_problem: Option<String>,
+    pub(crate) prober: Prober,
 }
 
 impl NodeKeeper {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { options, pools, door, leases, announcer, config_problem } = parts;
+        let Parts { options, pools, door, leases, announcer, config_problem, prober } = parts;
         let network_file = NetworkFile::new(&options.state_dir);
         let remembered = network_file.remembered(&options.node);
         let conflist = Conflist::new(&options);
@@ -126,6 +130,7 @@ impl NodeKeeper {
             key: None,
             changed: BTreeMap::new(),
             changeover: None,
+            prober,
             options,
         }
     }
@@ -230,6 +235,7 @@ impl NodeKeeper {
         let as_before = self.design.as_ref().is_some_and(|before| before.state == design.state);
         outcome.healed = outcome.changed && made && as_before && !self.failed;
         self.note_changed_paths(&design);
+        self.probe_paths(&design);
         self.design = Some(design);
         // A node whose kernel refuses the tunnel must not draw its peers' packets; one that carried them before
         // goes on. What flannel left is no lease of ours.
@@ -261,6 +267,37 @@ impl NodeKeeper {
             if before.and_then(|before| before.get(node)) != Some(paths) {
                 self.changed.insert(node.clone(), report::now());
             }
+        }
+    }
+
+    /// Has the paths to the peers probed, and tells of those that carry less than they should.
+    fn probe_paths(&mut self, design: &Design) {
+        let config = &self.options.config.underlay;
+        let paths = design.peers.values().flat_map(BTreeMap::values).filter(|_| config.probe_mtu);
+        let mut targets = BTreeMap::new();
+        for path in paths {
+            let full = targets.entry(path.way.underlay()).or_insert(path.full);
+            *full = path.full.max(*full);
+        }
+        let from = self.underlays.values().map(|underlay| (underlay.link.clone(), underlay.address)).collect();
+        self.prober.follow(Order { targets, from, interval: config.probe_interval() });
+        let limits = self.prober.limits();
+        for (node, paths) in &design.peers {
+            let narrow = paths.values().find_map(|path| {
+                let carries = limits.get(&path.way.underlay()).filter(|carries| **carries < path.full)?;
+                Some((path, *carries))
+            });
+            let Some((path, carries)) = narrow else { continue };
+            self.report.problem(
+                Reason::PathCarriesLess,
+                format!(
+                    "send packets of {full} bytes to node {node}: the path to {address} carries {carries}; pods send at \
+                     most {mtu} there\nhint: mend the network in between, or set underlay.mtu to {carries} on both nodes",
+                    full = path.full,
+                    address = path.way.underlay(),
+                    mtu = path.mtu,
+                ),
+            );
         }
     }
 

@@ -86,6 +86,7 @@ impl Loop {
                             Event::Store(event) => self.heard_from_store(event),
                             Event::Configuration(news) => self.reconfigure(*news),
                             Event::Kernel(touched) => self.due.mark(cause_of(touched)),
+                            Event::Path => self.due.mark("a path carries more or less than before"),
                         }
                     }
                 }

@@ -22,6 +22,7 @@ use crate::health::{Health, HealthError, Serves};
 use crate::lease::Leases;
 use crate::node::{NodeKeeper, Parts};
 use crate::options::Options;
+use crate::path_mtu::Prober;
 use crate::reconcile::{End, Loop};
 use crate::reload::ConfigFile;
 use crate::report::{Reason, told};
@@ -130,6 +131,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let wanted = [(options.health, Serves::Everything), (options.metrics, Serves::Metrics)];
     let wanted = wanted.into_iter().filter_map(|(address, serves)| Some((address?, serves)));
     let http = wanted.map(|(address, serves)| Health::open(address, serves)).collect::<Result<_, _>>()?;
+    let (sender, events) = mpsc::channel();
     let node = NodeKeeper::new(Parts {
         options: options.clone(),
         pools,
@@ -137,8 +139,8 @@ pub fn run(options: &Options) -> Result<(), Error> {
         leases: Leases::new(store, &options.node),
         announcer,
         config_problem: configuration.problem,
+        prober: Prober::start(&sender)?,
     });
-    let (sender, events) = mpsc::channel();
     let config_file = configuration.file;
     start_threads(&sender, Sources { termination, server, watcher, watch, http, config_file })?;
     drop(sender);
