@@ -36,6 +36,9 @@ use crate::view::{Standing, View};
 /// that was down takes routes with it that only the next look shows.
 const LOOKS: usize = 4;
 
+/// Of how many paths that carry less than they should each is told by itself.
+const MOST_TOLD: usize = 8;
+
 /// How many of the leases that it wrote an agent recognises as its own.
 const OWN_LEASES: usize = 8;
 
@@ -281,22 +284,37 @@ impl NodeKeeper {
         }
         let from = self.underlays.values().map(|underlay| (underlay.link.clone(), underlay.address)).collect();
         self.prober.follow(Order { targets, from, interval: config.probe_interval() });
+        self.tell_narrow_paths(design);
+    }
+
+    /// Tells of the first few paths one by one: what is narrow for hundreds has one cause.
+    fn tell_narrow_paths(&mut self, design: &Design) {
         let limits = self.prober.limits();
-        for (node, paths) in &design.peers {
-            let narrow = paths.values().find_map(|path| {
+        let narrow = design.peers.iter().filter_map(|(node, paths)| {
+            paths.values().find_map(|path| {
                 let carries = limits.get(&path.way.underlay()).filter(|carries| **carries < path.full)?;
-                Some((path, *carries))
-            });
-            let Some((path, carries)) = narrow else { continue };
+                Some((node, path, *carries))
+            })
+        });
+        let mut others = 0_usize;
+        for (number, (node, path, carries)) in narrow.enumerate() {
+            if number >= MOST_TOLD {
+                others += 1;
+                continue;
+            }
+            let (full, address, mtu) = (path.full, path.way.underlay(), path.mtu);
             self.report.problem(
                 Reason::PathCarriesLess,
                 format!(
-                    "send packets of {full} bytes to node {node}: the path to {address} carries {carries}; pods send at \
-                     most {mtu} there\nhint: mend the network in between, or set underlay.mtu to {carries} on both nodes",
-                    full = path.full,
-                    address = path.way.underlay(),
-                    mtu = path.mtu,
+                    "send packets of {full} bytes to node {node}: the path to {address} carries {carries}; pods send at most \
+                     {mtu} there\nhint: mend the network in between, or set underlay.mtu to {carries} on both nodes"
                 ),
+            );
+        }
+        if others > 0 {
+            self.report.problem(
+                Reason::PathCarriesLess,
+                format!("send packets of full size to {others} more nodes\nhint: `fairlead status` shows what passes"),
             );
         }
     }

@@ -39,9 +39,10 @@ pub(super) struct Search {
     /// The smallest that is known not to.
     fails: Option<u32>,
     size: u32,
-    /// Whether the size was named by somebody, and the limit may be exactly there.
+    /// Whether somebody named the size as the limit.
     named: bool,
-    named_sizes: Vec<u32>,
+    /// Sizes to be tried before halves, each with whether it was named as the limit.
+    next: Vec<(u32, bool)>,
     lost: u8,
     silent: u8,
 }
@@ -54,7 +55,7 @@ impl Search {
             fails: None,
             size: full,
             named: false,
-            named_sizes: before.into_iter().collect(),
+            next: before.map(|size| (size, true)).into_iter().collect(),
             lost: 0,
             silent: 0,
         }
@@ -71,7 +72,7 @@ impl Search {
             Round::Passed => {
                 self.passes = self.passes.max(self.size);
                 if self.named {
-                    self.named_sizes.push(self.size.saturating_add(1));
+                    self.next.push((self.size.saturating_add(1), false));
                 }
             }
             Round::Lost => {
@@ -87,21 +88,21 @@ impl Search {
             }
             Round::TooBig(carries) => {
                 self.fails = Some(self.size);
-                self.named_sizes.push(carries);
+                self.next.push((carries, true));
             }
         }
         (self.lost, self.silent) = (0, 0);
-        self.next()
+        self.choose()
     }
 
-    fn next(&mut self) -> Progress {
+    fn choose(&mut self) -> Progress {
         let Some(fails) = self.fails.filter(|fails| fails.saturating_sub(self.passes) > 1) else {
             return Progress::Found(self.passes);
         };
         let between = |size: &u32| (self.passes + 1..fails).contains(size);
-        while let Some(size) = self.named_sizes.pop() {
+        while let Some((size, named)) = self.next.pop() {
             if between(&size) {
-                (self.size, self.named) = (size, true);
+                (self.size, self.named) = (size, named);
                 return Progress::Again;
             }
         }

@@ -232,6 +232,29 @@ fn a_cluster_moves_to_a_tunnel_of_the_agent_and_back_and_loses_no_packet() {
 }
 
 #[test]
+fn a_strict_reverse_path_filter_drops_nothing_while_the_way_changes_from_tunnel_to_tunnel() {
+    let mut rig = Rig::new(2);
+    for node in &mut rig.nodes {
+        run_ok(node.netns.command("sysctl").args(["-qw", "net.ipv4.conf.all.rp_filter=1"]));
+        node.configure("backend: vxlan\n");
+        node.start();
+    }
+    rig.await_joined();
+    rig.add_pods();
+    let [first, second] = &mut rig.nodes[..] else { panic!("two nodes") };
+    let witnesses = [Witness::start(first, second, 0), Witness::start(second, first, 0)];
+    first.configure("backend: udp\n");
+    first.await_status("its backend is the other one", |status| status.backend.kind == "udp");
+    second.configure("backend: udp\n");
+    for node in [&*first, &*second] {
+        node.await_status("the path is the other one", |status| status.peers[0].path == "udp");
+    }
+    assert_eq!(witnesses.map(Witness::lost), [0, 0]);
+    assert_eq!(first.netns.sysctl("net/ipv4/conf/eth0/rp_filter"), "0", "the host's links are its own");
+    assert_eq!(first.netns.sysctl("net/ipv4/conf/fairlead-udp/rp_filter"), "2");
+}
+
+#[test]
 fn a_cluster_moves_to_host_gw_and_back_node_by_node_and_loses_no_packet() {
     let mut rig = joined("backend: vxlan\n");
     let [first, second] = &mut rig.nodes[..] else { panic!("two nodes") };
