@@ -21,10 +21,19 @@ fn counted(netns: &Namespace, comment: &str) -> u64 {
     counter.unwrap()["packets"].as_u64().unwrap()
 }
 
+/// A node with a pod, whose agent has a configuration to follow.
+fn followed() -> Rig {
+    let mut rig = Rig::new(1);
+    rig.nodes[0].configure("{}\n");
+    rig.nodes[0].start();
+    rig.await_joined();
+    rig.add_pods();
+    rig
+}
+
 #[test]
 fn exceptions_see_pods_own_addresses_and_a_family_can_be_left_out_while_the_agent_runs() {
-    let mut rig = Rig::joined(1);
-    rig.add_pods();
+    let mut rig = followed();
     let addresses = rig.nodes[0].pod_addresses();
     let outside = ["198.18.0.254", "fd00:198:18::fe"];
     rig.underlay.ip("address add 198.18.0.254/24 dev br0");
@@ -147,30 +156,29 @@ fn arrivals(node: &Node, outside: &Namespace, port: u16) -> BTreeSet<std::net::S
     server.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let mut seen = BTreeSet::new();
     let mut buffer = [0; 8];
-    for source in &node.pod_addresses()[..1] {
-        let other = source.replace(".5", ".6");
-        for source in [source.as_str(), &other] {
+    let first = node.pod_addresses().swap_remove(0);
+    for source in [first.clone(), first.replace(".5", ".6")] {
+        node.netns.inside(|| {
             for number in PORTS {
-                let client = node.netns.inside(|| UdpSocket::bind((source, number)).unwrap());
+                let client = UdpSocket::bind((source.as_str(), number)).unwrap();
                 client.send_to(b"hello", ("198.18.0.254", port)).unwrap();
                 seen.insert(server.recv_from(&mut buffer).expect("every datagram arrives").1);
             }
-        }
+        });
     }
     seen
 }
 
 #[test]
 fn scenario_45_five_thousand_connections_to_one_place_get_a_port_each_randomly_or_not() {
-    let mut rig = Rig::joined(1);
-    rig.add_pods();
+    let mut rig = followed();
     rig.underlay.ip("address add 198.18.0.254/24 dev br0");
     let node = &mut rig.nodes[0];
     let other = node.pod_addresses()[0].replace(".5", ".6");
     node.netns.ip(&format!("address add {other} dev pod0"));
     for (config, port) in [("masquerade: {randomFully: false}\n", 9001), ("masquerade: {}\n", 9002)] {
         node.configure(config);
-        let random = port == 9002;
+        let random = !config.contains("false");
         eventually("the rules follow", || {
             let rules = run_ok(node.netns.command("nft").args(["list", "table", "inet", "fairlead"]));
             (rules.contains("fully-random") == random).then_some(())
