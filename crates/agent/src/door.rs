@@ -13,8 +13,8 @@ use kernel::link;
 use kernel::monitor::{self, Monitor, Notification, Topic};
 use kernel::netlink::{Protocol, Socket};
 use netstate::{MAIN_TABLE, POD_ROUTE_PROTOCOL, Plan, RULE_PRIORITIES, State, Step, owns_table};
-use route::{Host, Reached};
 use route::vxlan::DEVICE;
+use route::{Host, Reached};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::event::{Event, Touched};

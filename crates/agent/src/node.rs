@@ -282,7 +282,8 @@ impl NodeKeeper {
             let full = targets.entry(path.way.underlay()).or_insert(path.full);
             *full = path.full.max(*full);
         }
-        let from = self.underlays.values().map(|underlay| (underlay.link.clone(), underlay.address)).collect();
+        let from =
+            self.underlays.values().map(|underlay| (underlay.link.clone(), underlay.address)).collect();
         self.prober.follow(Order { targets, from, interval: config.probe_interval() });
         self.tell_narrow_paths(design);
     }

@@ -102,7 +102,8 @@ fn store(status: &Status) -> String {
 }
 
 fn peers(status: &Status) -> Table {
-    let mut table = Table::new(["PEER", "STATE", "PATH", "MTU", "PROBED", "POD CIDRS", "UNDERLAY", "PROBLEM"]);
+    let mut table =
+        Table::new(["PEER", "STATE", "PATH", "MTU", "PROBED", "POD CIDRS", "UNDERLAY", "PROBLEM"]);
     for peer in &status.peers {
         let problem = peer.problem.clone().unwrap_or_default();
         table.row([

@@ -70,9 +70,8 @@ fn set(name: &str, family: Family, networks: &[IpNet]) -> Option<Set> {
         networks.iter().filter(|net| Family::of_net(net) == family).map(IpNet::trunc).collect();
     let empty = Set::interval(name, [Words::of(family).version.key_type()]);
     let aggregate = IpNet::aggregate(&networks);
-    (!aggregate.is_empty()).then(|| {
-        aggregate.into_iter().fold(empty, |set, net| set.with_element([Value::Network(net)], None))
-    })
+    (!aggregate.is_empty())
+        .then(|| aggregate.into_iter().fold(empty, |set, net| set.with_element([Value::Network(net)], None)))
 }
 
 /// What differs between the families.

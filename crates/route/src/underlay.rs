@@ -201,13 +201,11 @@ fn matching(
         found = links.filter_map(|name| best_address(host, name, family)).collect();
     }
     let of_node = |entry: &HostAddress| wish.node.contains(&entry.address.addr());
-    let of_before = |entry: &HostAddress| {
-        wish.previous.is_some_and(|previous| previous.address == entry.address.addr())
-    };
+    let of_before =
+        |entry: &HostAddress| wish.previous.is_some_and(|previous| previous.address == entry.address.addr());
     let way_out = host.default_route(family).and_then(|route| route.link.as_deref());
-    let rank = |entry: &&&HostAddress| {
-        (!of_node(entry), !of_before(entry), way_out != Some(entry.link.as_str()))
-    };
+    let rank =
+        |entry: &&&HostAddress| (!of_node(entry), !of_before(entry), way_out != Some(entry.link.as_str()));
     let best = found.iter().min_by_key(rank);
     best.map(|holder| take(host, holder, "configured pattern")).ok_or_else(|| UnderlayError::NoMatch {
         family,
@@ -219,12 +217,11 @@ fn matching(
 /// The link and source by which the kernel reaches an address. The source need not be on that link.
 fn towards(host: &Host, reached: &Reached, family: Family) -> Result<Underlay, UnderlayError> {
     let link = reached.link.as_deref().and_then(|name| host.link(name));
-    let link =
-        link.filter(|link| host.is_outside(&link.name)).ok_or_else(|| UnderlayError::NotReached {
-            family,
-            target: reached.target,
-            known: candidates_text(host, family),
-        })?;
+    let link = link.filter(|link| host.is_outside(&link.name)).ok_or_else(|| UnderlayError::NotReached {
+        family,
+        target: reached.target,
+        known: candidates_text(host, family),
+    })?;
     // A temporary address does not last.
     let source = reached.source.and_then(|source| host.holder(source)).filter(|holder| !holder.avoid);
     let holder = source.or_else(|| best_address(host, &link.name, family));
@@ -446,11 +443,8 @@ mod tests {
     fn what_is_configured_goes_in_the_order_address_interface_pattern_way() {
         let machine = with_storage();
         let pattern = Regex::new("^storage").unwrap();
-        let reached = [Reached {
-            target: "192.0.2.1".parse().unwrap(),
-            link: Some("eth0".into()),
-            source: None,
-        }];
+        let reached =
+            [Reached { target: "192.0.2.1".parse().unwrap(), link: Some("eth0".into()), source: None }];
         let addresses = ["198.18.0.5".parse().unwrap()];
         let mut wish = Wish {
             addresses: &addresses,

@@ -14,8 +14,8 @@ use ipnet::IpNet;
 use proptest::prelude::{Just, Strategy, any, prop_assert_eq, prop_oneof, proptest};
 use route::vxlan::tunnel_mac;
 use route::{
-    Design, Family, Host, HostAddress, HostLink, HostRoute, Inputs, Masquerade, Problem, TunnelKind, TunnelPorts, Underlay,
-    VxlanSettings, Way, design,
+    Design, Family, Host, HostAddress, HostLink, HostRoute, Inputs, Masquerade, Problem, TunnelKind,
+    TunnelPorts, Underlay, VxlanSettings, Way, design,
 };
 
 fn net(text: &str) -> IpNet {

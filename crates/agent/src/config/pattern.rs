@@ -33,7 +33,10 @@ impl<'de> Deserialize<'de> for Pattern {
             // What is wrong stands in the last line, below a drawing of the place.
             let words = error.to_string();
             let reason = words.lines().last().unwrap_or_default();
-            D::Error::custom(format!("{text:?} is no regular expression: {}", reason.trim_start_matches("error: ")))
+            D::Error::custom(format!(
+                "{text:?} is no regular expression: {}",
+                reason.trim_start_matches("error: ")
+            ))
         })
     }
 }

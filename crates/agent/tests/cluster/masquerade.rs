@@ -17,7 +17,8 @@ fn nft(netns: &Namespace, commands: &str) {
 fn counted(netns: &Namespace, comment: &str) -> u64 {
     let rules = netns.nft_ruleset();
     let rule = rules.iter().find(|item| item["rule"]["comment"] == comment).expect("the counting rule");
-    let counter = rule["rule"]["expr"].as_array().unwrap().iter().find_map(|part| part["counter"].as_object());
+    let counter =
+        rule["rule"]["expr"].as_array().unwrap().iter().find_map(|part| part["counter"].as_object());
     counter.unwrap()["packets"].as_u64().unwrap()
 }
 
