@@ -18,6 +18,7 @@ use route::{Host, Reached};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::event::{Event, Touched};
+use crate::freed::{Addresses, Freed};
 use crate::host::{is_pod_alias, read_host, read_reached};
 
 /// The kernel could not be read or changed. Looked at again soon.
@@ -95,7 +96,8 @@ impl Door {
         let host = kernel::Host::open()?;
         let mut facts = Socket::open(Protocol::Route)?;
         let device = link::find(&mut facts, DEVICE)?.map(|link| link.index);
-        let watcher = Watcher { network, ruleset, interest: interest.clone(), device };
+        let pods = Addresses::read(&mut facts)?;
+        let watcher = Watcher { network, ruleset, interest: interest.clone(), device, pods };
         Ok((Self { host, facts, interest }, watcher))
     }
 
@@ -148,13 +150,16 @@ pub(crate) struct Watcher {
     interest: Interest,
     /// The index of the tunnel's device, once there is one.
     device: Option<u32>,
+    /// The addresses of the pods that there are.
+    pods: Addresses,
 }
 
 impl Watcher {
-    /// Passes on what matters until the loop is gone or the kernel's answers make no sense; says what happened.
-    pub(crate) fn run(mut self, events: &Sender<Event>) -> String {
+    /// Passes on what matters until the loop is gone or the kernel's answers make no sense; says what happened. Addresses
+    /// of pods that go are told to `freed`.
+    pub(crate) fn run(mut self, events: &Sender<Event>, freed: &Freed) -> String {
         loop {
-            match self.wait() {
+            match self.wait(freed) {
                 Ok(None) => {}
                 Ok(Some(touched)) => {
                     if events.send(Event::Kernel(touched)).is_err() {
@@ -167,7 +172,7 @@ impl Watcher {
     }
 
     /// Waits for notifications and says what the batch of them comes to.
-    fn wait(&mut self) -> Result<Option<Touched>, kernel::Error> {
+    fn wait(&mut self, freed: &Freed) -> Result<Option<Touched>, kernel::Error> {
         let mut ready =
             [PollFd::new(&self.network, PollFlags::IN), PollFd::new(&self.ruleset, PollFlags::IN)];
         if let Err(errno) = poll(&mut ready, None) {
@@ -184,6 +189,11 @@ impl Watcher {
         if network {
             for notification in self.network.receive()? {
                 self.learn_device(&notification.event);
+                let gone = self.pods.learn(&notification.event);
+                if !gone.is_empty() {
+                    // Without that thread the connections end by their own timers.
+                    let _ = freed.send(gone);
+                }
                 touched = match (touched, self.judge(&notification)) {
                     (Some(Touched::Everything), _) => Some(Touched::Everything),
                     (before, after) => after.or(before),

@@ -17,6 +17,7 @@ mod departed;
 mod door;
 mod event;
 mod files;
+mod freed;
 mod health;
 mod host;
 mod lease;

@@ -1,5 +1,5 @@
-//! Address translation of what leaves the cluster: the configuration, beside kube-proxy, and many connections at once.
-//! Scenarios 44 and 45.
+//! Address translation of what leaves the cluster: the configuration, beside kube-proxy, many connections at once, and those
+//! of pods that are gone. Scenarios 44, 45 and 48.
 
 use std::collections::BTreeSet;
 use std::net::UdpSocket;
@@ -190,4 +190,43 @@ fn scenario_45_five_thousand_connections_to_one_place_get_a_port_each_randomly_o
         let kept = seen.iter().filter(|from| (20_000..22_500).contains(&from.port())).count();
         assert_eq!(kept >= 2500, !random, "{kept} kept their port");
     }
+}
+
+#[test]
+fn scenario_48_the_connections_of_a_pod_that_is_gone_are_forgotten_and_no_others() {
+    let rig = followed();
+    let node = &rig.nodes[0];
+    rig.underlay.ip("address add 198.18.0.254/24 dev br0");
+    let (kept, gone) = (node.pod_addresses().swap_remove(0), node.pod_addresses()[0].replace(".5", ".77"));
+    let pod = Namespace::with_loopback();
+    node.netns.ip(&format!("link add pod1 type veth peer name eth0 netns {}", pod.path().display()));
+    node.netns.ip("link set pod1 alias fairlead:test/pod1/eth0 up");
+    pod.ip("link set eth0 up");
+    pod.ip(&format!("address add {gone}/32 dev eth0"));
+    pod.ip("route add 169.254.1.1 dev eth0 scope link");
+    pod.ip("route add default via 169.254.1.1");
+    node.netns.ip("address add 169.254.1.1/32 dev pod1");
+    node.netns.ip(&format!("route add {gone} dev pod1 proto 71"));
+    // One that it began, through the masquerade, and one that leads to it; and another pod's.
+    let server = rig.underlay.inside(|| UdpSocket::bind("198.18.0.254:9003").unwrap());
+    server.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut buffer = [0; 8];
+    for (netns, source) in [(&pod, &gone), (&node.netns, &kept)] {
+        netns.inside(|| {
+            let client = UdpSocket::bind((source.as_str(), 4000)).unwrap();
+            client.send_to(b"hello", "198.18.0.254:9003").unwrap();
+        });
+        server.recv_from(&mut buffer).unwrap();
+    }
+    node.netns.inside(|| {
+        UdpSocket::bind("198.18.0.1:4001").unwrap().send_to(b"hello", (gone.as_str(), 9)).unwrap();
+    });
+    let flows = |address: &str| {
+        let listed = run_ok(node.netns.command("conntrack").args(["-L", "-p", "udp"]));
+        listed.lines().filter(|line| line.contains(&format!("={address} "))).count()
+    };
+    assert_eq!((flows(&gone), flows(&kept)), (2, 1));
+    node.netns.ip("link delete pod1");
+    eventually("they are forgotten", || (flows(&gone) == 0).then_some(()));
+    assert_eq!(flows(&kept), 1);
 }
