@@ -434,12 +434,7 @@ impl Config {
         one_of_each_family("underlay.addresses", self.underlay.addresses.iter().copied())?;
         one_of_each_family("underlay.advertise", self.underlay.advertise.iter().copied())?;
         one_of_each_family("underlay.canReach", self.underlay.can_reach.iter().copied())?;
-        for cidr in &self.cluster.pod_cidrs {
-            if cidr.trunc() != *cidr {
-                let reason = format!("has {cidr} with host bits set; the network is {}", cidr.trunc());
-                return Err(value("cluster.podCIDRs", reason));
-            }
-        }
+        whole_networks("cluster.podCIDRs", &self.cluster.pod_cidrs)?;
         if !(1..1 << 24).contains(&self.vxlan.vni) {
             return Err(value("vxlan.vni", format!("is {}, not 1 to 16777215", self.vxlan.vni)));
         }
@@ -471,16 +466,22 @@ impl Config {
         if self.underlay.probe_interval_seconds == 0 {
             return Err(value("underlay.probeIntervalSeconds", "is 0".to_owned()));
         }
-        for cidr in self.masquerade.exceptions.iter().filter(|cidr| cidr.trunc() != **cidr) {
-            let reason = format!("has {cidr} with host bits set; the network is {}", cidr.trunc());
-            return Err(value("masquerade.exceptions", reason));
-        }
+        whole_networks("masquerade.exceptions", &self.masquerade.exceptions)?;
         self.pools().map(drop)
     }
 }
 
 fn value(key: &'static str, reason: String) -> ConfigError {
     ConfigError::Value { key, reason }
+}
+
+fn whole_networks(key: &'static str, networks: &[IpNet]) -> Result<(), ConfigError> {
+    match networks.iter().find(|cidr| cidr.trunc() != **cidr) {
+        Some(cidr) => {
+            Err(value(key, format!("has {cidr} with host bits set; the network is {}", cidr.trunc())))
+        }
+        None => Ok(()),
+    }
 }
 
 fn one_of_each_family(

@@ -159,7 +159,9 @@ impl Probing {
         let news = self.paths.take_news();
         if !news.is_empty() {
             let mut board = lock(&self.board);
-            self.untold |= news.into_iter().fold(false, |any, news| note(&mut board, news) || any);
+            for news in news {
+                self.untold |= note(&mut board, news);
+            }
         }
         if !self.untold || self.told.is_some_and(|told| now < told + NEWS) {
             return true;
