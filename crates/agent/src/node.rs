@@ -460,6 +460,7 @@ impl NodeKeeper {
             outcome.failed = true;
         }
         self.design = None;
+        self.prober.follow(Order::default());
         self.keep_tunnels(&BTreeMap::new(), &mut outcome);
         self.make(&State::default(), &mut outcome);
         match self.leases.give_back(&mut view.snapshot) {

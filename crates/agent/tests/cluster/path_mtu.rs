@@ -112,6 +112,20 @@ fn scenario_42_a_routers_smaller_link_lowers_the_routes_behind_it_and_a_mended_o
 }
 
 #[test]
+fn over_ipv6_a_routers_word_is_heard_and_no_family_gets_less_than_its_least() {
+    for (carries, left) in [(1400, [Some(1330); 2]), (1300, [Some(1230), Some(1280)])] {
+        let mut rig = routed();
+        for node in &rig.nodes {
+            node.netns.ip("-4 address flush dev eth0");
+        }
+        rig.underlay.ip(&format!("link set port2 mtu {carries}"));
+        start(&mut rig);
+        await_probed(&rig.nodes[0], carries);
+        eventually("the routes follow", || (route_mtus(&rig.nodes[0]) == left).then_some(()));
+    }
+}
+
+#[test]
 fn a_black_hole_is_found_from_either_side_without_a_word_of_the_router() {
     let mut rig = routed();
     let rule = "add table inet hole; add chain inet hole forward { type filter hook forward priority 0; }; \
