@@ -185,9 +185,9 @@ pub struct FlannelConfig {
 pub struct Masquerade {
     /// Whether pods reach the world with their node's address. Default: true.
     pub enabled: bool,
-    /// Whether they do by IPv4. Default: true.
+    /// Whether pods reach the world with their node's address by IPv4. Default: true.
     pub ipv4: bool,
-    /// Whether they do by IPv6. Default: true.
+    /// Whether pods reach the world with their node's address by IPv6. Default: true.
     pub ipv6: bool,
     /// Networks outside the cluster that see the pods' own addresses, and know the way back to them. Default: none.
     #[cfg_attr(test, schemars(with = "Vec<schema::Network>"))]
@@ -654,9 +654,9 @@ plugins: {portmap: false, bandwidth: false}
 
     #[test]
     fn a_pattern_is_read_once_and_one_that_cannot_be_is_refused_with_what_is_wrong_in_it() {
-        let config = Config::parse("underlay: {interfacePattern: '^(eth|ens)[0-9]+$'}").unwrap();
+        let config = Config::parse("underlay: {interfacePattern: '^(eth|ens)\\d+$'}").unwrap();
         let pattern = config.underlay.interface_pattern.unwrap();
-        assert!(pattern.regex().is_match("ens3") && !pattern.regex().is_match("docker0"));
+        assert!(pattern.regex().is_match(b"ens3") && !pattern.regex().is_match(b"docker0"));
         let text = error("underlay:\n  interfacePattern: 'eth('\n");
         assert!(text.contains("unclosed group") && text.contains("line 2"), "{text}");
     }

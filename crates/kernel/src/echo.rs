@@ -234,6 +234,10 @@ fn failed(tried: &'static str, errno: Errno) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::{any, prop_assert, proptest};
+    use proptest::sample::Index;
+
     use super::*;
 
     const IDENTIFIER: u16 = 0x1234;
@@ -280,6 +284,24 @@ mod tests {
             let last = foreign.len() - 4;
             foreign[last] ^= 1;
             assert_eq!(read(&foreign), None, "about another program's packet");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_arrives_is_read_as_ours_only_with_our_identifier(
+            bytes in vec(any::<u8>(), 0..96), at in any::<Index>(), byte in any::<u8>(),
+        ) {
+            for family in Family::BOTH {
+                let mut complaint = too_big(family).1;
+                let place = at.index(complaint.len());
+                complaint[place] = byte;
+                let stranger = read(family, IDENTIFIER, family.unspecified(), &bytes);
+                prop_assert!(stranger.is_none() || bytes.windows(2).any(|pair| pair == [0x12, 0x34]));
+                if read(family, IDENTIFIER, family.unspecified(), &complaint).is_some() {
+                    prop_assert!(complaint.windows(2).any(|pair| pair == [0x12, 0x34]));
+                }
+            }
         }
     }
 

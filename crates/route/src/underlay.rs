@@ -16,7 +16,7 @@
 
 use std::net::IpAddr;
 
-use regex::Regex;
+use regex::bytes::Regex;
 
 use crate::family::Family;
 use crate::host::{Host, HostAddress};
@@ -194,10 +194,10 @@ fn matching(
         |entry: &&HostAddress| Family::of_net(&entry.address) == family && host.is_outside(&entry.link);
     let addresses = host.addresses.iter().filter(usable).filter(|entry| !entry.avoid);
     let mut found: Vec<&HostAddress> =
-        addresses.filter(|entry| pattern.is_match(&entry.address.addr().to_string())).collect();
+        addresses.filter(|entry| pattern.is_match(entry.address.addr().to_string().as_bytes())).collect();
     if found.is_empty() {
         let links = host.links.iter().map(|link| link.name.as_str());
-        let links = links.filter(|name| host.is_outside(name) && pattern.is_match(name));
+        let links = links.filter(|name| host.is_outside(name) && pattern.is_match(name.as_bytes()));
         found = links.filter_map(|name| best_address(host, name, family)).collect();
     }
     let of_node = |entry: &HostAddress| wish.node.contains(&entry.address.addr());

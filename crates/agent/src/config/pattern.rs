@@ -1,9 +1,10 @@
 //! A regular expression in the configuration.
 //!
 //! Read [`Pattern`]: the text and what is made of it, once, where the file is read; so one that cannot be is refused with its
-//! line. Two are the same if their texts are. The syntax is that of the crate `regex`, without Unicode's classes.
+//! line. Two are the same if their texts are. The syntax is that of the crate `regex`; `\d`, `\w` and `\b` are about ASCII, and
+//! so are the names of links and addresses.
 
-use regex::Regex;
+use regex::bytes::{Regex, RegexBuilder};
 use serde::de::{Deserialize, Deserializer, Error};
 
 /// A regular expression.
@@ -29,7 +30,7 @@ impl Eq for Pattern {}
 impl<'de> Deserialize<'de> for Pattern {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        Regex::new(&text).map(Self).map_err(|error| {
+        RegexBuilder::new(&text).unicode(false).build().map(Self).map_err(|error| {
             // What is wrong stands in the last line, below a drawing of the place.
             let words = error.to_string();
             let reason = words.lines().last().unwrap_or_default();
