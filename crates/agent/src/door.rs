@@ -5,6 +5,7 @@
 //! a neighbour the kernel has just resolved, wakes nobody.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,12 +13,13 @@ use kernel::link;
 use kernel::monitor::{self, Monitor, Notification, Topic};
 use kernel::netlink::{Protocol, Socket};
 use netstate::{MAIN_TABLE, POD_ROUTE_PROTOCOL, Plan, RULE_PRIORITIES, State, Step, owns_table};
-use route::Host;
 use route::vxlan::DEVICE;
+use route::{Host, Reached};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::event::{Event, Touched};
-use crate::host::{is_pod_alias, read_host};
+use crate::freed::{Addresses, Freed};
+use crate::host::{is_pod_alias, read_host, read_reached};
 
 /// The kernel could not be read or changed. Looked at again soon.
 #[derive(Debug, thiserror::Error)]
@@ -94,13 +96,19 @@ impl Door {
         let host = kernel::Host::open()?;
         let mut facts = Socket::open(Protocol::Route)?;
         let device = link::find(&mut facts, DEVICE)?.map(|link| link.index);
-        let watcher = Watcher { network, ruleset, interest: interest.clone(), device };
+        let pods = Addresses::read(&mut facts)?;
+        let watcher = Watcher { network, ruleset, interest: interest.clone(), device, pods };
         Ok((Self { host, facts, interest }, watcher))
     }
 
     /// The host's links, addresses and routes.
     pub(crate) fn host(&mut self) -> Result<Host, DoorError> {
         Ok(read_host(&mut self.facts)?)
+    }
+
+    /// How the kernel reaches these addresses.
+    pub(crate) fn reached(&mut self, targets: &[IpAddr]) -> Result<Vec<Reached>, DoorError> {
+        Ok(read_reached(&mut self.facts, targets)?)
     }
 
     /// The steps to the wanted state, and what stands in the way.
@@ -142,13 +150,16 @@ pub(crate) struct Watcher {
     interest: Interest,
     /// The index of the tunnel's device, once there is one.
     device: Option<u32>,
+    /// The addresses of the pods that there are.
+    pods: Addresses,
 }
 
 impl Watcher {
-    /// Passes on what matters until the loop is gone or the kernel's answers make no sense; says what happened.
-    pub(crate) fn run(mut self, events: &Sender<Event>) -> String {
+    /// Passes on what matters until the loop is gone or the kernel's answers make no sense; says what happened. Addresses
+    /// of pods that go are told to `freed`.
+    pub(crate) fn run(mut self, events: &Sender<Event>, freed: &Freed) -> String {
         loop {
-            match self.wait() {
+            match self.wait(freed) {
                 Ok(None) => {}
                 Ok(Some(touched)) => {
                     if events.send(Event::Kernel(touched)).is_err() {
@@ -161,7 +172,7 @@ impl Watcher {
     }
 
     /// Waits for notifications and says what the batch of them comes to.
-    fn wait(&mut self) -> Result<Option<Touched>, kernel::Error> {
+    fn wait(&mut self, freed: &Freed) -> Result<Option<Touched>, kernel::Error> {
         let mut ready =
             [PollFd::new(&self.network, PollFlags::IN), PollFd::new(&self.ruleset, PollFlags::IN)];
         if let Err(errno) = poll(&mut ready, None) {
@@ -178,6 +189,11 @@ impl Watcher {
         if network {
             for notification in self.network.receive()? {
                 self.learn_device(&notification.event);
+                let gone = self.pods.learn(&notification.event);
+                if !gone.is_empty() {
+                    // Without that thread the connections end by their own timers.
+                    let _ = freed.send(gone);
+                }
                 touched = match (touched, self.judge(&notification)) {
                     (Some(Touched::Everything), _) => Some(Touched::Everything),
                     (before, after) => after.or(before),

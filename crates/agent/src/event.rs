@@ -15,6 +15,8 @@ pub(crate) enum Event {
     Kernel(Touched),
     /// The configuration file has another text: what it says, or why it cannot be used.
     Configuration(Box<Result<Config, String>>),
+    /// What a path to a peer carries is more or less than was known.
+    Path,
     /// A client asks.
     Asked(Request, Sender<Answer>),
     /// A tunnel that the agent carries has ended by itself.

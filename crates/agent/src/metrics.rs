@@ -62,6 +62,13 @@ fn peers(registry: &mut Registry, status: &Status) {
         gauge.set(i64::try_from(found).unwrap_or(i64::MAX));
     }
     registry.register("peers", "The other nodes, by how this one stands to them", states);
+    let probed = status.peers.iter().filter_map(|peer| peer.probed_mtu);
+    let answering = i64::try_from(probed.clone().count()).unwrap_or(i64::MAX);
+    gauge(registry, "peers_probed", "Peers of which is known what the path to them carries", answering);
+    let smallest = Gauge::<i64>::default();
+    smallest.set(probed.min().unwrap_or_default().into());
+    let help = "The least that a path to a peer was seen to carry; 0 before any is known";
+    registry.register_with_unit("smallest_path_mtu", help, Unit::Bytes, smallest);
 }
 
 fn store(registry: &mut Registry, status: &Status) {
@@ -148,6 +155,7 @@ mod tests {
             state: PeerState::Ignored,
             path: String::new(),
             mtu: 0,
+            probed_mtu: Some(1400),
             changed: None,
             problem: None,
         };
@@ -166,6 +174,8 @@ mod tests {
             "fairlead_pod_mtu_bytes 1450",
             "fairlead_peers{state=\"ignored\"} 1",
             "fairlead_peers{state=\"programmed\"} 0",
+            "fairlead_peers_probed 1",
+            "fairlead_smallest_path_mtu_bytes 1400",
             "fairlead_kernel_changes_total 7",
             "fairlead_reconcile_seconds_total 1.5",
             "fairlead_agent_info{node=\"node1\",version=\"\",backend=\"\"} 1",

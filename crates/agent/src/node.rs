@@ -27,6 +27,7 @@ use crate::door::Door;
 use crate::files::{Conflist, FileError, NetworkFile};
 use crate::lease::Leases;
 use crate::options::Options;
+use crate::path_mtu::{Order, Prober};
 use crate::report::{self, Reason, Report, told};
 use crate::subnet_env::{self, SubnetFile};
 use crate::tunnels::Tunnels;
@@ -35,6 +36,9 @@ use crate::view::{Standing, View};
 /// How often the kernel is looked at again within one pass until it is as it should be. Once is the rule; a link
 /// that was down takes routes with it that only the next look shows.
 const LOOKS: usize = 4;
+
+/// Of how many paths that carry less than they should each is told by itself.
+const MOST_TOLD: usize = 8;
 
 /// How many of the leases that it wrote an agent recognises as its own.
 const OWN_LEASES: usize = 8;
@@ -89,6 +93,8 @@ pub(crate) struct NodeKeeper {
     changed: BTreeMap<Arc<str>, u64>,
     /// The node's change from one backend to another; none before the first.
     changeover: Option<Changeover>,
+    /// Who finds out what the paths to the peers carry.
+    prober: Prober,
 }
 
 /// What a node is kept by.
@@ -102,11 +108,12 @@ pub(crate) struct Parts {
     pub(crate) tunnels: Tunnels,
     /// What is wrong with the configuration, if something is.
     pub(crate) config_problem: Option<String>,
+    pub(crate) prober: Prober,
 }
 
 impl NodeKeeper {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { options, pools, door, leases, announcer, tunnels, config_problem } = parts;
+        let Parts { options, pools, door, leases, announcer, tunnels, config_problem, prober } = parts;
         let network_file = NetworkFile::new(&options.state_dir);
         let remembered = network_file.remembered(&options.node);
         let conflist = Conflist::new(&options);
@@ -136,6 +143,7 @@ impl NodeKeeper {
             key: None,
             changed: BTreeMap::new(),
             changeover: None,
+            prober,
             options,
         }
     }
@@ -240,6 +248,7 @@ impl NodeKeeper {
         let as_before = self.design.as_ref().is_some_and(|before| before.state == design.state);
         outcome.healed = outcome.changed && made && as_before && !self.failed;
         self.note_changed_paths(&design);
+        self.probe_paths(&design);
         self.design = Some(design);
         // A node whose kernel refuses the tunnel must not draw its peers' packets; one that carried them before
         // goes on. What flannel left is no lease of ours.
@@ -271,6 +280,53 @@ impl NodeKeeper {
             if before.and_then(|before| before.get(node)) != Some(paths) {
                 self.changed.insert(node.clone(), report::now());
             }
+        }
+    }
+
+    /// Has the paths to the peers probed, and tells of those that carry less than they should.
+    fn probe_paths(&mut self, design: &Design) {
+        let config = &self.options.config.underlay;
+        let paths = design.peers.values().flat_map(BTreeMap::values).filter(|_| config.probe_mtu);
+        let mut targets = BTreeMap::new();
+        for path in paths {
+            let full = targets.entry(path.way.underlay()).or_insert(path.full);
+            *full = path.full.max(*full);
+        }
+        let from =
+            self.underlays.values().map(|underlay| (underlay.link.clone(), underlay.address)).collect();
+        self.prober.follow(Order { targets, from, interval: config.probe_interval() });
+        self.tell_narrow_paths(design);
+    }
+
+    /// Tells of the first few paths one by one: what is narrow for hundreds has one cause.
+    fn tell_narrow_paths(&mut self, design: &Design) {
+        let limits = self.prober.limits();
+        let narrow = design.peers.iter().filter_map(|(node, paths)| {
+            paths.values().find_map(|path| {
+                let carries = limits.get(&path.way.underlay()).filter(|carries| **carries < path.full)?;
+                Some((node, path, *carries))
+            })
+        });
+        let mut others = 0_usize;
+        for (number, (node, path, carries)) in narrow.enumerate() {
+            if number >= MOST_TOLD {
+                others += 1;
+                continue;
+            }
+            let (full, address, mtu) = (path.full, path.way.underlay(), path.mtu);
+            self.report.problem(
+                Reason::PathCarriesLess,
+                format!(
+                    "send packets of {full} bytes to node {node}: the path to {address} carries {carries}; pods send at most \
+                     {mtu} there\nhint: mend the network in between, or set underlay.mtu to {carries} on both nodes"
+                ),
+            );
+        }
+        if others > 0 {
+            self.report.problem(
+                Reason::PathCarriesLess,
+                format!("send packets of full size to {others} more nodes\nhint: `fairlead status` shows what passes"),
+            );
         }
     }
 
@@ -431,6 +487,7 @@ impl NodeKeeper {
             outcome.failed = true;
         }
         self.design = None;
+        self.prober.follow(Order::default());
         self.keep_tunnels(&BTreeMap::new(), &mut outcome);
         self.make(&State::default(), &mut outcome);
         match self.leases.give_back(&mut view.snapshot) {

@@ -87,6 +87,7 @@ impl Loop {
                             Event::Configuration(news) => self.reconfigure(*news),
                             Event::Kernel(touched) => self.due.mark(cause_of(touched)),
                             Event::TunnelEnded { tunnel, reason } => self.lost_a_tunnel(tunnel, &reason),
+                            Event::Path => self.due.mark("a path carries more or less than before"),
                         }
                     }
                 }

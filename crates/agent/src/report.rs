@@ -39,6 +39,8 @@ pub(crate) enum Reason {
     NetworkOverlap,
     /// A peer cannot be programmed.
     PeerIgnored,
+    /// A path to a peer carries less than the links at its ends.
+    PathCarriesLess,
     /// Something foreign in the kernel is in the way.
     ForeignObject,
     /// The kernel or the disk refused.
@@ -64,6 +66,7 @@ impl Reason {
             Self::UnderlayMissing => "UnderlayMissing",
             Self::NetworkOverlap => "NetworkOverlap",
             Self::PeerIgnored => "PeerIgnored",
+            Self::PathCarriesLess => "PathCarriesLess",
             Self::ForeignObject => "ForeignObject",
             Self::NodeRefused => "NodeRefused",
             Self::NetworkHealed => "NetworkHealed",
@@ -347,6 +350,7 @@ pub(crate) fn peers(
                 state,
                 path: paths.map(path).unwrap_or_default(),
                 mtu: paths.and_then(|paths| paths.values().map(|path| path.mtu).min()).unwrap_or_default(),
+                probed_mtu: None,
                 changed: changed.get(name).copied(),
                 problem: problem.map(|problem| told(problem)),
             }

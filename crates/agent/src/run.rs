@@ -18,10 +18,12 @@ use crate::config::ConfigError;
 use crate::door::{Door, DoorError, Watcher};
 use crate::event::Event;
 use crate::files::{Conflist, FileError, NetworkFile, forget_key, make_directory};
+use crate::freed;
 use crate::health::{Health, HealthError, Serves};
 use crate::lease::Leases;
 use crate::node::{NodeKeeper, Parts};
 use crate::options::Options;
+use crate::path_mtu::Prober;
 use crate::reconcile::{End, Loop};
 use crate::reload::ConfigFile;
 use crate::report::{Reason, told};
@@ -144,6 +146,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
         announcer,
         tunnels,
         config_problem: configuration.problem,
+        prober: Prober::start(&sender)?,
     });
     let config_file = configuration.file;
     start_threads(&sender, Sources { termination, server, watcher, watch, http, config_file })?;
@@ -292,8 +295,10 @@ fn start_threads(events: &Sender<Event>, sources: Sources) -> Result<(), Error> 
         let end = termination.wait();
         let _ = events.send(end.map_or_else(|error| Event::Lost(error.to_string()), |_| Event::Stop));
     })?;
+    let (freed, gone) = mpsc::channel();
+    spawn("connections", move || freed::serve(&gone))?;
     start("kernel", events, move |events| {
-        let lost = watcher.run(&events);
+        let lost = watcher.run(&events, &freed);
         let _ = events.send(Event::Lost(lost));
     })?;
     start("store", events, move |events| {

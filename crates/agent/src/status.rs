@@ -204,6 +204,10 @@ pub struct PeerStatus {
     pub path: String,
     /// The largest packet that pods of this node send to its pods, in bytes; 0 where there is no path.
     pub mtu: u32,
+    /// The largest packet that was seen to reach its underlay address, in bytes, with what the tunnel adds; none where that
+    /// was not tried, or nothing answers.
+    #[serde(default, rename = "probedMTU", skip_serializing_if = "Option::is_none")]
+    pub probed_mtu: Option<u32>,
     /// When the path was last another one, in milliseconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed: Option<u64>,

@@ -102,7 +102,8 @@ fn store(status: &Status) -> String {
 }
 
 fn peers(status: &Status) -> Table {
-    let mut table = Table::new(["PEER", "STATE", "PATH", "MTU", "POD CIDRS", "UNDERLAY", "PROBLEM"]);
+    let mut table =
+        Table::new(["PEER", "STATE", "PATH", "MTU", "PROBED", "POD CIDRS", "UNDERLAY", "PROBLEM"]);
     for peer in &status.peers {
         let problem = peer.problem.clone().unwrap_or_default();
         table.row([
@@ -110,6 +111,7 @@ fn peers(status: &Status) -> Table {
             peer.state.name().to_owned(),
             peer.path.clone(),
             if peer.mtu == 0 { String::new() } else { peer.mtu.to_string() },
+            peer.probed_mtu.map(|mtu| mtu.to_string()).unwrap_or_default(),
             joined(&peer.pod_cidrs),
             joined(&peer.underlay),
             problem,

@@ -49,6 +49,7 @@ pub mod address;
 pub mod clock;
 pub mod conntrack;
 pub mod datagram;
+pub mod echo;
 mod error;
 mod family;
 pub mod features;

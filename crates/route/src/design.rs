@@ -9,10 +9,12 @@
 //! route, more specific, wins, and so does a bridge's connected route; an address no pod has is answered at
 //! once instead of bouncing between nodes.
 //!
-//! `rp_filter` needs no change: what arrives by one way is also routed back by it, which even the strict form accepts, but
-//! for the two seconds in which two nodes change their backend one after the other.
+//! What arrives by one way is also routed back by it, which even a strict `rp_filter` accepts, but for the two seconds in which
+//! two nodes change their backend one after the other. So where it is strict the tunnels' own devices are made loose; the
+//! host's links are left as they are.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use cluster::{Backend, Flannel, Lease, Snapshot};
@@ -23,7 +25,7 @@ use netstate::{Address, Link, LinkKind, LinkName, Route, RouteKey, RouteKind, Ro
 use crate::carried::{self, Overlaps};
 use crate::family::Family;
 use crate::host::Host;
-use crate::masquerade;
+use crate::masquerade::{self, Masquerade};
 use crate::mtu;
 use crate::peers::{Peer, Seen, Way, carries, peers};
 use crate::problem::Problem;
@@ -51,14 +53,17 @@ pub struct Inputs<'a> {
     pub underlays: &'a BTreeMap<Family, Underlay>,
     /// The largest packet, in bytes, that the underlay carries.
     pub carried: u32,
+    /// The largest packet, in bytes, that was seen to reach an underlay address, where that is less than links and leases
+    /// say.
+    pub path_mtus: &'a BTreeMap<IpAddr, u32>,
     /// The VXLAN tunnels of the cluster.
     pub vxlan: VxlanSettings,
     /// The UDP port of [`TunnelKind::Udp`] and of [`TunnelKind::WireGuard`], where there are any.
     pub ports: TunnelPorts,
     /// The cluster's pod networks.
     pub cluster: &'a [IpNet],
-    /// Whether pod traffic that leaves the cluster is translated.
-    pub masquerade: bool,
+    /// How pod traffic that leaves the cluster is translated.
+    pub masquerade: Masquerade<'a>,
     /// The host's links and addresses.
     pub host: &'a Host,
 }
@@ -103,6 +108,8 @@ pub struct Path {
     pub way: Way,
     /// The largest packet that pods of this node send there, in bytes.
     pub mtu: u32,
+    /// What the largest packet on the way is, in bytes, as far as links and leases say: with what the tunnel adds.
+    pub full: u32,
 }
 
 /// Pod CIDRs of before of these nodes that others have now.
@@ -158,8 +165,8 @@ fn own_part(design: &mut Design, inputs: &Inputs<'_>, superseded: &Superseded<'_
             devices.extend(tunnel_part(design, inputs, kind, superseded));
         }
     }
-    if inputs.masquerade {
-        design.state.insert_table(masquerade::table(inputs.cluster, &devices));
+    if !inputs.masquerade.families.is_empty() {
+        design.state.insert_table(masquerade::table(&inputs.masquerade, inputs.cluster, &devices));
     }
     sysctls(&mut design.state, inputs);
 }
@@ -176,6 +183,10 @@ fn device_part(state: &mut State, inputs: &Inputs<'_>, link: Link) -> LinkName {
     state.insert_link(link);
     for cidr in &inputs.lease.pod_cidrs {
         state.insert_address(Address { link: name, net: host_net(base_address(*cidr)) });
+    }
+    // Loose: while two nodes change their way one after the other, what comes by the tunnel is answered by another one.
+    if inputs.host.strict_reverse_path {
+        state.insert_sysctl(format!("net/ipv4/conf/{name}/rp_filter"), "2");
     }
     if carries(inputs.lease, Family::V6) {
         state.insert_sysctl(format!("net/ipv6/conf/{name}/accept_ra"), "0");
@@ -238,8 +249,9 @@ fn sysctls(state: &mut State, inputs: &Inputs<'_>) {
 fn peer_part(design: &mut Design, inputs: &Inputs<'_>, peer: &Peer<'_>, cidrs: &[IpNet]) {
     let mut paths = BTreeMap::new();
     for (family, way) in &peer.ways {
-        let mtu = path_mtu(inputs, peer.lease, *family, way);
-        paths.insert(*family, Path { way: *way, mtu });
+        let path = path(inputs, peer.lease, *family, way);
+        let mtu = path.mtu;
+        paths.insert(*family, path);
         for cidr in cidrs.iter().copied().filter(|cidr| Family::of_net(cidr) == *family) {
             let mut route = match way {
                 Way::Vxlan { mac, underlay } => vxlan::peer_part(&mut design.state, cidr, *mac, *underlay),
@@ -276,16 +288,23 @@ fn tunnel_peer(
     };
     let way = Way::Tunnel { kind, underlay };
     let families = Family::ALL.into_iter().filter(|family| carries(inputs.lease, *family));
-    let mtu = families.map(|family| path_mtu(inputs, lease, family, &way)).min().unwrap_or_default();
+    let mtu = families.map(|family| path(inputs, lease, family, &way).mtu).min().unwrap_or_default();
     Some(TunnelPeer { node: lease.node.clone(), underlay, port, pod_cidrs: cidrs, mtu, public_key })
 }
 
-/// The largest packet to a peer: the way, or the peer's pods, may take less than pods of this node send.
-fn path_mtu(inputs: &Inputs<'_>, lease: &Lease, family: Family, way: &Way) -> u32 {
+/// The path to a peer: the way, or the peer's pods, may take less than pods of this node send.
+fn path(inputs: &Inputs<'_>, lease: &Lease, family: Family, way: &Way) -> Path {
     let overhead = match way {
         Way::Vxlan { .. } => mtu::vxlan_overhead(Family::of(inputs.underlay.address)),
         Way::Tunnel { kind, .. } => kind.overhead(Family::of(inputs.underlay.address)),
         Way::Direct { .. } => 0,
     };
-    inputs.carried.saturating_sub(overhead).min(lease.mtu).min(inputs.lease.mtu).max(mtu::smallest(family))
+    let link = match way {
+        Way::Direct { link, .. } => inputs.host.link(link.as_str()).map(|link| link.mtu),
+        Way::Vxlan { .. } | Way::Tunnel { .. } => None,
+    };
+    let pods = lease.mtu.min(inputs.lease.mtu).saturating_add(overhead);
+    let full = inputs.carried.min(pods).min(link.unwrap_or(u32::MAX));
+    let seen = inputs.path_mtus.get(&way.underlay()).copied().unwrap_or(full);
+    Path { way: *way, mtu: full.min(seen).saturating_sub(overhead).max(mtu::smallest(family)), full }
 }

@@ -196,9 +196,9 @@ fn check_tunnel(inputs: &Inputs<'_>, lease: &Lease) -> Result<(), Problem> {
 
 fn way(inputs: &Inputs<'_>, lease: &Lease, family: Family, common: Common) -> Result<Way, Problem> {
     match common {
-        Common::HostGw => direct(inputs, lease, family),
+        Common::HostGw => direct(inputs, lease, family, Reach::AnyLink),
         Common::Vxlan if inputs.vxlan.direct_routing => {
-            direct(inputs, lease, family).or_else(|_| vxlan_way(inputs, lease))
+            direct(inputs, lease, family, Reach::Underlay).or_else(|_| vxlan_way(inputs, lease))
         }
         Common::Vxlan => vxlan_way(inputs, lease),
         Common::Tunnel(kind) => tunnel(inputs, lease, kind),
@@ -225,18 +225,33 @@ fn vxlan_way(inputs: &Inputs<'_>, lease: &Lease) -> Result<Way, Problem> {
     Ok(Way::Vxlan { mac: Mac(mac.0), underlay })
 }
 
-fn direct(inputs: &Inputs<'_>, lease: &Lease, family: Family) -> Result<Way, Problem> {
+/// Which links a plain route may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// The underlay's alone: where there is a tunnel as well, a peer that sees things otherwise would answer by that.
+    Underlay,
+    /// Any on which the kernel sees the peer without a router.
+    AnyLink,
+}
+
+fn direct(inputs: &Inputs<'_>, lease: &Lease, family: Family, reach: Reach) -> Result<Way, Problem> {
     let gateway = underlay_of(lease, family)?;
     let missing = || Problem::OwnUnderlay { node: lease.node.clone(), family };
     let Underlay { link, address, .. } = inputs.underlays.get(&family).ok_or_else(missing)?;
     // A node that tells its peers another address than it has is reached by way of somebody else.
-    let shared = inputs.lease.underlay.contains(address)
-        && inputs.host.addresses.iter().any(|entry| {
-            let is_shared = entry.address.contains(&gateway) && entry.address.prefix_len() < family.bits();
-            entry.link == *link && is_shared
-        });
-    match link.parse() {
-        Ok(link) if shared => Ok(Way::Direct { link, gateway }),
+    let told = inputs.lease.underlay.contains(address);
+    let on_underlay = inputs.host.addresses.iter().any(|entry| {
+        let is_shared = entry.address.contains(&gateway) && entry.address.prefix_len() < family.bits();
+        entry.link == *link && is_shared
+    });
+    let found = match reach {
+        _ if !told => None,
+        _ if on_underlay => Some(link.as_str()),
+        Reach::Underlay => None,
+        Reach::AnyLink => inputs.host.link_without_router(gateway),
+    };
+    match found.map(str::parse) {
+        Some(Ok(link)) => Ok(Way::Direct { link, gateway }),
         _ => Err(Problem::OffLink { node: lease.node.clone(), address: gateway, link: link.clone() }),
     }
 }

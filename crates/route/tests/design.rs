@@ -4,7 +4,7 @@
 //! be read. Scenarios by number: the list in the project's notes on behaviours of node-to-node networking.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use ipnet::IpNet;
 use proptest::prelude::{Just, Strategy, any, prop_assert_eq, prop_oneof, proptest};
 use route::vxlan::tunnel_mac;
 use route::{
-    Design, Family, Host, HostAddress, HostLink, Inputs, Problem, TunnelKind, TunnelPorts, Underlay,
-    VxlanSettings, Way, design,
+    Design, Family, Host, HostAddress, HostLink, HostRoute, Inputs, Masquerade, Problem, TunnelKind,
+    TunnelPorts, Underlay, VxlanSettings, Way, design,
 };
 
 fn net(text: &str) -> IpNet {
@@ -90,6 +90,8 @@ struct Case {
     cluster: Vec<IpNet>,
     port: u16,
     direct_routing: bool,
+    masquerade: Masquerade<'static>,
+    path_mtus: BTreeMap<IpAddr, u32>,
     /// What is different about the host.
     host: fn(&mut Host),
 }
@@ -104,6 +106,8 @@ impl Case {
             cluster: vec![net("10.244.0.0/16"), net("fd00:10:244::/48")],
             port: 8472,
             direct_routing: false,
+            masquerade: Masquerade { families: &Family::ALL, fully_random: true, exceptions: &[] },
+            path_mtus: BTreeMap::new(),
             host: |_| {},
         }
     }
@@ -129,7 +133,8 @@ impl Case {
             carried: 1500,
             vxlan: VxlanSettings { vni: 1, port: self.port, direct_routing: self.direct_routing },
             cluster: &self.cluster,
-            masquerade: true,
+            masquerade: self.masquerade,
+            path_mtus: &self.path_mtus,
             host: &host,
         })
     }
@@ -317,6 +322,123 @@ fn host_gw_reaches_peers_by_plain_routes_and_has_no_tunnel() {
         text.starts_with("reach node node2: its address 198.18.0.3 is on none of the networks of eth0"),
         "{text}"
     );
+}
+
+#[test]
+fn scenario_16_host_gw_takes_the_link_on_which_the_kernel_sees_a_peer_and_its_mtu() {
+    let mut case = Case::node1();
+    case.host = |host| {
+        with_shared_link(host);
+        let on_second = |destination: &str, gateway: Option<&str>, metric| HostRoute {
+            destination: net(destination),
+            link: Some("eth1".to_owned()),
+            gateway: gateway.map(|gateway| gateway.parse().unwrap()),
+            source: None,
+            metric,
+            ours: false,
+        };
+        host.routes.push(on_second("203.0.113.0/24", None, 0));
+        host.routes.push(on_second("203.0.113.128/25", Some("203.0.113.1"), 0));
+        host.links.iter_mut().filter(|link| link.name == "eth1").for_each(|link| link.mtu = 1400);
+    };
+    case.own.backend = Backend::HostGw;
+    case.own.mtu = 1500;
+    let mut snapshot = Snapshot::default();
+    for (number, address) in [(2, "198.18.0.3"), (3, "203.0.113.9"), (4, "203.0.113.200"), (5, "192.0.2.1")] {
+        let underlay = Box::new([address.parse().unwrap()]);
+        let pod_cidrs = Box::new([lease(number).pod_cidrs[0]]);
+        let peer = Lease { backend: Backend::HostGw, mtu: 1500, underlay, pod_cidrs, ..lease(number) };
+        join(&mut snapshot, peer);
+    }
+    let design = case.design(&snapshot);
+    let text = design.state.to_string();
+    assert!(text.contains("route 10.244.2.0/24 via 198.18.0.3 dev eth0 onlink\n"), "{text}");
+    assert!(text.contains("route 10.244.3.0/24 via 203.0.113.9 dev eth1 onlink mtu 1400\n"), "{text}");
+    // Behind a router, and where nothing leads.
+    for node in ["node4", "node5"] {
+        assert!(matches!(problem(&design, node), Problem::OffLink { .. }), "{node}");
+    }
+    // Beside a tunnel only the underlay's own link is taken: the peer would answer by the tunnel.
+    case.own.backend = lease(1).backend;
+    case.direct_routing = true;
+    let mut snapshot = Snapshot::default();
+    join(&mut snapshot, Lease { underlay: Box::new(["203.0.113.9".parse().unwrap()]), ..lease(3) });
+    assert_eq!(case.design(&snapshot).peers["node3"][&Family::V4].way.name(), "vxlan");
+}
+
+#[test]
+fn scenario_15_a_peer_that_moves_onto_the_link_and_away_again_leaves_nothing_of_the_other_way() {
+    let mut case = Case::node1();
+    case.host = |host| with_shared_link(host);
+    case.direct_routing = true;
+    let near = cluster_of([1, 2]);
+    let mut far = cluster_of([1, 2]);
+    join(&mut far, Lease { underlay: Box::new(["203.0.113.9".parse().unwrap()]), ..lease(2) });
+    let (near, far) = (case.design(&near).state, case.design(&far).state);
+    assert_eq!((near.fdb().count(), near.neighbours().count()), (0, 0));
+    assert_eq!((far.fdb().count(), far.neighbours().count()), (1, 2));
+    for (from, to) in [(&near, &far), (&far, &near)] {
+        let text = netstate::diff(from, to).iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+        let replaced = text.matches("~ route").count();
+        assert!(replaced == 2 && !text.contains("- route"), "the routes are replaced, never away: {text}");
+    }
+}
+
+#[test]
+fn a_path_that_was_seen_to_carry_less_lowers_its_routes_alone_and_no_family_below_its_least() {
+    let mut case = Case::node1();
+    case.path_mtus.insert(lease(2).underlay[0], 1400);
+    case.path_mtus.insert(lease(3).underlay[0], 1300);
+    // More than links and leases say is no news.
+    case.path_mtus.insert(lease(4).underlay[0], 9000);
+    let design = case.design(&cluster_of([1, 2, 3, 4]));
+    let mtus = |node: &str| design.peers[node].values().map(|path| (path.mtu, path.full)).collect::<Vec<_>>();
+    assert_eq!(mtus("node2"), [(1350, 1500); 2]);
+    assert_eq!(mtus("node3"), [(1250, 1500), (1280, 1500)]);
+    assert_eq!(mtus("node4"), [(1450, 1500); 2]);
+    let text = design.state.to_string();
+    assert!(text.contains("route 10.244.2.0/24 via 10.244.2.0 dev fairlead0 onlink mtu 1350\n"), "{text}");
+    assert!(text.contains("route 10.244.4.0/24 via 10.244.4.0 dev fairlead0 onlink\n"), "{text}");
+    assert!(text.contains("nolearning mtu 1450"), "the device stays as it is: {text}");
+}
+
+#[test]
+fn a_programs_tunnel_is_told_what_the_path_to_each_peer_carries() {
+    let mut case = Case::node1();
+    case.own.backend = Backend::Udp { port: 8285 };
+    case.own.mtu = 1472;
+    case.path_mtus.insert(lease(2).underlay[0], 1400);
+    let mut snapshot = Snapshot::default();
+    for number in [2, 3] {
+        join(&mut snapshot, Lease { backend: Backend::Udp { port: 8285 }, mtu: 1472, ..lease(number) });
+    }
+    let design = case.design(&snapshot);
+    let told = design.tunnels[&TunnelKind::Udp].peers.iter().map(|peer| peer.mtu).collect::<Vec<_>>();
+    assert_eq!(told, [1372, 1472]);
+}
+
+#[test]
+fn where_a_new_link_would_filter_strictly_the_tunnels_devices_are_made_loose() {
+    let mut case = Case::node1();
+    let loose = "sysctl net/ipv4/conf/fairlead0/rp_filter = 2";
+    assert!(!case.design(&cluster_of([1, 2])).state.to_string().contains("rp_filter"));
+    case.host = |host| host.strict_reverse_path = true;
+    let text = case.design(&cluster_of([1, 2])).state.to_string();
+    assert!(text.contains(loose), "{text}");
+    assert_eq!(text.matches("rp_filter").count(), 1, "the host's links are its own: {text}");
+}
+
+#[test]
+fn what_is_translated_follows_the_configuration_family_by_family() {
+    let exceptions: &[IpNet] = Box::leak(Box::new(["10.0.0.0/8", "10.1.0.0/16", "fd00:99::/32"].map(net)));
+    let mut case = Case::node1();
+    case.masquerade = Masquerade { families: &Family::ALL, fully_random: false, exceptions };
+    golden("masquerade.txt", &case.design(&cluster_of([1])).state.to_string());
+    case.masquerade.families = &[Family::V6];
+    let text = case.design(&cluster_of([1])).state.to_string();
+    assert!(!text.contains("cluster4") && text.contains("ip6 daddr @exceptions6 return"), "{text}");
+    case.masquerade.families = &[];
+    assert!(!case.design(&cluster_of([1])).state.to_string().contains("table"), "nothing at all");
 }
 
 #[test]

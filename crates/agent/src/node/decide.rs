@@ -12,14 +12,14 @@ use std::time::Instant;
 use cluster::{Backend, Flannel, Lease, Node, PublicKey};
 use ipnet::IpNet;
 use route::{
-    Design, Family, Host, Inputs, Networks, Retention, Taken, TunnelKind, TunnelPorts, Underlay,
+    Design, Family, Host, Inputs, Masquerade, Networks, Retention, Taken, TunnelKind, TunnelPorts, Underlay,
     VxlanSettings, Wish, choose_underlay, overlaps, pod_mtu, vxlan,
 };
 use tunnel::Secret;
 
 use super::NodeKeeper;
 use super::changeover::Changeover;
-use crate::config::{BackendKind, Config, VxlanConfig};
+use crate::config::{BackendKind, Config, Pattern, VxlanConfig};
 use crate::files::{FileError, private_key};
 use crate::report::{Reason, told};
 use crate::view::View;
@@ -70,6 +70,8 @@ impl NodeKeeper {
             .iter()
             .for_each(|overlap| self.report.problem(Reason::NetworkOverlap, told(overlap)));
         let lease = self.lease_of(pod_cidrs, backend, mtu);
+        let translated = &self.options.config.masquerade;
+        let path_mtus = self.prober.limits();
         let design = route::design(&Inputs {
             snapshot: &view.snapshot,
             lease: &lease,
@@ -84,7 +86,12 @@ impl NodeKeeper {
                 wireguard: self.options.config.wireguard.port,
             },
             cluster: &cluster.pod_cidrs,
-            masquerade: self.options.config.masquerade.enabled,
+            masquerade: Masquerade {
+                families: &translated.families(),
+                fully_random: translated.random_fully,
+                exceptions: &translated.exceptions,
+            },
+            path_mtus: &path_mtus,
             host: &host,
         });
         Ok(Decided { lease, design })
@@ -169,11 +176,14 @@ impl NodeKeeper {
     /// Chooses an underlay for each family that has one; the tunnel runs over IPv4 where there is one.
     fn choose_underlays(&mut self, host: &Host, node: &Node) -> Result<Underlay, Refusal> {
         let config = &self.options.config.underlay;
+        let reached = self.door.reached(&config.can_reach).map_err(refused(Reason::NodeRefused))?;
         let mut errors = Vec::new();
         let mut chosen = BTreeMap::new();
         for family in Family::ALL {
             let wish = Wish {
                 interface: config.interface.as_deref(),
+                pattern: config.interface_pattern.as_ref().map(Pattern::regex),
+                reached: &reached,
                 addresses: &config.addresses,
                 node: &node.addresses,
                 previous: self.underlays.get(&family),

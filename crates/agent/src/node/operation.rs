@@ -95,6 +95,13 @@ impl NodeKeeper {
         status.tunnels = self.tunnels.traffic();
         status.peers =
             crate::report::peers(&self.options.node, &view.snapshot, self.design.as_ref(), &self.changed);
+        self.prober.look(|found| {
+            for peer in &mut status.peers {
+                let paths = self.design.as_ref().and_then(|design| design.peers.get(peer.node.as_str()));
+                let sizes = paths.into_iter().flat_map(|paths| paths.values());
+                peer.probed_mtu = sizes.filter_map(|path| found.get(&path.way.underlay()).copied()).min();
+            }
+        });
         status
     }
 }

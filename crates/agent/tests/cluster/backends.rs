@@ -280,6 +280,43 @@ fn a_cluster_moves_to_a_tunnel_of_the_agent_and_back_and_loses_no_packet() {
     assert_eq!(witnesses.map(Witness::lost), [0, 0]);
 }
 
+/// How many packets the reverse-path filter of a node has dropped.
+fn filtered(node: &Node) -> u64 {
+    let text = run_ok(node.netns.command("cat").arg("/proc/net/netstat"));
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (names, numbers) = (lines.next().unwrap(), lines.next().unwrap());
+    let position = names.split(' ').position(|name| name == "IPReversePathFilter").unwrap();
+    numbers.split(' ').nth(position).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_strict_reverse_path_filter_drops_nothing_while_the_way_changes_from_tunnel_to_tunnel() {
+    let mut rig = Rig::new(2);
+    for node in &mut rig.nodes {
+        run_ok(node.netns.command("sysctl").args(["-qw", "net.ipv4.conf.all.rp_filter=1"]));
+        node.configure("backend: vxlan\n");
+        node.start();
+    }
+    rig.await_joined();
+    rig.add_pods();
+    let [first, second] = &mut rig.nodes[..] else { panic!("two nodes") };
+    let witnesses = [Witness::start(first, second, 0), Witness::start(second, first, 0)];
+    first.configure("backend: udp\n");
+    first.await_status("its backend is the other one", |status| status.backend.kind == "udp");
+    second.configure("backend: udp\n");
+    for node in [&*first, &*second] {
+        node.await_status("the path is the other one", |status| status.peers[0].path == "udp");
+    }
+    // To the end of what the change takes.
+    for node in [&*first, &*second] {
+        node.await_settled();
+    }
+    let lost = witnesses.map(Witness::lost);
+    assert_eq!([filtered(first), filtered(second)], [0, 0], "{lost:?} lost");
+    assert_eq!(first.netns.sysctl("net/ipv4/conf/eth0/rp_filter"), "0", "the host's links are its own");
+    assert_eq!(first.netns.sysctl("net/ipv4/conf/fairlead-udp/rp_filter"), "2");
+}
+
 #[test]
 fn a_cluster_moves_to_host_gw_and_back_node_by_node_and_loses_no_packet() {
     let mut rig = joined("backend: vxlan\n");
