@@ -76,6 +76,7 @@ pub mod tap;
 pub mod tun;
 pub mod udp;
 pub mod user_namespace;
+pub mod wireguard;
 pub mod xtables;
 
 pub use error::Error;

@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netstate::Mac;
 
-use super::{Header, Kind, Link, OperationalState, Port, upper};
-use crate::abi;
+use super::{Header, Kind, Link, OperationalState, Port, tunnel, upper};
+use crate::{Family, abi};
 use crate::netlink::{Attribute, Attributes, Malformed, Reply};
 
 impl Link {
@@ -101,6 +101,8 @@ fn kind(info: Attributes<'_>) -> Result<Kind, Malformed> {
         }
         "veth" => Ok(Kind::Veth),
         "vxlan" => vxlan(data),
+        "ipip" => tunnel::read(Family::V4, data),
+        "sit" => tunnel::read(Family::V6, data),
         "macvlan" => {
             let (mode, broadcast_queue_length) = upper::macvlan(data)?;
             Ok(Kind::Macvlan { mode, broadcast_queue_length })
