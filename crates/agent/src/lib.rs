@@ -34,7 +34,7 @@ mod status;
 mod tunnels;
 mod view;
 
-pub use config::{Chained, Cluster, Config, ConfigError, Masquerade, UnderlayConfig, VxlanConfig};
+pub use config::{Chained, Cluster, Config, ConfigError, Datapath, Masquerade, UnderlayConfig, VxlanConfig};
 pub use door::DoorError;
 pub use files::{CONFLIST, FileError};
 pub use health::HealthError;
@@ -43,6 +43,7 @@ pub use options::{Collect, Options};
 pub use run::{Error, clean, run};
 pub use server::ServerError;
 pub use status::{
-    Answer, AskError, BackendStatus, PeerState, PeerStatus, PeerTraffic, PlanReport, Probed, ReconcileStatus,
-    Request, SOCKET, Status, StoreStatus, TunnelStatus, TunnelTraffic, UnderlayStatus, ask_plan, ask_status,
+    Answer, AskError, BackendStatus, KernelPeer, PeerState, PeerStatus, PeerTraffic, PlanReport, Probed,
+    ReconcileStatus, Request, SOCKET, Status, StoreStatus, TunnelStatus, TunnelTraffic, UnderlayStatus,
+    ask_plan, ask_status,
 };

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use cluster::{Backend, Flannel, Lease, Snapshot};
 use netstate::Conflict;
 use netstate::pool::base_address;
-use route::{Design, Family, Path, Underlay, Way, vxlan};
+use route::{Design, Family, Path, TunnelKind, Underlay, Way, vxlan};
 use store::Notice;
 
 use crate::node::Outcome;
@@ -300,7 +300,12 @@ pub(crate) fn backend(options: &Options, design: Option<&Design>) -> BackendStat
         port: options.config.vxlan.port,
         mac: vxlan::tunnel_mac(&options.node).to_string(),
     });
-    BackendStatus { kind, tunnel }
+    let own = TunnelKind::of(&options.config.backend_of(&options.node, None));
+    let carrier = own.zip(design).map(|(kind, design)| {
+        let by_agent = design.tunnels.contains_key(&kind);
+        if by_agent { "agent" } else { "kernel" }.to_owned()
+    });
+    BackendStatus { kind, carrier, tunnel }
 }
 
 /// The host's end of the tunnels.

@@ -199,9 +199,8 @@ fn clean_alone(
     if ConfigFile::forget(&options.state_dir)? {
         said.push(format!("- file {}", options.state_dir.join(ConfigFile::KEPT).display()));
     }
-    if let Some(key) = forget_key(&options.state_dir)? {
-        said.push(format!("- file {}", key.display()));
-    }
+    let keys = forget_key(&options.key_directories())?;
+    said.extend(keys.iter().map(|key| format!("- file {}", key.display())));
     let (mut door, _) = Door::open().map_err(kernel_error("open netlink"))?;
     let plan = door.plan(&State::default()).map_err(kernel_error("look at the kernel"))?;
     said.extend(plan.steps.iter().map(ToString::to_string));

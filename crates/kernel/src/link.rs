@@ -23,8 +23,8 @@ use netstate::Mac;
 use rustix::io::Errno;
 
 use crate::abi;
-use crate::{Error, Family};
 use crate::netlink::{Message, Purpose, Request, Socket};
+use crate::{Error, Family};
 
 pub use change::{AddressGeneration, Change, change, delete, delete_group, relocate, rename};
 pub use create::{NewBridge, NewKind, NewLink, NewPeer, NewVxlan, create, create_and_report, is_supported};

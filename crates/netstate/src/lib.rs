@@ -40,8 +40,8 @@ pub use diff::diff;
 pub use error::Error;
 pub use name::{LinkName, Mac};
 pub use state::{
-    Address, FdbEntry, FdbKey, IpTunnel, Link, LinkKind, Neighbour, NeighbourKey, PolicyRule, Route, RouteKey,
-    RouteKind, RouteTarget, State, Vxlan,
+    Address, FdbEntry, FdbKey, IpTunnel, Link, LinkKind, Neighbour, NeighbourKey, PolicyRule, Route,
+    RouteKey, RouteKind, RouteTarget, State, Vxlan,
 };
 pub use step::Step;
 pub use wireguard::{PublicKey, SecretKey, WireGuard, WireGuardPeer, WireGuardPeerKey};

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use crate::{
-    Address, FdbEntry, Link, LinkName, Mac, Neighbour, PolicyRule, Route, RouteTarget, WireGuard, WireGuardPeer,
-    WireGuardPeerKey, nft,
+    Address, FdbEntry, Link, LinkName, Mac, Neighbour, PolicyRule, Route, RouteTarget, WireGuard,
+    WireGuardPeer, WireGuardPeerKey, nft,
 };
 
 /// One step. What a set-step replaces is told, so that a plan shows what was there.

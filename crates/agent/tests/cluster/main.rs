@@ -10,6 +10,7 @@
 )]
 
 mod backends;
+mod encryption;
 mod etcd;
 mod flannel;
 mod healing;

@@ -37,10 +37,11 @@ impl Host {
                 let wanted = want.links.get(&name);
                 observed.state.insert_link(read_link(found, name, wanted, &names));
                 let read = self.read_link_objects(found.index, name, want, &mut observed.state);
-                let read = read.and_then(|()| match &observed.state.links.get(&name).map(|link| &link.kind) {
-                    Some(LinkKind::WireGuard) => self.read_wireguard(name, want, &mut observed.state),
-                    _ => Ok(()),
-                });
+                let read =
+                    read.and_then(|()| match &observed.state.links.get(&name).map(|link| &link.kind) {
+                        Some(LinkKind::WireGuard) => self.read_wireguard(name, want, &mut observed.state),
+                        _ => Ok(()),
+                    });
                 match read {
                     // Gone since it was listed, and all on it with it; the monitor tells.
                     Err(error) if error.is_missing() => {}
@@ -97,7 +98,8 @@ impl Host {
             let key = WireGuardPeerKey { link, public_key };
             let mut settings = peer.settings;
             let wanted = want.wireguard_peers.get(&key).and_then(|wanted| wanted.endpoint);
-            if settings.endpoint.is_some() && wanted.is_some() && wanted == self.endpoints.get(&key).copied() {
+            if settings.endpoint.is_some() && wanted.is_some() && wanted == self.endpoints.get(&key).copied()
+            {
                 settings.endpoint = wanted;
             }
             state.insert_wireguard_peer(key, settings);

@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use netstate::Mac;
 
 use super::{Header, Kind, Link, OperationalState, Port, tunnel, upper};
-use crate::{Family, abi};
 use crate::netlink::{Attribute, Attributes, Malformed, Reply};
+use crate::{Family, abi};
 
 impl Link {
     /// Decodes a message about one link: an answer, an echo, or a notification.

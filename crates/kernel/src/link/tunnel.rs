@@ -7,8 +7,8 @@
 use std::net::Ipv4Addr;
 
 use super::Kind;
-use crate::{Family, abi};
 use crate::netlink::{Attributes, Malformed, Message};
+use crate::{Family, abi};
 
 /// How many hops an outer packet lives. The far end is one hop away for what is inside, however long the way is.
 const TIME_TO_LIVE: u8 = 64;

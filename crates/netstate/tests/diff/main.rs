@@ -127,6 +127,9 @@ fn a_private_key_is_in_no_text_of_a_state_or_a_step() {
     );
     for text in [format!("{want}"), format!("{want:?}"), format!("{steps:?}")] {
         // As text, as numbers, or in base64.
-        assert!(!["abab", "171, 171", "q6ur"].iter().any(|part| text.to_lowercase().contains(part)), "{text}");
+        assert!(
+            !["abab", "171, 171", "q6ur"].iter().any(|part| text.to_lowercase().contains(part)),
+            "{text}"
+        );
     }
 }

@@ -8,8 +8,8 @@ use netstate::nft::{
     Statement, Table, Value, Verdict,
 };
 use netstate::{
-    Address, FdbEntry, IpTunnel, Link, LinkKind, LinkName, Mac, Neighbour, PolicyRule, PublicKey, Route, RouteKey,
-    SecretKey, State, Step, Vxlan, WireGuard, WireGuardPeer, WireGuardPeerKey,
+    Address, FdbEntry, IpTunnel, Link, LinkKind, LinkName, Mac, Neighbour, PolicyRule, PublicKey, Route,
+    RouteKey, SecretKey, State, Step, Vxlan, WireGuard, WireGuardPeer, WireGuardPeerKey,
 };
 use proptest::prelude::*;
 
@@ -354,7 +354,10 @@ pub(crate) fn state() -> impl Strategy<Value = State> {
                 let private_key = SecretKey::new([port as u8; 32]);
                 state.insert_wireguard(link, WireGuard { private_key, port });
                 for (public_key, peer) in &peers {
-                    state.insert_wireguard_peer(WireGuardPeerKey { link, public_key: *public_key }, peer.clone());
+                    state.insert_wireguard_peer(
+                        WireGuardPeerKey { link, public_key: *public_key },
+                        peer.clone(),
+                    );
                 }
             }
             addresses.into_iter().for_each(|(link, net)| state.insert_address(Address { link, net }));
