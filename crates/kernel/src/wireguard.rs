@@ -12,6 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::ops::Range;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -26,7 +27,9 @@ pub const KIND: &str = "wireguard";
 const NEEDS: &str = "the kernel needs CONFIG_WIREGUARD";
 
 /// A message is sent when it has grown to this: an attribute ends at 64 KB.
-const MESSAGE_ROOM: usize = 48 * 1024;
+const MESSAGE_ROOM: usize = 24 * 1024;
+/// How many of a peer's networks go into one message, at 48 bytes the most.
+const NETWORKS_PER_PART: usize = 600;
 
 // table
 const CONTROLLER: u16 = 0x10;
@@ -142,14 +145,14 @@ impl Conversation {
         changes: &[PeerChange<'_>],
     ) -> Result<Vec<(usize, Error)>, Error> {
         let mut refused = Vec::new();
-        for (start, request) in change_peers(self.family, name, changes) {
+        for request in change_peers(self.family, name, changes) {
             let failed = self.socket.run(&request.request.into(), |_, _| Ok(()))?;
             if failed.is_empty() {
                 continue;
             }
             // The kernel stops at the first that it does not like, and does not say which.
-            for position in start..start + request.count {
-                for (_, alone) in change_peers(self.family, name, &changes[position..=position]) {
+            for position in request.changes {
+                for alone in change_peers(self.family, name, &changes[position..=position]) {
                     let failed = self.socket.run(&alone.request.into(), |_, _| Ok(()))?;
                     refused.extend(failed.into_iter().map(|failure| (position, failure.error)));
                 }
@@ -159,13 +162,13 @@ impl Conversation {
     }
 }
 
-/// A request, and how many changes it carries.
+/// A request, and what of the changes it carries.
 #[derive(Debug, Clone)]
 pub struct PeerRequest {
     /// What is sent.
     pub request: Request,
-    /// How many of the changes it carries.
-    pub count: usize,
+    /// The positions of the changes that it carries, or of whose parts.
+    pub changes: Range<usize>,
 }
 
 /// Bytes of `struct genlmsghdr`: command (u8), version (u8), two reserved.
@@ -184,52 +187,80 @@ pub fn set_device(family: u16, name: &str, device: &WireGuard) -> Request {
     Request::new(message, Purpose::new("configure wireguard device", name).needing(NEEDS))
 }
 
-/// The requests that change peers of a device, each with the position of the first change in it.
-pub fn change_peers(family: u16, name: &str, changes: &[PeerChange<'_>]) -> Vec<(usize, PeerRequest)> {
+/// The requests that change peers of a device, each with the position of the first change in it. A peer of very many
+/// networks is begun in one message and goes on in the next.
+pub fn change_peers(family: u16, name: &str, changes: &[PeerChange<'_>]) -> Vec<PeerRequest> {
+    let parts: Vec<Part<'_>> =
+        changes.iter().enumerate().flat_map(|(position, change)| Part::of(position, change)).collect();
     let mut requests = Vec::new();
-    let mut start = 0;
-    while start < changes.len() {
+    let mut rest = parts.as_slice();
+    while let [first, ..] = rest {
         let mut message = Message::new(family, 0, &header(SET_DEVICE));
         message.text(DEVICE_NAME, name);
         let mut count = 0;
         message.nest(DEVICE_PEERS, |peers| {
-            for change in &changes[start..] {
-                if count > 0 && peers.length() > MESSAGE_ROOM {
-                    break;
-                }
-                peers.nest(0, |peer| change.write(peer));
+            while let Some(part) = rest.get(count).filter(|_| count == 0 || peers.length() < MESSAGE_ROOM) {
+                peers.nest(0, |peer| part.write(peer));
                 count += 1;
             }
         });
+        let (sent, left) = rest.split_at(count);
+        let last = sent.last().map_or(first.position, |part| part.position);
         let purpose = Purpose::new("change peers of wireguard device", name).needing(NEEDS);
-        requests.push((start, PeerRequest { request: Request::new(message, purpose), count }));
-        start += count;
+        requests
+            .push(PeerRequest { request: Request::new(message, purpose), changes: first.position..last + 1 });
+        rest = left;
     }
     requests
 }
 
-impl PeerChange<'_> {
+/// A change of a peer, or the part of it that fits one message.
+struct Part<'a> {
+    /// Which change it is of.
+    position: usize,
+    key: PublicKey,
+    /// What the peer is to be; none where it is to be removed.
+    peer: Option<&'a WireGuardPeer>,
+    networks: Vec<IpNet>,
+    /// Whether others of its networks came before.
+    goes_on: bool,
+}
+
+impl<'a> Part<'a> {
+    fn of(position: usize, change: &PeerChange<'a>) -> Vec<Self> {
+        let (key, peer) = match *change {
+            PeerChange::Set(key, peer) => (key, Some(peer)),
+            PeerChange::Remove(key) => (key, None),
+        };
+        let all: Vec<IpNet> = peer.into_iter().flat_map(|peer| peer.allowed_ips.iter().copied()).collect();
+        let first = all.len().min(NETWORKS_PER_PART);
+        let part =
+            |networks: &[IpNet], goes_on| Self { position, key, peer, networks: networks.to_vec(), goes_on };
+        let more = all[first..].chunks(NETWORKS_PER_PART).map(|networks| part(networks, true));
+        [part(&all[..first], false)].into_iter().chain(more).collect()
+    }
+
     fn write(&self, out: &mut Message) {
-        match self {
-            Self::Remove(key) => {
-                out.put(PEER_PUBLIC_KEY, &key.0).u32(PEER_FLAGS, REMOVE);
+        out.put(PEER_PUBLIC_KEY, &self.key.0);
+        let Some(peer) = self.peer else {
+            out.u32(PEER_FLAGS, REMOVE);
+            return;
+        };
+        if !self.goes_on {
+            out.u32(PEER_FLAGS, REPLACE_ALLOWED_IPS);
+            if let Some(endpoint) = peer.endpoint {
+                out.put(PEER_ENDPOINT, &socket_address(endpoint));
             }
-            Self::Set(key, peer) => {
-                out.put(PEER_PUBLIC_KEY, &key.0).u32(PEER_FLAGS, REPLACE_ALLOWED_IPS);
-                if let Some(endpoint) = peer.endpoint {
-                    out.put(PEER_ENDPOINT, &socket_address(endpoint));
-                }
-                out.u16(PEER_KEEPALIVE, peer.keepalive.unwrap_or(0));
-                out.nest(PEER_ALLOWED_IPS, |list| {
-                    for net in &peer.allowed_ips {
-                        list.nest(0, |entry| {
-                            entry.u16(ALLOWED_FAMILY, Family::of(net.addr()).number().into());
-                            entry.ip(ALLOWED_ADDRESS, net.network()).u8(ALLOWED_PREFIX, net.prefix_len());
-                        });
-                    }
+            out.u16(PEER_KEEPALIVE, peer.keepalive.unwrap_or(0));
+        }
+        out.nest(PEER_ALLOWED_IPS, |list| {
+            for net in &self.networks {
+                list.nest(0, |entry| {
+                    entry.u16(ALLOWED_FAMILY, Family::of(net.addr()).number().into());
+                    entry.ip(ALLOWED_ADDRESS, net.network()).u8(ALLOWED_PREFIX, net.prefix_len());
                 });
             }
-        }
+        });
     }
 }
 

@@ -28,7 +28,10 @@ const DEVICE: &str = "fairlead-wg";
 /// Whether `ip` can make such a device here, and so whether it is said that it can.
 fn has(kind: &str) -> bool {
     let namespace = Namespace::new();
-    let made = run(namespace.command("ip").args(["link", "add", "one", "type", kind])).status.success();
+    // Without a local address it would be the kernel's own, which is there already.
+    let local = if kind == "wireguard" { "" } else { "local 127.0.0.2" };
+    let words = format!("link add one type {kind} {local}");
+    let made = run(namespace.command("ip").args(words.split_whitespace())).status.success();
     let found = namespace.inside(|| {
         let mut socket = Socket::open(Protocol::Route).unwrap();
         match kind {
@@ -109,7 +112,7 @@ fn a_wireguard_device_is_what_wg_shows_and_nobody_is_shown_its_key() {
     );
     assert_eq!((second[2], second[3], second[7]), ("[2001:db8::3]:51821", "10.244.3.0/24,fd00:3::/64", "25"));
     reconcile(&namespace, &State::default());
-    assert_eq!(namespace.link_names(), ["eth0"]);
+    assert!(!namespace.link_names().contains(&DEVICE.to_owned()));
 }
 
 #[test]

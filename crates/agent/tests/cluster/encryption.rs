@@ -12,13 +12,12 @@ struct Watch<'rig>(&'rig Rig);
 impl<'rig> Watch<'rig> {
     fn start(rig: &'rig Rig) -> Self {
         let rules = "table bridge watch {
-            counter seen {}
-            chain all {
+            chain everything {
                 type filter hook prerouting priority 0;
-                ip saddr 10.244.0.0/16 counter name seen
-                ip daddr 10.244.0.0/16 counter name seen
-                ip6 saddr fd00:10:244::/56 counter name seen
-                ip6 daddr fd00:10:244::/56 counter name seen
+                ip saddr 10.244.0.0/16 counter
+                ip daddr 10.244.0.0/16 counter
+                ip6 saddr fd00:10:244::/56 counter
+                ip6 daddr fd00:10:244::/56 counter
             }
         }";
         run_ok(rig.underlay.command("nft").arg(rules));
@@ -29,10 +28,12 @@ impl<'rig> Watch<'rig> {
     }
 
     fn seen(&self) -> u64 {
-        let listed = run_ok(self.0.underlay.command("nft").args(["-j", "list", "counters"]));
-        let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
-        let counters = listed["nftables"].as_array().unwrap();
-        counters.iter().find_map(|entry| entry["counter"]["packets"].as_u64()).unwrap()
+        let ruleset = self.0.underlay.nft_ruleset();
+        let statements = ruleset.iter().filter_map(|entry| entry["rule"]["expr"].as_array()).flatten();
+        let counters: Vec<u64> =
+            statements.filter_map(|statement| statement["counter"]["packets"].as_u64()).collect();
+        assert_eq!(counters.len(), 4, "{ruleset:?}");
+        counters.iter().sum()
     }
 }
 

@@ -21,8 +21,11 @@ use rig::{Node, Rig};
 fn has(kinds: &[&str]) -> bool {
     let namespace = Namespace::new();
     let makes = |kind: &&&str| {
-        let add = ["link", "add", &format!("{kind}0"), "type", kind];
-        run(namespace.command("ip").args(add)).status.success()
+        // Without a local address it would be the kernel's own, which is there already.
+        let local = if **kind == "wireguard" { "" } else { "local 127.0.0.1" };
+        let words = format!("link add one type {kind} {local}");
+        run(namespace.command("ip").args(words.split_whitespace())).status.success()
+            && run(namespace.command("ip").args(["link", "delete", "one"])).status.success()
     };
     let missing = kinds.iter().find(|kind| !makes(kind));
     if let Some(kind) = missing {
