@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cluster::{Backend, Flannel, Lease, Snapshot};
-use netstate::Conflict;
+use netstate::{Conflict, LinkKind};
 use netstate::pool::base_address;
 use route::{Design, Family, Path, TunnelKind, Underlay, Way, vxlan};
 use store::Notice;
@@ -301,11 +301,14 @@ pub(crate) fn backend(options: &Options, design: Option<&Design>) -> BackendStat
         mac: vxlan::tunnel_mac(&options.node).to_string(),
     });
     let own = TunnelKind::of(&options.config.backend_of(&options.node, None));
-    let carrier = own.zip(design).map(|(kind, design)| {
-        let by_agent = design.tunnels.contains_key(&kind);
-        if by_agent { "agent" } else { "kernel" }.to_owned()
-    });
+    let carrier = own.zip(design).and_then(|(kind, design)| carrier(kind, design)).map(str::to_owned);
     BackendStatus { kind, carrier, tunnel }
+}
+
+/// Who carries a tunnel, where it is there.
+fn carrier(kind: TunnelKind, design: &Design) -> Option<&'static str> {
+    let link = design.state.links.values().find(|link| link.name.as_str() == kind.device())?;
+    Some(if link.kind == LinkKind::Tun { "agent" } else { "kernel" })
 }
 
 /// The host's end of the tunnels.

@@ -65,7 +65,7 @@ impl Drop for Senders {
 fn no_packet_of_a_pod_leaves_in_the_clear_whatever_befalls_the_node() {
     let mut rig = Rig::new(2);
     for node in &mut rig.nodes {
-        node.configure("backend: wireguard\n");
+        node.configure("backend: wireguard\ncluster: {deletedNodeGraceSeconds: 0}\n");
         node.start();
     }
     rig.await_joined();
