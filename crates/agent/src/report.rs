@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cluster::{Backend, Flannel, Lease, Snapshot};
-use netstate::{Conflict, LinkKind};
 use netstate::pool::base_address;
+use netstate::{Conflict, LinkKind};
 use route::{Design, Family, Path, TunnelKind, Underlay, Way, vxlan};
 use store::Notice;
 
