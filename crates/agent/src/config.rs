@@ -49,6 +49,8 @@ pub struct Config {
     pub vxlan: VxlanConfig,
     /// The tunnels of backend `udp`.
     pub udp: UdpConfig,
+    /// The tunnels of backend `ipip`.
+    pub ipip: IpipConfig,
     /// The tunnels of backend `wireguard`.
     pub wireguard: WireGuardConfig,
     /// Nodes of flannel in the same cluster.
@@ -172,6 +174,31 @@ pub struct WireGuardConfig {
     /// The UDP port. Default: 51820.
     #[cfg_attr(test, schemars(range(min = 1)))]
     pub port: u16,
+    /// Who carries the packets. Default: `auto`.
+    pub datapath: Datapath,
+}
+
+/// Key `ipip`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Default)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct IpipConfig {
+    /// Who carries the packets. Default: `auto`.
+    pub datapath: Datapath,
+}
+
+/// Who carries the packets of a tunnel. On the wire it makes no difference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Serialize))]
+#[serde(rename_all = "kebab-case")]
+pub enum Datapath {
+    /// The kernel, where it can; else the agent.
+    #[default]
+    Auto,
+    /// The kernel; where it cannot, the node is not ready.
+    Kernel,
+    /// The agent.
+    User,
 }
 
 /// Key `masquerade`.
@@ -275,7 +302,7 @@ impl Default for UdpConfig {
 
 impl Default for WireGuardConfig {
     fn default() -> Self {
-        Self { port: tunnel::WIREGUARD_PORT }
+        Self { port: tunnel::WIREGUARD_PORT, datapath: Datapath::Auto }
     }
 }
 
@@ -602,7 +629,7 @@ fn distance(one: &str, other: &str) -> usize {
 mod tests {
     use route::Family;
 
-    use super::{BackendKind, Config, ConfigError};
+    use super::{BackendKind, Config, ConfigError, Datapath};
 
     fn error(text: &str) -> String {
         Config::parse(text).unwrap_err().to_string()
@@ -635,7 +662,8 @@ underlay:
 backend: host-gw
 vxlan: {vni: 7, port: 4789, directRouting: true}
 udp: {port: 1}
-wireguard: {port: 2}
+ipip: {datapath: user}
+wireguard: {port: 2, datapath: kernel}
 flannel: {annotations: true, etcdPrefix: /coreos.com/network, subnetFile: /run/flannel/subnet.env}
 masquerade: {enabled: false, ipv4: false, ipv6: false, exceptions: [192.0.2.0/24], randomFully: false}
 plugins: {portmap: false, bandwidth: false}
@@ -654,6 +682,7 @@ plugins: {portmap: false, bandwidth: false}
         assert_eq!((config.udp.port, config.wireguard.port, config.flannel.annotations), (1, 2, true));
         assert_eq!(config.flannel.etcd_prefix.as_deref(), Some("/coreos.com/network"));
         assert_eq!(config.flannel.subnet_file.as_deref(), Some("/run/flannel/subnet.env".as_ref()));
+        assert_eq!((config.ipip.datapath, config.wireguard.datapath), (Datapath::User, Datapath::Kernel));
         assert_eq!((config.plugins.portmap, config.plugins.bandwidth), (false, false));
         assert_eq!(config.cluster.deleted_node_grace_seconds, 5);
         assert_eq!(config.pools().unwrap().len(), 2);
@@ -667,7 +696,7 @@ plugins: {portmap: false, bandwidth: false}
         let text = error("encapsulation: vxlan\n");
         assert!(
             text.contains(
-                "the keys here are cluster, underlay, backend, vxlan, udp, wireguard, flannel, masquerade, plugins"
+                "the keys here are cluster, underlay, backend, vxlan, udp, ipip, wireguard, flannel, masquerade, plugins"
             ),
             "{text}"
         );

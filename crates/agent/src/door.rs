@@ -4,7 +4,7 @@
 //! notifications and passes on those that could concern the node's network: a pod that comes or goes next door, or
 //! a neighbour the kernel has just resolved, wakes nobody.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,9 +12,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kernel::link;
 use kernel::monitor::{self, Monitor, Notification, Topic};
 use kernel::netlink::{Protocol, Socket};
-use netstate::{MAIN_TABLE, POD_ROUTE_PROTOCOL, Plan, RULE_PRIORITIES, State, Step, owns_table};
+use kernel::{features, wireguard};
+use netstate::{LinkName, MAIN_TABLE, POD_ROUTE_PROTOCOL, Plan, RULE_PRIORITIES, State, Step, owns_table};
 use route::vxlan::DEVICE;
-use route::{Host, Reached};
+use route::{Family, Host, Reached, TunnelKind};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::event::{Event, Touched};
@@ -56,6 +57,8 @@ pub(crate) struct Door {
     host: kernel::Host,
     facts: Socket,
     interest: Interest,
+    /// Which tunnels the kernel carries, as far as it was asked.
+    carries: BTreeMap<TunnelKind, bool>,
 }
 
 /// What matters although it looks like a pod's.
@@ -98,7 +101,7 @@ impl Door {
         let device = link::find(&mut facts, DEVICE)?.map(|link| link.index);
         let pods = Addresses::read(&mut facts)?;
         let watcher = Watcher { network, ruleset, interest: interest.clone(), device, pods };
-        Ok((Self { host, facts, interest }, watcher))
+        Ok((Self { host, facts, interest, carries: BTreeMap::new() }, watcher))
     }
 
     /// The host's links, addresses and routes.
@@ -109,6 +112,37 @@ impl Door {
     /// How the kernel reaches these addresses.
     pub(crate) fn reached(&mut self, targets: &[IpAddr]) -> Result<Vec<Reached>, DoorError> {
         Ok(read_reached(&mut self.facts, targets)?)
+    }
+
+    /// Whether the kernel carries tunnels of this kind itself, with packets of these families in them. It is asked once.
+    pub(crate) fn has_tunnel(&mut self, kind: TunnelKind, families: &[Family]) -> bool {
+        if let Some(known) = self.carries.get(&kind) {
+            return *known;
+        }
+        let facts = &mut self.facts;
+        let mut inner = families.iter().map(|family| match family {
+            Family::V4 => kernel::Family::V4,
+            Family::V6 => kernel::Family::V6,
+        });
+        let found = match kind {
+            TunnelKind::Udp => Ok(false),
+            TunnelKind::Ipip => inner
+                .try_fold(true, |all, family| features::has_ip_tunnel(facts, family).map(|has| all && has)),
+            TunnelKind::WireGuard => features::has_wireguard(facts),
+        };
+        let has = found.unwrap_or_else(|error| {
+            tracing::warn!(tunnel = kind.name(), %error, "what the kernel carries cannot be found out");
+            false
+        });
+        let carrier = if has { "the kernel" } else { "the agent, for the kernel cannot" };
+        tracing::info!(tunnel = kind.name(), "carried by {carrier}");
+        self.carries.insert(kind, has);
+        has
+    }
+
+    /// What a WireGuard device and its peers say of themselves.
+    pub(crate) fn wireguard(&mut self, link: LinkName) -> Result<wireguard::Device, DoorError> {
+        Ok(self.host.wireguard(link)?)
     }
 
     /// The steps to the wanted state, and what stands in the way.

@@ -38,7 +38,8 @@ mod tunnels;
 mod view;
 
 pub use config::{
-    Chained, Cluster, Config, ConfigError, FlannelConfig, Masquerade, Pattern, UnderlayConfig, VxlanConfig,
+    Chained, Cluster, Config, ConfigError, Datapath, FlannelConfig, Masquerade, Pattern, UnderlayConfig,
+    VxlanConfig,
 };
 pub use door::DoorError;
 pub use files::{CONFLIST, FileError};
@@ -48,6 +49,7 @@ pub use options::{Collect, Options};
 pub use run::{Error, clean, run};
 pub use server::ServerError;
 pub use status::{
-    Answer, AskError, BackendStatus, PeerState, PeerStatus, PeerTraffic, PlanReport, Probed, ReconcileStatus,
-    Request, SOCKET, Status, StoreStatus, TunnelStatus, TunnelTraffic, UnderlayStatus, ask_plan, ask_status,
+    Answer, AskError, BackendStatus, KernelPeer, PeerState, PeerStatus, PeerTraffic, PlanReport, Probed,
+    ReconcileStatus, Request, SOCKET, Status, StoreStatus, TunnelStatus, TunnelTraffic, UnderlayStatus,
+    ask_plan, ask_status,
 };

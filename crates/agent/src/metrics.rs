@@ -28,6 +28,7 @@ pub(crate) fn text(status: &Status) -> String {
     store(&mut registry, status);
     work(&mut registry, status);
     tunnels(&mut registry, status);
+    kernel_peers(&mut registry, status);
     let mut text = String::new();
     // To write into a string does not fail.
     let _ = encode(&mut text, &registry);
@@ -125,6 +126,27 @@ fn tunnels(registry: &mut Registry, status: &Status) {
     registry.register("tunnel_dropped_packets", "Packets that those tunnels dropped", dropped);
 }
 
+/// What the kernel's WireGuard says of its peers.
+fn kernel_peers(registry: &mut Registry, status: &Status) {
+    let handshakes = Family::<Labels, Gauge<i64>>::default();
+    let bytes = Family::<Labels, Counter<u64>>::default();
+    for peer in &status.kernel_peers {
+        let of_peer = ("peer", peer.node.clone());
+        if let Some(moment) = peer.last_handshake {
+            let gauge = handshakes.get_or_create(&vec![of_peer.clone()]);
+            gauge.set(i64::try_from(moment).unwrap_or(i64::MAX));
+        }
+        for (direction, size) in [("sent", peer.sent_bytes), ("received", peer.received_bytes)] {
+            let labels = vec![of_peer.clone(), ("direction", direction.to_owned())];
+            bytes.get_or_create(&labels).inc_by(size);
+        }
+    }
+    let help = "When the kernel's WireGuard and a peer last agreed on a session, since 1970";
+    registry.register_with_unit("wireguard_last_handshake_timestamp", help, Unit::Seconds, handshakes);
+    let help = "Bytes to and from peers of the kernel's WireGuard, with what it adds";
+    registry.register_with_unit("wireguard", help, Unit::Bytes, bytes);
+}
+
 fn gauge(registry: &mut Registry, name: &str, help: &str, value: i64) {
     let gauge = Gauge::<i64>::default();
     gauge.set(value);
@@ -144,7 +166,7 @@ fn count(lines: &[String]) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::text;
-    use crate::status::{PeerState, PeerStatus, Status};
+    use crate::status::{KernelPeer, PeerState, PeerStatus, Status};
 
     #[test]
     fn the_numbers_are_those_of_the_status() {
@@ -165,6 +187,12 @@ mod tests {
             mtu: 1450,
             peers: vec![peer],
             changes: 7,
+            kernel_peers: vec![KernelPeer {
+                node: "node2".into(),
+                last_handshake: Some(1_700_000_000),
+                sent_bytes: 148,
+                received_bytes: 92,
+            }],
             spent: 1_500_000,
             ..Status::default()
         };
@@ -177,6 +205,8 @@ mod tests {
             "fairlead_peers_probed 1",
             "fairlead_smallest_path_mtu_bytes 1400",
             "fairlead_kernel_changes_total 7",
+            "fairlead_wireguard_last_handshake_timestamp_seconds{peer=\"node2\"} 1700000000",
+            "fairlead_wireguard_bytes_total{peer=\"node2\",direction=\"sent\"} 148",
             "fairlead_reconcile_seconds_total 1.5",
             "fairlead_agent_info{node=\"node1\",version=\"\",backend=\"\"} 1",
         ] {

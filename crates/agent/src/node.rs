@@ -7,6 +7,7 @@
 
 mod changeover;
 mod decide;
+mod in_kernel;
 mod operation;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -23,6 +24,7 @@ use tunnel::Secret;
 use self::changeover::Changeover;
 use self::decide::{Decided, Refusal};
 use crate::announce::Announcer;
+use crate::config::BackendKind;
 use crate::door::Door;
 use crate::files::{Conflist, FileError, NetworkFile};
 use crate::lease::Leases;
@@ -489,7 +491,7 @@ impl NodeKeeper {
         self.design = None;
         self.prober.follow(Order::default());
         self.keep_tunnels(&BTreeMap::new(), &mut outcome);
-        self.make(&State::default(), &mut outcome);
+        self.make(&self.what_stays(), &mut outcome);
         match self.leases.give_back(&mut view.snapshot) {
             Ok(true) => tracing::info!("the Node object is gone; pod CIDRs and lease are given back"),
             Ok(false) => {}
@@ -501,6 +503,16 @@ impl NodeKeeper {
         self.lease = None;
         self.left = true;
         outcome
+    }
+
+    /// What a node outside the cluster keeps: nothing, but where pods' packets are to be encrypted. Pods that still run must
+    /// not send them in the clear when there is no tunnel any more.
+    fn what_stays(&self) -> State {
+        let config = &self.options.config;
+        match config.backend {
+            BackendKind::WireGuard => route::guard(&config.cluster.pod_cidrs),
+            _ => State::default(),
+        }
     }
 
     /// Tells the cluster what is news, and has collected what is gone once there is a network to do it for.

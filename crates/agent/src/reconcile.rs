@@ -211,7 +211,7 @@ impl Loop {
         self.node.readiness(&self.view, self.asked)
     }
 
-    fn status(&self) -> Status {
+    fn status(&mut self) -> Status {
         let mut status = self.node.status(&self.view);
         if !self.view.in_sync {
             status.ready = false;

@@ -129,7 +129,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let (sender, events) = mpsc::channel();
     // Packets wait for it, and nothing that may take its time is needed for it.
     let mut tunnels = Tunnels::new(options, descriptors, sender.clone());
-    tunnels.resume(&options.state_dir);
+    tunnels.resume(&options.key_directories());
     // The kernel is listened to before it is looked at, so that no change falls between the two.
     let (door, watcher) = Door::open().map_err(kernel_error("open netlink"))?;
     let door = refuse_overlaps(options, door)?;
@@ -222,9 +222,8 @@ fn clean_alone(
     if DesignFile::forget(&options.state_dir)? {
         said.push(format!("- file {}", options.state_dir.join(DESIGN_FILE).display()));
     }
-    if let Some(key) = forget_key(&options.state_dir)? {
-        said.push(format!("- file {}", key.display()));
-    }
+    let keys = forget_key(&options.key_directories())?;
+    said.extend(keys.iter().map(|key| format!("- file {}", key.display())));
     let (mut door, _) = Door::open().map_err(kernel_error("open netlink"))?;
     let plan = door.plan(&State::default()).map_err(kernel_error("look at the kernel"))?;
     said.extend(plan.steps.iter().map(ToString::to_string));

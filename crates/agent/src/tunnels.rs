@@ -12,7 +12,7 @@ mod descriptors;
 mod design_file;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::thread::available_parallelism;
@@ -65,13 +65,13 @@ impl Tunnels {
     }
 
     /// Goes on with the tunnels of the agent before, as they were when they last changed, if their devices are still there.
-    /// What fails is left to be done when the cluster is known.
-    pub(crate) fn resume(&mut self, state_dir: &Path) {
+    /// What fails is left to be done when the cluster is known. This node's key is in one of `key_directories`.
+    pub(crate) fn resume(&mut self, key_directories: &[PathBuf]) {
         let designs = self.file.read();
         if designs.is_empty() {
             return;
         }
-        let key = private_key(state_dir, false).unwrap_or_default().map(Secret);
+        let key = private_key(key_directories, false).unwrap_or_default().map(Secret);
         let mut socket = Socket::open(Protocol::Route).ok();
         let count = designs.len();
         for (kind, design) in designs {

@@ -64,7 +64,9 @@ fn node(status: &Status, wide: bool) -> Table {
     row("ready", if status.ready { "yes" } else { "no" }.to_owned());
     row("pod CIDRs", joined(&status.pod_cidrs));
     let device = status.backend.tunnel.as_ref().map(|tunnel| format!(" {}", tunnel.device));
-    row("backend", format!("{}{}", status.backend.kind, device.unwrap_or_default()));
+    let carrier = status.backend.carrier.as_ref().map(|carrier| format!(", carried by the {carrier}"));
+    let backend = [Some(status.backend.kind.clone()), device, carrier.filter(|_| wide)];
+    row("backend", backend.into_iter().flatten().collect());
     if let Some(underlay) = &status.underlay {
         row("underlay", format!("{} {}", underlay.link, joined(&underlay.advertised)));
     }

@@ -98,6 +98,11 @@ pub(crate) const IFLA_IPVLAN_FLAGS: u16 = 2;
 pub(crate) const IFLA_VLAN_ID: u16 = 1;
 pub(crate) const IFLA_VLAN_PROTOCOL: u16 = 5;
 pub(crate) const IFLA_VRF_TABLE: u16 = 1;
+pub(crate) const IFLA_IPTUN_LOCAL: u16 = 2;
+pub(crate) const IFLA_IPTUN_REMOTE: u16 = 3;
+pub(crate) const IFLA_IPTUN_TTL: u16 = 4;
+pub(crate) const IFLA_IPTUN_PMTUDISC: u16 = 10;
+pub(crate) const IFLA_IPTUN_COLLECT_METADATA: u16 = 19;
 // TUN and TAP devices (linux/if_link.h, linux/if_tun.h).
 pub(crate) const IFLA_TUN_OWNER: u16 = 1;
 pub(crate) const IFLA_TUN_GROUP: u16 = 2;

@@ -78,6 +78,7 @@ pub mod tap;
 pub mod tun;
 pub mod udp;
 pub mod user_namespace;
+pub mod wireguard;
 pub mod xtables;
 
 pub use error::Error;

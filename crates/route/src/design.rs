@@ -2,7 +2,8 @@
 //!
 //! Read [`design`]; it is a function of its [`Inputs`] and computes the whole state every time (5,000 peers take
 //! milliseconds), so the state after any history is the state of a fresh start. How a peer is reached is decided in
-//! `peers.rs`; what that takes stands in a file for each way: `vxlan.rs`, `host_gw.rs`, `tunnel.rs`. A peer that
+//! `peers.rs`; what that takes stands in a file for each way: `vxlan.rs`, `host_gw.rs`, `tunnel.rs` and, where the kernel
+//! carries such a tunnel itself, `kernel_tunnel.rs`. A peer that
 //! cannot be programmed whole is left out whole and reported as a [`Problem`].
 //!
 //! The node's own pod CIDRs lead to an `unreachable` route at a metric behind everything else: a pod's own
@@ -25,6 +26,7 @@ use netstate::{Address, Link, LinkKind, LinkName, Route, RouteKey, RouteKind, Ro
 use crate::carried::{self, Overlaps};
 use crate::family::Family;
 use crate::host::Host;
+use crate::kernel_tunnel::{self, InKernel};
 use crate::masquerade::{self, Masquerade};
 use crate::mtu;
 use crate::peers::{Peer, Seen, Way, carries, peers};
@@ -58,6 +60,8 @@ pub struct Inputs<'a> {
     pub path_mtus: &'a BTreeMap<IpAddr, u32>,
     /// The VXLAN tunnels of the cluster.
     pub vxlan: VxlanSettings,
+    /// Which of the tunnels this host's kernel carries itself.
+    pub kernel: InKernel,
     /// The UDP port of [`TunnelKind::Udp`] and of [`TunnelKind::WireGuard`], where there are any.
     pub ports: TunnelPorts,
     /// The cluster's pod networks.
@@ -150,14 +154,13 @@ fn own_part(design: &mut Design, inputs: &Inputs<'_>, superseded: &Superseded<'_
     let backends: Vec<&Backend> =
         [inputs.sends, &inputs.lease.backend].into_iter().chain(inputs.keeps).collect();
     let mut devices: Vec<LinkName> = Vec::new();
-    // What is to be encrypted must not take the default route while there is no way to its peer.
     if backends.iter().any(|backend| matches!(backend, Backend::WireGuard { .. })) {
-        inputs.cluster.iter().for_each(|net| design.state.insert_route(unreachable(net.trunc())));
+        guard(inputs.cluster).routes().for_each(|route| design.state.insert_route(route));
     }
     let is_vxlan = |backend: &&Backend| matches!(backend, Backend::Vxlan { .. });
     if backends.iter().any(is_vxlan) || used.iter().any(|way| matches!(way, Way::Vxlan { .. })) {
         let link = vxlan::device(inputs);
-        devices.extend(link.map(|link| device_part(&mut design.state, inputs, link)));
+        devices.extend(link.map(|link| device_part(&mut design.state, inputs, link, &Family::ALL)));
     }
     for kind in TunnelKind::ALL {
         let uses = |way: &Way| matches!(way, Way::Tunnel { kind: of, .. } if *of == kind);
@@ -171,51 +174,79 @@ fn own_part(design: &mut Design, inputs: &Inputs<'_>, superseded: &Superseded<'_
     sysctls(&mut design.state, inputs);
 }
 
+/// What keeps packets to the cluster's pods from leaving by any way but one to their own node: where pods' packets are to
+/// be encrypted, they must not take the default route while there is no tunnel. It stays where a node leaves the cluster.
+#[must_use]
+pub fn guard(cluster: &[IpNet]) -> State {
+    let mut state = State::default();
+    cluster.iter().for_each(|net| state.insert_route(unreachable(net.trunc())));
+    state
+}
+
 fn unreachable(destination: IpNet) -> Route {
     let key = RouteKey { metric: UNREACHABLE_METRIC, ..RouteKey::main(destination) };
     let target = RouteTarget { kind: RouteKind::Unreachable, ..Route::blackhole(destination).target };
     Route { key, target }
 }
 
-/// A tunnel's device, with the base address of each of the node's pod CIDRs as the tunnel's end.
-fn device_part(state: &mut State, inputs: &Inputs<'_>, link: Link) -> LinkName {
+/// A tunnel's device for these families, with the base address of each of the node's pod CIDRs as the tunnel's end.
+fn device_part(state: &mut State, inputs: &Inputs<'_>, link: Link, families: &[Family]) -> LinkName {
     let name = link.name;
     state.insert_link(link);
-    for cidr in &inputs.lease.pod_cidrs {
+    for cidr in inputs.lease.pod_cidrs.iter().filter(|cidr| families.contains(&Family::of_net(cidr))) {
         state.insert_address(Address { link: name, net: host_net(base_address(*cidr)) });
     }
     // Loose: while two nodes change their way one after the other, what comes by the tunnel is answered by another one.
     if inputs.host.strict_reverse_path {
         state.insert_sysctl(format!("net/ipv4/conf/{name}/rp_filter"), "2");
     }
-    if carries(inputs.lease, Family::V6) {
+    if families.contains(&Family::V6) && carries(inputs.lease, Family::V6) {
         state.insert_sysctl(format!("net/ipv6/conf/{name}/accept_ra"), "0");
         state.insert_sysctl(format!("net/ipv6/conf/{name}/disable_ipv6"), "0");
     }
     name
 }
 
-/// The device of a program's tunnel, and what the program is told.
+/// The devices of a tunnel, and what whoever carries it is told: the kernel, or a program.
 fn tunnel_part(
     design: &mut Design,
     inputs: &Inputs<'_>,
     kind: TunnelKind,
     superseded: &Superseded<'_>,
-) -> Option<LinkName> {
-    let device: LinkName = kind.device().parse().ok()?;
+) -> Vec<LinkName> {
+    let Ok(device) = kind.device().parse::<LinkName>() else { return Vec::new() };
     let mtu = inputs.carried.saturating_sub(kind.overhead(Family::of(inputs.underlay.address)));
+    let peers = tunnel_peers(design, inputs, kind, superseded);
+    if inputs.kernel.carries(kind) {
+        let devices = kernel_tunnel::devices(inputs, kind, mtu).into_iter();
+        let made: Vec<LinkName> =
+            devices.map(|(link, families)| device_part(&mut design.state, inputs, link, &families)).collect();
+        if kind == TunnelKind::WireGuard {
+            kernel_tunnel::configure(&mut design.state, inputs, device, peers);
+        }
+        return made;
+    }
     let link = Link { name: device, kind: LinkKind::Tun, mtu: Some(mtu), mac: None, up: true };
-    device_part(&mut design.state, inputs, link);
+    device_part(&mut design.state, inputs, link, &Family::ALL);
+    let tunnel =
+        TunnelDesign { device, port: own_port(inputs, kind), underlay: inputs.underlay.address, mtu, peers };
+    design.tunnels.insert(kind, tunnel);
+    vec![device]
+}
+
+/// With whom a tunnel speaks.
+fn tunnel_peers(
+    design: &Design,
+    inputs: &Inputs<'_>,
+    kind: TunnelKind,
+    superseded: &Superseded<'_>,
+) -> Vec<TunnelPeer> {
     let leases = design.peers.keys().filter_map(|node| inputs.snapshot.leases.get(node));
     let peers = leases.filter_map(|lease| {
         let cidrs = carried_by(lease, superseded).filter(|cidr| carries(inputs.lease, Family::of_net(cidr)));
         tunnel_peer(inputs, lease, kind, cidrs.collect())
     });
-    let peers = peers.collect();
-    let tunnel =
-        TunnelDesign { device, port: own_port(inputs, kind), underlay: inputs.underlay.address, mtu, peers };
-    design.tunnels.insert(kind, tunnel);
-    Some(device)
+    peers.collect()
 }
 
 /// The pod CIDRs of a peer, but those of before that are another node's now.
@@ -255,6 +286,9 @@ fn peer_part(design: &mut Design, inputs: &Inputs<'_>, peer: &Peer<'_>, cidrs: &
         for cidr in cidrs.iter().copied().filter(|cidr| Family::of_net(cidr) == *family) {
             let mut route = match way {
                 Way::Vxlan { mac, underlay } => vxlan::peer_part(&mut design.state, cidr, *mac, *underlay),
+                Way::Tunnel { kind, underlay } if inputs.kernel.carries(*kind) => {
+                    kernel_tunnel::route(cidr, *kind, *underlay)
+                }
                 Way::Tunnel { kind, .. } => {
                     kind.device().parse().ok().map(|device| Route::on_link(cidr, device))
                 }

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use cluster::{Backend, Flannel, Lease, MacAddress};
+use cluster::{Backend, Flannel, Lease, MacAddress, PublicKey};
 use ipnet::IpNet;
 use netstate::{LinkName, Mac};
 
@@ -261,19 +261,21 @@ fn underlay_of(lease: &Lease, family: Family) -> Result<IpAddr, Problem> {
     address.ok_or_else(|| Problem::Underlay { node: lease.node.clone(), family })
 }
 
-/// The underlay and link addresses in use, and by whom.
+/// The underlay and link addresses and WireGuard's keys in use, and by whom.
 pub(crate) struct Seen<'a> {
     underlay: HashMap<IpAddr, &'a Arc<str>>,
     macs: HashMap<MacAddress, &'a Arc<str>>,
+    keys: HashMap<PublicKey, &'a Arc<str>>,
 }
 
 impl<'a> Seen<'a> {
     pub(crate) fn of(inputs: &Inputs<'a>) -> Self {
-        let mut seen = Self { underlay: HashMap::new(), macs: HashMap::new() };
+        let mut seen = Self { underlay: HashMap::new(), macs: HashMap::new(), keys: HashMap::new() };
         let own = inputs.lease;
         seen.underlay.extend(own.underlay.iter().map(|address| (*address, &own.node)));
         seen.underlay.insert(inputs.underlay.address, &own.node);
         seen.macs.insert(vxlan::tunnel_mac(&own.node), &own.node);
+        seen.keys.extend(key_of(own).map(|key| (key, &own.node)));
         seen
     }
 
@@ -292,6 +294,11 @@ impl<'a> Seen<'a> {
                 return problem(format!("link address {}", MacAddress(mac.0)), holder);
             }
         }
+        // A disk that was copied, with the key on it: a device cannot tell two peers with one key apart.
+        if let Some((key, holder)) = key_of(lease).and_then(|key| Some((key, self.keys.get(&key)?))) {
+            return problem(format!("WireGuard key {key}"), holder);
+        }
+        self.keys.extend(key_of(lease).map(|key| (key, &lease.node)));
         for way in ways.values() {
             self.underlay.insert(way.underlay(), &lease.node);
             if let Way::Vxlan { mac, .. } = way {
@@ -299,5 +306,12 @@ impl<'a> Seen<'a> {
             }
         }
         None
+    }
+}
+
+fn key_of(lease: &Lease) -> Option<PublicKey> {
+    match lease.backend {
+        Backend::WireGuard { public_key, .. } => Some(public_key),
+        _ => None,
     }
 }

@@ -11,11 +11,12 @@ use std::sync::Arc;
 
 use cluster::{Backend, Change, Claim, Flannel, Key, Lease, MacAddress, Node, Object, PublicKey, Snapshot};
 use ipnet::IpNet;
+use netstate::SecretKey;
 use proptest::prelude::{Just, Strategy, any, prop_assert_eq, prop_oneof, proptest};
 use route::vxlan::tunnel_mac;
 use route::{
-    Design, Family, Host, HostAddress, HostLink, HostRoute, Inputs, Masquerade, Problem, TunnelKind,
-    TunnelPorts, Underlay, VxlanSettings, Way, design,
+    Design, Family, Host, HostAddress, HostLink, HostRoute, InKernel, Inputs, Masquerade, Problem,
+    TunnelKind, TunnelPorts, Underlay, VxlanSettings, Way, design, guard,
 };
 
 fn net(text: &str) -> IpNet {
@@ -92,6 +93,7 @@ struct Case {
     direct_routing: bool,
     masquerade: Masquerade<'static>,
     path_mtus: BTreeMap<IpAddr, u32>,
+    kernel: InKernel,
     /// What is different about the host.
     host: fn(&mut Host),
 }
@@ -108,6 +110,7 @@ impl Case {
             direct_routing: false,
             masquerade: Masquerade { families: &Family::ALL, fully_random: true, exceptions: &[] },
             path_mtus: BTreeMap::new(),
+            kernel: InKernel::default(),
             host: |_| {},
         }
     }
@@ -127,6 +130,7 @@ impl Case {
             lease: &self.own,
             sends: &self.own.backend,
             keeps: &[],
+            kernel: self.kernel,
             ports: TunnelPorts { udp: 8285, wireguard: 51820 },
             underlay: &underlay(self.underlay),
             underlays: &each.collect(),
@@ -793,4 +797,76 @@ proptest! {
         sorted.sort_unstable();
         prop_assert_eq!(case.design(&cluster_of(kept.iter().copied())), case.design(&cluster_of(sorted)));
     }
+}
+
+/// Two nodes of a backend, and what node1 has where its kernel carries it, as text.
+fn carried_by_the_kernel(backend: impl Fn(u8) -> Backend, mtu: u32, kernel: InKernel) -> Design {
+    let mut case = Case::node1();
+    case.own.backend = backend(1);
+    case.own.mtu = mtu;
+    case.kernel = kernel;
+    let mut snapshot = Snapshot::default();
+    join(&mut snapshot, Lease { backend: backend(2), mtu, ..lease(2) });
+    join(&mut snapshot, Lease { backend: backend(3), mtu: 1300, ..lease(3) });
+    case.design(&snapshot)
+}
+
+#[test]
+fn wireguard_of_the_kernel_is_a_device_with_a_peer_for_each_node() {
+    let backend = |byte| Backend::WireGuard { port: 51820, public_key: PublicKey([byte; 32]) };
+    let kernel = InKernel { wireguard: Some(SecretKey::new([9; 32])), ipip: true };
+    let design = carried_by_the_kernel(backend, 1440, kernel);
+    golden("kernel-wireguard.txt", &design.state.to_string());
+    assert!(design.tunnels.is_empty() && design.problems.is_empty(), "{:?}", design.problems);
+}
+
+#[test]
+fn ip_in_ip_of_the_kernel_is_a_device_for_each_family_and_routes_through_the_peers() {
+    let kernel = InKernel { wireguard: None, ipip: true };
+    let design = carried_by_the_kernel(|_| Backend::Ipip, 1480, kernel);
+    golden("kernel-ipip.txt", &design.state.to_string());
+    assert!(design.tunnels.is_empty() && design.problems.is_empty(), "{:?}", design.problems);
+}
+
+#[test]
+fn a_node_behind_address_translation_lets_its_peers_hear_of_it() {
+    let mut case = Case::node1();
+    case.own.backend = Backend::WireGuard { port: 51820, public_key: PublicKey([1; 32]) };
+    case.own.underlay = Box::new(["203.0.113.1".parse().unwrap()]);
+    case.kernel.wireguard = Some(SecretKey::new([9; 32]));
+    let mut snapshot = Snapshot::default();
+    let backend = Backend::WireGuard { port: 51820, public_key: PublicKey([2; 32]) };
+    join(&mut snapshot, Lease { backend, mtu: 1440, ..lease(2) });
+    let text = case.design(&snapshot).state.to_string();
+    assert!(text.contains("persistent-keepalive 25 dev fairlead-wg"), "{text}");
+}
+
+#[test]
+fn of_two_nodes_with_one_key_the_second_is_reported() {
+    let backend = |byte| Backend::WireGuard { port: 51820, public_key: PublicKey([byte; 32]) };
+    for kernel in [InKernel::default(), InKernel { wireguard: Some(SecretKey::new([9; 32])), ipip: false }] {
+        // node2 and node3 are copies of one machine, node4 one of this very node.
+        let mut case = Case::node1();
+        case.own.backend = backend(1);
+        case.kernel = kernel;
+        let mut snapshot = Snapshot::default();
+        for (number, key) in [(2, 7), (3, 7), (4, 1)] {
+            join(&mut snapshot, Lease { backend: backend(key), ..lease(number) });
+        }
+        let design = case.design(&snapshot);
+        assert_eq!(design.peers.keys().map(|node| &**node).collect::<Vec<_>>(), ["node2"]);
+        for (node, holder) in [("node3", "node2"), ("node4", "node1")] {
+            let told = problem(&design, node).to_string();
+            assert!(told.contains("WireGuard key") && told.contains(holder), "{told}");
+        }
+    }
+}
+
+#[test]
+fn a_node_that_has_left_still_lets_nothing_out_that_is_to_be_encrypted() {
+    let state = guard(&[net("10.244.0.0/16"), net("fd00:10:244::/48")]);
+    assert_eq!(
+        state.to_string(),
+        "route unreachable 10.244.0.0/16 metric 65000\nroute unreachable fd00:10:244::/48 metric 65000\n"
+    );
 }

@@ -63,6 +63,7 @@ impl NodeKeeper {
         let changeover = self.changeover(view, &host, &backend, now);
         let (sends, keeps): (_, Vec<Backend>) =
             (changeover.sends(now).clone(), changeover.keeps(now).cloned().collect());
+        let kernel = self.in_kernel(view, &keeps.iter().chain([&backend, &sends]).collect::<Vec<_>>())?;
         let own = [self.remembered.as_slice(), &pod_cidrs].concat();
         let cluster = &self.options.config.cluster;
         let networks = Networks { cluster: &cluster.pod_cidrs, own: &own, allowed: &cluster.allow_overlap };
@@ -81,6 +82,7 @@ impl NodeKeeper {
             underlays: &self.underlays,
             carried,
             vxlan: vxlan_settings(&self.options.config),
+            kernel,
             ports: TunnelPorts {
                 udp: self.options.config.udp.port,
                 wireguard: self.options.config.wireguard.port,
@@ -102,7 +104,7 @@ impl NodeKeeper {
     fn take_key(&mut self) -> Result<Option<PublicKey>, FileError> {
         let makes = self.options.config.backend == BackendKind::WireGuard;
         if self.key.is_none() {
-            self.key = private_key(&self.options.state_dir, makes)?.map(Secret);
+            self.key = private_key(&self.options.key_directories(), makes)?.map(Secret);
         }
         Ok(self.key.map(|key| PublicKey(key.public_key())))
     }

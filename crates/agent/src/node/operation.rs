@@ -2,8 +2,6 @@
 //!
 //! Nothing here looks at the cluster or changes the kernel; the next pass does, by what was left here.
 
-use netstate::State;
-
 use super::NodeKeeper;
 use crate::config::{Cluster, Config, FlannelConfig};
 use crate::files::Conflist;
@@ -69,7 +67,7 @@ impl NodeKeeper {
         let absent = matches!(self.standing(view), Standing::Absent);
         let want = match &self.design {
             Some(design) => design.state.clone(),
-            None if view.in_sync && absent => State::default(),
+            None if view.in_sync && absent => self.what_stays(),
             None => return Err(format!("there is no plan yet: {}", self.report.reason())),
         };
         let plan = self.door.plan(&want).map_err(|error| told(&error))?;
@@ -80,8 +78,9 @@ impl NodeKeeper {
         })
     }
 
-    pub(crate) fn status(&self, view: &View) -> Status {
+    pub(crate) fn status(&mut self, view: &View) -> Status {
         let mut status = self.report.status();
+        status.kernel_peers = self.kernel_peers(view);
         status.node.clone_from(&self.options.node);
         status.cluster_cidrs.clone_from(&self.options.config.cluster.pod_cidrs);
         status.backend = crate::report::backend(&self.options, self.design.as_ref());

@@ -11,6 +11,7 @@
 
 mod backends;
 mod chaos;
+mod encryption;
 mod etcd;
 mod flannel;
 mod flannel_etcd;
