@@ -13,7 +13,9 @@ use kernel::link;
 use kernel::monitor::{self, Monitor, Notification, Topic};
 use kernel::netlink::{Protocol, Socket};
 use kernel::{features, wireguard};
-use netstate::{LinkName, MAIN_TABLE, POD_ROUTE_PROTOCOL, Plan, RULE_PRIORITIES, State, Step, owns_table};
+use netstate::{
+    LINK_ALIAS, LinkName, MAIN_TABLE, POD_ROUTE_PROTOCOL, Plan, RULE_PRIORITIES, State, Step, owns_table,
+};
 use route::vxlan::DEVICE;
 use route::{Family, Host, Reached, TunnelKind};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -138,6 +140,15 @@ impl Door {
         tracing::info!(tunnel = kind.name(), "carried by {carrier}");
         self.carries.insert(kind, has);
         has
+    }
+
+    /// Whether there is a link of this name that carries the agent's mark.
+    pub(crate) fn is_marked(&mut self, link: LinkName) -> bool {
+        match link::find(&mut self.facts, link.as_str()) {
+            Ok(found) => found.is_some_and(|link| link.alias.as_deref() == Some(LINK_ALIAS)),
+            // One that cannot be looked for is no reason to let go of what runs.
+            Err(_) => true,
+        }
     }
 
     /// What a WireGuard device and its peers say of themselves.

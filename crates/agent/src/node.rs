@@ -267,12 +267,16 @@ impl NodeKeeper {
 
     /// Has the tunnels carried that are to be; true if they are.
     fn keep_tunnels(&mut self, wanted: &BTreeMap<TunnelKind, TunnelDesign>, outcome: &mut Outcome) -> bool {
-        let kept = self.tunnels.keep(wanted, self.key);
+        // A tunnel makes a device that is not there, and one without our mark would be in the way of ours for as long as the
+        // tunnel has it. So a tunnel whose device was deleted a moment ago ends, and begins anew with the next look.
+        let mut standing = wanted.clone();
+        standing.retain(|_, design| self.door.is_marked(design.device));
+        let kept = self.tunnels.keep(&standing, self.key);
         if let Err(error) = &kept {
             self.report.not_ready(Reason::NodeRefused, told(error));
             outcome.failed = true;
         }
-        kept.is_ok()
+        kept.is_ok() && standing.len() == wanted.len()
     }
 
     fn note_changed_paths(&mut self, design: &Design) {
