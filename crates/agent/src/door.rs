@@ -116,30 +116,27 @@ impl Door {
         Ok(read_reached(&mut self.facts, targets)?)
     }
 
-    /// Whether the kernel carries tunnels of this kind itself, with packets of these families in them. It is asked once.
-    pub(crate) fn has_tunnel(&mut self, kind: TunnelKind, families: &[Family]) -> bool {
+    /// Whether the kernel carries tunnels of this kind itself, with packets of these families in them. It is asked until it
+    /// has answered: what carries packets is not changed because it did not.
+    pub(crate) fn has_tunnel(&mut self, kind: TunnelKind, families: &[Family]) -> Result<bool, DoorError> {
         if let Some(known) = self.carries.get(&kind) {
-            return *known;
+            return Ok(*known);
         }
         let facts = &mut self.facts;
         let mut inner = families.iter().map(|family| match family {
             Family::V4 => kernel::Family::V4,
             Family::V6 => kernel::Family::V6,
         });
-        let found = match kind {
-            TunnelKind::Udp => Ok(false),
+        let has = match kind {
+            TunnelKind::Udp => false,
             TunnelKind::Ipip => inner
-                .try_fold(true, |all, family| features::has_ip_tunnel(facts, family).map(|has| all && has)),
-            TunnelKind::WireGuard => features::has_wireguard(facts),
+                .try_fold(true, |all, family| features::has_ip_tunnel(facts, family).map(|has| all && has))?,
+            TunnelKind::WireGuard => features::has_wireguard(facts)?,
         };
-        let has = found.unwrap_or_else(|error| {
-            tracing::warn!(tunnel = kind.name(), %error, "what the kernel carries cannot be found out");
-            false
-        });
         let carrier = if has { "the kernel" } else { "the agent, for the kernel cannot" };
         tracing::info!(tunnel = kind.name(), "carried by {carrier}");
         self.carries.insert(kind, has);
-        has
+        Ok(has)
     }
 
     /// Whether there is a link of this name that carries the agent's mark.

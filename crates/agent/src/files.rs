@@ -223,7 +223,11 @@ fn move_key(key: &[u8; 32], from: &Path, to: &[PathBuf]) {
 /// Removes the private key from wherever it is; returns where it was.
 pub(crate) fn forget_key(directories: &[PathBuf]) -> Result<Vec<PathBuf>, FileError> {
     let paths = directories.iter().map(|directory| directory.join(KEY));
-    let removed = paths.map(|path| Ok(remove(&path)?.then_some(path)));
+    let removed = paths.map(|path| {
+        // An agent that was killed while it wrote one may have left it.
+        remove(&half_of(&path))?;
+        Ok(remove(&path)?.then_some(path))
+    });
     removed.filter_map(Result::transpose).collect()
 }
 
@@ -249,10 +253,15 @@ pub(crate) fn replace_private(path: &Path, content: &[u8]) -> Result<(), FileErr
     write_whole(path, content, 0o600)
 }
 
+/// Where a file is while it is written.
+fn half_of(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.half"))
+}
+
 /// Writes a file beside its place and moves it there.
 fn write_whole(path: &Path, content: &[u8], mode: u32) -> Result<(), FileError> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let half = path.with_file_name(format!(".{name}.half"));
+    let half = half_of(path);
     // One that a killed agent left may have another mode.
     remove(&half)?;
     let write = || {

@@ -171,6 +171,10 @@ impl Loop {
     /// Looks at everything and puts right what is wrong.
     fn pass(&mut self, cause: &'static str) {
         if !self.view.in_sync {
+            // All that can fail so far is a tunnel of the agent before that was gone on with. It needs no store.
+            if self.due.retry.take().is_some() {
+                self.node.resume_tunnels();
+            }
             return;
         }
         let Outcome { changed, healed, contested, failed } = self.node.pass(&mut self.view, cause);

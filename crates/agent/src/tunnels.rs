@@ -17,9 +17,9 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::thread::available_parallelism;
 
-use kernel::link;
+use kernel::link::{self, Kind, Link};
 use kernel::netlink::{Protocol, Socket};
-use netstate::LinkName;
+use netstate::{LINK_ALIAS, LinkName};
 use route::{TunnelDesign, TunnelKind, TunnelPeer};
 use tunnel::{Encapsulation, Handles, Peer, Secret, Settings, Tunnel};
 
@@ -75,8 +75,12 @@ impl Tunnels {
         let mut socket = Socket::open(Protocol::Route).ok();
         let count = designs.len();
         for (kind, design) in designs {
+            let runs = self.running.get(&kind).is_some_and(|running| running.tunnel.is_running());
             let found = socket.as_mut().map(|socket| link::find(socket, design.device.as_str()));
-            if !matches!(found, Some(Ok(Some(_)))) {
+            let ours = |link: &Link| {
+                link.alias.as_deref() == Some(LINK_ALIAS) && matches!(link.kind, Kind::Tun { tap: false, .. })
+            };
+            if runs || !matches!(found, Some(Ok(Some(link))) if ours(&link)) {
                 continue;
             }
             let Some(settings) = settings(kind, &design, key, self.queues) else { continue };
@@ -92,6 +96,8 @@ impl Tunnels {
     pub(crate) fn forget(&mut self, devices: &BTreeSet<LinkName>) {
         for kind in TunnelKind::ALL {
             if devices.iter().any(|device| device.as_str() == kind.device()) {
+                // Nor is there anything to go on with. The kernel may be about to take the port.
+                drop(self.descriptors.take(kind));
                 self.end(kind);
             }
         }
@@ -182,16 +188,17 @@ impl Tunnels {
 
     fn open(&self, kind: TunnelKind, settings: &Settings, peers: &[Peer]) -> Result<Tunnel, tunnel::Error> {
         // A port has to be free again before the next one takes it.
-        self.descriptors.give_up(kind, true);
+        self.descriptors.give_up(kind);
         let handles = Handles::open(settings)?;
         self.descriptors.keep(kind, &handles);
-        Tunnel::adopt(settings.clone(), handles, peers)
+        // What no tunnel reads nobody is to keep.
+        Tunnel::adopt(settings.clone(), handles, peers).inspect_err(|_| self.descriptors.give_up(kind))
     }
 
     fn end(&mut self, kind: TunnelKind) {
         if self.running.remove(&kind).is_some() {
             tracing::info!(tunnel = kind.name(), "the tunnel ends");
-            self.descriptors.give_up(kind, false);
+            self.descriptors.give_up(kind);
         }
     }
 

@@ -110,11 +110,9 @@ impl Notifier {
         if !descriptors.is_empty() {
             control.push(SendAncillaryMessage::ScmRights(descriptors));
         }
-        sendmsg(&self.socket, &[IoSlice::new(text.as_bytes())], &mut control, SendFlags::NOSIGNAL)
-            .map(drop)
-            .map_err(|errno| Error::System {
-                tried: "tell the service manager something",
-                source: errno.into(),
-            })
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        sendmsg(&self.socket, &[IoSlice::new(text.as_bytes())], &mut control, flags).map(drop).map_err(
+            |errno| Error::System { tried: "tell the service manager something", source: errno.into() },
+        )
     }
 }

@@ -155,7 +155,9 @@ fn own_part(design: &mut Design, inputs: &Inputs<'_>, superseded: &Superseded<'_
         [inputs.sends, &inputs.lease.backend].into_iter().chain(inputs.keeps).collect();
     let mut devices: Vec<LinkName> = Vec::new();
     if backends.iter().any(|backend| matches!(backend, Backend::WireGuard { .. })) {
-        guard(inputs.cluster).routes().for_each(|route| design.state.insert_route(route));
+        let families: Vec<Family> =
+            Family::ALL.into_iter().filter(|family| carries(inputs.lease, *family)).collect();
+        guard(inputs.cluster, &families).routes().for_each(|route| design.state.insert_route(route));
     }
     let is_vxlan = |backend: &&Backend| matches!(backend, Backend::Vxlan { .. });
     if backends.iter().any(is_vxlan) || used.iter().any(|way| matches!(way, Way::Vxlan { .. })) {
@@ -176,10 +178,12 @@ fn own_part(design: &mut Design, inputs: &Inputs<'_>, superseded: &Superseded<'_
 
 /// What keeps packets to the cluster's pods from leaving by any way but one to their own node: where pods' packets are to
 /// be encrypted, they must not take the default route while there is no tunnel. It stays where a node leaves the cluster.
+/// `families` are those that the node takes part with: a kernel without IPv6 has no such routes either.
 #[must_use]
-pub fn guard(cluster: &[IpNet]) -> State {
+pub fn guard(cluster: &[IpNet], families: &[Family]) -> State {
     let mut state = State::default();
-    cluster.iter().for_each(|net| state.insert_route(unreachable(net.trunc())));
+    let networks = cluster.iter().filter(|net| families.contains(&Family::of_net(net)));
+    networks.for_each(|net| state.insert_route(unreachable(net.trunc())));
     state
 }
 

@@ -864,7 +864,7 @@ fn of_two_nodes_with_one_key_the_second_is_reported() {
 
 #[test]
 fn a_node_that_has_left_still_lets_nothing_out_that_is_to_be_encrypted() {
-    let state = guard(&[net("10.244.0.0/16"), net("fd00:10:244::/48")]);
+    let state = guard(&[net("10.244.0.0/16"), net("fd00:10:244::/48")], &Family::ALL);
     assert_eq!(
         state.to_string(),
         "route unreachable 10.244.0.0/16 metric 65000\nroute unreachable fd00:10:244::/48 metric 65000\n"

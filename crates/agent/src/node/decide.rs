@@ -47,7 +47,7 @@ impl NodeKeeper {
         let host = self.door.host().map_err(refused(Reason::NodeRefused))?;
         let tunnel = self.choose_underlays(&host, node)?;
         self.inherit(view);
-        let families: Vec<Family> = self.pools.iter().map(|pool| Family::of_net(&pool.cluster())).collect();
+        let families = self.families();
         let carried = self.carried(&tunnel);
         let public_key = self.take_key().map_err(refused(Reason::NodeRefused))?;
         let backend = self.options.config.backend_of(&self.options.node, public_key);

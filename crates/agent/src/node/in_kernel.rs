@@ -5,7 +5,7 @@
 
 use cluster::Backend;
 use netstate::SecretKey;
-use route::{Family, InKernel, TunnelKind};
+use route::{InKernel, TunnelKind};
 
 use super::NodeKeeper;
 use super::decide::Refusal;
@@ -38,8 +38,11 @@ impl NodeKeeper {
         if datapath == Datapath::User {
             return Ok(false);
         }
-        let families: Vec<Family> = self.pools.iter().map(|pool| Family::of_net(&pool.cluster())).collect();
-        let has = self.door.has_tunnel(kind, &families);
+        let families = self.families();
+        let has = self.door.has_tunnel(kind, &families).map_err(|error| Refusal {
+            reason: Reason::NodeRefused,
+            text: format!("find out whether the kernel carries {}: {}", kind.name(), told(&error)),
+        })?;
         if datapath == Datapath::Auto || has {
             return Ok(has);
         }

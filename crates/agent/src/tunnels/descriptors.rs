@@ -58,19 +58,17 @@ impl Descriptors {
         }
     }
 
-    /// Has what is kept of a tunnel closed; with `waits`, until it is.
-    pub(crate) fn give_up(&self, kind: TunnelKind, waits: bool) {
+    /// Has what is kept of a tunnel closed, and waits until it is.
+    pub(crate) fn give_up(&self, kind: TunnelKind) {
         for what in [QUEUES, SOCKETS] {
             self.tell(|manager| manager.give_up(&name(kind, what)));
         }
-        if waits {
-            self.tell(|manager| {
-                if !manager.barrier(PATIENCE)? {
-                    tracing::warn!("the service manager takes long to close what a tunnel had open");
-                }
-                Ok(())
-            });
-        }
+        self.tell(|manager| {
+            if !manager.barrier(PATIENCE)? {
+                tracing::warn!("the service manager takes long to close what a tunnel had open");
+            }
+            Ok(())
+        });
     }
 
     /// Closes what was passed and nobody has taken, and has it closed by the manager.

@@ -98,9 +98,15 @@ impl Host {
             let key = WireGuardPeerKey { link, public_key };
             let mut settings = peer.settings;
             let wanted = want.wireguard_peers.get(&key).and_then(|wanted| wanted.endpoint);
-            if settings.endpoint.is_some() && wanted.is_some() && wanted == self.endpoints.get(&key).copied()
-            {
-                settings.endpoint = wanted;
+            match (settings.endpoint, wanted) {
+                // As if it had been told by us: it may have been, by the agent before.
+                (Some(endpoint), Some(wanted)) if endpoint == wanted => {
+                    self.endpoints.insert(key, endpoint);
+                }
+                (Some(_), Some(_)) if wanted == self.endpoints.get(&key).copied() => {
+                    settings.endpoint = wanted
+                }
+                _ => {}
             }
             state.insert_wireguard_peer(key, settings);
         }

@@ -111,10 +111,19 @@ impl Keeper {
             Err(error) => return self.tell_end(format!("cannot enter the node: {error}")),
         };
         let descriptors = self.keep_descriptors();
+        self.keep_alive(descriptors.as_deref());
+        // What nobody goes on with holds the node's namespace, and draws packets.
+        if let Some(descriptors) = descriptors {
+            descriptors.close();
+        }
+    }
+
+    /// One life of the agent after the other.
+    fn keep_alive(&self, descriptors: Option<&Descriptors>) {
         let mut failures = 0;
         loop {
             let began = Instant::now();
-            match self.live(descriptors.as_deref()) {
+            match self.live(descriptors) {
                 Ok(status) => self.tell_end(status.to_string()),
                 Err(error) => self.tell_end(format!("cannot start it: {error}")),
             }
