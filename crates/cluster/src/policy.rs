@@ -167,7 +167,11 @@ pub struct ClusterRule {
 impl ClusterRule {
     /// What stands for a rule that could not be read: one that would have accepted does nothing, any other denies
     /// everything.
-    pub fn unreadable(name: impl Into<Box<str>>, action: Option<Action>, reason: impl Into<Box<str>>) -> Self {
+    pub fn unreadable(
+        name: impl Into<Box<str>>,
+        action: Option<Action>,
+        reason: impl Into<Box<str>>,
+    ) -> Self {
         let action = action.filter(|action| *action == Action::Accept).unwrap_or(Action::Deny);
         Self { name: name.into(), action, peers: ClusterPeers::Unreadable(reason.into()), ports: None }
     }

@@ -92,9 +92,11 @@ impl Selector {
 
     /// The key and value of a label that every selected object has, if one can be told from the selector.
     pub fn certain_pair(&self) -> Option<(&str, &str)> {
-        self.requirements().iter().find_map(|requirement| match (&*requirement.values, requirement.operator) {
-            ([value], Operator::In) => Some((&*requirement.key, &**value)),
-            _ => None,
+        self.requirements().iter().find_map(|requirement| {
+            match (&*requirement.values, requirement.operator) {
+                ([value], Operator::In) => Some((&*requirement.key, &**value)),
+                _ => None,
+            }
         })
     }
 }

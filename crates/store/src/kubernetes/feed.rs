@@ -136,7 +136,9 @@ impl Feed {
                 Err(Failure::Refused(status)) if next.is_some() && status.is_expired() => {
                     return Err(Trouble::Expired);
                 }
-                Err(Failure::Refused(status)) if self.resource.may_be_undefined() && status.is_undefined() => {
+                Err(Failure::Refused(status))
+                    if self.resource.may_be_undefined() && status.is_undefined() =>
+                {
                     return self.wait_for_definition().await;
                 }
                 Err(failure) => return Err(Trouble::failed(call, failure)),

@@ -8,8 +8,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use cluster::{
-    Action, ClusterNetworkPolicy, ClusterPeer, ClusterPeers, ClusterRule, IpBlock, NetworkPolicy, Operator, Peer,
-    PodSelector, PortMatch, Protocol, Requirement, Rule, Selector, Tier, check_subdomain,
+    Action, ClusterNetworkPolicy, ClusterPeer, ClusterPeers, ClusterRule, IpBlock, NetworkPolicy, Operator,
+    Peer, PodSelector, PortMatch, Protocol, Requirement, Rule, Selector, Tier, check_subdomain,
 };
 use ipnet::IpNet;
 
@@ -125,22 +125,25 @@ fn requirement(field: &Field<'_, '_>) -> Result<Requirement, Fault> {
 /// The rules of one direction; one that cannot be read allows nothing.
 fn rules(spec: &Field<'_, '_>, direction: &str, peers: &str) -> Box<[Rule]> {
     let closed = |fault: &Fault| Rule { peers: Some(Box::from([Peer::Unreadable(why(fault))])), ports: None };
-    let read = spec.get(direction).and_then(|field| {
-        field.each(|field| Ok(rule(field, peers).unwrap_or_else(|fault| closed(&fault))))
-    });
+    let read = spec
+        .get(direction)
+        .and_then(|field| field.each(|field| Ok(rule(field, peers).unwrap_or_else(|fault| closed(&fault)))));
     read.unwrap_or_else(|fault| Box::from([closed(&fault)]))
 }
 
 fn rule(field: &Field<'_, '_>, key: &str) -> Result<Rule, Fault> {
     only(field, &[key, "ports"])?;
-    let peers = field.get(key)?.each(|field| {
-        Ok(peer(field).unwrap_or_else(|fault| Peer::Unreadable(why(&fault))))
-    })?;
-    let ports = field.get("ports")?.each(|field| {
-        Ok(port(field).unwrap_or_else(|fault| PortMatch::Unreadable(why(&fault))))
-    })?;
+    let peers = field
+        .get(key)?
+        .each(|field| Ok(peer(field).unwrap_or_else(|fault| Peer::Unreadable(why(&fault)))))?;
+    let ports = field
+        .get("ports")?
+        .each(|field| Ok(port(field).unwrap_or_else(|fault| PortMatch::Unreadable(why(&fault)))))?;
     // Here, an empty list is no list: everybody, and everything.
-    Ok(Rule { peers: Some(peers).filter(|list| !list.is_empty()), ports: Some(ports).filter(|list| !list.is_empty()) })
+    Ok(Rule {
+        peers: Some(peers).filter(|list| !list.is_empty()),
+        ports: Some(ports).filter(|list| !list.is_empty()),
+    })
 }
 
 fn peer(field: &Field<'_, '_>) -> Result<Peer, Fault> {
@@ -290,7 +293,9 @@ fn pods_of(field: &Field<'_, '_>) -> Result<Option<PodSelector>, Fault> {
     match (namespaces.is_absent(), pods.is_absent()) {
         (true, true) => Ok(None),
         (false, false) => Err(field.fault("has namespaces and pods".into())),
-        (false, true) => Ok(Some(PodSelector { namespaces: selector(&namespaces)?, pods: Selector::default() })),
+        (false, true) => {
+            Ok(Some(PodSelector { namespaces: selector(&namespaces)?, pods: Selector::default() }))
+        }
         (true, false) => {
             only(&pods, &["namespaceSelector", "podSelector"])?;
             let namespaces = selector(&pods.get("namespaceSelector")?)?;
@@ -341,7 +346,14 @@ fn cluster_rule(field: &Field<'_, '_>, key: &str) -> Result<Traffic, Fault> {
 }
 
 fn cluster_peer(field: &Field<'_, '_>, egress: bool) -> Result<ClusterPeer, Fault> {
-    only(field, if egress { &["namespaces", "pods", "nodes", "networks", "domainNames"] } else { &["namespaces", "pods"] })?;
+    only(
+        field,
+        if egress {
+            &["namespaces", "pods", "nodes", "networks", "domainNames"]
+        } else {
+            &["namespaces", "pods"]
+        },
+    )?;
     let present = field.entries()?.len();
     if present != 1 {
         return Err(field.fault(format!("has {present} fields; it is to be one kind of peer")));
@@ -357,7 +369,9 @@ fn cluster_peer(field: &Field<'_, '_>, egress: bool) -> Result<ClusterPeer, Faul
         return Ok(ClusterPeer::Networks(networks.each(lenient_cidr)?));
     }
     if !names.is_absent() {
-        return Ok(ClusterPeer::DomainNames(names.each(|name| Ok(name.required_text()?.to_lowercase().into()))?));
+        return Ok(ClusterPeer::DomainNames(
+            names.each(|name| Ok(name.required_text()?.to_lowercase().into()))?,
+        ));
     }
     Err(field.fault("names nobody".into()))
 }

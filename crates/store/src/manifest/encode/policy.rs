@@ -2,8 +2,8 @@
 //! API has, so that reading it again opens no more than before.
 
 use cluster::{
-    ClusterNetworkPolicy, ClusterPeer, ClusterPeers, ClusterRule, Labels, NetworkPolicy, Peer, PodSelector, PortMatch,
-    Rule, Selector,
+    ClusterNetworkPolicy, ClusterPeer, ClusterPeers, ClusterRule, Labels, NetworkPolicy, Peer, PodSelector,
+    PortMatch, Rule, Selector,
 };
 use serde_json::{Value, json};
 
@@ -42,7 +42,9 @@ fn of_peer(peer: &Peer) -> Value {
         Peer::Pods { namespaces: Some(namespaces), pods } => {
             json!({"namespaceSelector": of_selector(namespaces), "podSelector": of_selector(pods)})
         }
-        Peer::Block(block) => json!({"ipBlock": {"cidr": block.cidr.to_string(), "except": texts(&block.except)}}),
+        Peer::Block(block) => {
+            json!({"ipBlock": {"cidr": block.cidr.to_string(), "except": texts(&block.except)}})
+        }
         Peer::Unreadable(reason) => json!({UNREADABLE: reason}),
     }
 }
@@ -113,12 +115,12 @@ fn of_cluster_peer(peer: &ClusterPeer) -> Value {
 }
 
 fn of_cluster_port(port: &PortMatch) -> Value {
-    let transport = |protocol: &cluster::Protocol, port: Value| {
-        json!({protocol.as_str().to_lowercase(): {"destinationPort": port}})
-    };
+    let transport = |protocol: &cluster::Protocol, port: Value| json!({protocol.as_str().to_lowercase(): {"destinationPort": port}});
     match port {
         PortMatch::All(protocol) => transport(protocol, Value::Null),
-        PortMatch::Range(protocol, first, last) if first == last => transport(protocol, json!({"number": first})),
+        PortMatch::Range(protocol, first, last) if first == last => {
+            transport(protocol, json!({"number": first}))
+        }
         PortMatch::Range(protocol, first, last) => {
             transport(protocol, json!({"range": {"start": first, "end": last}}))
         }

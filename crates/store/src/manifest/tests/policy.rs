@@ -1,6 +1,8 @@
 //! Policies are read as the API means them, and what is wrong in one opens nothing.
 
-use cluster::{Action, ClusterNetworkPolicy, ClusterPeers, NetworkPolicy, Object, Peer, PortMatch, Protocol, Tier};
+use cluster::{
+    Action, ClusterNetworkPolicy, ClusterPeers, NetworkPolicy, Object, Peer, PortMatch, Protocol, Tier,
+};
 
 use super::{encode, objects};
 
@@ -34,7 +36,8 @@ fn what_the_api_server_would_fill_in_is_filled_in() {
     assert_eq!(isolates("{egress: []}"), (true, false));
     assert_eq!(isolates("{egress: [{}]}"), (true, true));
     assert_eq!(isolates("{policyTypes: [Egress], ingress: [{}]}"), (false, true));
-    let policy = policy("{ingress: [{from: [], ports: [{}, {port: http}, {port: 53, endPort: 90, protocol: UDP}]}]}");
+    let policy =
+        policy("{ingress: [{from: [], ports: [{}, {port: http}, {port: 53, endPort: 90, protocol: UDP}]}]}");
     let rule = &policy.ingress.unwrap()[0];
     assert_eq!(rule.peers, None, "an empty list is everybody");
     let ports = rule.ports.as_deref().unwrap();
@@ -47,7 +50,9 @@ fn absent_and_empty_selectors_are_told_apart() {
     let policy = policy("{ingress: [{from: [{podSelector: {}}, {namespaceSelector: {}}]}]}");
     let peers = policy.ingress.as_ref().unwrap()[0].peers.as_deref().unwrap();
     assert!(matches!(&peers[0], Peer::Pods { namespaces: None, pods } if pods.is_empty()));
-    assert!(matches!(&peers[1], Peer::Pods { namespaces: Some(all), pods } if all.is_empty() && pods.is_empty()));
+    assert!(
+        matches!(&peers[1], Peer::Pods { namespaces: Some(all), pods } if all.is_empty() && pods.is_empty())
+    );
 }
 
 #[test]
@@ -83,7 +88,13 @@ fn what_is_wrong_in_a_policy_opens_nothing_and_isolates_all_the_same() {
         let faults: Vec<&str> = policy.all_faults().collect();
         assert!(matches!(faults[..], [fault] if fault.contains(wrong)), "{peer}: {faults:?}");
     }
-    for port in ["{port: 70000}", "{endPort: 7}", "{port: web, endPort: 9}", "{port: 9, endPort: 8}", "{protocol: ICMP}"] {
+    for port in [
+        "{port: 70000}",
+        "{endPort: 7}",
+        "{port: web, endPort: 9}",
+        "{port: 9, endPort: 8}",
+        "{protocol: ICMP}",
+    ] {
         let policy = policy(&format!("{{ingress: [{{ports: [{port}]}}]}}"));
         let rules = policy.ingress.as_deref().unwrap();
         assert!(matches!(rules[0].ports.as_deref(), Some([PortMatch::Unreadable(_)])), "{port}: {rules:?}");
@@ -114,7 +125,9 @@ fn a_policy_of_the_cluster_is_read_and_what_is_unknown_in_it_denies() {
     assert_eq!(unreadable.count(), 4);
     assert_eq!(policy.ingress[0].ports.as_ref().unwrap().len(), 4);
     assert_eq!(policy.all_faults().count(), 4);
-    let late = cluster_policy("{tier: Evening, priority: 7, subject: {namespaces: {}}, egress: [{action: Accept, to: [{nodes: {}}]}]}");
+    let late = cluster_policy(
+        "{tier: Evening, priority: 7, subject: {namespaces: {}}, egress: [{action: Accept, to: [{nodes: {}}]}]}",
+    );
     assert_eq!((late.tier, late.priority, late.egress[0].action), (Tier::Admin, 0, Action::Deny));
     assert_eq!(cluster_policy("{tier: Admin, priority: 1, subject: {zones: {}}}").subject, None);
 }
