@@ -22,7 +22,7 @@ mod value;
 use std::collections::BTreeMap;
 
 use netstate::nft::{
-    Chain, ChainKind, Element, Family, Field, Hook, Key, Policy, Rule, Set, Statement, Step, TableKey,
+    Chain, ChainKind, Element, Family, Field, Hook, Key, Policy, Rule, Set, Statement, Step, TableKey, Value,
 };
 
 use crate::Error;

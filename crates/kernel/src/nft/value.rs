@@ -427,7 +427,9 @@ mod tests {
     fn listed(elements: &Elements) -> Vec<RawElement> {
         let mut message = Message::new(0, 0, &[]);
         elements.iter().for_each(|(key, element)| {
-            put_element(&mut message, key, &element.data, element.comment.as_deref());
+            let Element { data, verdict, comment } = element;
+            let (verdict, comment) = (verdict.as_ref(), comment.as_deref());
+            put_element(&mut message, &Listed { key, data, verdict, comment });
         });
         let entries = Attributes::new(message.bytes().get(16..).unwrap());
         entries.map(|entry| RawElement::read(&entry.unwrap()).unwrap()).collect()
