@@ -10,11 +10,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use cluster::{Change, Direction, Key, NamespacedName, Object, ResolvedName, Snapshot};
+use cluster::{Change, Direction, Key, NamespacedName, NetworkPolicy, Object, ResolvedName, Snapshot};
 use netstate::nft::{self, Element, Rule, Step, Table};
 
 use crate::compile::frame;
-use crate::compile::profile::{Chain, Profile, chain};
+use crate::compile::profile::{Chain, Named, Profile, chain};
 use crate::compile::set::Set;
 use crate::delta::Delta;
 use crate::explain::{Explanation, explain};
@@ -28,8 +28,9 @@ pub struct Policies {
     node: Arc<str>,
     cluster: Cluster,
     locals: BTreeMap<NamespacedName, Local>,
-    chains: HashMap<Chain, Held>,
+    chains: HashMap<Arc<str>, Held>,
     index: Index,
+    frame: Table,
 }
 
 /// A pod of this node.
@@ -37,16 +38,17 @@ pub struct Policies {
 struct Local {
     member: Member,
     /// For ingress and egress; `None` where no policy is about it.
-    profiles: [Option<Chain>; 2],
+    profiles: [Option<Arc<Named>>; 2],
 }
 
 /// A chain of the table.
 #[derive(Debug, Clone)]
 struct Held {
+    chain: Arc<Named>,
     users: usize,
     rules: Vec<Rule>,
     sets: Vec<Set>,
-    chains: Vec<Chain>,
+    chains: Vec<Arc<Named>>,
 }
 
 /// What a change makes of the table.
@@ -61,7 +63,7 @@ struct Work {
     /// `None` while nobody asks, because the whole table will be.
     delta: Option<Delta>,
     /// Needs that ended. They are given up last, so that what is needed again at once never goes.
-    chains_left: Vec<Chain>,
+    chains_left: Vec<Arc<Named>>,
     sets_left: Vec<Set>,
 }
 
@@ -77,7 +79,8 @@ impl Policies {
         let cluster = Cluster::new(snapshot);
         let index = Index::new(cluster.namespaces());
         let (locals, chains) = (BTreeMap::new(), HashMap::new());
-        let mut policies = Self { node: node.into(), cluster, locals, chains, index };
+        let frame = frame::frame();
+        let mut policies = Self { node: node.into(), cluster, locals, chains, index, frame };
         let here: Vec<NamespacedName> = policies.pods_here().collect();
         let mut work = Work::new(None);
         here.iter().for_each(|name| policies.settle(name, &mut work));
@@ -109,9 +112,9 @@ impl Policies {
 
     /// The whole table.
     pub fn full(&self) -> Table {
-        let mut table = frame::frame();
-        for (spec, held) in &self.chains {
-            table = table.with_chain(chain(spec.name(), held.rules.clone()));
+        let mut table = self.frame.clone();
+        for (name, held) in &self.chains {
+            table = table.with_chain(chain(name.to_string(), held.rules.clone()));
         }
         for set in self.index.sets() {
             table = table.with_set(self.index.filled(set, &self.cluster, &self.node));
@@ -211,12 +214,14 @@ impl Policies {
     }
 
     fn change_policy(&mut self, name: &NamespacedName, change: &Change, work: &mut Work) {
+        let policy = |policies: &Self| policies.cluster.snapshot().network_policies.get(name).cloned();
+        let before = policy(self);
         if !self.cluster.apply(change) {
             return;
         }
-        self.settle_namespace(&name.namespace, work);
+        self.settle_for(name, [before, policy(self)], work);
         for direction in Direction::ALL {
-            self.rewrite(&Chain::Policy(direction, name.clone()), work);
+            self.rewrite(&Named::new(Chain::Policy(direction, name.clone())), work);
         }
     }
 
@@ -226,7 +231,8 @@ impl Policies {
         }
         let here: Vec<NamespacedName> = self.locals.keys().cloned().collect();
         here.iter().for_each(|pod| self.settle(pod, work));
-        let made: Vec<Chain> = self.chains.keys().filter(|chain| chain.is_made_of(name)).cloned().collect();
+        let made = self.chains.values().map(|held| &held.chain).filter(|named| named.chain.is_made_of(name));
+        let made: Vec<Arc<Named>> = made.cloned().collect();
         made.iter().for_each(|chain| self.rewrite(chain, work));
     }
 
@@ -240,9 +246,57 @@ impl Policies {
     fn settle(&mut self, name: &NamespacedName, work: &mut Work) {
         let member = self.cluster.member(name).filter(|member| member.node.as_ref() == Some(&self.node));
         let after = member.map(|member| {
-            let profile = |direction| Profile::of(&self.cluster, &member, direction).map(Chain::Profile);
+            let profile = |direction| {
+                Profile::of(&self.cluster, &member, direction)
+                    .map(|profile| Named::new(Chain::Profile(profile)))
+            };
             Local { profiles: Direction::ALL.map(profile), member }
         });
+        self.put(name, after, work);
+    }
+
+    /// Brings this node's pods up to date with a NetworkPolicy that was one thing and is another now. Only where it is
+    /// newly about a pod, or not any more, something changes; and pods that were alike stay alike.
+    fn settle_for(
+        &mut self,
+        name: &NamespacedName,
+        policies: [Option<Arc<NetworkPolicy>>; 2],
+        work: &mut Work,
+    ) {
+        let mut known: HashMap<Arc<str>, Option<Arc<Named>>> = HashMap::new();
+        let of_namespace = self.locals.range(NamespacedName::new(name.namespace.clone(), "")..);
+        let own = of_namespace.take_while(|(pod, _)| pod.namespace == name.namespace);
+        let own: Vec<(NamespacedName, Local)> =
+            own.map(|(pod, local)| (pod.clone(), local.clone())).collect();
+        for (pod, local) in own {
+            let mut after = local.clone();
+            for (direction, profile) in Direction::ALL.into_iter().zip(&mut after.profiles) {
+                let [was, is] = policies.each_ref().map(|policy| {
+                    policy.as_ref().is_some_and(|policy| {
+                        policy.rules(direction).is_some() && policy.subjects.matches(&local.member.pod.labels)
+                    })
+                });
+                if was == is {
+                    continue;
+                }
+                let anew = |named: Option<Profile>| named.map(|profile| Named::new(Chain::Profile(profile)));
+                let alike = profile.as_ref().and_then(|named| match &named.chain {
+                    Chain::Profile(old) => Some((named.name.clone(), old.with(name, is)?)),
+                    _ => None,
+                });
+                *profile = match alike {
+                    Some((old, new)) => known.entry(old).or_insert_with(|| anew(Some(new))).clone(),
+                    None => anew(Profile::of(&self.cluster, &local.member, direction)),
+                };
+            }
+            if after.profiles != local.profiles {
+                self.put(&pod, Some(after), work);
+            }
+        }
+    }
+
+    /// Puts a pod in place of what it was, or away.
+    fn put(&mut self, name: &NamespacedName, after: Option<Local>, work: &mut Work) {
         for chain in after.iter().flat_map(|local| local.profiles.iter().flatten()) {
             self.acquire(chain, work);
         }
@@ -252,24 +306,25 @@ impl Policies {
         };
         if let Some(delta) = &mut work.delta {
             let listed = |local: &Option<Local>| local.as_ref().map_or(Vec::new(), entries);
-            move_entries(delta, listed(&before), listed(&after));
+            move_entries(delta, &self.frame, listed(&before), listed(&after));
         }
         work.chains_left.extend(before.into_iter().flat_map(|local| local.profiles).flatten());
     }
 
-    fn acquire(&mut self, chain: &Chain, work: &mut Work) {
-        if let Some(held) = self.chains.get_mut(chain) {
+    fn acquire(&mut self, named: &Arc<Named>, work: &mut Work) {
+        if let Some(held) = self.chains.get_mut(&named.name) {
             held.users += 1;
             return;
         }
-        let written = chain.write(&self.cluster);
+        let written = named.chain.write(&self.cluster);
         written.chains.iter().for_each(|other| self.acquire(other, work));
         written.rules.sets.iter().for_each(|set| self.acquire_set(set, work));
         let (rules, sets) = (written.rules.rules, written.rules.sets);
         if let Some(delta) = &mut work.delta {
-            delta.chain_made(self::chain(chain.name(), rules.clone()));
+            delta.chain_made(chain(named.name.to_string(), rules.clone()));
         }
-        self.chains.insert(chain.clone(), Held { users: 1, rules, sets, chains: written.chains });
+        let held = Held { chain: named.clone(), users: 1, rules, sets, chains: written.chains };
+        self.chains.insert(named.name.clone(), held);
     }
 
     fn acquire_set(&mut self, set: &Set, work: &mut Work) {
@@ -281,18 +336,18 @@ impl Policies {
     }
 
     /// Writes a chain again whose policies say something else now.
-    fn rewrite(&mut self, chain: &Chain, work: &mut Work) {
-        if !self.chains.contains_key(chain) {
+    fn rewrite(&mut self, named: &Named, work: &mut Work) {
+        if !self.chains.contains_key(&named.name) {
             return;
         }
-        let rules = chain.write(&self.cluster).rules;
+        let rules = named.chain.write(&self.cluster).rules;
         rules.sets.iter().for_each(|set| self.acquire_set(set, work));
-        let Some(held) = self.chains.get_mut(chain) else { return };
+        let Some(held) = self.chains.get_mut(&named.name) else { return };
         work.sets_left.append(&mut held.sets);
         held.sets = rules.sets;
         let old = std::mem::replace(&mut held.rules, rules.rules);
         if let Some(delta) = work.delta.as_mut().filter(|_| old != held.rules) {
-            delta.chain_changed(old, self::chain(chain.name(), held.rules.clone()));
+            delta.chain_changed(old, chain(named.name.to_string(), held.rules.clone()));
         }
     }
 
@@ -310,15 +365,15 @@ impl Policies {
         Emitted { steps: work.delta.map_or(Vec::new(), |delta| delta.steps()) }
     }
 
-    fn release(&mut self, chain: &Chain, work: &mut Work) {
-        let Some(held) = self.chains.get_mut(chain) else { return };
+    fn release(&mut self, named: &Named, work: &mut Work) {
+        let Some(held) = self.chains.get_mut(&named.name) else { return };
         held.users -= 1;
         if held.users > 0 {
             return;
         }
-        if let Some(held) = self.chains.remove(chain) {
+        if let Some(held) = self.chains.remove(&named.name) {
             if let Some(delta) = &mut work.delta {
-                delta.chain_left(self::chain(chain.name(), held.rules));
+                delta.chain_left(chain(named.name.to_string(), held.rules));
             }
             work.chains_left.extend(held.chains);
             work.sets_left.extend(held.sets);
@@ -332,10 +387,9 @@ type Entries = Vec<(String, nft::Key, Element)>;
 fn entries(local: &Local) -> Entries {
     let mut entries = Entries::new();
     for (direction, chain) in Direction::ALL.into_iter().zip(&local.profiles) {
-        let Some(chain) = chain else { continue };
-        let name = chain.name();
+        let Some(named) = chain else { continue };
         for address in &local.member.addresses {
-            entries.push(frame::dispatch(*address, direction, name.clone()));
+            entries.push(frame::dispatch(*address, direction, named.name.to_string()));
         }
     }
     if !entries.is_empty() {
@@ -344,8 +398,7 @@ fn entries(local: &Local) -> Entries {
     entries
 }
 
-fn move_entries(delta: &mut Delta, before: Entries, after: Entries) {
-    let frame = frame::frame();
+fn move_entries(delta: &mut Delta, frame: &Table, before: Entries, after: Entries) {
     let mut parts: BTreeMap<String, [BTreeMap<nft::Key, Element>; 2]> = BTreeMap::new();
     for (part, entries) in [before, after].into_iter().enumerate() {
         for (set, key, element) in entries {

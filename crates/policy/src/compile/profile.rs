@@ -37,13 +37,30 @@ pub(crate) enum Chain {
     Policy(Direction, NamespacedName),
 }
 
+/// A chain with its name, which is made once: a profile can be about a thousand policies.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Named {
+    /// What it stands for.
+    pub(crate) chain: Chain,
+    /// Its name in the table.
+    pub(crate) name: Arc<str>,
+}
+
+impl Named {
+    /// A chain with the name that follows from it.
+    pub(crate) fn new(chain: Chain) -> Arc<Self> {
+        let name = chain.name().into();
+        Arc::new(Self { chain, name })
+    }
+}
+
 /// A chain's rules, and what they lean on.
 #[derive(Debug, Default)]
 pub(crate) struct Written {
     /// In order.
     pub(crate) rules: Compiled,
     /// The chains that they jump to.
-    pub(crate) chains: Vec<Chain>,
+    pub(crate) chains: Vec<Arc<Named>>,
 }
 
 impl Profile {
@@ -70,9 +87,20 @@ impl Profile {
     }
 }
 
+impl Profile {
+    /// The profile with one NetworkPolicy more or less; `None` unless it is isolated before and after, for otherwise
+    /// the Baseline tier has a word in it.
+    pub(crate) fn with(&self, policy: &NamespacedName, isolates: bool) -> Option<Self> {
+        let others = self.isolating.iter().filter(|name| *name != policy);
+        let mut isolating: Vec<NamespacedName> = others.chain(isolates.then_some(policy)).cloned().collect();
+        isolating.sort_unstable();
+        let stays = !self.isolating.is_empty() && !isolating.is_empty();
+        stays.then(|| Self { isolating: isolating.into(), ..self.clone() })
+    }
+}
+
 impl Chain {
-    /// Its name in the table.
-    pub(crate) fn name(&self) -> String {
+    fn name(&self) -> String {
         let (kind, direction) = match self {
             Self::Profile(profile) => ("pod", profile.direction),
             Self::Tier(Tier::Admin, direction, _) => ("admin", *direction),
@@ -107,7 +135,8 @@ impl Chain {
 fn write_profile(profile: &Profile) -> Written {
     let mut written = Written::default();
     let mut jump = |chain: Chain, comment: Option<String>| {
-        let rule = Rule::new([Statement::Verdict(Verdict::Jump(chain.name()))]);
+        let chain = Named::new(chain);
+        let rule = Rule::new([Statement::Verdict(Verdict::Jump(chain.name.to_string()))]);
         written.rules.rules.push(Rule { comment, ..rule });
         written.chains.push(chain);
     };
