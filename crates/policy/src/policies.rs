@@ -156,25 +156,35 @@ impl Policies {
         if !self.cluster.apply(change) {
             return;
         }
-        for (name, before) in touched.iter().zip(before) {
-            let after = self.cluster.member(name);
+        // First the sets that are there: those that chains are about to need will be made of what is then.
+        let mut settled = Vec::new();
+        for (name, before) in touched.into_iter().zip(before) {
+            let after = self.cluster.member(&name);
+            if before != after {
+                self.move_between_sets(&name.namespace, [before.as_ref(), after.as_ref()], work);
+                settled.push(name);
+            }
+        }
+        settled.iter().for_each(|name| self.settle(name, work));
+    }
+
+    /// Lets a pod leave the sets that it was in, and enter those that it is in now.
+    fn move_between_sets(&mut self, namespace: &Arc<str>, member: [Option<&Member>; 2], work: &mut Work) {
+        // A namespace need not have an object; its first pod is enough.
+        if !self.index.knows(namespace) {
+            self.index.look_again(namespace, &self.cluster);
+        }
+        for set in self.index.about(namespace) {
+            let keys =
+                |member: Option<&Member>| member.map_or(Vec::new(), |member| set.keys_of(member, &self.node));
+            let [before, after] = member.map(keys);
             if before == after {
                 continue;
             }
-            // A namespace need not have an object; its first pod is enough.
-            if !self.index.knows(&name.namespace) {
-                self.index.look_again(&name.namespace, &self.cluster);
+            let (gone, new) = difference(before, after);
+            if let Some(delta) = &mut work.delta {
+                delta.elements(&set.empty(), gone, new);
             }
-            for set in self.index.about(&name.namespace) {
-                let keys = |member: Option<&Member>| {
-                    member.map_or(Vec::new(), |member| set.keys_of(member, &self.node))
-                };
-                let (gone, new) = difference(keys(before.as_ref()), keys(after.as_ref()));
-                if let Some(delta) = work.delta.as_mut().filter(|_| !gone.is_empty() || !new.is_empty()) {
-                    delta.elements(&set.empty(), gone, new);
-                }
-            }
-            self.settle(name, work);
         }
     }
 
@@ -263,7 +273,7 @@ impl Policies {
         policies: [Option<Arc<NetworkPolicy>>; 2],
         work: &mut Work,
     ) {
-        let mut known: HashMap<Arc<str>, Option<Arc<Named>>> = HashMap::new();
+        let mut known: HashMap<Arc<str>, Arc<Named>> = HashMap::new();
         let of_namespace = self.locals.range(NamespacedName::new(name.namespace.clone(), "")..);
         let own = of_namespace.take_while(|(pod, _)| pod.namespace == name.namespace);
         let own: Vec<(NamespacedName, Local)> =
@@ -279,15 +289,23 @@ impl Policies {
                 if was == is {
                     continue;
                 }
-                let anew = |named: Option<Profile>| named.map(|profile| Named::new(Chain::Profile(profile)));
-                let alike = profile.as_ref().and_then(|named| match &named.chain {
-                    Chain::Profile(old) => Some((named.name.clone(), old.with(name, is)?)),
+                let old = profile.as_ref().map(|named| named.name.clone());
+                if let Some(alike) = old.as_ref().and_then(|old| known.get(old)) {
+                    *profile = Some(alike.clone());
+                    continue;
+                }
+                let one_more = profile.as_ref().and_then(|named| match &named.chain {
+                    Chain::Profile(profile) => profile.with(name, is),
                     _ => None,
                 });
-                *profile = match alike {
-                    Some((old, new)) => known.entry(old).or_insert_with(|| anew(Some(new))).clone(),
-                    None => anew(Profile::of(&self.cluster, &local.member, direction)),
+                let Some((old, one_more)) = old.zip(one_more) else {
+                    let anew = Profile::of(&self.cluster, &local.member, direction);
+                    *profile = anew.map(|profile| Named::new(Chain::Profile(profile)));
+                    continue;
                 };
+                let named = Named::new(Chain::Profile(one_more));
+                known.insert(old, named.clone());
+                *profile = Some(named);
             }
             if after.profiles != local.profiles {
                 self.put(&pod, Some(after), work);

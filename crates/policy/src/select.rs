@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use cluster::{NAMESPACE_NAME_LABEL, Selector};
+use cluster::{NAMESPACE_NAME_LABEL, NamespacedName, Pod, Selector};
 use netstate::nft::{self, Element, Key};
 
 use crate::compile::set::{Scope, Set, elements};
@@ -154,29 +154,42 @@ impl Index {
             None => set.keys(cluster),
             Some(scope) => {
                 let mut keys = Vec::new();
-                self.each_candidate(scope, cluster, |member| keys.extend(set.keys_of(member, node)));
+                self.each_candidate(scope, cluster, node, |member| keys.extend(set.keys_of(member, node)));
                 keys
             }
         };
         nft::Set { elements: elements(keys), ..set.empty() }
     }
 
-    /// Hands over the pods that may be in a scope, few too many at most.
-    fn each_candidate(&self, scope: &Scope, cluster: &Cluster, mut take: impl FnMut(&Member)) {
-        let (selector, pods) = match scope {
-            Scope::Within(namespace, _) => {
-                return cluster.members_of(namespace).for_each(|member| take(&member));
+    /// Hands over the pods that may be in a scope, few too many at most. Labels are looked at first, for that is cheap.
+    fn each_candidate(&self, scope: &Scope, cluster: &Cluster, node: &str, mut take: impl FnMut(&Member)) {
+        let mut offer = |pod: &Pod| {
+            if let Some(member) = cluster.member(&pod.name) {
+                take(&member);
             }
-            Scope::Across(selector, pods) => (selector.clone(), Some(pods)),
-            Scope::Local => (Selector::default(), None),
         };
-        let Some(group) = self.across.get(&selector) else { return };
-        if let Some(names) = pods.and_then(Selector::certain_pair).map(|pair| cluster.labelled(pair)) {
-            let in_scope = names.filter(|name| group.namespaces.contains(&name.namespace));
-            return in_scope.filter_map(|name| cluster.member(name)).for_each(|member| take(&member));
+        let (selector, pods) = match scope {
+            Scope::Within(namespace, pods) => {
+                let own = cluster.pods_of(namespace).filter(|pod| pods.matches(&pod.labels));
+                return own.for_each(|pod| offer(pod));
+            }
+            Scope::Local => {
+                let snapshot = cluster.snapshot();
+                let here =
+                    |name: &NamespacedName| snapshot.pod_node(name).is_some_and(|have| **have == *node);
+                return snapshot.pods.values().filter(|pod| here(&pod.name)).for_each(|pod| offer(pod));
+            }
+            Scope::Across(selector, pods) => (selector, pods),
+        };
+        let Some(group) = self.across.get(selector) else { return };
+        let wanted = |pod: &&Arc<Pod>| pods.matches(&pod.labels);
+        if let Some(pair) = pods.certain_pair() {
+            let names = cluster.labelled(pair).filter(|name| group.namespaces.contains(&name.namespace));
+            let own = names.filter_map(|name| cluster.snapshot().pods.get(name));
+            return own.filter(wanted).for_each(|pod| offer(pod));
         }
         for namespace in &group.namespaces {
-            cluster.members_of(namespace).for_each(|member| take(&member));
+            cluster.pods_of(namespace).filter(wanted).for_each(|pod| offer(pod));
         }
     }
 }

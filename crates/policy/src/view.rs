@@ -141,13 +141,20 @@ impl Cluster {
         Some(Member { pod: pod.clone(), addresses: addresses.into(), node })
     }
 
-    /// All pods of a namespace that are members.
-    pub(crate) fn members_of<'c>(&'c self, namespace: &Arc<str>) -> impl Iterator<Item = Member> + use<'c> {
+    /// All pods of a namespace, members or not.
+    pub(crate) fn pods_of<'c>(
+        &'c self,
+        namespace: &Arc<str>,
+    ) -> impl Iterator<Item = &'c Arc<Pod>> + use<'c> {
         let first = NamespacedName::new(namespace.clone(), "");
         let end = namespace.clone();
-        let names =
-            self.snapshot.pods.range((Bound::Included(first), Bound::Unbounded)).map(|(name, _)| name);
-        names.take_while(move |name| name.namespace == end).filter_map(|name| self.member(name))
+        let pods = self.snapshot.pods.range((Bound::Included(first), Bound::Unbounded));
+        pods.take_while(move |(name, _)| name.namespace == end).map(|(_, pod)| pod)
+    }
+
+    /// All pods of a namespace that are members.
+    pub(crate) fn members_of<'c>(&'c self, namespace: &Arc<str>) -> impl Iterator<Item = Member> + use<'c> {
+        self.pods_of(namespace).filter_map(|pod| self.member(&pod.name))
     }
 
     /// The pods that have a label, and perhaps some others.

@@ -13,7 +13,7 @@ use cluster::{Protocol, Snapshot};
 use interpreter::{Node, Packet, carry_out, crosses, passes};
 use netstate::nft::{Hook, Table, ct_state};
 use policy::{Flow, Policies, Traffic};
-use proptest::prelude::{ProptestConfig, prop_assert_eq, proptest};
+use proptest::prelude::{prop_assert_eq, proptest};
 use world::{Event, NODES, addresses, events};
 
 fn take(policies: &mut Policies, table: &mut Table, event: &Event) {
@@ -66,8 +66,6 @@ fn numbers(traffic: Traffic) -> (u8, u16) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
-
     #[test]
     fn steps_lead_to_the_table_that_is_computed_anew(events in events(1..24)) {
         let mut all = NODES.map(|node| Policies::new(node, Snapshot::default()));
@@ -125,6 +123,18 @@ fn closed() -> Table {
         snapshot.apply(change);
     }
     Policies::new("n1", snapshot).full()
+}
+
+#[test]
+fn an_address_that_moves_to_the_first_pod_of_a_policy_is_in_the_policys_new_set() {
+    let changes = world::moving_address();
+    let mut policies = Policies::new("n1", Snapshot::default());
+    let mut table = policies.full();
+    for change in changes {
+        take(&mut policies, &mut table, &Event::Change(change));
+        assert_eq!(policies.full().to_string(), table.to_string());
+    }
+    assert!(table.sets.iter().any(|(name, set)| name.starts_with("pods6-") && set.elements.len() == 1));
 }
 
 #[test]

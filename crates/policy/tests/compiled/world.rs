@@ -45,6 +45,24 @@ pub(crate) fn deny_all() -> Vec<Change> {
     vec![Change::Set(pod.into()), Change::Set(policy.into())]
 }
 
+/// A policy that lets its own namespace in, and an address that goes from a pod without a node to one of node n1.
+pub(crate) fn moving_address() -> Vec<Change> {
+    let pod = |name: &str, node: Option<&str>, terminating| Pod {
+        node: node.map(Arc::from),
+        addresses: Box::from(["fd00::5".parse().unwrap()]),
+        terminating,
+        ..Pod::named(NamespacedName::new("a", name))
+    };
+    let peers = Peer::Pods { namespaces: None, pods: Selector::default() };
+    let rule = Rule { peers: Some(Box::from([peers])), ports: None };
+    let name = NamespacedName::new("a", "own");
+    let (subjects, faults) = (Selector::default(), Box::default());
+    let policy = NetworkPolicy { name, subjects, ingress: Some(Box::from([rule])), egress: None, faults };
+    let pods = [pod("s", None, true), pod("p", Some("n1"), false)].map(|pod| Change::Set(pod.into()));
+    let [first, second] = pods;
+    vec![first, Change::Set(policy.into()), second]
+}
+
 /// Some things that happen, one after the other.
 pub(crate) fn events(count: Range<usize>) -> impl Strategy<Value = Vec<Event>> {
     let set = |object: Object| Event::Change(Change::Set(object));

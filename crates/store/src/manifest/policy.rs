@@ -342,7 +342,8 @@ fn cluster_rule(field: &Field<'_, '_>, key: &str) -> Result<Traffic, Fault> {
         ports.push(cluster_port(&item)?);
     }
     // Here, too, no list is everything; a list of peers there must be.
-    Ok((ClusterPeers::Any(peers), Some(ports.into()).filter(|ports: &Box<[_]>| !ports.is_empty())))
+    let ports = (!ports.is_empty()).then(|| ports.into());
+    Ok((ClusterPeers::Any(peers), ports))
 }
 
 fn cluster_peer(field: &Field<'_, '_>, egress: bool) -> Result<ClusterPeer, Fault> {
