@@ -471,6 +471,7 @@ mod tests {
             key_end: None,
             interval_end,
             data: Vec::new(),
+            verdict: None,
             comment: None,
         };
         let set = set(&[KeyType::Ipv4], true);
@@ -523,7 +524,7 @@ mod tests {
             };
             let elements: Elements = ports.into_iter().map(|((protocol, port), (bits, to))| {
                 let data = vec![address(bits), Value::Port(to)];
-                let element = Element { comment: Some("a pod".into()), data };
+                let element = Element { comment: Some("a pod".into()), data, verdict: None };
                 (vec![Value::Protocol(protocol), Value::Port(port)], element)
             }).collect();
             prop_assert_eq!(round_trip(&map, &elements), Some(elements));
