@@ -103,6 +103,9 @@ impl Model {
                 assert!(table.sets.remove(name).is_some(), "{step}");
             }
             nft::Step::AddElements(_, name, elements) => {
+                let chains = &table.chains;
+                let led = elements.values().filter_map(led_to);
+                led.for_each(|chain| assert!(chains.contains_key(&chain), "{step}: no {chain}"));
                 let set = table.sets.get_mut(name).unwrap_or_else(|| panic!("{step}"));
                 for (key, element) in elements {
                     assert!(set.elements.insert(key.clone(), element.clone()).is_none(), "{step}");
@@ -134,13 +137,22 @@ impl Model {
 }
 
 fn names(table: &Table) -> Vec<String> {
-    table.chains.values().flat_map(|chain| &chain.rules).flat_map(rule_names).collect()
+    let of_rules = table.chains.values().flat_map(|chain| &chain.rules).flat_map(rule_names);
+    of_rules.chain(table.sets.values().flat_map(|set| set.elements.values()).filter_map(led_to)).collect()
+}
+
+/// The chain that an element of a verdict map leads to.
+fn led_to(element: &Element) -> Option<String> {
+    match &element.verdict {
+        Some(Verdict::Jump(chain) | Verdict::Goto(chain)) => Some(chain.clone()),
+        _ => None,
+    }
 }
 
 fn rule_names(rule: &Rule) -> Vec<String> {
     let name = |statement: &Statement| match statement {
         Statement::Lookup { set, .. } => Some(set.clone()),
-        Statement::Dnat { map, .. } => Some(map.clone()),
+        Statement::Dnat { map, .. } | Statement::VerdictMap { map, .. } => Some(map.clone()),
         Statement::Verdict(Verdict::Jump(chain) | Verdict::Goto(chain)) => Some(chain.clone()),
         _ => None,
     };
@@ -276,7 +288,7 @@ fn any_set() -> impl Strategy<Value = Set> {
         for (net, comment) in elements {
             let value = if interval { Value::Network(net) } else { Value::Address(net.network()) };
             let data = if kind == 2 { vec![Value::Port(net.prefix_len().into())] } else { Vec::new() };
-            set.elements.insert(vec![value], Element { comment, data });
+            set.elements.insert(vec![value], Element { comment, data, verdict: None });
         }
         set
     })
@@ -311,7 +323,12 @@ fn any_table() -> impl Strategy<Value = Table> {
             }
             table = table.with_chain(chain);
         }
-        table
+        let mut ways = Set::verdict_map("ways", [KeyType::Ipv4]);
+        for (number, name) in (0..).zip(names) {
+            let address = Value::Address(Ipv4Addr::new(10, 0, 0, number).into());
+            ways.elements.insert(vec![address], Element::leading_to(Verdict::Jump(name)));
+        }
+        table.with_set(ways)
     })
 }
 
