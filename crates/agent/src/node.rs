@@ -24,7 +24,6 @@ use tunnel::Secret;
 use self::changeover::Changeover;
 use self::decide::{Decided, Refusal};
 use crate::announce::Announcer;
-use crate::config::BackendKind;
 use crate::door::Door;
 use crate::files::{Conflist, FileError, NetworkFile};
 use crate::lease::Leases;
@@ -509,24 +508,9 @@ impl NodeKeeper {
         outcome
     }
 
-    /// The families that the node takes part with.
-    fn families(&self) -> Vec<Family> {
-        self.pools.iter().map(|pool| Family::of_net(&pool.cluster())).collect()
-    }
-
     /// Has tunnels that have ended start anew as they were, without the cluster.
     pub(crate) fn resume_tunnels(&mut self) {
         self.tunnels.resume(&self.options.key_directories());
-    }
-
-    /// What a node outside the cluster keeps: nothing, but where pods' packets are to be encrypted. Pods that still run must
-    /// not send them in the clear when there is no tunnel any more.
-    fn what_stays(&self) -> State {
-        let config = &self.options.config;
-        match config.backend {
-            BackendKind::WireGuard => route::guard(&config.cluster.pod_cidrs, &self.families()),
-            _ => State::default(),
-        }
     }
 
     /// Tells the cluster what is news, and has collected what is gone once there is a network to do it for.

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use cluster::{Backend, Flannel, Lease, Node, PublicKey};
 use ipnet::IpNet;
+use netstate::State;
 use route::{
     Design, Family, Host, Inputs, Masquerade, Networks, Retention, Taken, TunnelKind, TunnelPorts, Underlay,
     VxlanSettings, Wish, choose_underlay, overlaps, pod_mtu, vxlan,
@@ -97,6 +98,21 @@ impl NodeKeeper {
             host: &host,
         });
         Ok(Decided { lease, design })
+    }
+
+    /// The families that the node takes part with.
+    pub(super) fn families(&self) -> Vec<Family> {
+        self.pools.iter().map(|pool| Family::of_net(&pool.cluster())).collect()
+    }
+
+    /// What a node outside the cluster keeps: nothing, but where pods' packets are to be encrypted. Pods that still run must
+    /// not send them in the clear when there is no tunnel any more.
+    pub(super) fn what_stays(&self) -> State {
+        let config = &self.options.config;
+        match config.backend {
+            BackendKind::WireGuard => route::guard(&config.cluster.pod_cidrs, &self.families()),
+            _ => State::default(),
+        }
     }
 
     /// This node's public key, where it needs one; its private key is made with it, or the one of before read. A node that
