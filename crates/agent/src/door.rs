@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kernel::link;
 use kernel::monitor::{self, Monitor, Notification, Topic};
 use kernel::netlink::{Protocol, Socket};
+use kernel::route::LOCAL_TABLE;
 use kernel::{features, wireguard};
 use netstate::{
     LINK_ALIAS, LinkName, MAIN_TABLE, POD_ROUTE_PROTOCOL, Plan, RULE_PRIORITIES, State, Step, owns_table,
@@ -71,6 +72,8 @@ struct Interest(Arc<Mutex<Exceptions>>);
 struct Exceptions {
     /// The underlay of a node that is itself a namespace is a veth.
     links: BTreeSet<String>,
+    /// The way to an address decides on the underlay, by whatever table and rule it leads.
+    follows_ways: bool,
     /// Pod CIDRs are carried that will be given up when the last pod in them goes.
     retains: bool,
 }
@@ -84,6 +87,11 @@ impl Interest {
     fn includes(&self, link: &str) -> bool {
         let links = &self.exceptions().links;
         links.is_empty() || links.contains(link)
+    }
+
+    /// Whether tables and rules matter that the agent does not write to.
+    fn follows_ways(&self) -> bool {
+        self.exceptions().follows_ways
     }
 
     /// Whether a pod that goes may be the last that something is kept for.
@@ -111,8 +119,9 @@ impl Door {
         Ok(read_host(&mut self.facts)?)
     }
 
-    /// How the kernel reaches these addresses.
+    /// How the kernel reaches these addresses; from now on, it is told of what could change that.
     pub(crate) fn reached(&mut self, targets: &[IpAddr]) -> Result<Vec<Reached>, DoorError> {
+        self.interest.exceptions().follows_ways = !targets.is_empty();
         Ok(read_reached(&mut self.facts, targets)?)
     }
 
@@ -231,7 +240,10 @@ impl Watcher {
         if network {
             for notification in self.network.receive()? {
                 self.learn_device(&notification.event);
-                let gone = self.pods.learn(&notification.event);
+                let gone = match &notification.event {
+                    monitor::Event::Overrun => self.read_pods_anew(),
+                    event => self.pods.learn(event),
+                };
                 if !gone.is_empty() {
                     // Without that thread the connections end by their own timers.
                     let _ = freed.send(gone);
@@ -243,6 +255,18 @@ impl Watcher {
             }
         }
         Ok(touched)
+    }
+
+    /// Makes up for what was not heard of; gives the addresses of pods that went meanwhile.
+    fn read_pods_anew(&mut self) -> Vec<IpAddr> {
+        let read = Socket::open(Protocol::Route).and_then(|mut socket| Addresses::read(&mut socket));
+        match read {
+            Ok(read) => self.pods.renew(read),
+            Err(error) => {
+                tracing::warn!(%error, "connections of pods that went unseen stay tracked for a while");
+                Vec::new()
+            }
+        }
     }
 
     fn learn_device(&mut self, event: &monitor::Event) {
@@ -269,12 +293,15 @@ impl Watcher {
             Kernel::Address(_) | Kernel::AddressGone(_) => true,
             Kernel::RouteGone(route) if route.protocol == POD_ROUTE_PROTOCOL => self.interest.awaits_pods(),
             Kernel::Route(route) | Kernel::RouteGone(route) => {
-                route.table == MAIN_TABLE && route.protocol != POD_ROUTE_PROTOCOL
+                let leads = route.table != LOCAL_TABLE && self.interest.follows_ways();
+                (route.table == MAIN_TABLE || leads) && route.protocol != POD_ROUTE_PROTOCOL
             }
             Kernel::Neighbour(neighbour) | Kernel::NeighbourGone(neighbour) => on_device(neighbour.link),
             Kernel::Fdb(entry) | Kernel::FdbGone(entry) => on_device(entry.link),
             Kernel::Forwarding(on) => !on,
-            Kernel::Rule(rule) | Kernel::RuleGone(rule) => RULE_PRIORITIES.contains(&rule.priority),
+            Kernel::Rule(rule) | Kernel::RuleGone(rule) => {
+                RULE_PRIORITIES.contains(&rule.priority) || self.interest.follows_ways()
+            }
         };
         matters.then_some(Touched::Network)
     }

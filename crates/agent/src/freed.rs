@@ -55,6 +55,15 @@ impl Addresses {
             _ => Vec::new(),
         }
     }
+
+    /// Takes what was read anew after changes went by unseen; gives the addresses that no pod has any more.
+    pub(crate) fn renew(&mut self, read: Self) -> Vec<IpAddr> {
+        let before = std::mem::replace(self, read);
+        let mut gone: Vec<IpAddr> = before.by_link.into_values().flatten().collect();
+        let there: BTreeSet<&IpAddr> = self.by_link.values().flatten().collect();
+        gone.retain(|address| !there.contains(address));
+        gone
+    }
 }
 
 fn pod_routes(socket: &mut Socket) -> Result<Vec<Route>, kernel::Error> {
@@ -104,3 +113,23 @@ fn forget(addresses: &BTreeSet<IpAddr>) -> Result<usize, kernel::Error> {
 
 /// Where the thread that listens sends what is free.
 pub(crate) type Freed = Sender<Vec<IpAddr>>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_went_unseen_is_free_and_what_another_link_has_by_now_is_not() {
+        let address = |last| IpAddr::from([10, 244, 0, last]);
+        let of = |links: &[(u32, &[u8])]| Addresses {
+            by_link: links
+                .iter()
+                .map(|(link, last)| (*link, last.iter().copied().map(address).collect()))
+                .collect(),
+        };
+        let mut addresses = of(&[(7, &[2]), (8, &[3]), (9, &[4])]);
+        let gone = addresses.renew(of(&[(7, &[2]), (10, &[4, 5])]));
+        assert_eq!(gone, [address(3)]);
+        assert_eq!(addresses.by_link, of(&[(7, &[2]), (10, &[4, 5])]).by_link);
+    }
+}

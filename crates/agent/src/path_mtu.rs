@@ -4,12 +4,14 @@
 //! addresses and hears what comes back. Which size is next is decided in `search.rs` (one path), whose turn it is in
 //! `paths.rs` (all of them): both without a socket or a clock.
 //!
-//! What stays true: a path counts as narrow only after echoes of the expected size were lost several times while small ones,
-//! sent at the same moments, were answered; of a peer that answers nothing nothing is concluded; the rate is bounded
-//! however many peers there are; and nothing is sent while nothing is due.
+//! What stays true: a path counts as narrow only when a router says so, or after echoes of the expected size were lost several
+//! times while small ones, sent at the same moments, were answered, and the same again some seconds later; of a peer that
+//! answers nothing, or no echo of a size that paths have, nothing is concluded; the rate is bounded however many peers there
+//! are; nothing is sent while nothing is due; and what was found outlives the agent, so that the next one's first routes fit.
 //!
 //! RFC 1191, RFC 8201; RFC 8899 for the search.
 
+mod limits_file;
 mod paths;
 mod search;
 
@@ -25,6 +27,7 @@ use kernel::echo::{Answer, Echo};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
+pub(crate) use self::limits_file::LimitsFile;
 use self::paths::{News, Paths, Probe};
 use crate::event::Event;
 use crate::run::{Error, spawn};
@@ -63,17 +66,20 @@ pub(crate) struct Prober {
 }
 
 impl Prober {
-    /// Starts the thread; it sends [`Event::Path`] when a path has become narrower or wider.
-    pub(crate) fn start(events: &Sender<Event>) -> Result<Self, Error> {
+    /// Starts the thread with the limits that the file remembers; it sends [`Event::Path`] when a path has become narrower or wider.
+    pub(crate) fn start(file: LimitsFile, events: &Sender<Event>) -> Result<Self, Error> {
         const NAME: &str = "path MTU";
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| Error::Thread { name: NAME, source: errno.into() })?;
-        let (board, bell) = (Arc::<Mutex<Board>>::default(), Arc::new(bell));
+        let remembered = file.read();
+        let board = Board { order: None, found: remembered.clone(), limits: remembered.clone() };
+        let (board, bell) = (Arc::new(Mutex::new(board)), Arc::new(bell));
         let probing = Probing {
             board: Arc::clone(&board),
             bell: Arc::clone(&bell),
             events: events.clone(),
-            paths: Paths::new(Instant::now()),
+            file,
+            paths: Paths::new(remembered, Instant::now()),
             sockets: BTreeMap::new(),
             untold: false,
             told: None,
@@ -113,6 +119,7 @@ struct Probing {
     board: Arc<Mutex<Board>>,
     bell: Arc<OwnedFd>,
     events: Sender<Event>,
+    file: LimitsFile,
     paths: Paths,
     /// By family (4 or 6), once needed; none where the kernel refused one.
     sockets: BTreeMap<u8, Option<Echo>>,
@@ -167,6 +174,8 @@ impl Probing {
             return true;
         }
         (self.untold, self.told) = (false, Some(now));
+        let limits = lock(&self.board).limits.clone();
+        self.file.keep(&limits);
         self.events.send(Event::Path).is_ok()
     }
 

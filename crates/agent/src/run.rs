@@ -23,7 +23,7 @@ use crate::health::{Health, HealthError, Serves};
 use crate::lease::Leases;
 use crate::node::{NodeKeeper, Parts};
 use crate::options::Options;
-use crate::path_mtu::Prober;
+use crate::path_mtu::{LimitsFile, Prober};
 use crate::reconcile::{End, Loop};
 use crate::reload::ConfigFile;
 use crate::report::{Reason, told};
@@ -146,7 +146,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
         announcer,
         tunnels,
         config_problem: configuration.problem,
-        prober: Prober::start(&sender)?,
+        prober: Prober::start(LimitsFile::new(&options.state_dir), &sender)?,
     });
     let config_file = configuration.file;
     start_threads(&sender, Sources { termination, server, watcher, watch, http, config_file })?;
@@ -218,6 +218,9 @@ fn clean_alone(
     }
     if ConfigFile::forget(&options.state_dir)? {
         said.push(format!("- file {}", options.state_dir.join(ConfigFile::KEPT).display()));
+    }
+    if LimitsFile::forget(&options.state_dir)? {
+        said.push(format!("- file {}", options.state_dir.join(LimitsFile::NAME).display()));
     }
     if DesignFile::forget(&options.state_dir)? {
         said.push(format!("- file {}", options.state_dir.join(DESIGN_FILE).display()));

@@ -7,8 +7,9 @@
 //! host matters, so a second link or a virtual address that appears later is never chosen; and the agent asks
 //! again at every change, so an address that does change is noticed.
 //!
-//! A pattern is tried on addresses first, and on names only where no address matches. Of several that match, the one of
-//! the Node object goes first, then the one chosen before, then the default route's, then the kernel's order.
+//! A pattern is tried on addresses first, and on names only where no address matches. Of several that match, one
+//! whose link is up goes first, then the one of the Node object, then the one chosen before, then the default route's, then the
+//! kernel's order.
 //!
 //! Within a link: global before the rest, never a deprecated, temporary or tentative address, permanent before
 //! leased, an address with a subnet before a lone /32 (which is how virtual addresses are added), then the
@@ -152,7 +153,7 @@ pub fn choose(host: &Host, wish: &Wish<'_>, family: Family) -> Result<Underlay, 
         return matching(host, pattern, wish, family);
     }
     if let Some(reached) = wish.reached.iter().find(|reached| Family::of(reached.target) == family) {
-        return towards(host, reached, family);
+        return towards(host, reached, wish, family);
     }
     found_out(host, wish, family)
 }
@@ -190,8 +191,9 @@ fn matching(
     wish: &Wish<'_>,
     family: Family,
 ) -> Result<Underlay, UnderlayError> {
-    let usable =
-        |entry: &&HostAddress| Family::of_net(&entry.address) == family && host.is_outside(&entry.link);
+    let usable = |entry: &&HostAddress| {
+        Family::of_net(&entry.address) == family && host.is_outside(&entry.link) && reaches_far(entry)
+    };
     let addresses = host.addresses.iter().filter(usable).filter(|entry| !entry.avoid);
     let mut found: Vec<&HostAddress> =
         addresses.filter(|entry| pattern.is_match(entry.address.addr().to_string().as_bytes())).collect();
@@ -204,8 +206,10 @@ fn matching(
     let of_before =
         |entry: &HostAddress| wish.previous.is_some_and(|previous| previous.address == entry.address.addr());
     let way_out = host.default_route(family).and_then(|route| route.link.as_deref());
-    let rank =
-        |entry: &&&HostAddress| (!of_node(entry), !of_before(entry), way_out != Some(entry.link.as_str()));
+    let is_up = |entry: &HostAddress| host.link(&entry.link).is_some_and(|link| link.up);
+    let rank = |entry: &&&HostAddress| {
+        (!is_up(entry), !of_node(entry), !of_before(entry), way_out != Some(entry.link.as_str()))
+    };
     let best = found.iter().min_by_key(rank);
     best.map(|holder| take(host, holder, "configured pattern")).ok_or_else(|| UnderlayError::NoMatch {
         family,
@@ -214,25 +218,45 @@ fn matching(
     })
 }
 
-/// The link and source by which the kernel reaches an address. The source need not be on that link.
-fn towards(host: &Host, reached: &Reached, family: Family) -> Result<Underlay, UnderlayError> {
+const WAY: &str = "way to the address in underlay.canReach";
+const LAST_WAY: &str = "last way to the address in underlay.canReach, to which there is none now";
+
+/// The link and source by which the kernel reaches an address. The source need not be on that link. While there is no way, such
+/// as between two routes, what was chosen for the last one stays.
+fn towards(
+    host: &Host,
+    reached: &Reached,
+    wish: &Wish<'_>,
+    family: Family,
+) -> Result<Underlay, UnderlayError> {
     let link = reached.link.as_deref().and_then(|name| host.link(name));
-    let link = link.filter(|link| host.is_outside(&link.name)).ok_or_else(|| UnderlayError::NotReached {
-        family,
-        target: reached.target,
-        known: candidates_text(host, family),
-    })?;
+    let Some(link) = link.filter(|link| host.is_outside(&link.name)) else {
+        let last = wish.previous.filter(|previous| [WAY, LAST_WAY].contains(&previous.reason));
+        let holder = last.filter(|last| host.link(&last.link).is_some()).and_then(|last| {
+            host.holder(last.address)
+                .filter(|holder| Family::of_net(&holder.address) == family && !holder.avoid)
+        });
+        let kept = last.zip(holder).map(|(last, holder)| on_way(host, &last.link, holder, LAST_WAY));
+        return kept.ok_or_else(|| UnderlayError::NotReached {
+            family,
+            target: reached.target,
+            known: candidates_text(host, family),
+        });
+    };
     // A temporary address does not last.
-    let source = reached.source.and_then(|source| host.holder(source)).filter(|holder| !holder.avoid);
+    let source = reached
+        .source
+        .and_then(|source| host.holder(source))
+        .filter(|holder| !holder.avoid && reaches_far(holder));
     let holder = source.or_else(|| best_address(host, &link.name, family));
     let missing = || UnderlayError::NoAddress { family, interface: link.name.clone() };
-    let address = holder.ok_or_else(missing)?.address.addr();
-    Ok(Underlay {
-        link: link.name.clone(),
-        mtu: link.mtu,
-        address,
-        reason: "way to the address in underlay.canReach",
-    })
+    Ok(on_way(host, &link.name, holder.ok_or_else(missing)?, WAY))
+}
+
+/// The underlay that leaves by a link, with an address that need not be on it.
+fn on_way(host: &Host, link: &str, holder: &HostAddress, reason: &'static str) -> Underlay {
+    let mtu = host.link(link).map_or(0, |link| link.mtu);
+    Underlay { link: link.to_owned(), mtu, address: holder.address.addr(), reason }
 }
 
 fn configured_interface(
@@ -290,16 +314,16 @@ fn best_address<'a>(host: &'a Host, link: &str, family: Family) -> Option<&'a Ho
             let lone = entry.address.prefix_len() == family.bits();
             (!entry.global, lone, !entry.permanent)
         })
-        .filter(|entry| entry.global || family == Family::V4)
+        .filter(|entry| reaches_far(entry))
+}
+
+/// Whether peers can send to the address at all: a link-local one of IPv6 means something on its link alone.
+fn reaches_far(entry: &HostAddress) -> bool {
+    entry.global || Family::of_net(&entry.address) == Family::V4
 }
 
 fn take(host: &Host, holder: &HostAddress, reason: &'static str) -> Underlay {
-    Underlay {
-        link: holder.link.clone(),
-        mtu: host.link(&holder.link).map_or(0, |link| link.mtu),
-        address: holder.address.addr(),
-        reason,
-    }
+    on_way(host, &holder.link, holder, reason)
 }
 
 fn candidates_text(host: &Host, family: Family) -> String {
@@ -417,6 +441,18 @@ mod tests {
     }
 
     #[test]
+    fn a_pattern_takes_a_link_that_is_up_before_one_that_is_down() {
+        let mut machine = with_storage();
+        let pattern = Regex::new(".").unwrap();
+        let node = ["203.0.113.7".parse().unwrap()];
+        let wish = Wish { pattern: Some(&pattern), node: &node, ..Wish::default() };
+        machine.links.last_mut().unwrap().up = false;
+        assert_eq!(choose(&machine, &wish, Family::V4).unwrap().link, "eth0");
+        machine.links.iter_mut().for_each(|link| link.up = false);
+        assert_eq!(choose(&machine, &wish, Family::V4).unwrap().link, "storage1", "better than none");
+    }
+
+    #[test]
     fn the_way_to_an_address_decides_for_its_own_family_and_follows_the_kernel() {
         let machine = with_storage();
         let target = "192.0.2.1".parse().unwrap();
@@ -437,6 +473,38 @@ mod tests {
             let error = by(link, source).0.unwrap_err().to_string();
             assert!(error.contains("to 192.0.2.1") && error.contains("198.18.0.5 on eth0"), "{error}");
         }
+    }
+
+    #[test]
+    fn while_there_is_no_way_to_the_address_the_last_one_stays() {
+        let mut machine = with_storage();
+        let target = "192.0.2.1".parse().unwrap();
+        let mut reached = [Reached { target, link: Some("storage1".into()), source: None }];
+        let first = choose(&machine, &Wish { reached: &reached, ..Wish::default() }, Family::V4).unwrap();
+        reached[0].link = None;
+        let again = |machine: &Host, previous| {
+            let wish = Wish { reached: &reached, previous: Some(previous), ..Wish::default() };
+            choose(machine, &wish, Family::V4)
+        };
+        let second = again(&machine, &first).unwrap();
+        assert_eq!((&second.link, second.address), (&first.link, first.address));
+        let third = again(&machine, &second).unwrap();
+        assert_eq!(third, second, "however often it is asked");
+        machine.addresses.retain(|entry| entry.address.addr() != first.address);
+        assert!(again(&machine, &second).is_err(), "its address is gone");
+    }
+
+    #[test]
+    fn a_link_local_ipv6_address_is_chosen_by_no_pattern_and_no_way() {
+        let machine = host();
+        let pattern = Regex::new("^fe80").unwrap();
+        let wish = Wish { pattern: Some(&pattern), ..Wish::default() };
+        assert!(choose(&machine, &wish, Family::V6).is_err());
+        let target = "fe80::1".parse().unwrap();
+        let source = Some("fe80::5".parse().unwrap());
+        let reached = [Reached { target, link: Some("eth0".into()), source }];
+        let wish = Wish { reached: &reached, ..Wish::default() };
+        assert_eq!(chosen(&machine, &wish, Family::V6), ("eth0".into(), "fd00:198:18::5".into()));
     }
 
     #[test]

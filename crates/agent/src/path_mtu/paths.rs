@@ -1,12 +1,17 @@
 //! All paths that are probed: whose turn it is, and what is awaited.
 //!
 //! Read [`Paths`]: it is told the time with every call and says what to send ([`Paths::due`]), so minutes of probing are
-//! tested in no time. A path is searched at once when it is new, when it should carry another size, and when packets leave by
+//! tested in no time. A path is searched soon when it is new, when it should carry another size, and when packets leave by
 //! another link or address; then after each interval, which varies by a tenth, so that many do not come together again.
+//! A peer that answered nothing is asked again earlier, and so is one whose path has just become narrow.
+//!
+//! A short congestion looks like a path that is narrow. So where no router says that it is, the full size is tried over more
+//! than a second, and all of it once more after a while, before anybody hears of it.
 //!
 //! What stays true: two packets leave in [`SPACING`], however many paths there are.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -20,6 +25,20 @@ const SPACING: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(1);
 const SHORTEST: Duration = Duration::from_millis(200);
 const LONGEST: Duration = Duration::from_secs(2);
+
+/// How long after a lost round of the full size the next one is sent.
+const SPREAD: Duration = Duration::from_millis(500);
+
+/// How long after a path was found narrower for the first time that is tried again, and how long after it counts.
+const DOUBT: Duration = Duration::from_secs(5);
+const RECOVERY: Duration = Duration::from_secs(30);
+
+/// How long after its first searches a peer that answers nothing is asked again.
+const RETRIES: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(60)];
+
+/// A path is begun at some moment within so long for each path that there is: what makes one node search a path, such as a
+/// node that joins, makes all of them.
+const STAGGER: Duration = Duration::from_millis(4);
 
 /// The size of the echo that shows whether a peer answers at all.
 const SMALL: u32 = 64;
@@ -47,10 +66,18 @@ pub(super) struct News {
 struct Path {
     full: u32,
     found: Option<u32>,
+    /// Found narrower, and not yet for a second time.
+    doubted: Option<u32>,
     search: Option<Search>,
     sent: Option<Sent>,
+    /// Whether it waits for its turn.
+    waits: bool,
     patience: Duration,
     timer: Option<Instant>,
+    /// Whether what was found is news.
+    untold: bool,
+    /// How many searches have shown nothing.
+    unknown: usize,
 }
 
 /// A round whose answers are awaited.
@@ -67,7 +94,9 @@ struct Sent {
 #[derive(Debug)]
 pub(super) struct Paths {
     paths: BTreeMap<IpAddr, Path>,
-    /// When a round is over, or a path is to be searched again.
+    /// Limits of before, until it is known which paths there are.
+    remembered: BTreeMap<IpAddr, u32>,
+    /// When a round or a pause is over, or a path is to be searched again.
     timers: BTreeSet<(Instant, IpAddr)>,
     /// Those whose next round waits for its turn.
     waiting: VecDeque<IpAddr>,
@@ -76,12 +105,15 @@ pub(super) struct Paths {
     from: Vec<(String, IpAddr)>,
     interval: Duration,
     news: Vec<News>,
+    chance: RandomState,
 }
 
 impl Paths {
-    pub(super) fn new(now: Instant) -> Self {
+    /// None yet. Limits that are remembered hold until a search shows others.
+    pub(super) fn new(remembered: BTreeMap<IpAddr, u32>, now: Instant) -> Self {
         Self {
             paths: BTreeMap::new(),
+            remembered,
             timers: BTreeSet::new(),
             waiting: VecDeque::new(),
             next_turn: now,
@@ -89,6 +121,7 @@ impl Paths {
             from: Vec::new(),
             interval: Duration::MAX,
             news: Vec::new(),
+            chance: RandomState::new(),
         }
     }
 
@@ -104,19 +137,24 @@ impl Paths {
                 self.news.push(News { address, found: None, full: path.full });
             }
         }
+        self.waiting.retain(|address| order.targets.contains_key(address));
+        let mut remembered = std::mem::take(&mut self.remembered);
         for (&address, &full) in &order.targets {
-            let (before, path) = match self.paths.get_mut(&address) {
-                Some(path) => (Some(std::mem::replace(&mut path.full, full)), path),
-                None => (None, self.paths.entry(address).or_insert_with(|| Path::new(full))),
-            };
+            // A limit holds until the search shows another one; that all passed says nothing of another size.
+            let known = remembered.remove(&address).filter(|limit| *limit < full);
+            let before = self.paths.get(&address).map(|path| path.full);
             if before == Some(full) && !anew {
                 continue;
             }
-            // A limit holds until the search shows another one; that all passed says nothing of another size.
-            path.found = path.found.filter(|found| before.is_some_and(|before| *found < before.min(full)));
+            let path = self.paths.entry(address).or_insert_with(|| Path::new(known));
+            path.full = full;
+            path.found = path.found.filter(|found| *found < before.unwrap_or(full).min(full));
+            (path.doubted, path.unknown) = (None, 0);
             self.news.push(News { address, found: path.found, full });
-            self.begin(address, now);
+            self.begin_sometime(address, now);
         }
+        let gone = remembered.into_iter().map(|(address, full)| News { address, found: None, full });
+        self.news.extend(gone);
     }
 
     /// Goes on with what is due, and says what to send.
@@ -126,11 +164,13 @@ impl Paths {
                 break;
             }
             self.set_timer(address, None);
-            match self.paths.get(&address).and_then(|path| path.sent) {
-                Some(Sent { alive, .. }) => {
-                    self.judge(address, if alive { Round::Lost } else { Round::Silent }, now);
+            match self.paths.get(&address) {
+                Some(Path { sent: Some(Sent { alive, .. }), .. }) => {
+                    let round = if *alive { Round::Lost } else { Round::Silent };
+                    self.judge(address, round, now);
                 }
-                None => self.begin(address, now),
+                Some(Path { search: Some(_), .. }) => self.queue(address),
+                _ => self.begin(address, now),
             }
         }
         while self.next_turn <= now {
@@ -176,21 +216,38 @@ impl Paths {
         std::mem::take(&mut self.news)
     }
 
+    /// Begins a search within some time that many nodes hardly share.
+    fn begin_sometime(&mut self, address: IpAddr, now: Instant) {
+        if let Some(path) = self.paths.get_mut(&address) {
+            (path.search, path.sent) = (None, None);
+        }
+        let longest = STAGGER * u32::try_from(self.paths.len()).unwrap_or(u32::MAX);
+        let share = self.chance.hash_one(address) % 1024;
+        let pause = longest / 1024 * u32::try_from(share).unwrap_or_default();
+        self.set_timer(address, now.checked_add(pause));
+    }
+
     fn begin(&mut self, address: IpAddr, now: Instant) {
         self.set_timer(address, None);
         let Some(path) = self.paths.get_mut(&address) else { return };
-        let waits = path.search.is_some() && path.sent.is_none();
-        path.search = Some(Search::new(path.full, least(address), path.found));
+        path.search = Some(Search::new(path.full, least(address), path.doubted.or(path.found)));
         path.sent = None;
         self.next_turn = self.next_turn.max(now);
-        if !waits {
+        self.queue(address);
+    }
+
+    /// Has the next round wait for its turn.
+    fn queue(&mut self, address: IpAddr) {
+        let Some(path) = self.paths.get_mut(&address) else { return };
+        if !std::mem::replace(&mut path.waits, true) {
             self.waiting.push_back(address);
         }
     }
 
-    /// Sends a round; none where the path has gone meanwhile.
+    /// Sends a round; none where the path has gone, or is to be begun anew, meanwhile.
     fn send(&mut self, address: IpAddr, now: Instant) -> Option<[Probe; 2]> {
         let path = self.paths.get_mut(&address)?;
+        path.waits = false;
         let size = path.search.as_ref()?.size();
         let (large, small) = (self.sequence.wrapping_add(1), self.sequence.wrapping_add(2));
         self.sequence = small;
@@ -208,18 +265,22 @@ impl Paths {
         path.sent = None;
         let Some(search) = &mut path.search else { return };
         let found = match search.judge(round) {
-            Progress::Again => return self.waiting.push_back(address),
+            Progress::Again if round == Round::Lost && search.size() == path.full => {
+                return self.set_timer(address, Some(now + SPREAD));
+            }
+            Progress::Again => return self.queue(address),
             Progress::Found(size) => Some(size),
-            // What was known of it before is the best there is.
-            Progress::Unknown => path.found,
+            Progress::Unknown => None,
         };
+        let told = search.is_told();
         path.search = None;
-        if path.found != found {
-            path.found = found;
-            self.news.push(News { address, found, full: path.full });
+        let wait = path.conclude(found, told).unwrap_or(self.interval).min(self.interval);
+        if path.untold {
+            path.untold = false;
+            self.news.push(News { address, found: path.found, full: path.full });
         }
         let tenths = 90 + u32::from(self.sequence) % 21;
-        self.set_timer(address, now.checked_add(self.interval / 100 * tenths));
+        self.set_timer(address, now.checked_add(wait / 100 * tenths));
     }
 
     fn set_timer(&mut self, address: IpAddr, at: Option<Instant>) {
@@ -232,8 +293,41 @@ impl Paths {
 }
 
 impl Path {
-    fn new(full: u32) -> Self {
-        Self { full, found: None, search: None, sent: None, patience: PATIENCE, timer: None }
+    fn new(found: Option<u32>) -> Self {
+        Self {
+            full: 0,
+            found,
+            doubted: None,
+            search: None,
+            sent: None,
+            waits: false,
+            patience: PATIENCE,
+            timer: None,
+            untold: false,
+            unknown: 0,
+        }
+    }
+
+    /// Takes what a search has shown, none if nothing; says after how long the path is searched again, where that is earlier
+    /// than others are.
+    fn conclude(&mut self, found: Option<u32>, told: bool) -> Option<Duration> {
+        let doubted = self.doubted.take();
+        let Some(size) = found else {
+            // What was known of it before is the best there is.
+            self.unknown += 1;
+            return RETRIES.get(self.unknown - 1).copied().filter(|_| self.found.is_none());
+        };
+        self.unknown = 0;
+        let narrower = |size: u32| size < self.found.unwrap_or(self.full);
+        if narrower(size) && !told && doubted.is_none() {
+            self.doubted = Some(size);
+            return Some(DOUBT);
+        }
+        // What was answered once passes, and what was lost later was bad luck.
+        let size = size.max(doubted.unwrap_or_default());
+        let lowered = narrower(size);
+        self.untold = self.found.replace(size) != Some(size);
+        lowered.then_some(RECOVERY)
     }
 }
 
@@ -262,7 +356,7 @@ mod tests {
         fn new(carries: impl IntoIterator<Item = (IpAddr, Option<u32>)>, names_limits: bool) -> Self {
             let now = Instant::now();
             let carries = carries.into_iter().collect();
-            Self { paths: Paths::new(now), carries, names_limits, now, sent: 0 }
+            Self { paths: Paths::new(BTreeMap::new(), now), carries, names_limits, now, sent: 0 }
         }
 
         fn order(&mut self, full: u32) {
@@ -311,6 +405,88 @@ mod tests {
     }
 
     #[test]
+    fn a_short_congestion_is_no_narrow_path_and_one_that_became_narrow_is_looked_at_again_soon() {
+        let mut network = Network::new([(PEER, Some(1500))], false);
+        network.order(1500);
+        network.run(Duration::from_secs(10));
+        // Every large packet is lost for a second, or for four, from the moment that the path is searched anew.
+        for congested in [1, 4] {
+            network.run(network.paths.deadline().unwrap() - network.now);
+            network.carries.insert(PEER, Some(100));
+            assert_eq!(network.run(Duration::from_secs(congested)), BTreeMap::new());
+            network.carries.insert(PEER, Some(1500));
+            assert_eq!(network.run(Duration::from_secs(300)), BTreeMap::new());
+        }
+        network.carries.insert(PEER, Some(1400));
+        assert_eq!(network.run(INTERVAL * 2)[&PEER], Some(1400));
+        let mut bad = Network::new([(PEER, Some(1400))], false);
+        bad.order(1500);
+        assert_eq!(bad.run(Duration::from_secs(20))[&PEER], Some(1400));
+        bad.carries.insert(PEER, Some(1500));
+        assert_eq!(bad.run(Duration::from_secs(40))[&PEER], Some(1500), "long before the interval is over");
+    }
+
+    #[test]
+    fn a_firewall_that_lets_only_small_echoes_pass_narrows_nothing() {
+        for (address, limit) in [(PEER, 1199), (IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 2]), 1279)] {
+            let mut network = Network::new([(address, Some(limit))], false);
+            network.order(1500);
+            assert_eq!(network.run(INTERVAL * 3), BTreeMap::from([(address, None)]));
+        }
+    }
+
+    #[test]
+    fn a_limit_that_is_remembered_holds_until_a_search_shows_another() {
+        let other = IpAddr::from([198, 18, 0, 3]);
+        let mut network = Network::new([(PEER, None)], false);
+        network.paths = Paths::new(BTreeMap::from([(PEER, 1400), (other, 1300)]), network.now);
+        network.order(1500);
+        let known = network.run(INTERVAL);
+        assert_eq!(
+            known,
+            BTreeMap::from([(PEER, Some(1400)), (other, None)]),
+            "the other is no peer any more"
+        );
+        network.carries.insert(PEER, Some(1500));
+        assert_eq!(network.run(INTERVAL * 2)[&PEER], Some(1500));
+        let mut network = Network::new([(PEER, None)], false);
+        network.paths = Paths::new(BTreeMap::from([(PEER, 1400)]), network.now);
+        network.order(1400);
+        assert_eq!(network.run(INTERVAL)[&PEER], None, "it is no limit any more");
+    }
+
+    #[test]
+    fn a_peer_that_was_silent_is_asked_again_soon_and_then_seldom() {
+        let mut network = Network::new([(PEER, None)], false);
+        network.order(1500);
+        network.run(Duration::from_secs(5));
+        network.carries.insert(PEER, Some(1500));
+        assert_eq!(network.run(Duration::from_secs(10))[&PEER], Some(1500));
+        let mut network = Network::new([(PEER, None)], false);
+        network.order(1500);
+        network.run(Duration::from_secs(100));
+        let after_three_searches = network.sent;
+        network.run(INTERVAL / 2);
+        assert_eq!((after_three_searches, network.sent), (18, 18));
+    }
+
+    #[test]
+    fn many_nodes_do_not_probe_one_that_joins_at_the_same_moment() {
+        let address = |number: u32| IpAddr::from(0xc612_0000_u32.wrapping_add(number).to_be_bytes());
+        let first_probes = (0..20).map(|_| {
+            let mut network = Network::new((0..1000).map(|number| (address(number), Some(1500))), false);
+            network.order(1500);
+            network.run(Duration::from_secs(60));
+            network.carries.insert(address(1000), Some(1500));
+            network.order(1500);
+            network.paths.deadline().unwrap() - network.now
+        });
+        let first_probes: BTreeSet<Duration> = first_probes.collect();
+        let spread = *first_probes.last().unwrap() - *first_probes.first().unwrap();
+        assert!(spread > Duration::from_secs(1) && spread < Duration::from_secs(5), "{spread:?}");
+    }
+
+    #[test]
     fn of_a_peer_that_answers_nothing_nothing_becomes_known_and_what_was_known_stays() {
         let mut network = Network::new([(PEER, None)], false);
         network.order(1500);
@@ -353,7 +529,7 @@ mod tests {
         let mut network = Network::new((0..5000).map(|number| (address(number), Some(1500))), false);
         network.order(1500);
         network.run(Duration::from_secs(10));
-        assert!((900..=1002).contains(&network.sent), "{} packets in ten seconds", network.sent);
+        assert!((850..=1002).contains(&network.sent), "{} packets in ten seconds", network.sent);
         let known = network.run(Duration::from_secs(95));
         assert_eq!(network.sent, 10_000);
         assert!(known.values().all(|found| *found == Some(1500)));

@@ -3,9 +3,16 @@
 //! Read [`Search::judge`]. In each round an echo of the size in question is sent, and a small one beside it. First the size
 //! that links and leases promise is tried. If that fails, the search goes on between what passes and what does not: first
 //! where a router, or the last search, said that the limit is, and one byte above it, then by halves.
+//!
+//! What stays true: only a size that was sent and answered is found. And where nobody says that a packet is too big, nothing
+//! below [`BASE`] is: next to no path is that narrow, while many a firewall lets only small echoes pass, and of what it does
+//! with other packets they say nothing.
 
 /// How often a size has to be lost, or a peer to be silent, before it counts (RFC 8899: MAX_PROBES).
 const TRIES: u8 = 3;
+
+/// What is carried everywhere but where a router says otherwise, in bytes (RFC 8899: BASE_PLPMTU).
+const BASE: u32 = 1200;
 
 /// What came of a round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,20 +34,26 @@ pub(super) enum Progress {
     Again,
     /// The largest packet, in bytes.
     Found(u32),
-    /// The peer answers nothing.
+    /// The peer answers nothing, or only what is too small to say something of the path.
     Unknown,
 }
 
 /// A search under way.
 #[derive(Debug)]
 pub(super) struct Search {
-    /// The largest size that is known to pass, or taken to.
-    passes: u32,
+    /// The least size that is ever found, whatever routers say.
+    least: u32,
+    /// The least size that is tried, after what routers have said until now.
+    floor: u32,
+    /// The largest size that was answered.
+    passes: Option<u32>,
     /// The smallest that is known not to.
     fails: Option<u32>,
     size: u32,
     /// Whether somebody named the size as the limit.
     named: bool,
+    /// Whether a router, or the own link, said that something is too big.
+    told: bool,
     /// Sizes to be tried before halves, each with whether it was named as the limit.
     next: Vec<(u32, bool)>,
     lost: u8,
@@ -51,10 +64,13 @@ impl Search {
     /// A search up to `full` bytes. Nothing below `least` is ever found; `before` is what was found last.
     pub(super) fn new(full: u32, least: u32, before: Option<u32>) -> Self {
         Self {
-            passes: least.min(full),
+            least: least.min(full),
+            floor: least.max(BASE).min(full),
+            passes: None,
             fails: None,
             size: full,
             named: false,
+            told: false,
             next: before.map(|size| (size, true)).into_iter().collect(),
             lost: 0,
             silent: 0,
@@ -66,11 +82,16 @@ impl Search {
         self.size
     }
 
+    /// Whether a router, or the own link, has said that something is too big: then it was not by bad luck that it was lost.
+    pub(super) fn is_told(&self) -> bool {
+        self.told
+    }
+
     /// Takes note of a round.
     pub(super) fn judge(&mut self, round: Round) -> Progress {
         match round {
             Round::Passed => {
-                self.passes = self.passes.max(self.size);
+                self.passes = self.passes.max(Some(self.size));
                 if self.named {
                     self.next.push((self.size.saturating_add(1), false));
                 }
@@ -87,6 +108,10 @@ impl Search {
                 return if self.silent < TRIES { Progress::Again } else { Progress::Unknown };
             }
             Round::TooBig(carries) => {
+                self.told = true;
+                // One who names a limit and drops what is smaller does not say what it is.
+                let limit = if self.size > BASE { carries } else { 0 };
+                self.floor = self.floor.min(limit.max(self.least));
                 self.fails = Some(self.size);
                 self.next.push((carries, true));
             }
@@ -96,17 +121,17 @@ impl Search {
     }
 
     fn choose(&mut self) -> Progress {
-        let Some(fails) = self.fails.filter(|fails| fails.saturating_sub(self.passes) > 1) else {
-            return Progress::Found(self.passes);
+        let below = self.passes.unwrap_or(self.floor.saturating_sub(1));
+        let Some(fails) = self.fails.filter(|fails| fails.saturating_sub(below) > 1) else {
+            return self.passes.map_or(Progress::Unknown, Progress::Found);
         };
-        let between = |size: &u32| (self.passes + 1..fails).contains(size);
         while let Some((size, named)) = self.next.pop() {
-            if between(&size) {
+            if (below + 1..fails).contains(&size) {
                 (self.size, self.named) = (size, named);
                 return Progress::Again;
             }
         }
-        (self.size, self.named) = (self.passes.midpoint(fails), false);
+        (self.size, self.named) = (below.midpoint(fails), false);
         Progress::Again
     }
 }
@@ -138,13 +163,34 @@ mod tests {
     }
 
     #[test]
-    fn every_black_hole_is_found_to_the_byte_and_none_below_the_least() {
-        for carries in 500..=1500 {
+    fn every_black_hole_is_found_to_the_byte_and_what_no_path_is_says_nothing() {
+        for carries in 64..=1500 {
             let (found, rounds) = search(Search::new(1500, 576, None), black_hole(carries));
-            assert_eq!(found, Progress::Found(carries.max(576)));
+            let expected = if carries < 1200 { Progress::Unknown } else { Progress::Found(carries) };
+            assert_eq!(found, expected, "{carries}");
             assert!(rounds <= 35, "{carries}: {rounds} rounds");
         }
-        assert_eq!(search(Search::new(500, 576, None), black_hole(400)).0, Progress::Found(500));
+        assert_eq!(search(Search::new(1500, 1280, None), black_hole(1279)).0, Progress::Unknown);
+        assert_eq!(search(Search::new(1500, 1280, None), black_hole(1280)).0, Progress::Found(1280));
+        assert_eq!(search(Search::new(500, 576, None), black_hole(400)).0, Progress::Unknown);
+        assert_eq!(search(Search::new(500, 576, None), black_hole(500)).0, Progress::Found(500));
+    }
+
+    #[test]
+    fn a_very_narrow_path_is_believed_where_a_router_says_so_and_is_never_found_below_the_least() {
+        for says in [0, 68, 1000, 1100, 1300] {
+            let router = |size| if size <= 1000 { Round::Passed } else { Round::TooBig(says) };
+            assert_eq!(search(Search::new(1500, 576, None), router).0, Progress::Found(1000), "{says}");
+        }
+        let router = |size| if size <= 500 { Round::Passed } else { Round::TooBig(500) };
+        assert_eq!(search(Search::new(1500, 576, None), router).0, Progress::Unknown);
+        // A router's small link, and behind it a firewall that lets only small echoes pass.
+        let both = |size| match size {
+            0..=900 => Round::Passed,
+            901..=1400 => Round::Lost,
+            _ => Round::TooBig(1400),
+        };
+        assert_eq!(search(Search::new(1500, 576, None), both).0, Progress::Unknown);
     }
 
     #[test]

@@ -144,6 +144,23 @@ fn a_black_hole_is_found_from_either_side_without_a_word_of_the_router() {
 }
 
 #[test]
+fn a_restarted_agent_knows_what_a_path_carries_before_it_has_probed_it() {
+    let mut rig = routed();
+    rig.underlay.ip("link set port2 mtu 1400");
+    start(&mut rig);
+    eventually("the routes fit", || (route_mtus(&rig.nodes[0]) == [Some(1350); 2]).then_some(()));
+    let deaf = "add table inet deaf; add chain inet deaf input { type filter hook input priority 0; }; \
+                add rule inet deaf input icmp type echo-request drop";
+    run_ok(rig.nodes[1].netns.command("nft").arg(deaf));
+    let near = &mut rig.nodes[0];
+    near.stop();
+    near.start();
+    let status = near.await_status("the node is ready", |status| status.ready && !status.peers.is_empty());
+    assert_eq!((status.peers[0].probed_mtu, status.peers[0].mtu), (Some(1400), 1350));
+    assert_eq!(route_mtus(near), [Some(1350); 2]);
+}
+
+#[test]
 fn of_a_peer_that_answers_no_echoes_nothing_is_concluded_and_none_is_sent_where_that_is_off() {
     let mut rig = routed();
     let [near, far] = &mut rig.nodes[..] else { panic!("two nodes") };
