@@ -25,7 +25,7 @@ use self::changeover::Changeover;
 use self::decide::{Decided, Refusal};
 use crate::announce::Announcer;
 use crate::door::Door;
-use crate::files::{Conflist, FileError, NetworkFile};
+use crate::files::{Conflist, NetworkFile};
 use crate::lease::Leases;
 use crate::options::Options;
 use crate::path_mtu::{Order, Prober};
@@ -436,11 +436,11 @@ impl NodeKeeper {
     fn publish_readiness(&mut self, outcome: &mut Outcome) {
         let done = match (self.report.is_ready(), self.network()) {
             (true, Some(network)) => self.network_file.write(&network).and_then(|changed| {
-                self.keep_subnet_file(&network)?;
                 let changed = self.conflist.write()? || changed;
                 if changed {
                     tracing::info!(conflist = %self.conflist.path().display(), "the node can carry pods");
                 }
+                self.keep_subnet_file(&network);
                 Ok(())
             }),
             _ => self.network_file.suspend(self.report.reason()).map(|changed| {
@@ -452,15 +452,6 @@ impl NodeKeeper {
         if let Err(error) = done {
             self.report.not_ready(Reason::NodeRefused, told(&error));
             outcome.failed = true;
-        }
-    }
-
-    /// Has flannel's file, where it is wanted.
-    fn keep_subnet_file(&self, network: &NodeNetwork) -> Result<(), FileError> {
-        let config = &self.options.config;
-        match &config.flannel.subnet_file {
-            Some(path) => self.subnet_file.keep(path, network, config.masquerade.enabled).map(drop),
-            None => self.subnet_file.withdraw().map(drop),
         }
     }
 

@@ -2,6 +2,8 @@
 //!
 //! Nothing here looks at the cluster or changes the kernel; the next pass does, by what was left here.
 
+use cluster::NodeNetwork;
+
 use super::NodeKeeper;
 use crate::config::{Cluster, Config, FlannelConfig};
 use crate::files::Conflist;
@@ -43,6 +45,19 @@ impl NodeKeeper {
         self.options.tell_what_is_without_effect();
         let text = "the new configuration is in force".to_owned();
         self.announcer.voice().notify(Reason::ConfigurationReloaded, text);
+    }
+
+    /// Has flannel's file, where it is wanted. Pods need it not.
+    pub(super) fn keep_subnet_file(&mut self, network: &NodeNetwork) {
+        let config = &self.options.config;
+        let translated = config.masquerade.enabled && !config.masquerade.families().is_empty();
+        let kept = match &config.flannel.subnet_file {
+            Some(path) => self.subnet_file.keep(path, network, translated).map(drop),
+            None => self.subnet_file.withdraw().map(drop),
+        };
+        if let Err(error) = kept {
+            self.report.problem(Reason::NodeRefused, told(&error));
+        }
     }
 
     /// Goes on with the configuration there is, for the new one cannot be used.
