@@ -27,8 +27,8 @@ pub fn inherited_with_names() -> Vec<(String, OwnedFd)> {
     }
     let count = number("LISTEN_FDS").and_then(|count| i32::try_from(count).ok()).unwrap_or_default();
     let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
-    let named = |name| if name == "" { UNNAMED } else { name };
-    let names = names.split(':').map(named).chain(std::iter::repeat(UNNAMED));
+    let names = names.split(':').map(|name| Some(name).filter(|name| !name.is_empty()).unwrap_or(UNNAMED));
+    let names = names.chain(std::iter::repeat(UNNAMED));
     let open = (FIRST..FIRST.saturating_add(count)).zip(names).filter(|(number, _)| is_open(*number));
     // SAFETY: the service manager says that these are ours, each is open, and nobody in this process has taken them yet.
     #[allow(unsafe_code)]
