@@ -10,7 +10,7 @@ use crate::status::{Answer, Request};
 #[derive(Debug)]
 pub(crate) enum Event {
     /// The store has news.
-    Store(store::Event),
+    Store(Box<store::Event>),
     /// The kernel's network changed, or may have: see [`Touched`].
     Kernel(Touched),
     /// The configuration file has another text: what it says, or why it cannot be used.

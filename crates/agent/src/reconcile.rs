@@ -83,7 +83,7 @@ impl Loop {
                             Event::Stop => return End::Stopped,
                             Event::Lost(thread) => return End::Lost(thread),
                             Event::Asked(request, answer) => questions.push((request, answer)),
-                            Event::Store(event) => self.heard_from_store(event),
+                            Event::Store(event) => self.heard_from_store(*event),
                             Event::Configuration(news) => self.reconfigure(*news),
                             Event::Kernel(touched) => self.due.mark(cause_of(touched)),
                             Event::TunnelEnded { tunnel, reason } => self.lost_a_tunnel(tunnel, &reason),

@@ -305,7 +305,7 @@ fn start_threads(events: &Sender<Event>, sources: Sources) -> Result<(), Error> 
     })?;
     start("store", events, move |events| {
         for event in watch {
-            if events.send(Event::Store(event)).is_err() {
+            if events.send(Event::Store(Box::new(event))).is_err() {
                 return;
             }
         }
