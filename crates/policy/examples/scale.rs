@@ -167,7 +167,7 @@ fn policy(namespace: &str, number: usize, subjects: Selector) -> NetworkPolicy {
         name: NamespacedName::new(namespace, format!("policy-{number}")),
         subjects,
         ingress: Some(rules(peer(Some(Selector::default()), app()))),
-        egress: (number % 2 == 0).then(|| rules(peer(Some(other(2)), app()))),
+        egress: number.is_multiple_of(2).then(|| rules(peer(Some(other(2)), app()))),
         faults: Box::default(),
     }
 }
