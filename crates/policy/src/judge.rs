@@ -3,7 +3,7 @@
 //! Read [`judge`]. Each direction is decided on its own, and a flow passes if both let it. For a direction, its pod is the
 //! subject: ClusterNetworkPolicies of the Admin tier decide first, then NetworkPolicies if one isolates the pod, else the
 //! Baseline tier. This is the one evaluator of the house: what [`compile`](crate::compile) makes is compared with it,
-//! and [`explain`](crate::explain) is the same walk in words.
+//! and [`explain()`](crate::explain()) is the same walk in words.
 //!
 //! NetworkPolicy v1 and ClusterNetworkPolicy v1alpha2. Where they leave something open, it is decided here:
 //! - a pod that reaches itself through a Service is not kept from it by NetworkPolicies (ClusterNetworkPolicies count);
