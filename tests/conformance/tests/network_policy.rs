@@ -26,12 +26,6 @@ use std::process::Command;
 
 use serde_json::Value;
 
-fn corpus_folder() -> Option<PathBuf> {
-    let named = std::env::var_os("FAIRLEAD_POLICY_CORPUS").map(PathBuf::from);
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/policy-corpus");
-    Some(named.unwrap_or(beside)).filter(|folder| folder.join("oracle.py").exists())
-}
-
 fn cases() -> usize {
     std::env::var("FAIRLEAD_POLICY_CASES").map_or(40, |count| count.parse().unwrap())
 }
@@ -54,7 +48,7 @@ fn every_case_of_our_own_passes() {
 
 #[test]
 fn every_case_of_the_corpus_passes() {
-    let Some(folder) = corpus_folder() else {
+    let Some(folder) = harness::policy_corpus() else {
         return harness::not_run("there is no ../shared/policy-corpus and no other one is named");
     };
     let files = files(&folder, "json");
@@ -73,7 +67,7 @@ fn every_case_of_the_corpus_passes() {
 /// Random cases of one kind: made and judged by the corpus' own evaluator.
 fn random(seed: u32, options: &[&str]) {
     let count = cases();
-    let Some(folder) = corpus_folder() else {
+    let Some(folder) = harness::policy_corpus() else {
         return harness::not_run("there is no ../shared/policy-corpus and no other one is named");
     };
     let mut oracle = Command::new("python3");

@@ -31,7 +31,7 @@ pub use api_server::{ApiServer, Credential};
 pub use call::{Call, Reply};
 pub use disturbance::{Disturbance, Outcome, Step, Stopped, every_step, strace_works};
 pub use etcd::Etcd;
-pub use namespace::{Namespace, has_tunnels, run, run_ok};
+pub use namespace::{Namespace, has_tunnels, inside, run, run_ok};
 pub use service::Service;
 pub use wait::{eventually, not_run};
 
@@ -58,6 +58,14 @@ pub fn reference_plugins() -> Option<PathBuf> {
     let named = std::env::var_os("FAIRLEAD_REFERENCE").map(PathBuf::from);
     let installed = ["/usr/lib/cni", "/opt/cni/bin"].iter().map(PathBuf::from);
     named.into_iter().chain(installed).find(|path| path.join("bridge").exists())
+}
+
+/// The folder of a corpus of policy cases by others (JSON files, and `oracle.py`, which makes and fills more): beside the
+/// checkout, or where `FAIRLEAD_POLICY_CORPUS=DIR` says.
+pub fn policy_corpus() -> Option<PathBuf> {
+    let named = std::env::var_os("FAIRLEAD_POLICY_CORPUS").map(PathBuf::from);
+    let beside = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/policy-corpus"));
+    Some(named.unwrap_or(beside)).filter(|folder| folder.join("oracle.py").exists())
 }
 
 /// A directory with `fairlead-cni` in it under the name of each plugin given, as `fairlead cni install` lays it.

@@ -60,16 +60,7 @@ impl Namespace {
 
     /// Runs `work` on a thread of its own inside. A socket that it makes stays inside wherever it is used.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        std::thread::scope(|scope| {
-            let inside = scope.spawn(|| {
-                let path = std::fs::File::open(self.path()).expect("the namespace is there");
-                let kind = Some(rustix::thread::LinkNameSpaceType::Network);
-                rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&path), kind)
-                    .expect("the namespace can be entered");
-                work()
-            });
-            inside.join().expect("the work does not panic")
-        })
+        inside(&self.path(), work)
     }
 
     /// Runs `ip ARGUMENTS` inside (words separated by blanks) and returns what it prints.
@@ -127,6 +118,23 @@ impl Drop for Namespace {
         let _ = self.holder.kill();
         let _ = self.holder.wait();
     }
+}
+
+/// Runs `work` on a thread of its own inside the namespace that the path leads to.
+///
+/// # Panics
+/// When it cannot be entered.
+pub fn inside<T: Send>(namespace: &Path, work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            let path = std::fs::File::open(namespace).expect("the namespace is there");
+            let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+            rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&path), kind)
+                .expect("the namespace can be entered");
+            work()
+        });
+        inside.join().expect("the work does not panic")
+    })
 }
 
 /// Runs a command to its end and returns all it said.

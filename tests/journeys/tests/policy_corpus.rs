@@ -1,0 +1,86 @@
+//! Network policies in the lab, with packets: the cases of a corpus by others, on real agents and real plugins.
+//!
+//! Read [`cases::play`]: a case becomes manifests in a lab's store, and every verdict that it states is asked by a packet that
+//! one pod sends to another ([`probes`]). A pod answers also where it serves nothing, with a reset or an ICMP error, so a
+//! flow that is allowed is never silent, and one that is denied always is.
+//!
+//! Over VXLAN, with the pods spread over three nodes, every case is played; over plain routes and with all pods on one node
+//! each eighth, or every one with `FAIRLEAD_POLICY_PACKETS=all`. What a lab has not is left out, and said: addresses
+//! outside the cluster, Services, DNS, SCTP, an address given to a second pod on purpose.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "tests drive programs, and panic when they fail"
+)]
+
+#[path = "policy_corpus/cases.rs"]
+mod cases;
+#[path = "policy_corpus/probes.rs"]
+mod probes;
+
+use std::path::PathBuf;
+
+use journeys::TestLab;
+use serde_json::Value;
+
+/// Every `step`th case from the `first` on, in a lab of its own.
+fn play(arguments: &[&str], first: usize, step: usize) {
+    let Some(folder) = harness::policy_corpus() else {
+        return harness::not_run("there is no ../shared/policy-corpus and no other one is named");
+    };
+    probes::allow_many_sockets();
+    let lab = TestLab::up(arguments);
+    let mut game = cases::Game::new(&lab, &folder);
+    let (mut failed, mut left_out, mut asked) = (Vec::new(), Vec::new(), 0);
+    for file in files(&folder).iter().skip(first).step_by(step) {
+        let case: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+        let name = case["name"].as_str().unwrap_or_default().to_owned();
+        match cases::play(&mut game, &case) {
+            Ok(cases::Played::Asked(count)) => asked += count,
+            Ok(cases::Played::LeftOut(why)) => left_out.push(format!("{name} ({why})")),
+            Err(wrong) => failed.push(format!("{name}: {wrong}")),
+        }
+    }
+    if !left_out.is_empty() {
+        harness::not_run(&format!("a lab has not what these need: {}", left_out.join(", ")));
+    }
+    assert!(failed.is_empty(), "{} cases:\n{}", failed.len(), failed.join("\n"));
+    assert!(asked > 0, "nothing was asked");
+}
+
+fn files(folder: &PathBuf) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<PathBuf> =
+        entries.filter(|path| path.extension().is_some_and(|have| have == "json")).collect();
+    files.sort();
+    files
+}
+
+/// How many cases are skipped between two that are played where not every one need be.
+fn stride() -> usize {
+    match std::env::var_os("FAIRLEAD_POLICY_PACKETS").is_some_and(|which| which == *"all") {
+        true => 1,
+        false => 8,
+    }
+}
+
+#[test]
+fn the_first_half_of_the_corpus_holds_for_packets_over_vxlan() {
+    play(&["--nodes", "3"], 0, 2);
+}
+
+#[test]
+fn the_second_half_of_the_corpus_holds_for_packets_over_vxlan() {
+    play(&["--nodes", "3"], 1, 2);
+}
+
+#[test]
+fn the_corpus_holds_for_packets_over_plain_routes() {
+    play(&["--nodes", "3", "--backend", "host-gw"], 3 % stride(), stride());
+}
+
+#[test]
+fn the_corpus_holds_for_packets_between_pods_of_one_node() {
+    play(&["--nodes", "1"], 5 % stride(), stride());
+}

@@ -1,0 +1,479 @@
+//! Cases of a corpus, schema 1, played in a lab: see its README.md for the format.
+//!
+//! Read [`play`]. The pods of a case keep their namespaces from case to case where they can: nearly all cases are about the
+//! same nine. A verdict that depends on addresses is computed anew for those that the lab gave, by the corpus' own program.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use harness::{eventually, run_ok};
+use journeys::TestLab;
+use serde_json::{Value, json};
+
+use crate::probes::{Answer, Probe, Protocol, ask};
+
+/// How long the cluster may need until all verdicts are as they should be.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// What a lab has not.
+const MISSING: [&str; 5] = ["external", "service", "dns", "ip-reuse", "sctp"];
+
+/// What came of a case.
+pub(crate) enum Played {
+    /// So many verdicts were asked, and were right.
+    Asked(usize),
+    /// It cannot be played here.
+    LeftOut(String),
+}
+
+/// A lab that cases are played in, one after the other.
+pub(crate) struct Game<'l> {
+    lab: &'l TestLab,
+    oracle: PathBuf,
+    nodes: usize,
+    /// What stands in the store, by file.
+    written: BTreeMap<String, String>,
+    /// Where the ends of the case are.
+    ends: BTreeMap<String, End>,
+}
+
+/// A pod or node of the lab.
+#[derive(Debug, Clone)]
+struct End {
+    netns: PathBuf,
+    addresses: Vec<IpAddr>,
+}
+
+impl End {
+    fn address(&self, v6: bool) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|address| address.is_ipv6() == v6)
+    }
+}
+
+/// A case under way: what it has made so far.
+struct Case<'v> {
+    case: &'v Value,
+    family: Family,
+    namespaces: BTreeMap<String, Value>,
+    pods: BTreeMap<String, Value>,
+    policies: BTreeMap<String, Value>,
+}
+
+/// Which addresses a case is played with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Family {
+    /// Its verdicts hold in both.
+    Both,
+    V4,
+    V6,
+    /// It says for each itself.
+    Named,
+}
+
+/// Plays a case with the addresses it can be played with. An error says which verdicts are wrong.
+pub(crate) fn play(game: &mut Game<'_>, case: &Value) -> Result<Played, String> {
+    let needs: BTreeSet<&str> = list(&case["needs"]).map(text).collect();
+    if let Some(missing) = MISSING.iter().find(|missing| needs.contains(*missing)) {
+        return Ok(Played::LeftOut((*missing).to_owned()));
+    }
+    if list(&case["nodes"]).any(|node| node["labels"].as_object().is_some_and(|labels| !labels.is_empty())) {
+        return Ok(Played::LeftOut("nodes with labels".to_owned()));
+    }
+    let tagged = |tag: &str| list(&case["tags"]).any(|given| text(given) == tag);
+    let families: &[Family] = match case["families"].as_array().map_or(0, Vec::len) {
+        2.. => &[Family::Named],
+        _ if tagged("v4-literal") => &[Family::V4],
+        _ if case["ip_dependent"] == true || !list(&case["nodes"]).collect::<Vec<_>>().is_empty() => {
+            &[Family::V4, Family::V6]
+        }
+        _ => &[Family::Both],
+    };
+    let mut asked = 0;
+    for family in families {
+        asked += game.play(case, *family)?;
+    }
+    Ok(Played::Asked(asked))
+}
+
+impl<'l> Game<'l> {
+    pub(crate) fn new(lab: &'l TestLab, folder: &Path) -> Self {
+        let nodes = lab.list()["nodes"].as_array().map_or(0, Vec::len);
+        let oracle = folder.join("oracle.py");
+        Self { lab, oracle, nodes, written: BTreeMap::new(), ends: BTreeMap::new() }
+    }
+
+    fn play(&mut self, case: &Value, family: Family) -> Result<usize, String> {
+        let mut state = Case::new(case, family);
+        self.stand(&state);
+        let mut asked = 0;
+        if let Some(expected) = self.filled(&mut state, None) {
+            asked +=
+                self.judge(&state, &expected).map_err(|wrong| format!("{family:?}, at first: {wrong}"))?;
+        }
+        for (number, step) in list(&case["steps"]).enumerate() {
+            for action in list(&step["apply"]) {
+                self.act(&mut state, action);
+            }
+            self.stand(&state);
+            if let Some(expected) = self.filled(&mut state, Some(number)) {
+                asked += self
+                    .judge(&state, &expected)
+                    .map_err(|wrong| format!("{family:?}, after step {number}: {wrong}"))?;
+            }
+        }
+        // The next case has other policies, and pods that have ended or are ending are no pods for it.
+        self.write("policies.yaml", None);
+        for pod in state.pods.iter().filter(|(_, pod)| pod["phase"].is_string() || pod["terminating"] == true)
+        {
+            self.remove_pod(pod.0);
+        }
+        Ok(asked)
+    }
+
+    /// Brings the store to what the case has, and waits for the pods.
+    fn stand(&mut self, state: &Case<'_>) {
+        let gone: Vec<String> =
+            self.ends.keys().filter(|pod| !state.pods.contains_key(*pod)).cloned().collect();
+        gone.iter().filter(|id| !id.starts_with("node/")).for_each(|pod| self.remove_pod(pod));
+        let namespaces: Vec<Value> =
+            state.namespaces.iter().map(|(name, labels)| namespace(name, labels)).collect();
+        self.write("namespaces.yaml", Some(listed(namespaces)));
+        for (id, pod) in &state.pods {
+            let node = if self.nodes == 1 { "node1".to_owned() } else { node_of(pod) };
+            self.write(&file_of(id), Some(pod_manifest(pod, &node).to_string()));
+        }
+        let running: BTreeMap<String, End> = eventually("the case's pods run", || self.running(state));
+        self.ends = running;
+        let nodes = self.lab.list();
+        for node in nodes["nodes"].as_array().into_iter().flatten() {
+            let name = text(&node["name"]).replace("node", "node/n");
+            self.ends.insert(name, end(node));
+        }
+    }
+
+    /// The ends, once every pod runs that should.
+    fn running(&self, state: &Case<'_>) -> Option<BTreeMap<String, End>> {
+        let list = self.lab.list();
+        let listed = list["pods"].as_array().into_iter().flatten();
+        let running: BTreeMap<String, End> = listed
+            .filter(|pod| pod["phase"] == "Running")
+            .map(|pod| (format!("{}/{}", text(&pod["namespace"]), text(&pod["name"])), end(pod)))
+            .collect();
+        let wanted = state.pods.iter().filter(|(_, pod)| !pod["phase"].is_string()).map(|(id, _)| id);
+        let ended = state.pods.iter().filter(|(_, pod)| pod["phase"].is_string()).map(|(id, _)| id);
+        let there = wanted.clone().all(|id| running.contains_key(id));
+        let gone = !ended.clone().any(|id| running.contains_key(id));
+        (there && gone).then_some(running)
+    }
+
+    fn remove_pod(&mut self, id: &str) {
+        self.write(&file_of(id), None);
+        self.ends.remove(id);
+        eventually("the pod goes", || {
+            let list = self.lab.list();
+            let mut pods = list["pods"].as_array().into_iter().flatten();
+            let is_it = |pod: &Value| format!("{}/{}", text(&pod["namespace"]), text(&pod["name"])) == id;
+            (!pods.any(is_it)).then_some(())
+        });
+    }
+
+    /// Writes a file of the store, or removes it, if it is not so already.
+    fn write(&mut self, file: &str, text: Option<String>) {
+        if self.written.get(file) == text.as_ref() {
+            return;
+        }
+        match text {
+            Some(text) => {
+                self.lab.put(file, &text);
+                self.written.insert(file.to_owned(), text);
+            }
+            None => {
+                std::fs::remove_file(self.lab.store().join(file)).unwrap();
+                self.written.remove(file);
+            }
+        }
+    }
+
+    /// Writes the policies with addresses in place of placeholders, and says what is expected then: at first, or after a step.
+    fn filled(&mut self, state: &mut Case<'_>, step: Option<usize>) -> Option<Value> {
+        let case = self.computed(state);
+        let stated = match step {
+            None => case.get("expected").filter(|_| case["probe_initial"] != false).cloned(),
+            Some(number) => case["steps"][number].get("expected").cloned(),
+        };
+        // The steps' policies have been filled as well.
+        state.policies.clear();
+        list(&case["policies"])
+            .chain(list(&case["cluster_policies"]))
+            .for_each(|policy| state.put_policy(policy));
+        for step in list(&case["steps"]).take(step.map_or(0, |number| number + 1)) {
+            list(&step["apply"]).for_each(|action| state.act_on_policies(action));
+        }
+        let policies: Vec<Value> = state.policies.values().cloned().collect();
+        self.write("policies.yaml", Some(listed(policies)));
+        stated
+    }
+
+    /// The case with the lab's addresses.
+    fn computed(&self, state: &Case<'_>) -> Value {
+        if !matches!(state.family, Family::V4 | Family::V6 | Family::Named) {
+            return state.case.clone();
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let mut addresses = state.case["ips"].clone();
+        for (id, end) in &self.ends {
+            let own = |v6| end.address(v6).map(|address| address.to_string());
+            addresses[id] = match state.family {
+                Family::Named => json!([own(false), own(true)]),
+                family => json!([own(family == Family::V6)]),
+            };
+            let count = state.case["ips"][id].as_array().map_or(2, Vec::len);
+            if state.family == Family::Named && count == 1 {
+                // A pod of one family: its other address is not part of the case.
+                let v6 = text(&state.case["ips"][id][0]).contains(':');
+                addresses[id] = json!([own(v6)]);
+            }
+        }
+        let files = [("case.json", state.case), ("ips.json", &addresses)].map(|(name, value)| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, value.to_string()).unwrap();
+            path
+        });
+        let mut oracle = Command::new("python3");
+        oracle.arg(&self.oracle).arg("fill").arg(&files[0]).arg("--ips").arg(&files[1]);
+        match state.family {
+            Family::V4 => drop(oracle.args(["--family", "v4"])),
+            Family::V6 => drop(oracle.args(["--family", "v6"])),
+            _ => {}
+        }
+        oracle.args(["--podcidr", "10.244.0.0/16"]);
+        serde_json::from_str(&run_ok(&mut oracle)).unwrap()
+    }
+
+    fn act(&mut self, state: &mut Case<'_>, action: &Value) {
+        for (what, value) in action.as_object().into_iter().flatten() {
+            match what.as_str() {
+                "restart_agent" => self.restart_agents(),
+                "delete_pod" => {
+                    let id = id(value);
+                    state.pods.remove(&id);
+                    self.remove_pod(&id);
+                }
+                _ => state.act(what, value),
+            }
+        }
+    }
+
+    fn restart_agents(&self) {
+        let agents = |list: &Value| -> Vec<u64> {
+            let nodes = list["nodes"].as_array().into_iter().flatten();
+            nodes.filter_map(|node| node["agentPid"].as_u64()).collect()
+        };
+        let before = agents(&self.lab.list());
+        for agent in &before {
+            run_ok(Command::new("kill").args(["-9", &agent.to_string()]));
+        }
+        eventually("the agents are back", || {
+            let now = agents(&self.lab.list());
+            (now.len() == before.len() && now.iter().all(|agent| !before.contains(agent))).then_some(())
+        });
+    }
+
+    /// Asks every verdict by a packet until all are as expected.
+    fn judge(&self, state: &Case<'_>, expected: &Value) -> Result<usize, String> {
+        let mut names = Vec::new();
+        let mut probes = Vec::new();
+        for (target, rows) in expected.as_object().into_iter().flatten() {
+            self.add_probes(state, target, rows, &mut |name, probe| {
+                names.push(name);
+                probes.push(probe);
+            });
+        }
+        let begun = Instant::now();
+        loop {
+            let answers = ask(&probes);
+            let is_wrong = |(probe, answer): (&Probe, &Answer)| match answer {
+                Answer::Passed => !probe.passes,
+                Answer::Silence => probe.passes,
+                Answer::Other(_) => true,
+            };
+            let wrong: Vec<usize> =
+                (0..probes.len()).filter(|number| is_wrong((&probes[*number], &answers[*number]))).collect();
+            if wrong.is_empty() {
+                return Ok(probes.len());
+            }
+            if begun.elapsed() > DEADLINE {
+                let told: Vec<String> = wrong
+                    .iter()
+                    .take(8)
+                    .map(|number| {
+                        format!("{}: {:?} to {}", names[*number], answers[*number], probes[*number].to)
+                    })
+                    .collect();
+                return Err(format!("{} of {}: {}", wrong.len(), probes.len(), told.join("; ")));
+            }
+        }
+    }
+
+    fn add_probes(&self, state: &Case<'_>, target: &str, rows: &Value, add: &mut impl FnMut(String, Probe)) {
+        let words: Vec<&str> = target.split('/').collect();
+        let protocol = match words[0] {
+            "TCP" => Protocol::Tcp,
+            "UDP" => Protocol::Udp,
+            // This machine opens no such sockets.
+            _ => return,
+        };
+        let port: u16 = words[1].parse().unwrap();
+        let families: &[bool] = match (words.get(2), state.family) {
+            (Some(family), _) => &[*family == "v6"],
+            (None, Family::Both) => &[false, true],
+            (None, Family::V6) => &[true],
+            (None, _) => &[false],
+        };
+        let order: Vec<&str> = list(&state.case["order"]).map(text).collect();
+        for (from, to, verdict) in order.iter().flat_map(|from| {
+            let row = rows[*from].as_str().unwrap_or_default();
+            order.iter().zip(row.chars()).map(move |(to, verdict)| (from, to, verdict))
+        }) {
+            let passes = match verdict {
+                '.' => true,
+                'X' => false,
+                _ => continue,
+            };
+            let (Some(source), Some(destination)) = (self.ends.get(*from), self.ends.get(*to)) else {
+                continue;
+            };
+            // A pod's own address never leaves it.
+            if from == to {
+                continue;
+            }
+            for v6 in families {
+                let (Some(_), Some(address)) = (source.address(*v6), destination.address(*v6)) else {
+                    continue;
+                };
+                let to_socket = SocketAddr::new(address, port);
+                let probe = Probe { from: source.netns.clone(), to: to_socket, protocol, passes };
+                add(format!("{from} -> {to} {target}"), probe);
+            }
+        }
+    }
+}
+
+impl<'v> Case<'v> {
+    fn new(case: &'v Value, family: Family) -> Self {
+        let named = |(name, namespace): (&String, &Value)| (name.clone(), namespace["labels"].clone());
+        Self {
+            case,
+            family,
+            namespaces: case["namespaces"].as_object().into_iter().flatten().map(named).collect(),
+            pods: list(&case["pods"]).map(|pod| (id(pod), pod.clone())).collect(),
+            policies: BTreeMap::new(),
+        }
+    }
+
+    fn act(&mut self, what: &str, value: &Value) {
+        match what {
+            "create_namespace" | "set_namespace_labels" => {
+                self.namespaces.insert(text(&value["name"]).to_owned(), value["labels"].clone());
+            }
+            "delete_namespace" => {
+                let name = text(&value["name"]);
+                self.namespaces.remove(name);
+                self.pods.retain(|_, pod| text(&pod["ns"]) != name);
+            }
+            "create_pod" => drop(self.pods.insert(id(value), value.clone())),
+            "set_pod_labels" => self.change(value, "labels", value["labels"].clone()),
+            "set_pod_phase" => self.change(value, "phase", value["phase"].clone()),
+            "set_pod_terminating" => self.change(value, "terminating", Value::Bool(true)),
+            // Policies are seen to by `act_on_policies`.
+            _ => {}
+        }
+    }
+
+    fn change(&mut self, pod: &Value, key: &str, value: Value) {
+        self.pods.get_mut(&id(pod)).expect("the pod is there")[key] = value;
+    }
+
+    fn act_on_policies(&mut self, action: &Value) {
+        for (what, value) in action.as_object().into_iter().flatten() {
+            match what.as_str() {
+                "create_policy" | "update_policy" | "create_cluster_policy" | "update_cluster_policy" => {
+                    self.put_policy(value);
+                }
+                "delete_policy" => {
+                    let key = format!("NetworkPolicy/{}/{}", text(&value["ns"]), text(&value["name"]));
+                    self.policies.remove(&key);
+                }
+                "delete_cluster_policy" => {
+                    self.policies.remove(&format!("ClusterNetworkPolicy//{}", text(&value["name"])));
+                }
+                "delete_namespace" => {
+                    let inside = format!("NetworkPolicy/{}/", text(&value["name"]));
+                    self.policies.retain(|key, _| !key.starts_with(&inside));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn put_policy(&mut self, policy: &Value) {
+        let metadata = &policy["metadata"];
+        let namespace = metadata["namespace"].as_str().unwrap_or_default();
+        let key = format!("{}/{namespace}/{}", text(&policy["kind"]), text(&metadata["name"]));
+        self.policies.insert(key, policy.clone());
+    }
+}
+
+fn list(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_else(|| panic!("{value} is no text"))
+}
+
+fn id(value: &Value) -> String {
+    format!("{}/{}", text(&value["ns"]), text(&value["name"]))
+}
+
+fn file_of(id: &str) -> String {
+    format!("pod-{}.yaml", id.replace('/', "-"))
+}
+
+fn end(listed: &Value) -> End {
+    let addresses = list(&listed["addresses"]).map(|address| text(address).parse().unwrap()).collect();
+    End { netns: PathBuf::from(text(&listed["netns"])), addresses }
+}
+
+fn node_of(pod: &Value) -> String {
+    pod["node"].as_str().unwrap_or("n1").replacen('n', "node", 1)
+}
+
+fn listed(items: Vec<Value>) -> String {
+    json!({ "apiVersion": "v1", "kind": "List", "items": items }).to_string()
+}
+
+fn namespace(name: &str, labels: &Value) -> Value {
+    json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": labels } })
+}
+
+fn pod_manifest(pod: &Value, node: &str) -> Value {
+    let port = |port: &Value| json!({ "name": port["name"], "containerPort": port["port"], "protocol": port["protocol"] });
+    let ports: Vec<Value> = list(&pod["ports"]).map(port).collect();
+    let mut metadata = json!({ "namespace": pod["ns"], "name": pod["name"], "labels": pod["labels"] });
+    if pod["terminating"] == true {
+        metadata["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+    }
+    let mut manifest = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": metadata,
+        "spec": { "nodeName": node, "hostNetwork": pod["hostNetwork"].as_bool().unwrap_or(false),
+                  "containers": [{ "name": "main", "image": "none", "ports": ports }] },
+    });
+    if let Some(phase) = pod["phase"].as_str() {
+        manifest["status"] = json!({ "phase": phase });
+    }
+    manifest
+}
