@@ -15,6 +15,7 @@
 mod flannel;
 mod net_conf;
 mod pattern;
+mod policy;
 #[cfg(test)]
 mod schema;
 
@@ -33,6 +34,7 @@ pub use self::flannel::FlannelConfig;
 use self::net_conf::NetConf;
 
 pub use pattern::Pattern;
+pub use policy::{ExistingConnections, PolicyConfig};
 
 /// The configuration of an agent: docs/configuration.md says more of each key.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Default)]
@@ -57,6 +59,8 @@ pub struct Config {
     pub flannel: FlannelConfig,
     /// Translation of what leaves the cluster.
     pub masquerade: Masquerade,
+    /// Network policies.
+    pub policy: PolicyConfig,
     /// What is done for each pod beside its network.
     pub plugins: Chained,
 }
@@ -550,6 +554,7 @@ impl Config {
             return Err(value("underlay.probeIntervalSeconds", "is 0".to_owned()));
         }
         whole_networks("masquerade.exceptions", &self.masquerade.exceptions)?;
+        self.policy.check()?;
         self.pools().map(drop)
     }
 }
@@ -629,7 +634,7 @@ fn distance(one: &str, other: &str) -> usize {
 mod tests {
     use route::Family;
 
-    use super::{BackendKind, Config, ConfigError, Datapath};
+    use super::{BackendKind, Config, ConfigError, Datapath, ExistingConnections};
 
     fn error(text: &str) -> String {
         Config::parse(text).unwrap_err().to_string()
@@ -666,6 +671,7 @@ ipip: {datapath: user}
 wireguard: {port: 2, datapath: kernel}
 flannel: {annotations: true, etcdPrefix: /coreos.com/network, subnetFile: /run/flannel/subnet.env}
 masquerade: {enabled: false, ipv4: false, ipv6: false, exceptions: [192.0.2.0/24], randomFully: false}
+policy: {enforcement: false, existingConnections: keep, attachmentPatienceSeconds: 9}
 plugins: {portmap: false, bandwidth: false}
 ";
         let config = Config::parse(text).unwrap();
@@ -684,6 +690,8 @@ plugins: {portmap: false, bandwidth: false}
         assert_eq!(config.flannel.subnet_file.as_deref(), Some("/run/flannel/subnet.env".as_ref()));
         assert_eq!((config.ipip.datapath, config.wireguard.datapath), (Datapath::User, Datapath::Kernel));
         assert_eq!((config.plugins.portmap, config.plugins.bandwidth), (false, false));
+        assert_eq!(config.policy.existing_connections, ExistingConnections::Keep);
+        assert_eq!((config.policy.enforcement, config.policy.attachment_patience_seconds), (false, 9));
         assert_eq!(config.cluster.deleted_node_grace_seconds, 5);
         assert_eq!(config.pools().unwrap().len(), 2);
     }
@@ -696,7 +704,7 @@ plugins: {portmap: false, bandwidth: false}
         let text = error("encapsulation: vxlan\n");
         assert!(
             text.contains(
-                "the keys here are cluster, underlay, backend, vxlan, udp, ipip, wireguard, flannel, masquerade, plugins"
+                "the keys here are cluster, underlay, backend, vxlan, udp, ipip, wireguard, flannel, masquerade, policy, plugins"
             ),
             "{text}"
         );
@@ -727,6 +735,7 @@ plugins: {portmap: false, bandwidth: false}
             ("underlay: {canReach: [192.0.2.1, 192.0.2.2]}", "underlay.canReach has two of family IPv4"),
             ("underlay: {probeIntervalSeconds: 0}", "underlay.probeIntervalSeconds is 0"),
             ("masquerade: {exceptions: [10.1.7.0/16]}", "the network is 10.1.0.0/16"),
+            ("policy: {attachmentPatienceSeconds: 0}", "policy.attachmentPatienceSeconds is 0"),
         ] {
             assert!(error(text).contains(want), "{text}: {}", error(text));
         }

@@ -14,7 +14,9 @@ use kernel::monitor::{self, Monitor, Notification, Topic};
 use kernel::netlink::{Protocol, Socket};
 use kernel::route::LOCAL_TABLE;
 use kernel::{features, wireguard};
-use netstate::{LinkName, MAIN_TABLE, POD_ROUTE_PROTOCOL, Plan, RULE_PRIORITIES, State, Step, owns_table};
+use netstate::{
+    LinkName, MAIN_TABLE, POD_ROUTE_PROTOCOL, POLICY_TABLE, Plan, RULE_PRIORITIES, State, Step, owns_table,
+};
 use route::vxlan::DEVICE;
 use route::{Family, Host, Reached, TunnelKind};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -22,6 +24,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use crate::event::{Event, Touched};
 use crate::freed::{Addresses, Freed};
 use crate::host::{is_agents, is_pod_alias, read_host, read_reached};
+use crate::policy::Policing;
 
 /// The kernel could not be read or changed. Looked at again soon.
 #[derive(Debug, thiserror::Error)]
@@ -108,7 +111,7 @@ impl Door {
         let mut facts = Socket::open(Protocol::Route)?;
         let device = link::find(&mut facts, DEVICE)?.map(|link| link.index);
         let pods = Addresses::read(&mut facts)?;
-        let watcher = Watcher { network, ruleset, interest: interest.clone(), device, pods };
+        let watcher = Watcher { network, ruleset, interest: interest.clone(), device, pods, policing: None };
         Ok((Self { host, facts, interest, carries: BTreeMap::new() }, watcher))
     }
 
@@ -201,9 +204,18 @@ pub(crate) struct Watcher {
     device: Option<u32>,
     /// The addresses of the pods that there are.
     pods: Addresses,
+    /// Who keeps the table of policies.
+    policing: Option<Policing>,
 }
 
 impl Watcher {
+    /// Has changes of the table of policies told to its keeper, but for the keeper's own.
+    pub(crate) fn policed(mut self, policing: Policing) -> Result<Self, kernel::Error> {
+        self.ruleset.ignore(policing.port())?;
+        self.policing = Some(policing);
+        Ok(self)
+    }
+
     /// Passes on what matters until the loop is gone or the kernel's answers make no sense; says what happened. Addresses
     /// of pods that go are told to `freed`.
     pub(crate) fn run(mut self, events: &Sender<Event>, freed: &Freed) -> String {
@@ -233,6 +245,7 @@ impl Watcher {
         let mut touched = None;
         if ruleset {
             let news = self.ruleset.receive()?;
+            self.tell_policing(&news);
             touched = news.iter().filter_map(|notification| self.judge(notification)).next_back();
         }
         if network {
@@ -253,6 +266,16 @@ impl Watcher {
             }
         }
         Ok(touched)
+    }
+
+    fn tell_policing(&self, news: &[Notification]) {
+        let theirs = |notification: &Notification| match &notification.event {
+            monitor::Event::Nft(table) => table.as_deref() == Some(POLICY_TABLE),
+            event => *event == monitor::Event::Overrun,
+        };
+        if let Some(policing) = self.policing.as_ref().filter(|_| news.iter().any(theirs)) {
+            policing.touched();
+        }
     }
 
     /// Makes up for what was not heard of; gives the addresses of pods that went meanwhile.

@@ -299,6 +299,7 @@ mod tests {
             cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
             mtu: 1450,
             not_ready: None,
+            enforcement: None,
         }
     }
 

@@ -9,7 +9,7 @@
 //! - nothing is removed before the store has been read whole once, and nothing because the store is away;
 //! - nothing is touched that does not carry Fairlead's mark;
 //! - the agent sleeps until something happens: a change of the store, of the kernel, a request or a signal;
-//! - a pod can be wired, and pods can talk, with the agent dead.
+//! - pods can talk, and go, with the agent dead; and be wired, where nobody has to know their network policies first.
 
 mod announce;
 mod config;
@@ -26,6 +26,7 @@ mod node;
 mod options;
 mod path_mtu;
 mod pause;
+mod policy;
 mod reach;
 mod reconcile;
 mod reload;
@@ -38,14 +39,15 @@ mod tunnels;
 mod view;
 
 pub use config::{
-    Chained, Cluster, Config, ConfigError, Datapath, FlannelConfig, Masquerade, Pattern, UnderlayConfig,
-    VxlanConfig,
+    Chained, Cluster, Config, ConfigError, Datapath, ExistingConnections, FlannelConfig, Masquerade, Pattern,
+    PolicyConfig, UnderlayConfig, VxlanConfig,
 };
 pub use door::DoorError;
 pub use files::{CONFLIST, FileError};
 pub use health::HealthError;
 pub use host::{read_host, read_reached};
 pub use options::{Collect, Options};
+pub use policy::{GateError, PolicyChange, PolicyStatus};
 pub use run::{Error, clean, run};
 pub use server::ServerError;
 pub use status::{

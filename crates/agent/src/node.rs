@@ -29,6 +29,7 @@ use crate::files::{Conflist, NetworkFile};
 use crate::lease::Leases;
 use crate::options::Options;
 use crate::path_mtu::{Order, Prober};
+use crate::policy::Policing;
 use crate::report::{self, Reason, Report, told};
 use crate::subnet_env::{self, SubnetFile};
 use crate::tunnels::Tunnels;
@@ -96,6 +97,7 @@ pub(crate) struct NodeKeeper {
     changeover: Option<Changeover>,
     /// Who finds out what the paths to the peers carry.
     prober: Prober,
+    policing: Policing,
 }
 
 /// What a node is kept by.
@@ -107,6 +109,7 @@ pub(crate) struct Parts {
     pub(crate) leases: Leases,
     pub(crate) announcer: Announcer,
     pub(crate) tunnels: Tunnels,
+    pub(crate) policing: Policing,
     /// What is wrong with the configuration, if something is.
     pub(crate) config_problem: Option<String>,
     pub(crate) prober: Prober,
@@ -114,7 +117,8 @@ pub(crate) struct Parts {
 
 impl NodeKeeper {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { options, pools, door, leases, announcer, tunnels, config_problem, prober } = parts;
+        let Parts { options, pools, door, leases, announcer, tunnels, policing, config_problem, prober } =
+            parts;
         let network_file = NetworkFile::new(&options.state_dir);
         let remembered = network_file.remembered(&options.node);
         let conflist = Conflist::new(&options);
@@ -145,6 +149,7 @@ impl NodeKeeper {
             changed: BTreeMap::new(),
             changeover: None,
             prober,
+            policing,
             options,
         }
     }
@@ -160,6 +165,9 @@ impl NodeKeeper {
         self.report.begin();
         if let Some(problem) = &self.config_problem {
             self.report.problem(Reason::ConfigurationRefused, problem);
+        }
+        if let Some(problem) = self.policing.problem() {
+            self.report.problem(Reason::PolicyNotEnforced, problem);
         }
         let outcome = match self.standing(view) {
             Standing::Member(node) => self.carry(view, &node),
@@ -262,6 +270,7 @@ impl NodeKeeper {
         self.remembered = lease.pod_cidrs.to_vec();
         self.lease = Some(lease);
         self.left = false;
+        self.policing.stand(true);
     }
 
     /// Has the tunnels carried that are to be; true if they are.
@@ -464,6 +473,7 @@ impl NodeKeeper {
             cluster_cidrs: self.options.config.cluster.pod_cidrs.clone(),
             mtu: lease.mtu,
             not_ready: None,
+            enforcement: self.policing.enforcement(),
         })
     }
 
@@ -496,6 +506,7 @@ impl NodeKeeper {
         }
         self.lease = None;
         self.left = true;
+        self.policing.stand(false);
         outcome
     }
 

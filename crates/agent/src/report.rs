@@ -47,6 +47,10 @@ pub(crate) enum Reason {
     NodeRefused,
     /// Somebody changed what is Fairlead's in the kernel; it has been put right.
     NetworkHealed,
+    /// Network policies could not be programmed; what was in force before stays so.
+    PolicyNotEnforced,
+    /// What stands in a network policy cannot be read, and allows nothing.
+    PolicyInvalid,
     /// The configuration cannot be used; the last good one stays in force.
     ConfigurationRefused,
     /// A new configuration is in force.
@@ -70,6 +74,8 @@ impl Reason {
             Self::ForeignObject => "ForeignObject",
             Self::NodeRefused => "NodeRefused",
             Self::NetworkHealed => "NetworkHealed",
+            Self::PolicyNotEnforced => "PolicyNotEnforced",
+            Self::PolicyInvalid => "PolicyInvalid",
             Self::ConfigurationRefused => "ConfigurationRefused",
             Self::ConfigurationReloaded => "ConfigurationReloaded",
             Self::LeftoversFreed => "LeftoversFreed",
@@ -236,7 +242,7 @@ pub(crate) fn now() -> u64 {
     u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn microseconds(duration: Duration) -> u64 {
+pub(crate) fn microseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 

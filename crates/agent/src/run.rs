@@ -24,6 +24,7 @@ use crate::lease::Leases;
 use crate::node::{NodeKeeper, Parts};
 use crate::options::Options;
 use crate::path_mtu::{LimitsFile, Prober};
+use crate::policy::{self, Feed, GateError, KINDS, Policing};
 use crate::reconcile::{End, Loop};
 use crate::reload::ConfigFile;
 use crate::report::{Reason, told};
@@ -32,7 +33,7 @@ use crate::subnet_env::SubnetFile;
 use crate::tunnels::{DESIGN_FILE, Descriptors, DesignFile, Tunnels};
 use crate::view::View;
 
-/// What of the cluster an agent has to know.
+/// What of the cluster every agent has to know.
 const INTEREST: [Kind; 3] = [Kind::Node, Kind::Lease, Kind::Claim];
 
 /// Room for a thread that blocks on a descriptor and sends what it reads; memory counts only once touched.
@@ -75,6 +76,12 @@ pub enum Error {
         #[source]
         source: DoorError,
     },
+    /// The kernel cannot be asked about network policies.
+    #[error("open nf_tables for network policies")]
+    Policies(#[source] Box<kernel::Error>),
+    /// The socket at which plugins ask cannot be opened.
+    #[error(transparent)]
+    Gate(#[from] GateError),
     /// Signals cannot be taken over.
     #[error("wait for signals")]
     Signals(#[source] kernel::Error),
@@ -135,8 +142,10 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let door = refuse_overlaps(options, door)?;
     // The same for the store: its first event is the whole of it.
     let store: Arc<dyn Store> = options.open_store()?.into();
-    let watch = store.watch(&INTEREST)?;
+    let watch = store.watch(&interest(options))?;
     let announcer = Announcer::start(&options.node, Arc::clone(&store))?;
+    let (policing, watcher) = police(options, &announcer, watcher)?;
+    let feed = policing.feed();
     let http = open_http(options)?;
     let node = NodeKeeper::new(Parts {
         options: options.clone(),
@@ -145,11 +154,12 @@ pub fn run(options: &Options) -> Result<(), Error> {
         leases: Leases::new(store, &options.node),
         announcer,
         tunnels,
+        policing,
         config_problem: configuration.problem,
         prober: Prober::start(LimitsFile::new(&options.state_dir), &sender)?,
     });
     let config_file = configuration.file;
-    start_threads(&sender, Sources { termination, server, watcher, watch, http, config_file })?;
+    start_threads(&sender, Sources { termination, server, watcher, watch, feed, http, config_file })?;
     drop(sender);
     tracing::info!(node = options.node, store = %options.store, "the agent has started");
     options.tell_what_is_without_effect();
@@ -166,6 +176,25 @@ pub fn run(options: &Options) -> Result<(), Error> {
         }
         End::Lost(what) => Err(Error::Lost(what)),
     }
+}
+
+/// What of the cluster this agent has to know. An agent that enforces no policies does not ask for what is needed for that.
+fn interest(options: &Options) -> Vec<Kind> {
+    let policed: &[Kind] = if options.config.policy.enforcement { &KINDS } else { &[] };
+    [&INTEREST, policed].concat()
+}
+
+/// Starts what enforces policies.
+fn police(options: &Options, announcer: &Announcer, watcher: Watcher) -> Result<(Policing, Watcher), Error> {
+    let policing = policy::start(policy::Parts {
+        node: &options.node,
+        state_dir: &options.state_dir,
+        bridge: options.bridge,
+        config: options.config.policy.clone(),
+        voice: announcer.voice().clone(),
+    })?;
+    let watcher = watcher.policed(policing.clone()).map_err(Error::policies)?;
+    Ok((policing, watcher))
 }
 
 /// Where HTTP is answered.
@@ -227,6 +256,9 @@ fn clean_alone(
     }
     let keys = forget_key(&options.key_directories())?;
     said.extend(keys.iter().map(|key| format!("- file {}", key.display())));
+    if policy::clean(&options.state_dir)? {
+        said.push(format!("- table inet {}", netstate::POLICY_TABLE));
+    }
     let (mut door, _) = Door::open().map_err(kernel_error("open netlink"))?;
     let plan = door.plan(&State::default()).map_err(kernel_error("look at the kernel"))?;
     said.extend(plan.steps.iter().map(ToString::to_string));
@@ -286,12 +318,13 @@ struct Sources {
     server: Server,
     watcher: Watcher,
     watch: store::Events,
+    feed: Feed,
     http: Vec<Health>,
     config_file: Option<ConfigFile>,
 }
 
 fn start_threads(events: &Sender<Event>, sources: Sources) -> Result<(), Error> {
-    let Sources { termination, server, watcher, watch, http, config_file } = sources;
+    let Sources { termination, server, watcher, watch, feed, http, config_file } = sources;
     start("signals", events, move |events| {
         // Either way the agent is to end: nobody could stop it any more.
         let end = termination.wait();
@@ -304,7 +337,7 @@ fn start_threads(events: &Sender<Event>, sources: Sources) -> Result<(), Error> 
         let _ = events.send(Event::Lost(lost));
     })?;
     start("store", events, move |events| {
-        for event in watch {
+        for event in watch.filter_map(|event| feed.share(event)) {
             if events.send(Event::Store(Box::new(event))).is_err() {
                 return;
             }
@@ -333,6 +366,12 @@ fn start(
 pub(crate) fn spawn(name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<(), Error> {
     let started = thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(body);
     started.map(drop).map_err(|source| Error::Thread { name, source })
+}
+
+impl Error {
+    pub(crate) fn policies(error: kernel::Error) -> Self {
+        Self::Policies(Box::new(error))
+    }
 }
 
 fn kernel_error(tried: &'static str) -> impl FnOnce(DoorError) -> Error {

@@ -14,6 +14,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::policy::PolicyStatus;
+
 /// The socket's file name within the state directory.
 pub const SOCKET: &str = "agent.sock";
 
@@ -100,6 +102,9 @@ pub struct Status {
     pub conflicts: Vec<String>,
     /// Where the cluster's state comes from.
     pub store: StoreStatus,
+    /// How far network policies are in force.
+    #[serde(default)]
+    pub policies: PolicyStatus,
     /// The last look at the kernel.
     pub last_reconcile: Option<ReconcileStatus>,
     /// How often the agent has looked at the kernel since it started.

@@ -17,6 +17,7 @@
 //! assert_eq!(snapshot, Snapshot::default());
 //! ```
 
+mod attachment;
 mod flannel;
 mod labels;
 mod lease;
@@ -29,11 +30,12 @@ mod selector;
 mod service;
 mod snapshot;
 
+pub use attachment::{ATTACHMENTS, Attachment, Enforced, EnforcedAnswer};
 pub use flannel::{flannel_name, is_flannel_name};
 pub use labels::Labels;
 pub use lease::{Backend, Claim, Flannel, Lease, MacAddress, MacAddressError, PublicKey, PublicKeyError};
 pub use name::{NameError, NamespacedName, check_label, check_subdomain};
-pub use network::{NodeNetwork, NodeNetworkError};
+pub use network::{Enforcement, NodeNetwork, NodeNetworkError};
 pub use node::{Namespace, Node};
 pub use pod::{ContainerPort, Phase, Pod, PodStatus, Protocol};
 pub use policy::{

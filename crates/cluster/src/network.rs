@@ -5,6 +5,7 @@
 //! pod with a wrong address is worse than a pod that waits.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,19 @@ pub struct NodeNetwork {
     /// Why no pod can be attached for now, if none can; those that are there go on, and can be taken away.
     #[serde(rename = "notReady", default, skip_serializing_if = "Option::is_none")]
     pub not_ready: Option<String>,
+    /// How to know that a pod's network policies are in force; none where policies are not enforced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enforcement: Option<Enforcement>,
+}
+
+/// Whom to ask before a pod is let into the network: see [`Enforced`](crate::Enforced).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Enforcement {
+    /// The agent's socket for this.
+    pub socket: PathBuf,
+    /// How long to wait for it, in milliseconds, before the attachment is given up for now.
+    pub patience_milliseconds: u32,
 }
 
 /// A text that is no node network. The reader can do nothing but wait for the agent to write a good one.
@@ -102,7 +116,7 @@ impl NodeNetwork {
 
 #[cfg(test)]
 mod tests {
-    use super::NodeNetwork;
+    use super::{Enforcement, NodeNetwork};
 
     fn dual_stack() -> NodeNetwork {
         NodeNetwork {
@@ -111,6 +125,7 @@ mod tests {
             cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/56".parse().unwrap()],
             mtu: 1450,
             not_ready: None,
+            enforcement: None,
         }
     }
 
@@ -122,6 +137,10 @@ mod tests {
         assert!(text.ends_with(b"}\n"));
         assert!(!String::from_utf8_lossy(&text).contains("notReady"));
         let network = NodeNetwork { not_ready: Some("no underlay".into()), ..network };
+        assert_eq!(NodeNetwork::from_json(&network.to_json().unwrap()).unwrap(), network);
+        let enforcement =
+            Enforcement { socket: "/run/fairlead/policy.sock".into(), patience_milliseconds: 3000 };
+        let network = NodeNetwork { enforcement: Some(enforcement), ..network };
         assert_eq!(NodeNetwork::from_json(&network.to_json().unwrap()).unwrap(), network);
     }
 

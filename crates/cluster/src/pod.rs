@@ -14,6 +14,9 @@ use crate::{Labels, NamespacedName};
 pub struct Pod {
     /// Its name.
     pub name: NamespacedName,
+    /// What tells it from another pod of that name, before or after it, where the store has such a thing: the UID by
+    /// which a kubelet speaks of it to the container runtime.
+    pub uid: Option<Box<str>>,
     /// Its labels.
     pub labels: Labels,
     /// The annotations that concern networking (bandwidth, further networks, Fairlead's own); all others
@@ -38,6 +41,7 @@ impl Pod {
     pub fn named(name: NamespacedName) -> Self {
         Self {
             name,
+            uid: None,
             labels: Labels::default(),
             annotations: Labels::default(),
             node: None,

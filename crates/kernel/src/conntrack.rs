@@ -124,6 +124,21 @@ pub fn list_of(socket: &mut Socket, address: IpAddr) -> Result<Vec<Flow>, Error>
     Ok(found)
 }
 
+/// The flows of a family that `wanted` takes. `socket` is one of [`Protocol::Netfilter`](crate::netlink::Protocol).
+///
+/// # Errors
+/// As [`list`].
+pub fn list_where(
+    socket: &mut Socket,
+    family: Family,
+    wanted: impl Fn(&Flow) -> bool,
+) -> Result<Vec<Flow>, Error> {
+    let purpose = Purpose::new("list", "tracked connections").needing(OPTION);
+    let request = Request::new(message(GET, family), purpose);
+    let listed = socket.dump(&request, |reply| Ok(Flow::from_reply(&reply)?.filter(&wanted)));
+    listed.map_err(without_the_option)
+}
+
 /// Makes the kernel forget these flows: their next packet is looked at as a first one. One that has ended
 /// meanwhile is no error.
 ///

@@ -14,7 +14,7 @@ use crate::netlink::{Malformed, Protocol, Reply, Socket};
 use crate::netns::Netns;
 use crate::route::Route;
 use crate::rule::Rule;
-use crate::{Error, abi, forwarding};
+use crate::{Error, abi, forwarding, socket_filter};
 
 /// What to be told about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -136,6 +136,25 @@ impl Monitor {
     pub fn open_nft_in(namespace: &Netns) -> Result<Self, Error> {
         let socket = namespace.socket(Protocol::Netfilter)?;
         Self::listen(socket, Protocol::Netfilter, &[abi::NFNLGRP_NFTABLES])
+    }
+
+    /// Is not told of what the socket with this port does from now on ([`Socket::port`]): who makes large changes himself
+    /// need not hear of each element.
+    ///
+    /// # Errors
+    /// When the kernel refuses the filter.
+    pub fn ignore(&mut self, port: u32) -> Result<(), Error> {
+        /// Where the port stands in a notification: `nlmsg_pid`. Those of one datagram have one origin.
+        const PORT_OFFSET: u32 = 12;
+        let step = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+        let program = [
+            step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, PORT_OFFSET),
+            // Filters load in the network's order, and headers of netlink are in the machine's.
+            step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, port.to_be()),
+            step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+            step(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+        ];
+        socket_filter::attach(self.socket.as_fd(), &program, "leave notifications out")
     }
 
     fn listen(mut socket: Socket, protocol: Protocol, groups: &[u32]) -> Result<Self, Error> {

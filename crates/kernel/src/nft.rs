@@ -52,8 +52,11 @@ impl Nft {
         Ok(Self { socket: Socket::open(Protocol::Netfilter)? })
     }
 
-    /// The port of its socket: see [`Host::ports`](crate::Host::ports).
-    pub(crate) fn port(&self) -> Result<u32, Error> {
+    /// The port by which its changes are known in notifications; 0 before anything was asked.
+    ///
+    /// # Errors
+    /// Only when the descriptor was closed behind our back.
+    pub fn port(&self) -> Result<u32, Error> {
         self.socket.port()
     }
 

@@ -69,14 +69,18 @@ pub const TABLE_PREFIX: &str = "fairlead";
 /// The tables that the CNI plugins keep; the agent neither reads nor removes them.
 pub const PLUGIN_TABLES: [&str; 2] = ["fairlead_cni", "fairlead_macspoof"];
 
+/// The table of network policies. It can be large and changes with pods of the whole cluster, so a part of the agent of
+/// its own keeps it, and no state of the node's network has it in it.
+pub const POLICY_TABLE: &str = "fairlead_policy";
+
 /// The priorities of the policy rules that are ours, both ends included.
 pub const RULE_PRIORITIES: std::ops::RangeInclusive<u32> = 7600..=7699;
 
 /// The number of the kernel's main routing table.
 pub const MAIN_TABLE: u32 = 254;
 
-/// True for the name of an nf_tables table that belongs to the agent.
+/// True for the name of an nf_tables table that belongs to the state of a node's network.
 #[must_use]
 pub fn owns_table(name: &str) -> bool {
-    name.starts_with(TABLE_PREFIX) && !PLUGIN_TABLES.contains(&name)
+    name.starts_with(TABLE_PREFIX) && name != POLICY_TABLE && !PLUGIN_TABLES.contains(&name)
 }

@@ -50,4 +50,4 @@ pub use compile::frame::TABLE;
 pub use explain::{Explanation, Reason, explain};
 pub use judge::{ClusterRuleAt, Decision, Flow, Freedom, Judgement, Outcome, Traffic, judge};
 pub use policies::{Emitted, Policies, concerns};
-pub use view::{Cluster, Member, Party};
+pub use view::{Attached, Cluster, Member, Party};

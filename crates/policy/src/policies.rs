@@ -20,7 +20,7 @@ use crate::delta::Delta;
 use crate::explain::{Explanation, explain};
 use crate::judge::{Flow, Judgement, judge};
 use crate::select::{Index, difference};
-use crate::view::{Cluster, Member};
+use crate::view::{Attached, Cluster, Member};
 
 /// What this node's kernel is to enforce, and what any flow of the cluster is judged by.
 #[derive(Debug, Clone)]
@@ -39,6 +39,12 @@ struct Local {
     member: Member,
     /// For ingress and egress; `None` where no policy is about it.
     profiles: [Option<Arc<Named>>; 2],
+}
+
+impl Local {
+    fn is_subject(&self) -> bool {
+        self.profiles.iter().any(Option::is_some)
+    }
 }
 
 /// A chain of the table.
@@ -110,6 +116,29 @@ impl Policies {
         self.finish(work)
     }
 
+    /// Takes what of a pod is attached to this node from now on, all of its interfaces together.
+    pub fn attach(&mut self, pod: &NamespacedName, attached: &[Attached]) -> Emitted {
+        let mut work = Work::new(Some(Delta::default()));
+        let touched = self.cluster.touched_by_attaching(pod, attached);
+        self.change_members(touched, &mut work, |cluster| cluster.attach(pod, attached));
+        self.finish(work)
+    }
+
+    /// How many pods run here that policies could be about.
+    pub fn local_pods(&self) -> usize {
+        self.locals.len()
+    }
+
+    /// The pods that run here and that some policy is about.
+    pub fn subjects(&self) -> impl Iterator<Item = &Member> {
+        self.locals.values().filter(|local| local.is_subject()).map(|local| &local.member)
+    }
+
+    /// Whether a policy is about this pod, and it runs here.
+    pub fn is_subject(&self, pod: &NamespacedName) -> bool {
+        self.locals.get(pod).is_some_and(Local::is_subject)
+    }
+
     /// The whole table.
     pub fn full(&self) -> Table {
         let mut table = self.frame.clone();
@@ -146,14 +175,24 @@ impl Policies {
 
     fn pods_here(&self) -> impl Iterator<Item = NamespacedName> {
         let snapshot = self.cluster.snapshot();
-        let here = |name: &&NamespacedName| snapshot.pod_node(name) == Some(&self.node);
+        let here = |name: &&NamespacedName| self.cluster.node_of(name) == Some(&self.node);
         snapshot.pods.keys().filter(here).cloned()
     }
 
     fn change_pod(&mut self, change: &Change, work: &mut Work) {
         let touched = self.cluster.touched(change);
+        self.change_members(touched, work, |cluster| cluster.apply(change));
+    }
+
+    /// A change of pods, of which no others than the touched ones can be different afterwards.
+    fn change_members(
+        &mut self,
+        touched: Vec<NamespacedName>,
+        work: &mut Work,
+        change: impl FnOnce(&mut Cluster) -> bool,
+    ) {
         let before: Vec<Option<Member>> = touched.iter().map(|name| self.cluster.member(name)).collect();
-        if !self.cluster.apply(change) {
+        if !change(&mut self.cluster) {
             return;
         }
         // First the sets that are there: those that chains are about to need will be made of what is then.

@@ -175,8 +175,7 @@ impl Index {
             }
             Scope::Local => {
                 let snapshot = cluster.snapshot();
-                let here =
-                    |name: &NamespacedName| snapshot.pod_node(name).is_some_and(|have| **have == *node);
+                let here = |name: &NamespacedName| cluster.node_of(name).is_some_and(|have| **have == *node);
                 return snapshot.pods.values().filter(|pod| here(&pod.name)).for_each(|pod| offer(pod));
             }
             Scope::Across(selector, pods) => (selector, pods),

@@ -3,6 +3,10 @@
 //! Read [`Cluster::party`]. A pod counts as long as it has not ended, terminating or not, and has an address of its own:
 //! pods in a node's network are that node. An address belongs to one pod at a time. Where two claim it, because one is on
 //! its way out and its address was given away already, the one that stays has it.
+//!
+//! Of this node's pods the node itself knows better which addresses are whose than the API, which hears of them later, and
+//! may still have those of a pod that ended: so what is [`Attached`] here goes before what statuses say, and is about the
+//! pod with that UID alone, not about another one of its name.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -20,6 +24,7 @@ use cluster::{
 pub struct Cluster {
     snapshot: Snapshot,
     names: BTreeMap<Arc<str>, Arc<ResolvedName>>,
+    attached: BTreeMap<NamespacedName, Box<[Attached]>>,
     claimants: HashMap<IpAddr, Claimants>,
     /// Pods by a digest of a label's key and value; whoever asks looks at the labels themselves.
     labelled: HashMap<u64, BTreeSet<NamespacedName>>,
@@ -30,6 +35,27 @@ pub struct Cluster {
 enum Claimants {
     One(NamespacedName),
     Several(Box<[NamespacedName]>),
+}
+
+/// A pod's interface on this node, as its CNI plugin made it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attached {
+    /// The node.
+    pub node: Arc<str>,
+    /// The pod's UID; any pod of that name if it is not known.
+    pub uid: Option<Box<str>>,
+    /// The addresses that the interface got.
+    pub addresses: Box<[IpAddr]>,
+}
+
+impl Attached {
+    /// Whether it is this pod's.
+    fn is_of(&self, pod: &Pod) -> bool {
+        match (&self.uid, &pod.uid) {
+            (Some(one), Some(other)) => one == other,
+            _ => true,
+        }
+    }
 }
 
 /// A pod that takes part in the network, as it is now.
@@ -72,17 +98,23 @@ impl Cluster {
     /// The pods whose membership a change can touch: the pod itself, and those that claim an address of it.
     pub(crate) fn touched(&self, change: &Change) -> Vec<NamespacedName> {
         let (Key::Pod(name) | Key::PodStatus(name)) = change.key() else { return Vec::new() };
-        let claimed = match change {
-            Change::Set(Object::Pod(pod)) => pod.addresses.to_vec(),
-            Change::Set(Object::PodStatus(status)) => status.addresses.to_vec(),
-            _ => Vec::new(),
-        };
-        let held = self.snapshot.pod_addresses(&name).iter().copied();
+        match change {
+            Change::Set(Object::Pod(pod)) => self.touched_by(&name, &pod.addresses),
+            Change::Set(Object::PodStatus(status)) => self.touched_by(&name, &status.addresses),
+            _ => self.touched_by(&name, &[]),
+        }
+    }
+
+    /// The same for a pod that claims these addresses from now on, beside others or instead of them.
+    fn touched_by(&self, name: &NamespacedName, claimed: &[IpAddr]) -> Vec<NamespacedName> {
+        let held = self.snapshot.pod_addresses(name).iter();
         // A pod's manifest has addresses as well, for when there is no status any more.
-        let given = self.snapshot.pods.get(&name).into_iter().flat_map(|pod| pod.addresses.iter().copied());
+        let given = self.snapshot.pods.get(name).into_iter().flat_map(|pod| &pod.addresses);
+        let attached = self.attached.get(name).into_iter().flatten().flat_map(|attached| &attached.addresses);
+        let addresses = held.chain(given).chain(attached).chain(claimed);
         let mut touched: Vec<NamespacedName> =
-            held.chain(given).chain(claimed).flat_map(|address| self.claimants(&address).to_vec()).collect();
-        touched.push(name);
+            addresses.flat_map(|address| self.claimants(address).to_vec()).collect();
+        touched.push(name.clone());
         touched.sort_unstable();
         touched.dedup();
         touched
@@ -104,6 +136,32 @@ impl Cluster {
         }
         self.claim(&name);
         changed
+    }
+
+    /// The pods whose membership can change when this is what is attached of a pod.
+    pub(crate) fn touched_by_attaching(
+        &self,
+        name: &NamespacedName,
+        attached: &[Attached],
+    ) -> Vec<NamespacedName> {
+        let addresses: Vec<IpAddr> =
+            attached.iter().flat_map(|attached| attached.addresses.iter().copied()).collect();
+        self.touched_by(name, &addresses)
+    }
+
+    /// What of a pod is attached to this node from now on. True if it was different.
+    pub(crate) fn attach(&mut self, name: &NamespacedName, attached: &[Attached]) -> bool {
+        if self.attached.get(name).map(|known| &**known).unwrap_or_default() == attached {
+            return false;
+        }
+        self.disclaim(name);
+        if attached.is_empty() {
+            self.attached.remove(name);
+        } else {
+            self.attached.insert(name.clone(), attached.into());
+        }
+        self.claim(name);
+        true
     }
 
     /// What a domain name resolves to from now on; nothing if there are no addresses. True if it was different.
@@ -131,14 +189,28 @@ impl Cluster {
     pub fn member(&self, name: &NamespacedName) -> Option<Member> {
         let pod = self.snapshot.pods.get(name)?;
         let owned = |address: &IpAddr| self.claimants(address).first() == Some(name);
-        let mut addresses: Vec<IpAddr> = self.claimed(name).iter().copied().filter(owned).collect();
+        let mut addresses = self.claimed(name);
+        addresses.retain(owned);
         addresses.sort_unstable();
         addresses.dedup();
         if addresses.is_empty() {
             return None;
         }
-        let node = self.snapshot.pod_node(name).cloned();
+        let node = self.node_of(name).cloned();
         Some(Member { pod: pod.clone(), addresses: addresses.into(), node })
+    }
+
+    /// The node of a pod: where it is attached, else where it is said to be.
+    pub(crate) fn node_of(&self, name: &NamespacedName) -> Option<&Arc<str>> {
+        let attached = self.attached_of(name).map(|attached| &attached.node).next();
+        attached.or_else(|| self.snapshot.pod_node(name))
+    }
+
+    /// What is attached of the pod that has this name now.
+    fn attached_of(&self, name: &NamespacedName) -> impl Iterator<Item = &Attached> {
+        let pod = self.snapshot.pods.get(name);
+        let attached = pod.and_then(|pod| Some((pod, self.attached.get(name)?)));
+        attached.into_iter().flat_map(|(pod, all)| all.iter().filter(|attached| attached.is_of(pod)))
     }
 
     /// All pods of a namespace, members or not.
@@ -202,31 +274,38 @@ impl Cluster {
     }
 
     /// The addresses that a pod has reason to call its own.
-    fn claimed(&self, name: &NamespacedName) -> &[IpAddr] {
+    fn claimed(&self, name: &NamespacedName) -> Vec<IpAddr> {
         let ended = self.snapshot.pod_statuses.get(name).is_some_and(|status| status.phase.ended());
         match self.snapshot.pods.get(name) {
             Some(pod) if !pod.host_network && !pod.phase.ended() && !ended => {
-                self.snapshot.pod_addresses(name)
+                let attached = self.attached_of(name).flat_map(|attached| attached.addresses.iter());
+                attached.chain(self.snapshot.pod_addresses(name)).copied().collect()
             }
-            _ => &[],
+            _ => Vec::new(),
         }
     }
 
+    /// Whether the pod's interface on this node has the address.
+    fn has_attached(&self, name: &NamespacedName, address: &IpAddr) -> bool {
+        self.attached_of(name).any(|attached| attached.addresses.contains(address))
+    }
+
     fn claim(&mut self, name: &NamespacedName) {
-        for address in self.claimed(name).to_vec() {
+        for address in self.claimed(name) {
             let mut names = self.claimants(&address).to_vec();
             names.push(name.clone());
-            // Who stays before who goes; then any order, as long as it is always the same.
+            // Who is attached here before who is said to have it; who stays before who goes; then any order, as long as it
+            // is always the same.
             let goes =
                 |name: &NamespacedName| self.snapshot.pods.get(name).is_some_and(|pod| pod.terminating);
-            names.sort_unstable_by_key(|name| (goes(name), name.clone()));
+            names.sort_unstable_by_key(|name| (!self.has_attached(name, &address), goes(name), name.clone()));
             names.dedup();
             self.put(address, names);
         }
     }
 
     fn disclaim(&mut self, name: &NamespacedName) {
-        for address in self.claimed(name).to_vec() {
+        for address in self.claimed(name) {
             let mut names = self.claimants(&address).to_vec();
             names.retain(|other| other != name);
             self.put(address, names);

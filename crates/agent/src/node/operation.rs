@@ -41,6 +41,7 @@ impl NodeKeeper {
         let flannel = FlannelConfig { etcd_prefix, ..config.flannel };
         self.options.config = Config { cluster, flannel, ..config };
         self.conflist = Conflist::new(&self.options);
+        self.policing.reconfigure(&self.options.config.policy);
         tracing::info!("the configuration was read again");
         self.options.tell_what_is_without_effect();
         let text = "the new configuration is in force".to_owned();
@@ -107,6 +108,7 @@ impl NodeKeeper {
         let tunnel = self.underlays.values().next();
         status.underlay = tunnel.map(|tunnel| crate::report::underlay(tunnel, self.lease.as_ref()));
         status.tunnels = self.tunnels.traffic();
+        status.policies = self.policing.status();
         status.peers =
             crate::report::peers(&self.options.node, &view.snapshot, self.design.as_ref(), &self.changed);
         self.prober.look(|found| {

@@ -4,7 +4,7 @@
 //! [`Statement::Unknown`] unless its comment ends in the digest of a rule of the wanted table: then it is that
 //! rule. A set or chain with features we never use comes back as one that differs from every wanted one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use netstate::nft::{
     BaseChain, Chain, ChainKind, Element, Family, Hook, Key, Policy, Rule, Set, Statement, Table, TableKey,
@@ -170,10 +170,16 @@ impl Nft {
         request.text(c::TABLE_NAME, &key.name);
         self.socket.ask(&Request::new(request, Purpose::new("find table", key.to_string())), |_| Ok(()))?;
         let mut table = Table { key: key.clone(), sets: self.full_sets(key)?, chains: self.chains(key)? };
+        // Rules come chain by chain, and a chain may have a thousand.
+        let mut wanted: (String, HashMap<u64, &Rule>) = Default::default();
         for (chain, rule) in self.rules(key)? {
-            let wanted = want.and_then(|want| want.chains.get(&chain));
+            if wanted.0 != chain {
+                let rules = want.and_then(|want| want.chains.get(&chain)).map(|chain| &*chain.rules);
+                let rules = rules.unwrap_or_default().iter().map(|rule| (rule.digest(), rule));
+                wanted = (chain.clone(), rules.collect());
+            }
             if let Some(chain) = table.chains.get_mut(&chain) {
-                chain.rules.push(recognise(rule, wanted));
+                chain.rules.push(recognise(rule, &wanted.1));
             }
         }
         Ok(table)
@@ -257,14 +263,9 @@ impl Nft {
 }
 
 /// The wanted rule with the digest in this comment, or one that is like no other.
-fn recognise(comment: String, wanted: Option<&Chain>) -> Rule {
-    let digest = userdata::find_digest(&comment);
-    wanted
-        .into_iter()
-        .flat_map(|chain| &chain.rules)
-        .find(|rule| Some(rule.digest()) == digest)
-        .cloned()
-        .unwrap_or_else(|| Rule::new([Statement::Unknown(comment)]))
+fn recognise(comment: String, wanted: &HashMap<u64, &Rule>) -> Rule {
+    let found = userdata::find_digest(&comment).and_then(|digest| wanted.get(&digest));
+    found.map_or_else(|| Rule::new([Statement::Unknown(comment)]), |rule| (*rule).clone())
 }
 
 fn read_set(attributes: Attributes<'_>) -> Result<Set, Malformed> {

@@ -19,7 +19,7 @@ use netstate::nft::{
 use super::set::VERSIONS;
 
 /// The name of the table.
-pub const TABLE: &str = "fairlead_policy";
+pub const TABLE: &str = netstate::POLICY_TABLE;
 
 /// The protocol number of ICMPv6.
 const ICMPV6: u8 = 58;

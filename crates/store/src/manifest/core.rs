@@ -11,6 +11,9 @@ pub(crate) const NOT_READY: &str = "fairlead.io/not-ready";
 /// The condition of a Node that says whether pods can be given a network there.
 pub(crate) const NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
 
+/// The annotation of a mirror pod with the UID of the pod that it mirrors.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
 /// The annotations that pod networking reads, or the beginnings of their keys.
 const KEPT_ANNOTATIONS: [&str; 4] = [
     "fairlead/",
@@ -80,6 +83,7 @@ pub(crate) fn pod(document: &Field<'_, '_>) -> Result<Pod, Fault> {
     let status = document.get("status")?;
     Ok(Pod {
         name: document.namespaced_name(check_subdomain)?,
+        uid: pod_uid(&metadata)?,
         labels: metadata.get("labels")?.labels()?,
         annotations: annotations(&metadata.get("annotations")?)?,
         node: spec.get("nodeName")?.name(check_subdomain)?.map(Into::into),
@@ -89,6 +93,14 @@ pub(crate) fn pod(document: &Field<'_, '_>) -> Result<Pod, Fault> {
         addresses: pod_addresses(&status)?,
         terminating: !metadata.get("deletionTimestamp")?.is_absent(),
     })
+}
+
+/// The UID by which the kubelet speaks of a pod to its runtime. Of a pod out of the kubelet's own files the API has a
+/// mirror, with another UID and this one in an annotation.
+fn pod_uid(metadata: &Field<'_, '_>) -> Result<Option<Box<str>>, Fault> {
+    let (annotations, own) = (metadata.get("annotations")?, metadata.get("uid")?);
+    let mirrored = annotations.get(MIRROR)?.filled_text()?;
+    Ok(mirrored.or(own.filled_text()?).map(Into::into))
 }
 
 pub(crate) fn phase(field: &Field<'_, '_>) -> Result<Phase, Fault> {

@@ -74,6 +74,9 @@ fn of_node(node: &Node) -> Value {
 fn of_pod(pod: &Pod) -> Value {
     let mut metadata = of_name(&pod.name, &pod.labels);
     metadata["annotations"] = of_labels(&pod.annotations);
+    if let Some(uid) = &pod.uid {
+        metadata["uid"] = json!(uid);
+    }
     // When it is to end is not kept.
     metadata["deletionTimestamp"] = pod.terminating.then_some("1970-01-01T00:00:00Z").into();
     // Which container a port belongs to is not kept; one stands for all.

@@ -224,6 +224,7 @@ mod tests {
             cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/56".parse().unwrap()],
             mtu: 1450,
             not_ready: None,
+            enforcement: None,
         }
     }
 

@@ -1,0 +1,225 @@
+//! What the keeper of policies knows: the cluster as far as policies decide by it, and what is attached here.
+//!
+//! Read [`Known::apply`]. Before the store has been read whole things are only gathered; then there are [`Policies`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use cluster::{Attachment, Change, Direction, Key, NamespacedName, Object, Snapshot};
+use netstate::nft::{Step, Table};
+use policy::{Attached, Flow, Policies};
+
+use super::super::status::PolicyStatus;
+use super::super::sweep::Swept;
+
+/// What is known.
+pub(super) struct Known {
+    node: Arc<str>,
+    /// Before the store has been read whole.
+    gathered: Snapshot,
+    policies: Option<Policies>,
+    /// By the names of their files.
+    attachments: BTreeMap<String, Attachment>,
+    /// What could not be read in policies.
+    faults: BTreeMap<Key, String>,
+    /// Those of them that nobody has been told of.
+    untold: Vec<String>,
+}
+
+impl Known {
+    pub(super) fn new(node: Arc<str>) -> Self {
+        Self {
+            node,
+            gathered: Snapshot::default(),
+            policies: None,
+            attachments: BTreeMap::new(),
+            faults: BTreeMap::new(),
+            untold: Vec::new(),
+        }
+    }
+
+    /// What the store says first.
+    pub(super) fn begin(&mut self, snapshot: Snapshot) {
+        let changes = snapshot.network_policies.values().cloned().map(Object::NetworkPolicy);
+        let of_cluster =
+            snapshot.cluster_network_policies.values().cloned().map(Object::ClusterNetworkPolicy);
+        let changes: Vec<Change> = changes.chain(of_cluster).map(Change::Set).collect();
+        changes.iter().for_each(|change| self.note_faults(change));
+        self.gathered = snapshot;
+    }
+
+    /// The store has been read whole.
+    pub(super) fn complete(&mut self, attachments: Vec<(String, Attachment)>) {
+        let snapshot = std::mem::take(&mut self.gathered);
+        self.policies = Some(Policies::new(self.node.clone(), snapshot));
+        // What was heard of them before has been told to nobody.
+        self.attachments.clear();
+        self.attach_all(attachments);
+    }
+
+    /// Whether it has.
+    pub(super) fn is_complete(&self) -> bool {
+        self.policies.is_some()
+    }
+
+    /// Takes a change of the cluster; returns what it changes of the table.
+    pub(super) fn apply(&mut self, change: &Change) -> Vec<Step> {
+        self.note_faults(change);
+        match &mut self.policies {
+            Some(policies) => policies.apply(change).steps,
+            None => {
+                self.gathered.apply(change.clone());
+                Vec::new()
+            }
+        }
+    }
+
+    /// The file of that name says this now, or is gone.
+    pub(super) fn attach(&mut self, name: String, attachment: Option<Attachment>) -> Vec<Step> {
+        let mut touched = BTreeSet::new();
+        if let Some(known) = self.attachments.get(&name) {
+            if Some(known) == attachment.as_ref() {
+                return Vec::new();
+            }
+            touched.insert(pod_name(known));
+        }
+        match attachment {
+            None => drop(self.attachments.remove(&name)),
+            Some(attachment) => {
+                touched.insert(pod_name(&attachment));
+                // An address is given once at a time: who had it before has lost it, though his file is still there.
+                for known in self.attachments.values_mut() {
+                    let before = known.addresses.len();
+                    known.addresses.retain(|address| !attachment.addresses.contains(address));
+                    if known.addresses.len() < before {
+                        touched.insert(pod_name(known));
+                    }
+                }
+                self.attachments.insert(name, attachment);
+            }
+        }
+        touched.iter().flat_map(|pod| self.settle(pod)).collect()
+    }
+
+    /// These are all files there are, the oldest first.
+    pub(super) fn attach_all(&mut self, all: Vec<(String, Attachment)>) -> Vec<Step> {
+        let there: BTreeSet<&String> = all.iter().map(|(name, _)| name).collect();
+        let gone: Vec<String> =
+            self.attachments.keys().filter(|name| !there.contains(name)).cloned().collect();
+        let mut steps: Vec<Step> = gone.into_iter().flat_map(|name| self.attach(name, None)).collect();
+        for (name, attachment) in all {
+            // One that is known may have lost addresses to a later one, and does not get them back.
+            if !self.attachments.contains_key(&name) {
+                steps.extend(self.attach(name, Some(attachment)));
+            }
+        }
+        steps
+    }
+
+    /// Tells the policies what is attached of a pod.
+    fn settle(&mut self, pod: &NamespacedName) -> Vec<Step> {
+        let Some(policies) = &mut self.policies else { return Vec::new() };
+        let own = self.attachments.values().filter(|attachment| pod_name(attachment) == *pod);
+        let attached: Vec<Attached> = own
+            .map(|attachment| Attached {
+                node: self.node.clone(),
+                uid: attachment.uid.as_deref().map(Into::into),
+                addresses: attachment.addresses.clone().into(),
+            })
+            .collect();
+        policies.attach(pod, &attached).steps
+    }
+
+    /// Whose attachment that is, with the UID if it is known.
+    pub(super) fn pod_of(&self, attachment: &str) -> Option<(NamespacedName, Option<&str>)> {
+        let attachment = self.attachments.get(attachment)?;
+        Some((pod_name(attachment), attachment.uid.as_deref()))
+    }
+
+    /// Whether the store has this very pod.
+    pub(super) fn is_there(&self, pod: &NamespacedName, uid: Option<&str>) -> bool {
+        let found = self.policies.as_ref().and_then(|policies| policies.cluster().snapshot().pods.get(pod));
+        found.is_some_and(|found| match (uid, &found.uid) {
+            (Some(one), Some(other)) => *one == **other,
+            _ => true,
+        })
+    }
+
+    /// Whether a policy is about the pod.
+    pub(super) fn is_subject(&self, pod: &NamespacedName) -> bool {
+        self.policies.as_ref().is_some_and(|policies| policies.is_subject(pod))
+    }
+
+    /// Whether a policy is about any pod here.
+    pub(super) fn has_subjects(&self) -> bool {
+        self.policies.as_ref().is_some_and(|policies| policies.subjects().next().is_some())
+    }
+
+    /// The addresses of pods here that policies are about.
+    pub(super) fn isolated_addresses(&self) -> Swept {
+        let subjects = self.policies.iter().flat_map(Policies::subjects);
+        subjects.flat_map(|member| member.addresses.iter().copied()).collect()
+    }
+
+    /// Whether a flow is allowed, as far as pods of this node are concerned: at its other end it is judged there.
+    pub(super) fn allows(&self, flow: &Flow) -> bool {
+        let Some(policies) = &self.policies else { return true };
+        let is_here = |address| {
+            let member = policies.cluster().party(address).member;
+            member.is_some_and(|member| member.node.as_ref() == Some(&self.node))
+        };
+        let judgement = policies.verdict(flow);
+        let passes = |direction, here: bool| !here || judgement.of(direction).allows();
+        passes(Direction::Egress, is_here(flow.source))
+            && passes(Direction::Ingress, is_here(flow.destination))
+    }
+
+    /// The whole table, once it is known.
+    pub(super) fn full(&self) -> Option<Table> {
+        self.policies.as_ref().map(Policies::full)
+    }
+
+    /// What could not be read in policies and nobody has been told of.
+    pub(super) fn take_faults(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.untold)
+    }
+
+    fn note_faults(&mut self, change: &Change) {
+        let faults: Vec<&str> = match change {
+            Change::Set(Object::NetworkPolicy(policy)) => policy.all_faults().collect(),
+            Change::Set(Object::ClusterNetworkPolicy(policy)) => policy.all_faults().collect(),
+            Change::Removed(key @ (Key::NetworkPolicy(_) | Key::ClusterNetworkPolicy(_))) => {
+                self.faults.remove(key);
+                return;
+            }
+            _ => return,
+        };
+        let key = change.key();
+        if faults.is_empty() {
+            self.faults.remove(&key);
+            return;
+        }
+        let text = format!("{key}: {}", faults.join("; "));
+        if self.faults.get(&key) != Some(&text) {
+            self.untold.push(text.clone());
+            self.faults.insert(key, text);
+        }
+    }
+
+    /// Counts what there is.
+    pub(super) fn count(&self, status: &mut PolicyStatus) {
+        if status.invalid.len() != self.faults.len() || !status.invalid.iter().eq(self.faults.values()) {
+            status.invalid = self.faults.values().cloned().collect();
+        }
+        let Some(policies) = &self.policies else { return };
+        let snapshot = policies.cluster().snapshot();
+        status.network_policies = snapshot.network_policies.len();
+        status.cluster_network_policies = snapshot.cluster_network_policies.len();
+        status.local_pods = policies.local_pods();
+        status.isolated_pods = policies.subjects().count();
+    }
+}
+
+fn pod_name(attachment: &Attachment) -> NamespacedName {
+    NamespacedName::new(attachment.namespace.as_str(), attachment.name.as_str())
+}

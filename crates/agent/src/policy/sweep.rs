@@ -1,0 +1,104 @@
+//! Connections that no policy allows any more: found among those that the kernel tracks, and cut.
+//!
+//! Read [`sweep`]. A tracked connection passes whatever the rules say, so one that was allowed when it began would go on
+//! after its policy is gone. A thread of its own lists the connections of isolated pods, asks the keeper, who alone knows
+//! the policies, a few at a time, and has the kernel forget those that are not allowed: their next packet is judged as a
+//! first one. What asks for it again meanwhile is one more sweep, however often it asks.
+//!
+//! A connection is judged as it began: in its original direction, at the destination that it was translated to.
+//!
+//! What is not cut by this: a TCP connection whose next packet comes from the end that did not begin it, if that one might
+//! begin one to the other end. The kernel takes such a packet for a beginning (`nf_conntrack_tcp_loose`).
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::{Duration, Instant};
+
+use cluster::Protocol;
+use kernel::conntrack::{self, Flow as Tracked};
+use kernel::netlink::{self, Socket};
+use policy::{Flow, Traffic};
+
+use super::keeper::News;
+use crate::run::{Error, spawn};
+
+/// How many connections the keeper judges at once: it has other things to do.
+const AT_ONCE: usize = 64;
+
+/// A sweep may take at most this part of the time, for it goes through all that the kernel tracks.
+const SHARE: u32 = 4;
+
+/// The longest pause after a sweep.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// The addresses whose connections are to be looked at.
+pub(super) type Swept = HashSet<IpAddr>;
+
+/// Starts the thread that sweeps.
+pub(super) fn start(news: Sender<News>) -> Result<Sender<Swept>, Error> {
+    let (wanted, asked) = mpsc::channel();
+    spawn("sweep", move || serve(&asked, &news))?;
+    Ok(wanted)
+}
+
+fn serve(asked: &Receiver<Swept>, news: &Sender<News>) {
+    while let Ok(first) = asked.recv() {
+        let started = Instant::now();
+        let addresses: Swept = first.into_iter().chain(asked.try_iter().flatten()).collect();
+        match sweep(&addresses, news) {
+            Ok(0) => {}
+            Ok(count) => {
+                tracing::info!(count, "connections that no policy allows any more were cut");
+                if news.send(News::Cut(count)).is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "connections that no policy allows any more may go on until they end");
+            }
+        }
+        std::thread::sleep((started.elapsed() * SHARE).min(LONGEST_PAUSE));
+    }
+}
+
+/// Cuts what is not allowed of the connections that these addresses have, and says how many those were.
+fn sweep(addresses: &Swept, news: &Sender<News>) -> Result<u64, kernel::Error> {
+    if addresses.is_empty() || conntrack::is_empty() {
+        return Ok(0);
+    }
+    let mut socket = Socket::open(netlink::Protocol::Netfilter)?;
+    let mut cut = 0;
+    for family in [kernel::Family::V4, kernel::Family::V6] {
+        let concerned = |flow: &Tracked| {
+            addresses.contains(&flow.original.source) || addresses.contains(&flow.reply.source)
+        };
+        let found = conntrack::list_where(&mut socket, family, concerned)?;
+        for part in found.chunks(AT_ONCE) {
+            let (answer, answered) = mpsc::channel();
+            let flows = part.iter().map(as_it_began).collect();
+            if news.send(News::Judge(flows, answer)).is_err() {
+                return Ok(cut);
+            }
+            let Ok(allowed) = answered.recv() else { return Ok(cut) };
+            let losers = part.iter().zip(allowed).filter(|(_, allowed)| !allowed);
+            let losers: Vec<Tracked> = losers.map(|(flow, _)| flow.clone()).collect();
+            conntrack::forget(&mut socket, &losers)?;
+            cut += losers.len() as u64;
+        }
+    }
+    Ok(cut)
+}
+
+fn as_it_began(flow: &Tracked) -> Flow {
+    let (original, reply) = (&flow.original, &flow.reply);
+    let port = |protocol| Traffic::Port(protocol, reply.source_port);
+    let traffic = match original.protocol {
+        6 => port(Protocol::Tcp),
+        17 => port(Protocol::Udp),
+        132 => port(Protocol::Sctp),
+        other => Traffic::Other(other),
+    };
+    let (source, destination) = (original.source, reply.source);
+    Flow { source, destination, traffic, through_service: original.destination != destination }
+}
