@@ -86,7 +86,10 @@ pub(crate) fn play(game: &mut Game<'_>, case: &Value) -> Result<Played, String> 
     let families: &[Family] = match case["families"].as_array().map_or(0, Vec::len) {
         2.. => &[Family::Named],
         _ if tagged("v4-literal") => &[Family::V4],
-        _ if case["ip_dependent"] == true || !list(&case["nodes"]).collect::<Vec<_>>().is_empty() => {
+        _ if case["ip_dependent"] == true
+            || list(&case["nodes"]).next().is_some()
+            || has_placeholders(case) =>
+        {
             &[Family::V4, Family::V6]
         }
         _ => &[Family::Both],
@@ -433,6 +436,11 @@ fn list(value: &Value) -> impl Iterator<Item = &Value> {
 
 fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_else(|| panic!("{value} is no text"))
+}
+
+/// Whether addresses have to be put into it.
+fn has_placeholders(case: &Value) -> bool {
+    case.to_string().contains("{{")
 }
 
 fn id(value: &Value) -> String {
