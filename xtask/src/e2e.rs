@@ -9,6 +9,7 @@
 //!   once more over the reference plugins' chain and static routes;
 //! - `outages`: what dies while a witness counts packets between pods (outages.rs has the list);
 //! - `conformance`: Kubernetes' own suite, every `[sig-network]` `[Conformance]` test, with kube-proxy beside us;
+//! - `policies`: the same suite's tests of NetworkPolicy;
 //! - `allocation`: a cluster that gives out no pod CIDRs, with pods of two families;
 //! - `uninstall`: deploy/uninstall.yaml, and whether anything of Fairlead is left on a node.
 //!
@@ -90,6 +91,9 @@ pub(crate) fn run(part: &str) -> anyhow::Result<()> {
     }
     if wanted("conformance") {
         judge("conformance", conformance::run(&cluster));
+    }
+    if wanted("policies") {
+        judge("policies", conformance::policies(&cluster));
     }
     if wanted("uninstall") {
         judge("uninstall", uninstall(&cluster));

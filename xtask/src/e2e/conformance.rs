@@ -1,7 +1,7 @@
-//! Kubernetes' own end-to-end suite: every `[sig-network]` `[Conformance]` test.
+//! Kubernetes' own end-to-end suite: every `[sig-network]` `[Conformance]` test, and every test of network policies.
 //!
-//! [`run`] starts the suite's program beside the API server and prints each test with its result, as docs/conformance.md lists
-//! them. Kubernetes' Services are kube-proxy's here, not ours. Tests that ask a cluster DNS run where there is a CoreDNS
+//! [`run`] and [`policies`] start the suite's program beside the API server and print each test with its result, as
+//! docs/conformance.md lists them. Kubernetes' Services are kube-proxy's here, not ours. Tests that ask a cluster DNS run where there is a CoreDNS
 //! beside Kubernetes' binaries (`coredns`); without one they are left out and named.
 
 use std::{
@@ -24,23 +24,46 @@ const NEEDS_DNS: &str = "DNS should provide DNS|DNS should resolve DNS|ExternalN
                          pods|should serve multiport endpoints from pods|should be able to create a functioning NodePort \
                          service|session affinity|should serve endpoints on same port and different protocols";
 
-/// Runs the suite once; prints and judges its report.
+/// Which of the suite's tests are run.
+struct Choice {
+    /// What it is called in what is printed.
+    name: &'static str,
+    focus: &'static str,
+    skip: Option<&'static str>,
+}
+
+/// Runs the conformance tests once; prints and judges their report.
 pub(super) fn run(cluster: &Cluster) -> anyhow::Result<()> {
+    let has_dns = start_dns(cluster)?;
+    if !has_dns {
+        println!("conformance: without a cluster DNS these were left out: {NEEDS_DNS}");
+    }
+    let skip = (!has_dns).then_some(NEEDS_DNS);
+    suite(cluster, &Choice { name: "conformance", focus: r"\[sig-network\].*\[Conformance\]", skip })
+}
+
+/// Runs the tests of NetworkPolicy, but for those of SCTP, which this kernel opens no sockets of.
+pub(super) fn policies(cluster: &Cluster) -> anyhow::Result<()> {
+    start_dns(cluster)?;
+    let skip = Some("SCTP");
+    suite(cluster, &Choice { name: "policies", focus: r"\[sig-network\] Netpol", skip })
+}
+
+/// Runs the suite once; prints and judges its report.
+fn suite(cluster: &Cluster, choice: &Choice) -> anyhow::Result<()> {
+    let Choice { name, focus, skip } = choice;
     let suite = assets().join("e2e.test");
     if !suite.exists() || !assets().join("ginkgo").exists() || !assets().join("agnhost").exists() {
         let reason = format!("{} has no e2e.test, ginkgo and agnhost", assets().display());
-        workspace::not_run("e2e conformance", &reason);
+        workspace::not_run(&format!("e2e {name}"), &reason);
         return Ok(());
     }
     cluster.agnhost(super::NODES)?;
-    let has_dns = start_dns(cluster)?;
-    let reports = cluster.path("e2e");
+    let reports = cluster.path(name);
     fs::create_dir_all(&reports)?;
     let mut command: Command = cluster.beside_the_api_server(assets().join("ginkgo"));
-    command.args([PARALLEL, "--no-color", "--timeout=60m", r"--focus=\[sig-network\].*\[Conformance\]"]);
-    if !has_dns {
-        command.arg(format!("--skip={NEEDS_DNS}"));
-    }
+    command.args([PARALLEL, "--no-color", "--timeout=60m"]).arg(format!("--focus={focus}"));
+    command.args(skip.map(|skip| format!("--skip={skip}")));
     command.arg(&suite).arg("--").arg("--kubeconfig").arg(cluster.path("kubeconfig"));
     command.args(["--provider=skeleton", "--disable-log-dump", "--report-dir"]).arg(&reports);
     let log = fs::File::create(cluster.path("e2e.log"))?;
@@ -48,13 +71,10 @@ pub(super) fn run(cluster: &Cluster) -> anyhow::Result<()> {
     let status = command.status().context("starting ginkgo")?;
     let results = results(&fs::read_to_string(reports.join("junit_01.xml"))?);
     for (test, result) in &results {
-        println!("conformance: {result:<7} {test}");
+        println!("{name}: {result:<7} {test}");
     }
     let count = |wanted: &str| results.values().filter(|result| **result == wanted).count();
-    println!("conformance: {} passed, {} failed", count("passed"), count("failed"));
-    if !has_dns {
-        println!("conformance: without a cluster DNS these were left out: {NEEDS_DNS}");
-    }
+    println!("{name}: {} passed, {} failed", count("passed"), count("failed"));
     if !status.success() {
         // For whoever looks at it: the cluster is gone by then.
         fs::copy(cluster.path("e2e.log"), workspace::root().join("target/e2e.log"))?;
