@@ -7,7 +7,7 @@
 //! [`run`] builds and moves into a network namespace of its own; [`inside`] measures there: [`plugins`] one
 //! pod at a time, [`status`] how long a kubelet's question takes, [`burst`] fifty pods ten at a time, [`crowd`] a
 //! hundred at once, [`cluster`] the demo and an idle agent, [`kubernetes`] an agent of a large Kubernetes, [`network`] nodes that join
-//! and agents that die, [`tunnel`] packets between nodes.
+//! and agents that die, [`tunnel`] packets between nodes, [`policy`] network policies.
 
 mod burst;
 mod cluster;
@@ -15,6 +15,7 @@ mod crowd;
 mod kubernetes;
 mod network;
 mod plugins;
+mod policy;
 mod status;
 mod subject;
 mod tunnel;
@@ -34,7 +35,7 @@ use crate::{packages, process, workspace};
 type Part = fn() -> anyhow::Result<()>;
 
 /// The parts, by the names that they are asked for with.
-const PARTS: [(&str, Part); 8] = [
+const PARTS: [(&str, Part); 9] = [
     ("plugins", plugins::run),
     ("status", status::run),
     ("burst", burst::run),
@@ -43,6 +44,7 @@ const PARTS: [(&str, Part); 8] = [
     ("kubernetes", kubernetes::run),
     ("network", network::run),
     ("tunnel", tunnel::run),
+    ("policy", policy::run),
 ];
 
 /// Builds what is measured, then runs [`inside`] in a fresh network namespace.

@@ -2,18 +2,27 @@
 
 use ipnet::IpNet;
 
-/// The networks that make up `cidr` without those in `except`.
+/// The networks that make up `cidr` without those in `except`, in order.
+///
+/// Without recursion: a network of IPv6 may be halved 128 times, on a thread of any stack.
 pub(crate) fn subtract(cidr: IpNet, except: &[IpNet]) -> Vec<IpNet> {
-    if except.iter().any(|taken| taken.contains(&cidr)) {
-        return Vec::new();
+    let mut left = Vec::new();
+    let mut open = vec![(cidr, except.to_vec())];
+    while let Some((network, except)) = open.pop() {
+        if except.iter().any(|taken| taken.contains(&network)) {
+            continue;
+        }
+        let inside: Vec<IpNet> = except.into_iter().filter(|taken| network.contains(taken)).collect();
+        if inside.is_empty() {
+            left.push(network);
+            continue;
+        }
+        // One of them is smaller, so there are halves.
+        let halves: Vec<IpNet> =
+            network.subnets(network.prefix_len().saturating_add(1)).into_iter().flatten().collect();
+        open.extend(halves.into_iter().rev().map(|half| (half, inside.clone())));
     }
-    let inside: Vec<IpNet> = except.iter().copied().filter(|taken| cidr.contains(taken)).collect();
-    if inside.is_empty() {
-        return vec![cidr];
-    }
-    // One of them is smaller, so there are halves.
-    let halves = cidr.subnets(cidr.prefix_len().saturating_add(1));
-    halves.into_iter().flatten().flat_map(|half| subtract(half, &inside)).collect()
+    left
 }
 
 /// The same addresses in as few networks as can be, none of which overlap.
@@ -52,6 +61,16 @@ mod tests {
             }
             prop_assert!(left.windows(2).all(|pair| pair[0] < pair[1]));
         }
+    }
+
+    #[test]
+    fn a_small_stack_is_enough_for_the_largest_network_without_the_smallest() {
+        let little = std::thread::Builder::new().stack_size(32 << 10);
+        let count = little.spawn(|| {
+            let except = ["fd00::1/128", "2001:db8::/128", "ffff::ffff/128"].map(|net| net.parse().unwrap());
+            subtract("::/0".parse().unwrap(), &except).len()
+        });
+        assert!(count.unwrap().join().unwrap() > 256);
     }
 
     #[test]
