@@ -22,6 +22,7 @@ mod masquerade;
 mod membership;
 mod operation;
 mod path_mtu;
+mod policies;
 mod proxy;
 mod restart;
 mod rig;

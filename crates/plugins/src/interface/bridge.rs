@@ -18,6 +18,8 @@ mod gateway;
 mod teardown;
 mod vlan;
 
+use std::net::IpAddr;
+
 use cni::{AddResult, Code, Error, Plugin, Request, delegate};
 use kernel::netlink::{Protocol, Socket};
 use kernel::nft::Nft;
@@ -37,7 +39,7 @@ impl Plugin for Bridge {
     }
 
     fn add(&self, request: &Request) -> Result<AddResult, Error> {
-        add::add(request)
+        add_when(request, &mut |_| Ok(()))
     }
 
     fn del(&self, request: &Request) -> Result<(), Error> {
@@ -58,6 +60,14 @@ impl Plugin for Bridge {
             _ => Error { code: Code::NOT_READY, ..error },
         })
     }
+}
+
+/// ADD for a pod that can send only when `ready` says so of its addresses.
+pub(super) fn add_when(
+    request: &Request,
+    ready: &mut dyn FnMut(Vec<IpAddr>) -> Result<(), Error>,
+) -> Result<AddResult, Error> {
+    add::add(request, ready)
 }
 
 /// Whether an ADD would get what it needs.

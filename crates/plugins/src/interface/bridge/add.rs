@@ -32,8 +32,11 @@ use crate::{macspoof, masquerade};
 /// Where the pod's interface stands in the result.
 const POD: usize = 2;
 
-/// Plugs a pod in.
-pub(super) fn add(request: &Request) -> Result<AddResult, Error> {
+/// Plugs a pod in, and lets it send when `ready` says so of its addresses.
+pub(super) fn add(
+    request: &Request,
+    ready: &mut dyn FnMut(Vec<IpAddr>) -> Result<(), Error>,
+) -> Result<AddResult, Error> {
     let config = BridgeConfig::of(request)?;
     if let (true, Some(vlan)) = (config.gateway, config.vlans.access) {
         gateway::name(config.bridge, vlan)?;
@@ -46,6 +49,7 @@ pub(super) fn add(request: &Request) -> Result<AddResult, Error> {
         host: Socket::open(Protocol::Route).map_err(fault)?,
         pod: Pod::open(request.netns()?)?,
         undo: Undo::new(request, &owner),
+        ready,
     };
     match wiring.run() {
         Ok(result) => Ok(result),
@@ -66,6 +70,7 @@ struct Wiring<'a> {
     host: Socket,
     pod: Pod,
     undo: Undo<'a>,
+    ready: &'a mut dyn FnMut(Vec<IpAddr>) -> Result<(), Error>,
 }
 
 impl Wiring<'_> {
@@ -78,6 +83,8 @@ impl Wiring<'_> {
             self.check_spoofing(&port, &pod_link)?;
         }
         let mut result = self.addresses()?;
+        // Until the pod's end is up, which follows, nothing gets out.
+        (self.ready)(result.ips.iter().map(|ip| ip.address.addr()).collect())?;
         if !config.disabled {
             let setup = setup(config, &result, pod_link.index);
             self.pod.configure(&pod_link, &setup)?;

@@ -70,8 +70,9 @@ impl<'a> Isolation<'a> {
     pub(crate) fn begin(&mut self, addresses: Vec<IpAddr>) -> Result<Asked<'_>, Error> {
         self.attachment.addresses = addresses;
         let path = self.path();
-        write(&path, &self.attachment.to_json())
-            .map_err(|error| Error::io(format!("leave word of the attachment in {}: {error}", path.display())))?;
+        write(&path, &self.attachment.to_json()).map_err(|error| {
+            Error::io(format!("leave word of the attachment in {}: {error}", path.display()))
+        })?;
         let patience = self.patience();
         let question = Enforced {
             attachment: self.file_name(),
@@ -85,7 +86,9 @@ impl<'a> Isolation<'a> {
         });
         match asked {
             Ok(stream) => Ok(Asked { stream, isolation: self }),
-            Err(error) => Err(self.unknown(format!("ask the agent at {}: {error}", self.enforcement.socket.display()))),
+            Err(error) => {
+                Err(self.unknown(format!("ask the agent at {}: {error}", self.enforcement.socket.display())))
+            }
         }
     }
 
@@ -109,7 +112,8 @@ impl<'a> Isolation<'a> {
 
     fn unknown(&self, cause: String) -> Error {
         let Attachment { namespace, name, .. } = &self.attachment;
-        let message = format!("see that the network policies of pod {namespace}/{name} are in force: {cause}");
+        let message =
+            format!("see that the network policies of pod {namespace}/{name} are in force: {cause}");
         Error::new(Code::TRY_AGAIN, message).with_details(
             "hint: a pod is let in only when its policies are known to be in force; is `fairlead agent` running here, and \
              does `fairlead status` show that it enforces policies?",
@@ -154,10 +158,11 @@ pub(crate) fn collect(request: &Request, state_directory: &Path) -> Result<(), E
     let valid = request.valid_attachments();
     for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
         let path = entry.path();
-        let Some(found) = fs::read(&path).ok().and_then(|text| Attachment::from_json(&text)) else { continue };
-        let is_valid = valid.iter().any(|one| {
-            one.container_id == found.container && one.ifname == found.interface
-        });
+        let Some(found) = fs::read(&path).ok().and_then(|text| Attachment::from_json(&text)) else {
+            continue;
+        };
+        let is_valid =
+            valid.iter().any(|one| one.container_id == found.container && one.ifname == found.interface);
         if found.network == request.config.name && !is_valid {
             remove(&path).map_err(|error| Error::io(format!("remove {}: {error}", path.display())))?;
         }
@@ -170,7 +175,9 @@ fn connect(socket: &Path, patience: Duration) -> io::Result<UnixStream> {
     let until = Instant::now() + patience;
     loop {
         match UnixStream::connect(socket) {
-            Err(error) if is_away(error.kind()) && Instant::now() < until => std::thread::sleep(BETWEEN_TRIES),
+            Err(error) if is_away(error.kind()) && Instant::now() < until => {
+                std::thread::sleep(BETWEEN_TRIES)
+            }
             other => return other,
         }
     }
@@ -213,8 +220,7 @@ mod tests {
     use super::*;
 
     fn network(enforced: bool) -> NodeNetwork {
-        let enforcement =
-            Enforcement { socket: "/there/is/no/such/socket".into(), patience_milliseconds: 1 };
+        let enforcement = Enforcement { socket: "/there/is/no/such/socket".into(), patience_milliseconds: 1 };
         NodeNetwork {
             node: "node1".into(),
             pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
@@ -241,7 +247,10 @@ mod tests {
         }
         let network = network(true);
         let isolation = Isolation::of(&request(POD), &network, directory).unwrap().attachment;
-        assert_eq!((&*isolation.namespace, &*isolation.name, isolation.uid.as_deref()), ("shop", "web", Some("u1")));
+        assert_eq!(
+            (&*isolation.namespace, &*isolation.name, isolation.uid.as_deref()),
+            ("shop", "web", Some("u1"))
+        );
     }
 
     #[test]
@@ -279,8 +288,10 @@ mod tests {
         let config = r#"{"cniVersion": "1.1.0", "name": "fairlead", "type": "fairlead",
             "cni.dev/valid-attachments": [{"containerID": "c2", "ifname": "eth0"}]}"#;
         collect(&crate::testing::request(config), state.path()).unwrap();
-        let mut left: Vec<_> =
-            fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut left: Vec<_> = fs::read_dir(&directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
         left.sort();
         assert_eq!(left, ["c2-eth0", "c3-eth0"]);
     }

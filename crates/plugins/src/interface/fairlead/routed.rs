@@ -17,6 +17,7 @@ use kernel::netlink::{Batch, Protocol, Socket};
 use kernel::route::{self, Route};
 use netstate::{Mac, POD_ROUTE_PROTOCOL};
 
+use super::isolation::{Asked, Isolation};
 use crate::fault::fault;
 use crate::forwarding;
 use crate::interface::mac;
@@ -33,8 +34,12 @@ const HOST_MAC: Mac = Mac([0xee; 6]);
 /// Where the pod's interface stands in the result.
 const POD: usize = 1;
 
-/// Wires a pod.
-pub(super) fn add(request: &Request, mtu: u32) -> Result<AddResult, Error> {
+/// Wires a pod. With `isolation`, nothing passes its cable before its network policies are in force.
+pub(super) fn add(
+    request: &Request,
+    mtu: u32,
+    isolation: Option<&mut Isolation<'_>>,
+) -> Result<AddResult, Error> {
     let mac = mac::requested(request, false)?;
     let owner = Owner::of(request);
     let mut host = Socket::open(Protocol::Route).map_err(fault)?;
@@ -49,10 +54,17 @@ pub(super) fn add(request: &Request, mtu: u32) -> Result<AddResult, Error> {
         up: false,
     };
     let mut undo = Undo::new(request, &owner);
-    match wire(&cable, &mut host, &mut pod, &mut undo, request) {
+    let call = Call { request, isolation };
+    match wire(&cable, &mut host, &mut pod, &mut undo, call) {
         Ok(result) => Ok(result),
         Err(error) => Err(undo.back(&mut host, error)),
     }
+}
+
+/// What is asked for.
+struct Call<'a, 'i> {
+    request: &'a Request,
+    isolation: Option<&'a mut Isolation<'i>>,
 }
 
 fn wire(
@@ -60,8 +72,9 @@ fn wire(
     host: &mut Socket,
     pod: &mut Pod,
     undo: &mut Undo<'_>,
-    request: &Request,
+    call: Call<'_, '_>,
 ) -> Result<AddResult, Error> {
+    let Call { request, isolation } = call;
     let host_link = cable.lay(host, pod)?;
     let index = host_link.index;
     undo.note(Made::Link(index));
@@ -73,12 +86,16 @@ fn wire(
     undo.note(Made::Addresses);
     let mut result = delegate::add(&request.config.ipam_kind, request)?;
     let addresses: Vec<IpAddr> = result.ips.iter().map(|ip| ip.address.addr()).collect();
+    // The agent works meanwhile.
+    let asked = isolation.map(|isolation| isolation.begin(addresses.clone())).transpose()?;
     veth::refuse_advertisements(&host_link.name)?;
     forwarding::enable(host, addresses.iter().copied())?;
     pod.configure(&pod_link, &setup(&addresses, pod_link.index))?;
     let Some(pod_mac) = pod_link.mac else {
         return Err(Error::kernel(format!("{} has no hardware address", pod_link.name)));
     };
+    // The cable's end here is still down.
+    asked.map(Asked::wait).transpose()?;
     let mut batch = Batch::from(link::change(index, &Change { up: Some(true), ..Change::default() }));
     batch.extend(addresses.iter().flat_map(|address| {
         [neighbour::set(index, *address, pod_mac), route::replace(&host_route(*address, index))]

@@ -81,6 +81,11 @@ impl Settings {
         })
     }
 
+    /// Where the agent keeps what it tells, and is told of attachments.
+    pub(crate) fn state_directory(&self) -> &Path {
+        &self.state_directory
+    }
+
     /// The largest packet a pod may send: the configuration's word, or else the agent's.
     pub(crate) fn mtu_of(&self, network: &NodeNetwork) -> u32 {
         self.mtu.unwrap_or(network.mtu)

@@ -1,0 +1,394 @@
+//! Network policies in force, with packets: pods that the real plugin wires, policies put into the store, the agent killed, its
+//! table meddled with.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use harness::talk::{Client, ask, is_deaf, serve};
+use harness::{Call, Namespace, Reply, eventually, run_ok};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::rig::{Node, Rig};
+
+/// A rig of one node whose pods the plugin wires.
+struct Scene {
+    rig: Rig,
+    bin: TempDir,
+    ipam: TempDir,
+}
+
+/// A pod that was attached, or is about to be.
+struct Pod {
+    name: &'static str,
+    uid: String,
+    netns: Namespace,
+    addresses: Vec<String>,
+}
+
+impl Scene {
+    /// The agent runs, and enforces.
+    fn enforcing() -> Self {
+        let mut scene = Self {
+            rig: Rig::new(1),
+            bin: harness::plugin_directory(&["fairlead"]),
+            ipam: tempfile::tempdir().unwrap(),
+        };
+        scene.rig.nodes[0].configure("policy: {attachmentPatienceSeconds: 10}\n");
+        scene.start();
+        scene
+    }
+
+    fn start(&mut self) {
+        self.rig.nodes[0].start();
+        self.await_enforced();
+    }
+
+    fn await_enforced(&self) {
+        self.node().await_status("policies are in force", |status| status.ready && status.policies.enforced);
+    }
+
+    fn node(&self) -> &Node {
+        &self.rig.nodes[0]
+    }
+
+    /// Puts a manifest into the store, in place of an earlier one of that name.
+    fn put(&self, name: &str, manifest: &Value) {
+        let store = self.rig.store.path();
+        let half = store.join(format!(".{name}.half"));
+        std::fs::write(&half, manifest.to_string()).unwrap();
+        std::fs::rename(half, store.join(format!("{name}.json"))).unwrap();
+    }
+
+    fn remove(&self, name: &str) {
+        std::fs::remove_file(self.rig.store.path().join(format!("{name}.json"))).unwrap();
+    }
+
+    fn put_pod(&self, pod: &Pod, app: &str) {
+        self.put(
+            pod.name,
+            &json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": {"namespace": "shop", "name": pod.name, "uid": pod.uid, "labels": {"app": app}},
+                "spec": {"nodeName": "node1"},
+            }),
+        );
+    }
+
+    /// A policy of that name for the pods with this label; `spec` is what else it says.
+    fn put_policy(&self, name: &str, app: &str, mut spec: Value) {
+        spec["podSelector"] = json!({"matchLabels": {"app": app}});
+        self.put(
+            name,
+            &json!({
+                "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+                "metadata": {"namespace": "shop", "name": name}, "spec": spec,
+            }),
+        );
+    }
+
+    fn config(&self) -> Value {
+        json!({
+            "cniVersion": "1.1.0", "name": "fairlead", "type": "fairlead",
+            "stateDir": self.node().state_dir(), "dataDir": self.ipam.path(),
+        })
+    }
+
+    fn call(&self, command: &str, pod: &Pod) -> Reply {
+        let args = format!(
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={};K8S_POD_UID={}",
+            pod.name, pod.uid
+        );
+        let mut call = Call::new(&self.node().netns, self.bin.path(), "fairlead", &pod.uid, &pod.netns);
+        call.args = &args;
+        call.run(command, &self.config())
+    }
+
+    fn attach(&self, pod: &mut Pod) {
+        let result = self.call("ADD", pod).expect_success("ADD");
+        let ips = result["ips"].as_array().unwrap().iter();
+        let address = |ip: &Value| ip["address"].as_str().unwrap().split('/').next().unwrap().to_owned();
+        pod.addresses = ips.map(address).collect();
+    }
+
+    /// A pod in the store and in the network.
+    fn pod(&self, name: &'static str, app: &str) -> Pod {
+        let mut pod = Pod::new(name, &format!("uid-of-{name}"));
+        self.put_pod(&pod, app);
+        self.attach(&mut pod);
+        pod
+    }
+
+    fn attachments(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.node().state_dir().join("attachments")).unwrap();
+        entries.map(|entry| entry.unwrap().path()).collect()
+    }
+
+    fn table(&self) -> String {
+        run_ok(self.node().netns.command("nft").args(["list", "table", "inet", "fairlead_policy"]))
+    }
+}
+
+impl Pod {
+    fn new(name: &'static str, uid: &str) -> Self {
+        Self { name, uid: uid.to_owned(), netns: Namespace::with_loopback(), addresses: Vec::new() }
+    }
+
+    fn asks(&self, other: &Self) -> bool {
+        other
+            .addresses
+            .iter()
+            .all(|address| ask(&self.netns, address, 80).as_deref() == Some(&*self.says(address, other)))
+    }
+
+    /// What a server says to this pod.
+    fn says(&self, address: &str, other: &Self) -> String {
+        let own = self.addresses.iter().find(|own| own.contains(':') == address.contains(':'));
+        format!("{} {}", other.name, own.unwrap())
+    }
+
+    fn is_deaf_to(&self, other: &Self) -> bool {
+        other.addresses.iter().all(|address| is_deaf(&self.netns, address, 80))
+    }
+}
+
+/// What lets in only pods with that label.
+fn only_from(app: &str) -> Value {
+    json!({"ingress": [{"from": [{"podSelector": {"matchLabels": {"app": app}}}]}]})
+}
+
+#[test]
+fn a_policy_a_label_and_the_policy_s_end_hold_at_once_and_open_connections_end_with_what_allowed_them() {
+    let scene = Scene::enforcing();
+    let (web, client) = (scene.pod("web", "web"), scene.pod("client", "client"));
+    serve(&web.netns, 80, "web");
+    assert!(client.asks(&web), "nobody is isolated");
+    scene.put_policy("door", "web", only_from("client"));
+    scene.node().await_status("one pod is isolated", |status| status.policies.isolated_pods == 1);
+    assert!(client.asks(&web), "the policy lets it in");
+    let open: Vec<Client> =
+        web.addresses.iter().map(|address| Client::new(&client.netns, address, 80)).collect();
+    open.iter().for_each(|client| drop(client.ask()));
+    scene.put_pod(&client, "other");
+    eventually("it is not let in by another label", || client.is_deaf_to(&web).then_some(()));
+    for client in &open {
+        eventually("the connection is cut", || client.try_ask().is_none().then_some(()));
+    }
+    scene.put_pod(&client, "client");
+    eventually("it is let in again", || client.asks(&web).then_some(()));
+    scene.put_policy("door", "web", json!({"policyTypes": ["Ingress"]}));
+    eventually("nobody is let in", || client.is_deaf_to(&web).then_some(()));
+    assert!(scene.node().netns.pings(&web.addresses[0]), "the node may always");
+    scene.remove("door");
+    eventually("everybody is let in", || client.asks(&web).then_some(()));
+    let status = scene.node().status().unwrap().policies;
+    assert!(status.cut > 0 && status.failures == 0 && status.heals == 0, "{status:?}");
+    assert_eq!(status.generation, status.programmed);
+}
+
+/// Sends datagrams from inside a namespace as fast as it can to one address of each family.
+struct Flood {
+    ends: Arc<AtomicBool>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Flood {
+    fn start(from: &Namespace, to: &Pod) -> Self {
+        let ends = Arc::new(AtomicBool::new(false));
+        let sends = |address: &String| {
+            let to = SocketAddr::new(address.parse().unwrap(), 9);
+            let socket =
+                from.inside(|| UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap());
+            let ends = Arc::clone(&ends);
+            std::thread::spawn(move || {
+                while !ends.load(Ordering::Relaxed) {
+                    // Before there is a network there is nowhere to send to.
+                    let _ = socket.send_to(b"x", to);
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+            })
+        };
+        let threads = to.addresses.iter().map(sends).collect();
+        Self { ends, threads }
+    }
+
+    fn stop(self) {
+        self.ends.store(true, Ordering::Relaxed);
+        self.threads.into_iter().for_each(|thread| thread.join().unwrap());
+    }
+}
+
+/// Counts datagrams that reach a pod.
+fn count_datagrams(pod: &Pod) -> Arc<AtomicUsize> {
+    let count = Arc::new(AtomicUsize::new(0));
+    let socket = pod.netns.inside(|| UdpSocket::bind("[::]:9").unwrap());
+    let counted = Arc::clone(&count);
+    std::thread::spawn(move || {
+        let mut bytes = [0; 8];
+        while socket.recv_from(&mut bytes).is_ok() {
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    count
+}
+
+#[test]
+fn what_is_forbidden_stays_so_while_agents_are_killed_and_policies_change() {
+    let mut scene = Scene::enforcing();
+    scene.put_policy("door", "web", only_from("friend"));
+    let (web, client) = (scene.pod("web", "web"), scene.pod("client", "client"));
+    let arrived = count_datagrams(&web);
+    let flood = Flood::start(&client.netns, &web);
+    for round in 0..4 {
+        for change in 0..20 {
+            scene.put_policy(&format!("more-{change}"), "web", only_from(&format!("friend-{round}")));
+        }
+        scene.rig.nodes[0].kill();
+        let before = scene.table();
+        for change in 0..10 {
+            scene.remove(&format!("more-{change}"));
+        }
+        assert_eq!(scene.table(), before, "rules stay without an agent");
+        scene.start();
+    }
+    flood.stop();
+    assert_eq!(arrived.load(Ordering::Relaxed), 0, "packets that no policy allows");
+    scene.put_pod(&client, "friend");
+    serve(&web.netns, 80, "web");
+    eventually("a friend is let in", || client.asks(&web).then_some(()));
+}
+
+#[test]
+fn what_another_hand_does_to_the_table_is_undone() {
+    let scene = Scene::enforcing();
+    scene.put_policy("door", "web", only_from("friend"));
+    let (web, client) = (scene.pod("web", "web"), scene.pod("client", "client"));
+    serve(&web.netns, 80, "web");
+    assert!(client.is_deaf_to(&web));
+    let was = scene.table();
+    let lines = |text: &str| crate::rig::lines(text);
+    let ingress = format!("delete element inet fairlead_policy ingress4 {{ {} }}", web.addresses[0]);
+    for (number, meddling) in [
+        "flush ruleset".to_owned(),
+        "delete table inet fairlead_policy".to_owned(),
+        "flush chain inet fairlead_policy ingress".to_owned(),
+        ingress,
+        "add chain inet fairlead_policy more".to_owned(),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        run_ok(scene.node().netns.command("nft").arg(&meddling));
+        let what = format!("undone: {meddling}");
+        eventually(&what, || {
+            let heals = scene.node().status()?.policies.heals;
+            (heals > number as u64 && lines(&scene.table()) == lines(&was)).then_some(())
+        });
+    }
+    assert!(client.is_deaf_to(&web));
+    // With a table that is not as it was thought to be, a change is no less in force.
+    run_ok(scene.node().netns.command("nft").arg("delete table inet fairlead_policy"));
+    scene.put_policy("door", "web", only_from("client"));
+    eventually("the change is in force", || client.asks(&web).then_some(()));
+}
+
+#[test]
+fn a_pod_is_attached_only_where_its_policies_are_known_to_be_in_force() {
+    let mut scene = Scene::enforcing();
+    let mut pod = Pod::new("late", "uid-1");
+    scene.rig.nodes[0].configure("policy: {attachmentPatienceSeconds: 1}\n");
+    eventually("the patience is told", || {
+        let file = scene.node().network_file()?;
+        (file["enforcement"]["patienceMilliseconds"] == 1000).then_some(())
+    });
+    let refused = |scene: &Scene, pod: &Pod, part: &str| {
+        let reply = scene.call("ADD", pod);
+        assert_eq!(reply.error_code(), 11, "{}", reply.stdout);
+        assert!(reply.stdout.contains(part), "{part}: {}", reply.stdout);
+        assert!(scene.attachments().is_empty(), "no word stays");
+        let links = scene.node().netns.link_names();
+        assert!(!links.iter().any(|name| name.starts_with("veth")), "{links:?}");
+    };
+    refused(&scene, &pod, "the store has no pod shop/late with UID uid-1 yet");
+    // One of that name is not that pod.
+    scene.put_pod(&Pod::new("late", "uid-0"), "web");
+    refused(&scene, &pod, "the store has no pod shop/late with UID uid-1 yet");
+    scene.put_pod(&pod, "web");
+    scene.rig.nodes[0].kill();
+    refused(&scene, &pod, "ask the agent at");
+    scene.start();
+    scene.attach(&mut pod);
+    assert_eq!(scene.attachments().len(), 1);
+    // Who is no pod waits for nobody, and nobody waits with a DEL.
+    scene.rig.nodes[0].kill();
+    let other = Namespace::with_loopback();
+    let by_hand = Call::new(&scene.node().netns, scene.bin.path(), "fairlead", "by-hand", &other);
+    by_hand.add(&scene.config());
+    by_hand.del(&scene.config());
+    scene.call("DEL", &pod).expect_success("DEL");
+    assert!(scene.attachments().is_empty());
+}
+
+#[test]
+fn an_address_is_the_pods_that_was_attached_with_it_and_not_of_whom_it_was_before() {
+    let scene = Scene::enforcing();
+    scene.put_policy("closed", "closed", json!({"policyTypes": ["Ingress"]}));
+    let (web, client) = (scene.pod("web", "open"), scene.pod("client", "client"));
+    serve(&web.netns, 80, "web");
+    // As the API has it of a pod that ended, before its kubelet has said so; and of one of the same name.
+    let stale = |name: &str, uid: &str, app: &str| {
+        scene.put(name, &json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"namespace": "shop", "name": name, "uid": uid, "labels": {"app": app}},
+            "spec": {"nodeName": "node1"},
+            "status": {"phase": "Running", "podIPs": web.addresses.iter().map(|ip| json!({"ip": ip})).collect::<Vec<_>>()},
+        }));
+    };
+    stale("a-before", "uid-9", "closed");
+    eventually("both are known", || (scene.node().status()?.policies.generation >= 4).then_some(()));
+    assert!(client.asks(&web), "it is the one that is attached");
+    stale("web", "uid-of-web", "closed");
+    eventually("its own policy counts", || client.is_deaf_to(&web).then_some(()));
+    stale("web", "another", "open");
+    stale("a-before", "uid-9", "open");
+    eventually("another one of its name is another one", || client.asks(&web).then_some(()));
+}
+
+#[test]
+fn no_pod_sends_a_forbidden_packet_however_early_it_begins() {
+    let scene = Scene::enforcing();
+    let witness = scene.pod("witness", "witness");
+    let arrived = count_datagrams(&witness);
+    scene.put_policy("closed", "closed", json!({"policyTypes": ["Egress"]}));
+    scene.put_policy("more-0", "closed", json!({"policyTypes": ["Egress"]}));
+    let ends = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in (0..7).cycle().take_while(|_| !ends.load(Ordering::Relaxed)) {
+                scene.put_policy(&format!("more-{round}"), "witness", only_from(&format!("friend-{round}")));
+                scene.put_policy(&format!("more-{}", (round + 3) % 7), "witness", json!({"ingress": [{}]}));
+                std::thread::sleep(Duration::from_millis(3));
+            }
+        });
+        for round in 0..30 {
+            let mut pod = Pod::new("early", &format!("uid-{round}"));
+            let flood = Flood::start(&pod.netns, &witness);
+            scene.put_pod(&pod, "closed");
+            scene.attach(&mut pod);
+            flood.stop();
+            scene.call("DEL", &pod).expect_success("DEL");
+        }
+        ends.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(arrived.load(Ordering::Relaxed), 0, "packets that no policy allows");
+    (0..7).for_each(|round| scene.put_policy(&format!("more-{round}"), "witness", json!({"ingress": [{}]})));
+    let mut pod = Pod::new("open", "uid-open");
+    scene.put_pod(&pod, "open");
+    scene.attach(&mut pod);
+    let flood = Flood::start(&pod.netns, &witness);
+    eventually("who may is heard", || (arrived.load(Ordering::Relaxed) > 0).then_some(()));
+    flood.stop();
+}
