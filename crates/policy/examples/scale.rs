@@ -168,6 +168,7 @@ fn policy(namespace: &str, number: usize, subjects: Selector) -> NetworkPolicy {
         subjects,
         ingress: Some(rules(peer(Some(Selector::default()), app()))),
         egress: number.is_multiple_of(2).then(|| rules(peer(Some(other(2)), app()))),
+        audit: false,
         faults: Box::default(),
     }
 }
