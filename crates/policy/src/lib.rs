@@ -39,6 +39,7 @@
 //! # Ok::<(), std::net::AddrParseError>(())
 //! ```
 
+mod compare;
 mod compile;
 mod counts;
 mod delta;
@@ -49,6 +50,7 @@ mod record;
 mod select;
 mod view;
 
+pub use compare::{FlowChange, Group, Span, compare};
 pub use compile::frame::TABLE;
 pub use compile::origin::{Decided, Logging, Verdicts};
 pub use counts::{Amount, Count, Counted, Reading, Tally};
