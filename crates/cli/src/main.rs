@@ -7,8 +7,10 @@
 
 mod agent;
 mod clean;
+mod cluster_option;
 mod cni;
 mod doctor;
+mod explain;
 mod failure;
 mod finding;
 mod lab;
@@ -42,6 +44,7 @@ enum Verb {
     Agent(agent::Arguments),
     Status(status::Arguments),
     Plan(plan::Arguments),
+    Explain(explain::Arguments),
     Clean(clean::Arguments),
     Doctor(doctor::Arguments),
     Cni(cni::Arguments),
@@ -64,6 +67,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Agent(arguments) => agent::run(arguments),
         Verb::Status(arguments) => status::run(&arguments),
         Verb::Plan(arguments) => plan::run(&arguments),
+        Verb::Explain(arguments) => explain::run(&arguments),
         Verb::Clean(arguments) => clean::run(&arguments),
         Verb::Doctor(arguments) => doctor::run(&arguments),
         Verb::Cni(arguments) => cni::run(arguments),
