@@ -1,15 +1,15 @@
 //! `fairlead explain`: whether a flow passes, which policies and rules decide, and what would let it pass.
 //!
 //! Read [`run`]. Everything is worked out from the objects of the cluster by the evaluator that agents compile rules from
-//! ([`policy::explain()`]); no agent is asked, so it answers also where none runs yet.
+//! (`policy::explain`); no agent is asked, so it answers also where none runs yet.
 
 mod ends;
 
 use std::process::ExitCode;
 
+use ::policy::{Cluster, Explanation, Reason};
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use policy::{Cluster, Explanation, Reason};
 use serde::Serialize;
 
 use crate::cluster_option::{ClusterOption, warn};
@@ -92,7 +92,7 @@ fn explanations(cluster: &Cluster, asked: &Asked<'_>) -> Result<Vec<Explanation>
     for flow in ends::flows(cluster, asked)? {
         let name = |address| cluster.party(address).member.map(|member| member.name().to_string());
         let ends = [flow.source, flow.destination].map(name);
-        let new = policy::explain(cluster, &flow);
+        let new = ::policy::explain(cluster, &flow);
         let is_the_same = |(old, old_ends): &(Explanation, [Option<String>; 2])| {
             *old_ends == ends && old_ends.iter().any(Option::is_some) && old.says_the_same(&new)
         };

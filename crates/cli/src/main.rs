@@ -17,6 +17,7 @@ mod lab;
 mod node;
 mod output;
 mod plan;
+mod policy;
 mod progress;
 mod status;
 mod table;
@@ -45,6 +46,7 @@ enum Verb {
     Status(status::Arguments),
     Plan(plan::Arguments),
     Explain(explain::Arguments),
+    Policy(policy::Arguments),
     Clean(clean::Arguments),
     Doctor(doctor::Arguments),
     Cni(cni::Arguments),
@@ -68,6 +70,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Status(arguments) => status::run(&arguments),
         Verb::Plan(arguments) => plan::run(&arguments),
         Verb::Explain(arguments) => explain::run(&arguments),
+        Verb::Policy(arguments) => policy::run(&arguments),
         Verb::Clean(arguments) => clean::run(&arguments),
         Verb::Doctor(arguments) => doctor::run(&arguments),
         Verb::Cni(arguments) => cni::run(arguments),

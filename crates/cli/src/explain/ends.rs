@@ -6,9 +6,9 @@
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use ::policy::{Cluster, Flow, Traffic};
 use anyhow::{Context, Result, anyhow, bail};
 use cluster::{NamespacedName, Pod, Protocol, Service, ServicePort, Snapshot, TargetPort};
-use policy::{Cluster, Flow, Traffic};
 
 /// ICMP and ICMPv6.
 const ECHO: [u8; 2] = [1, 58];
