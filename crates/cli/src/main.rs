@@ -7,14 +7,17 @@
 
 mod agent;
 mod clean;
+mod cluster_option;
 mod cni;
 mod doctor;
+mod explain;
 mod failure;
 mod finding;
 mod lab;
 mod node;
 mod output;
 mod plan;
+mod policy;
 mod progress;
 mod status;
 mod table;
@@ -42,6 +45,8 @@ enum Verb {
     Agent(agent::Arguments),
     Status(status::Arguments),
     Plan(plan::Arguments),
+    Explain(explain::Arguments),
+    Policy(policy::Arguments),
     Clean(clean::Arguments),
     Doctor(doctor::Arguments),
     Cni(cni::Arguments),
@@ -64,6 +69,8 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Agent(arguments) => agent::run(arguments),
         Verb::Status(arguments) => status::run(&arguments),
         Verb::Plan(arguments) => plan::run(&arguments),
+        Verb::Explain(arguments) => explain::run(&arguments),
+        Verb::Policy(arguments) => policy::run(&arguments),
         Verb::Clean(arguments) => clean::run(&arguments),
         Verb::Doctor(arguments) => doctor::run(&arguments),
         Verb::Cni(arguments) => cni::run(arguments),

@@ -39,8 +39,8 @@ pub use network::{Enforcement, NodeNetwork, NodeNetworkError};
 pub use node::{Namespace, Node};
 pub use pod::{ContainerPort, Phase, Pod, PodStatus, Protocol};
 pub use policy::{
-    Action, ClusterNetworkPolicy, ClusterPeer, ClusterPeers, ClusterRule, Direction, IpBlock,
-    NAMESPACE_NAME_LABEL, NetworkPolicy, Peer, PodSelector, PortMatch, ResolvedName, Rule, Tier,
+    AUDIT_ANNOTATION, Action, ClusterNetworkPolicy, ClusterPeer, ClusterPeers, ClusterRule, Direction,
+    IpBlock, NAMESPACE_NAME_LABEL, NetworkPolicy, Peer, PodSelector, PortMatch, ResolvedName, Rule, Tier,
     domain_matches, namespace_labels,
 };
 pub use selector::{Operator, Requirement, Selector};

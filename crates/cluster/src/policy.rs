@@ -46,6 +46,8 @@ pub struct NetworkPolicy {
     pub ingress: Option<Box<[Rule]>>,
     /// What may go out; `None` if it does not isolate its pods from what they reach.
     pub egress: Option<Box<[Rule]>>,
+    /// It is in audit: it isolates nobody, and what it would deny is told instead of denied.
+    pub audit: bool,
     /// What could not be read outside of the rules, and what it is taken for.
     pub faults: Box<[Box<str>]>,
 }
@@ -247,6 +249,9 @@ pub fn domain_matches(pattern: &str, name: &str) -> bool {
     }
 }
 
+/// The annotation that puts a NetworkPolicy into audit, by the value `true`.
+pub const AUDIT_ANNOTATION: &str = "fairlead.io/audit";
+
 /// The label that every namespace has, with its own name.
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
@@ -259,12 +264,17 @@ pub fn namespace_labels(name: &str, labels: &Labels) -> Labels {
 }
 
 impl NetworkPolicy {
-    /// Its rules for a direction; `None` if it does not isolate its pods in that direction.
+    /// Its rules for a direction, in force or in audit; `None` if it is not about that direction.
     pub fn rules(&self, direction: Direction) -> Option<&[Rule]> {
         match direction {
             Direction::Ingress => self.ingress.as_deref(),
             Direction::Egress => self.egress.as_deref(),
         }
+    }
+
+    /// Its rules for a direction, if it is enforced there or, with `audit`, in audit there.
+    pub fn rules_in_force(&self, direction: Direction, audit: bool) -> Option<&[Rule]> {
+        self.rules(direction).filter(|_| self.audit == audit)
     }
 
     /// Everything in it that could not be read.

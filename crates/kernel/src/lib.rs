@@ -63,6 +63,7 @@ pub mod monitor;
 pub mod neighbour;
 pub mod netlink;
 pub mod netns;
+pub mod nflog;
 pub mod nft;
 pub mod notify;
 pub mod packet;

@@ -12,6 +12,7 @@
 //! libnftnl, so that `nft list` shows them.
 
 mod constant;
+mod counters;
 mod expression;
 mod foreign;
 mod iptables;
@@ -30,6 +31,7 @@ use crate::netlink::{Batch, Message, Protocol, Purpose, Request, Socket};
 use constant as c;
 use value::Listed;
 
+pub use counters::Counted;
 pub use iptables::IptablesRule;
 
 /// Elements stop being added to a message of this size and go on in the next: an attribute ends at 64 KB.
@@ -363,6 +365,10 @@ fn rule_option(rule: &Rule) -> Option<&'static str> {
         Statement::Dnat { .. } => {
             Some("translating destinations needs CONFIG_NFT_NAT and CONFIG_NF_NAT in the kernel")
         }
+        Statement::Log(_) => {
+            Some("logging needs CONFIG_NFT_LOG and CONFIG_NETFILTER_NETLINK_LOG in the kernel")
+        }
+        Statement::Limit(_) => Some("limiting needs CONFIG_NFT_LIMIT in the kernel"),
         Statement::DestinationIsLocal => {
             Some("telling local destinations needs CONFIG_NFT_FIB_INET in the kernel")
         }

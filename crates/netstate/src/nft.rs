@@ -8,6 +8,8 @@
 //! that is not ours (or was edited) comes back as [`Statement::Unknown`] and so differs from every wanted rule.
 
 mod diff;
+mod log;
+mod number;
 mod text;
 
 use std::{
@@ -18,6 +20,8 @@ use std::{
 use ipnet::IpNet;
 
 pub use self::diff::{Step, diff};
+pub use self::log::{Limit, Log};
+pub use self::number::{ct_state, ct_status, priority};
 use crate::{LinkName, Mac};
 
 /// The address family of a table: which packets its chains see.
@@ -266,6 +270,10 @@ pub enum Statement {
     },
     /// Counts packets and bytes.
     Counter,
+    /// Tells of the packet; it goes on.
+    Log(Log),
+    /// Lets the packet on to the rest of the rule, as long as there are not too many.
+    Limit(Limit),
     /// Decides.
     Verdict(Verdict),
     /// A rule read from the kernel that is not one of ours as we would write it; never written.
@@ -338,38 +346,6 @@ pub enum Verdict {
     Jump(String),
     /// On to that chain.
     Goto(String),
-}
-
-/// Bits of [`Field::CtStatus`].
-pub mod ct_status {
-    /// The connection's destination is translated.
-    pub const DESTINATION_TRANSLATED: u32 = 1 << 5;
-}
-
-/// Bits of [`Field::CtState`].
-pub mod ct_state {
-    /// The packet belongs to no connection and cannot start one.
-    pub const INVALID: u32 = 1;
-    /// Part of a connection that has seen packets both ways.
-    pub const ESTABLISHED: u32 = 2;
-    /// Starts a connection that another one announced.
-    pub const RELATED: u32 = 4;
-    /// Starts a connection.
-    pub const NEW: u32 = 8;
-    /// Exempt from connection tracking.
-    pub const UNTRACKED: u32 = 64;
-}
-
-/// The priorities that netfilter names, for [`BaseChain::priority`].
-pub mod priority {
-    /// Destination translation.
-    pub const DSTNAT: i32 = -100;
-    /// Filtering.
-    pub const FILTER: i32 = 0;
-    /// Source translation.
-    pub const SRCNAT: i32 = 100;
-    /// Filtering in the bridge family.
-    pub const BRIDGE_FILTER: i32 = -200;
 }
 
 impl TableKey {

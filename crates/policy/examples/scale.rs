@@ -65,6 +65,7 @@ fn measure(title: &str, make: &dyn Fn() -> Snapshot) {
         println!("    at most {most} elements and rules");
     }
     judge(&policies);
+    compared(&policies);
     println!("  resident in the end {} MB", resident() >> 10);
 }
 
@@ -80,6 +81,28 @@ fn judge(policies: &Policies) {
         );
     }
     println!("  a verdict takes {:.1?} ({allowed} of 10000 allowed)", (processor() - begin) / 10_000);
+}
+
+/// What the comparison before a change costs: a policy that goes, and one that closes its namespace.
+fn compared(policies: &Policies) {
+    let cluster = policies.cluster();
+    let Some(policy) = cluster.snapshot().network_policies.values().next() else { return };
+    let closed = NetworkPolicy {
+        name: NamespacedName::new(policy.name.namespace.clone(), "closed"),
+        ingress: Some(Box::default()),
+        egress: None,
+        ..(**policy).clone()
+    };
+    let changes = [
+        ("removes a policy", Change::Removed(Key::NetworkPolicy(policy.name.clone()))),
+        ("adds a policy that allows nothing", Change::Set(closed.into())),
+    ];
+    for (what, change) in changes {
+        let begin = processor();
+        let found = policy::compare(cluster, &[change]);
+        let pairs: u64 = found.iter().map(|change| change.pairs).sum();
+        println!("  a comparison that {what}: {:.1?} ({pairs} pairs of ends)", processor() - begin);
+    }
 }
 
 fn size(step: &Step) -> usize {
@@ -168,6 +191,7 @@ fn policy(namespace: &str, number: usize, subjects: Selector) -> NetworkPolicy {
         subjects,
         ingress: Some(rules(peer(Some(Selector::default()), app()))),
         egress: number.is_multiple_of(2).then(|| rules(peer(Some(other(2)), app()))),
+        audit: false,
         faults: Box::default(),
     }
 }

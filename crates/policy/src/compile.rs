@@ -14,6 +14,7 @@
 
 pub(crate) mod frame;
 pub(crate) mod networks;
+pub(crate) mod origin;
 pub(crate) mod profile;
 pub(crate) mod rules;
 pub(crate) mod set;

@@ -31,6 +31,13 @@ pub struct Explanation {
     pub ingress: Reason,
 }
 
+impl Explanation {
+    /// Whether another one gives the same reasons, whoever the ends are.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        (self.allowed, &self.egress, &self.ingress) == (other.allowed, &other.egress, &other.ingress)
+    }
+}
+
 /// Why one direction lets a flow pass or not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reason {
@@ -102,9 +109,15 @@ impl Teller<'_> {
             }
             Outcome::Isolated(policies) => {
                 notes.extend(self.near_misses(policies));
+                notes.extend(self.allowed_in_audit());
                 format!("{}, and no rule of theirs matches", isolated_by(policies))
             }
         };
+        if !decision.would_deny.is_empty() {
+            let (names, verb) = (names_of(&decision.would_deny), "in audit, would deny it");
+            notes.push(format!("NetworkPolicy {names}, {verb}: no rule of theirs matches"));
+            notes.extend(self.near_misses(&decision.would_deny));
+        }
         let allowed = decision.allows();
         Reason { allowed, because, notes, remedy: (!allowed).then(|| self.remedy(&decision.outcome)) }
     }
@@ -121,17 +134,33 @@ impl Teller<'_> {
         format!("NetworkPolicy {} {} rule {} allows it", policy.name, self.direction.as_str(), place + 1)
     }
 
-    /// The rules that fail by the port alone, or by the peer alone, or that could not be read.
-    fn near_misses(&self, policies: &[Arc<NetworkPolicy>]) -> Vec<String> {
-        let Some(subject) = &self.own.member else { return Vec::new() };
-        let side = Side {
+    fn side(&self) -> Option<Side<'_>> {
+        Some(Side {
             cluster: self.cluster,
             direction: self.direction,
-            subject,
+            subject: self.own.member.as_ref()?,
             other: self.other,
             destination: self.destination,
             traffic: self.traffic,
-        };
+        })
+    }
+
+    /// The rule of a policy in audit that would let the flow pass, were it enforced.
+    fn allowed_in_audit(&self) -> Option<String> {
+        let side = self.side()?;
+        let outcome = side.allowed_by(&side.isolating(true))?;
+        let Outcome::Allowed(policy, place) = outcome else { return None };
+        let direction = self.direction.as_str();
+        Some(format!(
+            "NetworkPolicy {} {direction} rule {} would allow it, but is in audit only",
+            policy.name,
+            place + 1
+        ))
+    }
+
+    /// The rules that fail by the port alone, or by the peer alone, or that could not be read.
+    fn near_misses(&self, policies: &[Arc<NetworkPolicy>]) -> Vec<String> {
+        let Some(side) = self.side() else { return Vec::new() };
         let mut notes = Vec::new();
         for policy in policies {
             for (place, rule) in policy.rules(self.direction).into_iter().flatten().enumerate() {
@@ -223,8 +252,11 @@ fn meaning(at: &ClusterRuleAt) -> String {
 }
 
 fn isolated_by(policies: &[Arc<NetworkPolicy>]) -> String {
-    let names: Vec<String> = policies.iter().map(|policy| policy.name.to_string()).collect();
-    format!("isolated by NetworkPolicy {}", names.join(", "))
+    format!("isolated by NetworkPolicy {}", names_of(policies))
+}
+
+fn names_of(policies: &[Arc<NetworkPolicy>]) -> String {
+    policies.iter().map(|policy| policy.name.to_string()).collect::<Vec<_>>().join(", ")
 }
 
 fn listed<T: ToString>(values: &[T]) -> String {

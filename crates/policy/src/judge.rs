@@ -11,6 +11,10 @@
 //! - a port's name beside an ipBlock is looked up on the pod that has the address;
 //! - of two ClusterNetworkPolicies with one priority, the one whose name comes first is asked first;
 //! - protocols other than TCP, UDP and SCTP match rules without ports only.
+//!
+//! A NetworkPolicy in audit isolates nobody and allows nothing. Those in audit are taken together, as they would be
+//! enforced one day: a flow that passes a direction now is told if all of them, enforced along with the others, would
+//! deny it. So what one default deny would break is not told where another policy in audit allows it.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -75,9 +79,16 @@ pub struct Decision {
     pub passed: Option<ClusterRuleAt>,
     /// What decided in the end.
     pub outcome: Outcome,
+    /// The NetworkPolicies in audit that would isolate the pod; together they would deny what passes now. None if they
+    /// would not.
+    pub would_deny: Vec<Arc<NetworkPolicy>>,
 }
 
 impl Decision {
+    fn of(outcome: Outcome) -> Self {
+        Self { passed: None, outcome, would_deny: Vec::new() }
+    }
+
     /// Whether the direction lets the flow pass.
     pub fn allows(&self) -> bool {
         match &self.outcome {
@@ -147,27 +158,40 @@ pub(crate) struct Side<'c> {
 
 /// What becomes of a flow.
 pub fn judge(cluster: &Cluster, flow: &Flow) -> Judgement {
-    let (source, destination) = (cluster.party(flow.source), cluster.party(flow.destination));
-    let itself = match (&source.member, &destination.member) {
-        (Some(one), Some(other)) => one.name() == other.name(),
-        _ => false,
-    };
-    let decide = |direction, own: &Party, other: &Party| {
-        let free = |freedom| Decision { passed: None, outcome: Outcome::Free(freedom) };
-        let Some(subject) = &own.member else { return free(Freedom::NoPod) };
-        if itself && !flow.through_service {
-            return free(Freedom::Itself);
+    let (source, destination) = (&cluster.party(flow.source), &cluster.party(flow.destination));
+    let ends = Ends { source, destination, traffic: flow.traffic, through_service: flow.through_service };
+    Judgement {
+        egress: ends.decide(cluster, Direction::Egress),
+        ingress: ends.decide(cluster, Direction::Ingress),
+    }
+}
+
+/// A flow between two whom one knows.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ends<'p> {
+    pub(crate) source: &'p Party,
+    pub(crate) destination: &'p Party,
+    pub(crate) traffic: Traffic,
+    pub(crate) through_service: bool,
+}
+
+impl Ends<'_> {
+    /// What is decided for one direction.
+    pub(crate) fn decide(&self, cluster: &Cluster, direction: Direction) -> Decision {
+        let (own, other) = match direction {
+            Direction::Egress => (self.source, self.destination),
+            Direction::Ingress => (self.destination, self.source),
+        };
+        let Some(subject) = &own.member else { return Decision::of(Outcome::Free(Freedom::NoPod)) };
+        let itself = other.member.as_ref().is_some_and(|other| other.name() == subject.name());
+        if itself && !self.through_service {
+            return Decision::of(Outcome::Free(Freedom::Itself));
         }
         if direction == Direction::Ingress && is_own_node(cluster, subject, other.address) {
-            return free(Freedom::OwnNode);
+            return Decision::of(Outcome::Free(Freedom::OwnNode));
         }
-        let side =
-            Side { cluster, direction, subject, other, destination: &destination, traffic: flow.traffic };
-        side.decide(itself)
-    };
-    Judgement {
-        egress: decide(Direction::Egress, &source, &destination),
-        ingress: decide(Direction::Ingress, &destination, &source),
+        let (destination, traffic) = (self.destination, self.traffic);
+        Side { cluster, direction, subject, other, destination, traffic }.decide(itself)
     }
 }
 
@@ -182,11 +206,11 @@ impl Side<'_> {
         let mut passed = None;
         if let Some(at) = self.cluster_rule(Tier::Admin) {
             if at.rule().is_some_and(|rule| rule.action != Action::Pass) {
-                return Decision { passed, outcome: Outcome::Cluster(at) };
+                return Decision::of(Outcome::Cluster(at));
             }
             passed = Some(at);
         }
-        let isolating = self.isolating();
+        let isolating = self.isolating(false);
         let outcome = if isolating.is_empty() {
             self.cluster_rule(Tier::Baseline).map_or(Outcome::Unjudged, Outcome::Cluster)
         } else if itself {
@@ -194,7 +218,20 @@ impl Side<'_> {
         } else {
             self.allowed_by(&isolating).unwrap_or(Outcome::Isolated(isolating))
         };
-        Decision { passed, outcome }
+        let would_deny = if itself { Vec::new() } else { self.would_deny(&outcome) };
+        Decision { passed, would_deny, outcome }
+    }
+
+    /// The policies in audit that together would deny what passes by this outcome. A pod that is isolated already loses
+    /// nothing by one more policy, for policies only add.
+    fn would_deny(&self, outcome: &Outcome) -> Vec<Arc<NetworkPolicy>> {
+        let passes = match outcome {
+            Outcome::Unjudged => true,
+            Outcome::Cluster(at) => at.rule().is_some_and(|rule| rule.action != Action::Deny),
+            _ => false,
+        };
+        let audited = if passes { self.isolating(true) } else { Vec::new() };
+        if self.allowed_by(&audited).is_some() { Vec::new() } else { audited }
     }
 
     /// The first rule of a tier that has a word in it.
@@ -238,16 +275,17 @@ impl Side<'_> {
         }
     }
 
-    /// The NetworkPolicies that isolate the subject in this direction.
-    pub(crate) fn isolating(&self) -> Vec<Arc<NetworkPolicy>> {
+    /// The NetworkPolicies that isolate the subject in this direction; with `audit`, those that would.
+    pub(crate) fn isolating(&self, audit: bool) -> Vec<Arc<NetworkPolicy>> {
         let pod = &self.subject.pod;
         let isolates = |policy: &&Arc<NetworkPolicy>| {
-            policy.rules(self.direction).is_some() && policy.subjects.matches(&pod.labels)
+            policy.rules_in_force(self.direction, audit).is_some() && policy.subjects.matches(&pod.labels)
         };
         self.cluster.network_policies(&pod.name.namespace).filter(isolates).cloned().collect()
     }
 
-    fn allowed_by(&self, policies: &[Arc<NetworkPolicy>]) -> Option<Outcome> {
+    /// The first rule of theirs that lets the flow pass.
+    pub(crate) fn allowed_by(&self, policies: &[Arc<NetworkPolicy>]) -> Option<Outcome> {
         policies.iter().find_map(|policy| {
             let place = policy
                 .rules(self.direction)?

@@ -31,23 +31,31 @@
 //!
 //! let name = NamespacedName::new("shop", "deny");
 //! let (subjects, faults) = (Selector::default(), Box::default());
-//! let deny = NetworkPolicy { name, subjects, ingress: Some(Box::default()), egress: None, faults };
+//! let ingress = Some(Box::default());
+//! let deny = NetworkPolicy { name, subjects, ingress, egress: None, audit: false, faults };
 //! let emitted = policies.apply(&Change::Set(deny.into()));
 //! assert!(emitted.steps.iter().any(|step| step.to_string().contains("ingress4 { 10.244.1.5 : jump ingress-pod-")));
 //! assert!(!policies.verdict(&flow).allows());
 //! # Ok::<(), std::net::AddrParseError>(())
 //! ```
 
+mod compare;
 mod compile;
+mod counts;
 mod delta;
 mod explain;
 mod judge;
 mod policies;
+mod record;
 mod select;
 mod view;
 
+pub use compare::{FlowChange, Group, Span, compare};
 pub use compile::frame::TABLE;
+pub use compile::origin::{Decided, Logging, Verdicts};
+pub use counts::{Amount, Count, Counted, Reading, Tally};
 pub use explain::{Explanation, Reason, explain};
 pub use judge::{ClusterRuleAt, Decision, Flow, Freedom, Judgement, Outcome, Traffic, judge};
 pub use policies::{Emitted, Policies, concerns};
+pub use record::{Record, RecordEnd, Told};
 pub use view::{Attached, Cluster, Member, Party};

@@ -14,11 +14,15 @@ use cluster::{Change, Direction, Key, NamespacedName, NetworkPolicy, Object, Res
 use netstate::nft::{self, Element, Rule, Step, Table};
 
 use crate::compile::frame;
+use crate::compile::origin::{Logging, Origin};
 use crate::compile::profile::{Chain, Named, Profile, chain};
+use crate::compile::rules::Compiled;
 use crate::compile::set::Set;
+use crate::counts::{Count, Reading, counts};
 use crate::delta::Delta;
 use crate::explain::{Explanation, explain};
 use crate::judge::{Flow, Judgement, judge};
+use crate::record::{Record, Told, record};
 use crate::select::{Index, difference};
 use crate::view::{Attached, Cluster, Member};
 
@@ -31,6 +35,7 @@ pub struct Policies {
     chains: HashMap<Arc<str>, Held>,
     index: Index,
     frame: Table,
+    logging: Logging,
 }
 
 /// A pod of this node.
@@ -53,6 +58,7 @@ struct Held {
     chain: Arc<Named>,
     users: usize,
     rules: Vec<Rule>,
+    origins: Vec<Origin>,
     sets: Vec<Set>,
     chains: Vec<Arc<Named>>,
 }
@@ -80,13 +86,18 @@ impl Work {
 }
 
 impl Policies {
-    /// The policies of the node `node` in that cluster.
+    /// The policies of the node `node` in that cluster. They tell of nothing, and count.
     pub fn new(node: impl Into<Arc<str>>, snapshot: Snapshot) -> Self {
+        Self::with_logging(node, snapshot, Logging::default())
+    }
+
+    /// The policies of the node `node` in that cluster, which tell so much of what they decide.
+    pub fn with_logging(node: impl Into<Arc<str>>, snapshot: Snapshot, logging: Logging) -> Self {
         let cluster = Cluster::new(snapshot);
         let index = Index::new(cluster.namespaces());
         let (locals, chains) = (BTreeMap::new(), HashMap::new());
         let frame = frame::frame();
-        let mut policies = Self { node: node.into(), cluster, locals, chains, index, frame };
+        let mut policies = Self { node: node.into(), cluster, locals, chains, index, frame, logging };
         let here: Vec<NamespacedName> = policies.pods_here().collect();
         let mut work = Work::new(None);
         here.iter().for_each(|name| policies.settle(name, &mut work));
@@ -139,6 +150,17 @@ impl Policies {
         self.locals.get(pod).is_some_and(Local::is_subject)
     }
 
+    /// Lets the table tell so much from now on.
+    pub fn set_logging(&mut self, logging: Logging) -> Emitted {
+        let mut work = Work::new(Some(Delta::default()));
+        if logging != self.logging {
+            self.logging = logging;
+            let chains: Vec<Arc<Named>> = self.chains.values().map(|held| held.chain.clone()).collect();
+            chains.iter().for_each(|chain| self.rewrite(chain, &mut work));
+        }
+        self.finish(work)
+    }
+
     /// The whole table.
     pub fn full(&self) -> Table {
         let mut table = self.frame.clone();
@@ -166,6 +188,34 @@ impl Policies {
     /// What becomes of a flow, and why.
     pub fn explain(&self, flow: &Flow) -> Explanation {
         explain(&self.cluster, flow)
+    }
+
+    /// Whose it is what the kernel counted: each reading is laid at the door of a policy's rule, or of an isolation.
+    /// Readings of rules that are not in the table any more are left out.
+    pub fn attribute<'r>(&self, readings: impl IntoIterator<Item = Reading<'r>>) -> Vec<Count> {
+        counts(self, readings)
+    }
+
+    /// What the kernel told of a packet, with the names of those concerned; `None` if it is not from this table.
+    pub fn record(&self, told: &Told<'_>) -> Option<Record> {
+        record(self, told)
+    }
+
+    /// A chain of the table by its name: what it stands for, and its rules with what each stands for.
+    pub(crate) fn chain(&self, name: &str) -> Option<(&Chain, impl Iterator<Item = (&Rule, Origin)>)> {
+        let held = self.chains.get(name)?;
+        Some((&held.chain.chain, held.rules.iter().zip(held.origins.iter().copied())))
+    }
+
+    /// This node's pods by the chains that their packets go through.
+    pub(crate) fn pods_by_chain(&self) -> HashMap<&str, Vec<&NamespacedName>> {
+        let mut pods: HashMap<&str, Vec<&NamespacedName>> = HashMap::new();
+        for (name, local) in &self.locals {
+            for chain in local.profiles.iter().flatten() {
+                pods.entry(&*chain.name).or_default().push(name);
+            }
+        }
+        pods
     }
 
     /// The cluster as policies see it.
@@ -312,7 +362,7 @@ impl Policies {
         policies: [Option<Arc<NetworkPolicy>>; 2],
         work: &mut Work,
     ) {
-        let mut known: HashMap<Arc<str>, Arc<Named>> = HashMap::new();
+        let mut known: HashMap<(Arc<str>, bool), Arc<Named>> = HashMap::new();
         let of_namespace = self.locals.range(NamespacedName::new(name.namespace.clone(), "")..);
         let own = of_namespace.take_while(|(pod, _)| pod.namespace == name.namespace);
         let own: Vec<(NamespacedName, Local)> =
@@ -320,21 +370,24 @@ impl Policies {
         for (pod, local) in own {
             let mut after = local.clone();
             for (direction, profile) in Direction::ALL.into_iter().zip(&mut after.profiles) {
+                // Whether it is about the pod, and if so whether in audit.
                 let [was, is] = policies.each_ref().map(|policy| {
-                    policy.as_ref().is_some_and(|policy| {
+                    let about = policy.as_ref().filter(|policy| {
                         policy.rules(direction).is_some() && policy.subjects.matches(&local.member.pod.labels)
-                    })
+                    });
+                    about.map(|policy| policy.audit)
                 });
                 if was == is {
                     continue;
                 }
-                let old = profile.as_ref().map(|named| named.name.clone());
+                let isolates = is == Some(false);
+                let old = profile.as_ref().map(|named| (named.name.clone(), isolates));
                 if let Some(alike) = old.as_ref().and_then(|old| known.get(old)) {
                     *profile = Some(alike.clone());
                     continue;
                 }
                 let one_more = profile.as_ref().and_then(|named| match &named.chain {
-                    Chain::Profile(profile) => profile.with(name, is),
+                    Chain::Profile(profile) => profile.with(name, isolates),
                     _ => None,
                 });
                 let Some((old, one_more)) = old.zip(one_more) else {
@@ -373,14 +426,14 @@ impl Policies {
             held.users += 1;
             return;
         }
-        let written = named.chain.write(&self.cluster);
+        let written = named.write(&self.cluster, self.logging);
         written.chains.iter().for_each(|other| self.acquire(other, work));
         written.rules.sets.iter().for_each(|set| self.acquire_set(set, work));
-        let (rules, sets) = (written.rules.rules, written.rules.sets);
+        let Compiled { rules, origins, sets } = written.rules;
         if let Some(delta) = &mut work.delta {
             delta.chain_made(chain(named.name.to_string(), rules.clone()));
         }
-        let held = Held { chain: named.clone(), users: 1, rules, sets, chains: written.chains };
+        let held = Held { chain: named.clone(), users: 1, rules, origins, sets, chains: written.chains };
         self.chains.insert(named.name.clone(), held);
     }
 
@@ -397,11 +450,11 @@ impl Policies {
         if !self.chains.contains_key(&named.name) {
             return;
         }
-        let rules = named.chain.write(&self.cluster).rules;
+        let rules = named.write(&self.cluster, self.logging).rules;
         rules.sets.iter().for_each(|set| self.acquire_set(set, work));
         let Some(held) = self.chains.get_mut(&named.name) else { return };
         work.sets_left.append(&mut held.sets);
-        held.sets = rules.sets;
+        (held.sets, held.origins) = (rules.sets, rules.origins);
         let old = std::mem::replace(&mut held.rules, rules.rules);
         if let Some(delta) = work.delta.as_mut().filter(|_| old != held.rules) {
             delta.chain_changed(old, chain(named.name.to_string(), held.rules.clone()));

@@ -8,12 +8,13 @@ mod interpreter;
 mod world;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use cluster::{Protocol, Snapshot};
-use interpreter::{Node, Packet, carry_out, crosses, passes};
+use cluster::{Direction, Protocol, Snapshot};
+use interpreter::{Node, Packet, carry_out, crosses_and_tells, passes};
 use netstate::nft::{Hook, Table, ct_state};
-use policy::{Flow, Policies, Traffic};
-use proptest::prelude::{prop_assert_eq, proptest};
+use policy::{Counted, Decided, Flow, Judgement, Logging, Outcome, Policies, Told, Traffic, Verdicts};
+use proptest::prelude::{prop_assert, prop_assert_eq, proptest};
 use world::{Event, NODES, addresses, events};
 
 fn take(policies: &mut Policies, table: &mut Table, event: &Event) {
@@ -65,6 +66,34 @@ fn numbers(traffic: Traffic) -> (u8, u16) {
     }
 }
 
+const EVERYTHING: Logging = Logging { group: Some(7), verdicts: Verdicts::All, per_second: 0 };
+
+/// What a table that tells everything is to tell of a flow.
+fn expected(judged: &Judgement) -> Vec<(Decided, Counted)> {
+    let mut told = Vec::new();
+    for direction in Direction::ALL {
+        let decision = judged.of(direction);
+        let names = |policies: &[Arc<cluster::NetworkPolicy>]| -> Arc<[cluster::NamespacedName]> {
+            policies.iter().map(|policy| policy.name.clone()).collect()
+        };
+        let verdict = if decision.allows() { Decided::Allowed } else { Decided::Denied };
+        told.extend(match &decision.outcome {
+            Outcome::Cluster(at) => {
+                Some((verdict, Counted::ClusterRule(direction, at.policy.name.clone(), at.place)))
+            }
+            Outcome::Allowed(policy, place) => {
+                Some((verdict, Counted::Rule(direction, policy.name.clone(), *place)))
+            }
+            Outcome::Isolated(policies) => Some((verdict, Counted::Isolated(direction, names(policies)))),
+            Outcome::Free(_) | Outcome::Hairpin(_) | Outcome::Unjudged => None,
+        });
+        if !decision.would_deny.is_empty() {
+            told.push((Decided::WouldDeny, Counted::WouldDeny(direction, names(&decision.would_deny))));
+        }
+    }
+    told
+}
+
 proptest! {
     #[test]
     fn steps_lead_to_the_table_that_is_computed_anew(events in events(1..24)) {
@@ -81,8 +110,8 @@ proptest! {
     }
 
     #[test]
-    fn the_table_judges_every_flow_as_the_evaluator_does(events in events(12..40)) {
-        let mut all = NODES.map(|node| Policies::new(node, Snapshot::default()));
+    fn the_table_judges_every_flow_as_the_evaluator_does_and_tells_of_it(events in events(12..40)) {
+        let mut all = NODES.map(|node| Policies::with_logging(node, Snapshot::default(), EVERYTHING));
         for event in &events {
             all.iter_mut().for_each(|policies| drop(match event {
                 Event::Change(change) => policies.apply(change),
@@ -106,9 +135,30 @@ proptest! {
                     let flow = Flow { source, destination, traffic, through_service: itself };
                     let (protocol, number) = numbers(traffic);
                     let judged = all[0].verdict(&flow);
-                    let crossed = crosses(&nodes, source, destination, protocol, number);
+                    let mut told = Vec::new();
+                    let packet = |hook| Packet::new(hook, source, destination, protocol, number);
+                    let crossed = crosses_and_tells(&nodes, packet, &mut told);
                     prop_assert_eq!(judged.allows(), crossed, "{}", all[0].explain(&flow));
                     prop_assert_eq!(all[0].explain(&flow).allowed, judged.allows());
+                    if itself {
+                        // What it is told by is as good as the rule that would have let it pass.
+                        continue;
+                    }
+                    let record = |prefix: &String| {
+                        let told = Told { time: 0, prefix, source, destination, traffic, source_port: 0 };
+                        let record = all.iter().find_map(|policies| policies.record(&told)).unwrap();
+                        (record.verdict, record.by)
+                    };
+                    let told: Vec<_> = told.iter().map(record).collect();
+                    let expected = expected(&judged);
+                    let foreign = told.iter().find(|told| !expected.contains(told));
+                    prop_assert_eq!(foreign, None, "{}", all[0].explain(&flow));
+                    if crossed {
+                        prop_assert_eq!(told.len(), expected.len(), "{}", all[0].explain(&flow));
+                    } else {
+                        let denied = |(verdict, _): &(Decided, Counted)| *verdict == Decided::Denied;
+                        prop_assert!(told.iter().any(denied), "{}", all[0].explain(&flow));
+                    }
                 }
             }
         }

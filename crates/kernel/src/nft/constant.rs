@@ -120,6 +120,15 @@ pub(super) const NAT_FAMILY: u16 = 2;
 pub(super) const NAT_ADDRESS: u16 = 3;
 pub(super) const NAT_PORT: u16 = 5;
 pub(super) const MASQUERADE_FLAGS: u16 = 1;
+pub(super) const COUNTER_BYTES: u16 = 1;
+pub(super) const COUNTER_PACKETS: u16 = 2;
+pub(super) const LOG_GROUP: u16 = 1;
+pub(super) const LOG_PREFIX: u16 = 2;
+pub(super) const LOG_BYTES: u16 = 3;
+pub(super) const LIMIT_RATE: u16 = 1;
+pub(super) const LIMIT_UNIT: u16 = 2;
+pub(super) const LIMIT_BURST: u16 = 3;
+pub(super) const LIMIT_TYPE: u16 = 4;
 pub(super) const IMMEDIATE_DESTINATION: u16 = 1;
 pub(super) const IMMEDIATE_DATA: u16 = 2;
 

@@ -4,11 +4,14 @@
 //! address field implies a check of the packet's family first, which is written once for each rule. Register
 //! numbers follow what `nft` itself uses, so that it can list our rules in its own words.
 
-use netstate::nft::{Family, Field, IpVersion, Operator, Rule, Statement, Value, Verdict};
+use netstate::nft::{Family, Field, IpVersion, Limit, Log, Operator, Rule, Statement, Value, Verdict};
 
 use super::constant as c;
 use super::value;
 use crate::netlink::Message;
+
+/// Bytes of a log's prefix, less the closing zero.
+const LOG_PREFIX_ROOM: usize = 127;
 
 /// Adds all of a rule's expressions.
 pub(super) fn put_rule(message: &mut Message, family: Family, rule: &Rule) {
@@ -66,6 +69,8 @@ impl<'a> Writer<'a> {
                 }
             }),
             Statement::Counter => self.expression("counter", |_| {}),
+            Statement::Log(log) => self.log(log),
+            Statement::Limit(limit) => self.limit(*limit),
             Statement::Verdict(verdict) => self.verdict(verdict),
             // Only what was read back holds these, and that is never written.
             Statement::Unknown(_) => {}
@@ -206,6 +211,23 @@ impl<'a> Writer<'a> {
         self.expression("immediate", |data| {
             data.be32(c::IMMEDIATE_DESTINATION, c::REGISTER_VERDICT);
             value::put_verdict(data, c::IMMEDIATE_DATA, verdict);
+        });
+    }
+
+    fn log(&mut self, log: &Log) {
+        self.expression("log", |data| {
+            let end = log.prefix.floor_char_boundary(LOG_PREFIX_ROOM);
+            data.be16(c::LOG_GROUP, log.group).text(c::LOG_PREFIX, &log.prefix[..end]);
+            data.be32(c::LOG_BYTES, log.bytes);
+        });
+    }
+
+    fn limit(&mut self, limit: Limit) {
+        const SECOND: u64 = 1;
+        const PACKETS: u32 = 0;
+        self.expression("limit", |data| {
+            data.be64(c::LIMIT_RATE, limit.per_second.into()).be64(c::LIMIT_UNIT, SECOND);
+            data.be32(c::LIMIT_BURST, limit.burst).be32(c::LIMIT_TYPE, PACKETS);
         });
     }
 

@@ -152,6 +152,8 @@ impl Display for Statement {
             Self::Masquerade { fully_random: true } => f.write_str("masquerade fully-random"),
             Self::Masquerade { fully_random: false } => f.write_str("masquerade"),
             Self::Counter => f.write_str("counter"),
+            Self::Log(log) => log.fmt(f),
+            Self::Limit(limit) => limit.fmt(f),
             Self::Verdict(verdict) => verdict.fmt(f),
             Self::Unknown(text) => write!(f, "unknown ({text})"),
         }

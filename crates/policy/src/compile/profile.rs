@@ -5,9 +5,10 @@
 
 use std::sync::Arc;
 
-use cluster::{Direction, NamespacedName, Tier};
+use cluster::{Direction, NamespacedName, NetworkPolicy, Tier};
 use netstate::nft::{self, Rule, Statement, Verdict};
 
+use super::origin::{Decided, Logging, Origin, Teller};
 use super::rules::{self, Compiled};
 use super::set::VERSIONS;
 use super::{frame, named};
@@ -24,6 +25,8 @@ pub(crate) struct Profile {
     pub(crate) isolating: Arc<[NamespacedName]>,
     /// Those of the Baseline tier; none if it is isolated, for they are not asked then.
     pub(crate) baseline: Arc<[Arc<str>]>,
+    /// The NetworkPolicies in audit that would isolate it; none if it is isolated, for then they could only allow more.
+    pub(crate) audited: Arc<[NamespacedName]>,
 }
 
 /// A chain, by what it stands for.
@@ -67,11 +70,14 @@ impl Profile {
     /// The profile of a pod; `None` if no policy is about it in this direction.
     pub(crate) fn of(cluster: &Cluster, member: &Member, direction: Direction) -> Option<Self> {
         let pod = &member.pod;
-        let isolating: Arc<[NamespacedName]> = cluster
-            .network_policies(&pod.name.namespace)
-            .filter(|policy| policy.rules(direction).is_some() && policy.subjects.matches(&pod.labels))
-            .map(|policy| policy.name.clone())
-            .collect();
+        let network_policies = |audit| -> Arc<[NamespacedName]> {
+            let about = |policy: &&Arc<NetworkPolicy>| {
+                policy.rules_in_force(direction, audit).is_some() && policy.subjects.matches(&pod.labels)
+            };
+            let policies = cluster.network_policies(&pod.name.namespace).filter(about);
+            policies.map(|policy| policy.name.clone()).collect()
+        };
+        let isolating = network_policies(false);
         let of_tier = |tier| -> Arc<[Arc<str>]> {
             let policies = cluster.cluster_policies(tier).into_iter().filter(|policy| {
                 let about = policy.subject.as_ref();
@@ -80,9 +86,13 @@ impl Profile {
             });
             policies.map(|policy| policy.name.clone()).collect()
         };
-        let baseline = if isolating.is_empty() { of_tier(Tier::Baseline) } else { Arc::default() };
-        let profile = Self { direction, admin: of_tier(Tier::Admin), isolating, baseline };
-        let empty = profile.admin.is_empty() && profile.isolating.is_empty() && profile.baseline.is_empty();
+        let (baseline, audited) = match isolating.is_empty() {
+            true => (of_tier(Tier::Baseline), network_policies(true)),
+            false => (Arc::default(), Arc::default()),
+        };
+        let profile = Self { direction, admin: of_tier(Tier::Admin), isolating, baseline, audited };
+        let tiers = profile.admin.is_empty() && profile.baseline.is_empty();
+        let empty = tiers && profile.isolating.is_empty() && profile.audited.is_empty();
         (!empty).then_some(profile)
     }
 }
@@ -114,51 +124,76 @@ impl Chain {
     pub(crate) fn is_made_of(&self, policy: &str) -> bool {
         matches!(self, Self::Tier(_, _, policies) if policies.iter().any(|name| **name == *policy))
     }
+}
 
+impl Named {
     /// Its rules, as the cluster is.
-    pub(crate) fn write(&self, cluster: &Cluster) -> Written {
-        let rules = match self {
-            Self::Profile(profile) => return write_profile(profile),
-            Self::Policy(direction, name) => {
+    pub(crate) fn write(&self, cluster: &Cluster, logging: Logging) -> Written {
+        let teller = Teller { logging, chain: &self.name };
+        let rules = match &self.chain {
+            Chain::Profile(profile) => return write_profile(profile, &teller),
+            Chain::Policy(direction, name) => {
                 let policy = cluster.snapshot().network_policies.get(name);
-                policy.map_or_else(Compiled::default, |policy| rules::network_policy(policy, *direction))
+                policy.map_or_else(Compiled::default, |policy| {
+                    rules::network_policy(policy, *direction, &teller)
+                })
             }
-            Self::Tier(_, direction, names) => {
+            Chain::Tier(_, direction, names) => {
                 let all = &cluster.snapshot().cluster_network_policies;
-                rules::tier(names.iter().filter_map(|name| all.get(name)), *direction)
+                rules::tier(names.iter().filter_map(|name| all.get(name)), *direction, &teller)
             }
         };
         Written { rules, chains: Vec::new() }
     }
 }
 
-fn write_profile(profile: &Profile) -> Written {
-    let mut written = Written::default();
-    let mut jump = |chain: Chain, comment: Option<String>| {
+impl Written {
+    fn push(&mut self, rule: Rule, origin: Origin) {
+        self.rules.rules.push(rule);
+        self.rules.origins.push(origin);
+    }
+
+    fn jump(&mut self, chain: Chain, comment: Option<String>) {
         let chain = Named::new(chain);
         let rule = Rule::new([Statement::Verdict(Verdict::Jump(chain.name.to_string()))]);
-        written.rules.rules.push(Rule { comment, ..rule });
-        written.chains.push(chain);
-    };
+        self.push(Rule { comment, ..rule }, Origin::Frame);
+        self.chains.push(chain);
+    }
+}
+
+fn write_profile(profile: &Profile, teller: &Teller<'_>) -> Written {
+    let mut written = Written::default();
     let direction = profile.direction;
     if !profile.admin.is_empty() {
-        jump(Chain::Tier(Tier::Admin, direction, profile.admin.clone()), None);
+        written.jump(Chain::Tier(Tier::Admin, direction, profile.admin.clone()), None);
     }
     if !profile.baseline.is_empty() {
-        jump(Chain::Tier(Tier::Baseline, direction, profile.baseline.clone()), None);
+        written.jump(Chain::Tier(Tier::Baseline, direction, profile.baseline.clone()), None);
     }
-    if profile.isolating.is_empty() {
+    // From here on, what policies in audit do not allow passes all the same: nothing else has a word in it.
+    let in_audit = profile.isolating.is_empty();
+    let policies = if in_audit { &profile.audited } else { &profile.isolating };
+    if policies.is_empty() {
         return written;
     }
-    for name in &*profile.isolating {
-        jump(Chain::Policy(direction, name.clone()), Some(name.to_string()));
+    for name in &**policies {
+        written.jump(Chain::Policy(direction, name.clone()), Some(name.to_string()));
     }
     // A pod that reaches itself through a Service: its own policies do not keep it from that.
-    let itself =
-        VERSIONS.map(|version| Rule::new([frame::is_itself(version), Statement::Verdict(Verdict::Accept)]));
-    written.rules.rules.extend(itself);
-    let last = Rule::new([Statement::Verdict(Verdict::Drop)]).with_comment("isolated, and nothing allows it");
-    written.rules.rules.push(last);
+    for version in VERSIONS {
+        let itself = Rule::new([frame::is_itself(version), Statement::Verdict(Verdict::Accept)]);
+        written.push(itself, Origin::Frame);
+    }
+    let (decided, origin, comment) = match in_audit {
+        true => (Decided::WouldDeny, Origin::Audited, "in audit, and nothing would allow it"),
+        false => (Decided::Denied, Origin::Isolated, "isolated, and nothing allows it"),
+    };
+    if let Some(told) = teller.tell(decided, origin, &[]) {
+        written.push(Rule::new(told).with_comment(comment), Origin::Telling);
+    }
+    let verdict = (!in_audit).then_some(Statement::Verdict(Verdict::Drop));
+    let last: Vec<Statement> = [Statement::Counter].into_iter().chain(verdict).collect();
+    written.push(Rule::new(last).with_comment(comment), origin);
     written
 }
 

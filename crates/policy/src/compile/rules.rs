@@ -4,6 +4,9 @@
 //! that are single numbers are one set, so a rule with fifty ports is still one. Peers are the source of what comes in and
 //! the destination of what goes out. Where a port has a name, the set says at which address it is which number: for what
 //! goes out, of the peers themselves, so that peer and port are one lookup.
+//!
+//! Each rule counts what it decides on. Where verdicts are told of as well, a rule that tells stands before the one that
+//! decides: too many to be told must not mean that nothing is decided.
 
 use std::sync::Arc;
 
@@ -15,6 +18,7 @@ use ipnet::IpNet;
 use netstate::nft::{self, Field, IpVersion, Statement, Value, Verdict};
 
 use super::networks::{subtract, union};
+use super::origin::{Decided, Origin, Teller};
 use super::set::{PortName, Scope, Set, VERSIONS, number};
 
 /// Rules, and the sets that they look up.
@@ -22,6 +26,8 @@ use super::set::{PortName, Scope, Set, VERSIONS, number};
 pub(crate) struct Compiled {
     /// In order.
     pub(crate) rules: Vec<nft::Rule>,
+    /// What each rule stands for.
+    pub(crate) origins: Vec<Origin>,
     /// Some may stand here more than once.
     pub(crate) sets: Vec<Set>,
 }
@@ -43,25 +49,34 @@ enum Somewhere {
 }
 
 /// A rule of either kind of policy.
-struct Traffic {
+struct Traffic<'t> {
     direction: Direction,
+    /// The chain it is for, and what is to be told of it.
+    teller: &'t Teller<'t>,
+    origin: Origin,
     /// Of each version; `None` for anybody.
     peers: Option<Vec<(Somebody, IpVersion)>>,
     /// `None` for everything.
     ports: Option<Vec<Somewhere>>,
     verdict: Verdict,
+    /// What it decides; nothing, if it leaves that to others.
+    decided: Option<Decided>,
     comment: String,
 }
 
 /// What a NetworkPolicy allows in one direction: a packet that none of the rules is about goes on to the next policy.
-pub(crate) fn network_policy(policy: &NetworkPolicy, direction: Direction) -> Compiled {
+pub(crate) fn network_policy(policy: &NetworkPolicy, direction: Direction, teller: &Teller<'_>) -> Compiled {
     let mut compiled = Compiled::default();
     for (place, rule) in policy.rules(direction).into_iter().flatten().enumerate() {
         let traffic = Traffic {
             direction,
+            teller,
+            origin: Origin::rule(place),
             peers: peers(rule, &policy.name.namespace),
             ports: rule.ports.as_deref().map(ports),
             verdict: Verdict::Accept,
+            // In audit it decides nothing.
+            decided: (!policy.audit).then_some(Decided::Allowed),
             comment: format!("{} {} rule {}", policy.name, direction.as_str(), place + 1),
         };
         traffic.write(&mut compiled);
@@ -73,12 +88,14 @@ pub(crate) fn network_policy(policy: &NetworkPolicy, direction: Direction) -> Co
 pub(crate) fn tier<'p>(
     policies: impl IntoIterator<Item = &'p Arc<ClusterNetworkPolicy>>,
     direction: Direction,
+    teller: &Teller<'_>,
 ) -> Compiled {
     let mut compiled = Compiled::default();
-    for policy in policies {
+    for (which, policy) in policies.into_iter().enumerate() {
         for (place, rule) in policy.rules(direction).iter().enumerate() {
             let comment = format!("{} {} rule {} {}", policy.name, direction.as_str(), place + 1, rule.name);
-            if let Some(traffic) = cluster_rule(rule, policy.tier, direction, comment) {
+            let origin = Origin::cluster_rule(which, place);
+            if let Some(traffic) = cluster_rule(rule, policy.tier, direction, (teller, origin, comment)) {
                 traffic.write(&mut compiled);
             }
         }
@@ -86,12 +103,18 @@ pub(crate) fn tier<'p>(
     compiled
 }
 
-fn cluster_rule(rule: &ClusterRule, tier: Tier, direction: Direction, comment: String) -> Option<Traffic> {
-    let verdict = match (rule.action, tier) {
-        (Action::Deny, _) => Verdict::Drop,
-        (Action::Pass, Tier::Admin) => Verdict::Return,
-        // Nothing follows the Baseline tier.
-        (Action::Accept, _) | (Action::Pass, Tier::Baseline) => Verdict::Accept,
+fn cluster_rule<'t>(
+    rule: &ClusterRule,
+    tier: Tier,
+    direction: Direction,
+    (teller, origin, comment): (&'t Teller<'t>, Origin, String),
+) -> Option<Traffic<'t>> {
+    let (verdict, decided) = match (rule.action, tier) {
+        (Action::Deny, _) => (Verdict::Drop, Some(Decided::Denied)),
+        (Action::Accept, Tier::Admin) => (Verdict::Accept, Some(Decided::Allowed)),
+        (Action::Pass, Tier::Admin) => (Verdict::Return, None),
+        // Whatever leaves the Baseline tier passes, but policies in audit may have a word on it.
+        (Action::Accept | Action::Pass, Tier::Baseline) => (Verdict::Return, Some(Decided::Allowed)),
     };
     let (peers, ports) = match &rule.peers {
         ClusterPeers::Unreadable(_) if rule.action == Action::Accept => return None,
@@ -99,7 +122,7 @@ fn cluster_rule(rule: &ClusterRule, tier: Tier, direction: Direction, comment: S
         ClusterPeers::Any(listed) => (Some(cluster_peers(listed)), rule.ports.as_deref().map(ports)),
     };
     let comment = comment.trim_end().to_owned();
-    Some(Traffic { direction, peers, ports, verdict, comment })
+    Some(Traffic { direction, teller, origin, peers, ports, verdict, decided, comment })
 }
 
 fn peers(rule: &Rule, namespace: &Arc<str>) -> Option<Vec<(Somebody, IpVersion)>> {
@@ -206,7 +229,7 @@ fn merged(listed: &[PortMatch], protocol: Protocol) -> Vec<(u16, u16)> {
     ranges
 }
 
-impl Traffic {
+impl Traffic<'_> {
     fn write(&self, compiled: &mut Compiled) {
         let everywhere = [None];
         let ports: Vec<Option<&Somewhere>> = match &self.ports {
@@ -286,9 +309,15 @@ impl Traffic {
         lookup
     }
 
-    fn rule(&self, mut statements: Vec<Statement>, compiled: &mut Compiled) {
-        statements.push(Statement::Verdict(self.verdict.clone()));
-        compiled.rules.push(nft::Rule::new(statements).with_comment(self.comment.clone()));
+    fn rule(&self, statements: Vec<Statement>, compiled: &mut Compiled) {
+        let told = self.decided.and_then(|decided| self.teller.tell(decided, self.origin, &statements));
+        let last = [Statement::Counter, Statement::Verdict(self.verdict.clone())];
+        let counted: Vec<Statement> = statements.into_iter().chain(last).collect();
+        let told = told.map(|told| (told, Origin::Telling));
+        for (statements, origin) in told.into_iter().chain([(counted, self.origin)]) {
+            compiled.rules.push(nft::Rule::new(statements).with_comment(self.comment.clone()));
+            compiled.origins.push(origin);
+        }
     }
 }
 

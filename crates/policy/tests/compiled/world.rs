@@ -41,7 +41,7 @@ pub(crate) fn deny_all() -> Vec<Change> {
     let name = NamespacedName::new("a", "deny");
     let none = || Some(Box::default());
     let (subjects, faults) = (Selector::default(), Box::default());
-    let policy = NetworkPolicy { name, subjects, ingress: none(), egress: none(), faults };
+    let policy = NetworkPolicy { name, subjects, ingress: none(), egress: none(), audit: false, faults };
     vec![Change::Set(pod.into()), Change::Set(policy.into())]
 }
 
@@ -57,7 +57,8 @@ pub(crate) fn moving_address() -> Vec<Change> {
     let rule = Rule { peers: Some(Box::from([peers])), ports: None };
     let name = NamespacedName::new("a", "own");
     let (subjects, faults) = (Selector::default(), Box::default());
-    let policy = NetworkPolicy { name, subjects, ingress: Some(Box::from([rule])), egress: None, faults };
+    let ingress = Some(Box::from([rule]));
+    let policy = NetworkPolicy { name, subjects, ingress, egress: None, audit: false, faults };
     let pods = [pod("s", None, true), pod("p", Some("n1"), false)].map(|pod| Change::Set(pod.into()));
     let [first, second] = pods;
     vec![first, Change::Set(policy.into()), second]
@@ -213,12 +214,13 @@ fn any_rule() -> impl Strategy<Value = Rule> {
 
 fn any_policy() -> impl Strategy<Value = NetworkPolicy> {
     let rules = || of(vec(any_rule(), 0..3).prop_map(Box::from));
-    (any_name(&["k", "l", "m"]), any_selector(), rules(), rules()).prop_map(
-        |(name, subjects, ingress, egress)| NetworkPolicy {
+    (any_name(&["k", "l", "m"]), any_selector(), rules(), rules(), 0..4_u8).prop_map(
+        |(name, subjects, ingress, egress, audit)| NetworkPolicy {
             name,
             subjects,
             ingress,
             egress,
+            audit: audit == 0,
             faults: Box::default(),
         },
     )

@@ -37,20 +37,25 @@ enum End {
 
 /// Whether the table lets a packet pass its hook.
 pub(crate) fn passes(table: &Table, packet: &Packet) -> bool {
+    passes_and_tells(table, packet, &mut Vec::new())
+}
+
+/// The same, with the prefixes of what is logged on the way.
+pub(crate) fn passes_and_tells(table: &Table, packet: &Packet, told: &mut Vec<String>) -> bool {
     let mut bases: Vec<&Chain> = table
         .chains
         .values()
         .filter(|chain| chain.base.is_some_and(|base| base.hook == packet.hook))
         .collect();
     bases.sort_by_key(|chain| chain.base.unwrap().priority);
-    bases.iter().all(|chain| match run(table, chain, packet, 0) {
+    bases.iter().all(|chain| match run(table, chain, (packet, &mut *told), 0) {
         End::Accept => true,
         End::Drop => false,
         End::Through => chain.base.unwrap().policy == netstate::nft::Policy::Accept,
     })
 }
 
-fn run(table: &Table, chain: &Chain, packet: &Packet, depth: usize) -> End {
+fn run(table: &Table, chain: &Chain, (packet, told): (&Packet, &mut Vec<String>), depth: usize) -> End {
     assert!(depth < 16, "the kernel allows sixteen jumps");
     for rule in &chain.rules {
         for statement in &rule.statements {
@@ -62,6 +67,12 @@ fn run(table: &Table, chain: &Chain, packet: &Packet, depth: usize) -> End {
                     let Some(element) = found else { break };
                     Some(element.verdict.as_ref().unwrap())
                 }
+                // What counts or tells lets everything on, and nothing comes so often that a limit is reached.
+                Statement::Counter | Statement::Limit(_) => None,
+                Statement::Log(log) => {
+                    told.push(log.prefix.clone());
+                    None
+                }
                 other if holds(table, other, packet) => None,
                 _ => break,
             };
@@ -70,11 +81,15 @@ fn run(table: &Table, chain: &Chain, packet: &Packet, depth: usize) -> End {
                 Some(Verdict::Accept) => return End::Accept,
                 Some(Verdict::Drop) => return End::Drop,
                 Some(Verdict::Return) => return End::Through,
-                Some(Verdict::Goto(name)) => return run(table, &table.chains[name], packet, depth + 1),
-                Some(Verdict::Jump(name)) => match run(table, &table.chains[name], packet, depth + 1) {
-                    End::Through => break,
-                    end => return end,
-                },
+                Some(Verdict::Goto(name)) => {
+                    return run(table, &table.chains[name], (packet, told), depth + 1);
+                }
+                Some(Verdict::Jump(name)) => {
+                    match run(table, &table.chains[name], (packet, &mut *told), depth + 1) {
+                        End::Through => break,
+                        end => return end,
+                    }
+                }
             }
         }
     }
@@ -188,7 +203,7 @@ pub(crate) struct Node {
     pub(crate) table: Table,
 }
 
-/// Whether a flow passes all the hooks on its way. `itself` says that both ends are one pod and it never left.
+/// Whether a flow passes all the hooks on its way.
 pub(crate) fn crosses(
     nodes: &[Node],
     source: IpAddr,
@@ -196,17 +211,23 @@ pub(crate) fn crosses(
     protocol: u8,
     number: u16,
 ) -> bool {
-    let at = |hook| Packet::new(hook, source, destination, protocol, number);
+    let mut told = Vec::new();
+    crosses_and_tells(nodes, |hook| Packet::new(hook, source, destination, protocol, number), &mut told)
+}
+
+/// The same for the packet that `at` gives for each hook, with the prefixes of what is logged on the way.
+pub(crate) fn crosses_and_tells(nodes: &[Node], at: impl Fn(Hook) -> Packet, told: &mut Vec<String>) -> bool {
+    let Packet { source, destination, .. } = at(Hook::Forward);
     nodes.iter().all(|node| {
         let begins = node.pods.contains(&source);
         let ends = node.pods.contains(&destination);
         if node.own.contains(&source) {
             // The output hook, where the table has no chain.
-            return passes(&node.table, &at(Hook::Output));
+            return passes_and_tells(&node.table, &at(Hook::Output), told);
         }
         if begins && node.own.contains(&destination) {
-            return passes(&node.table, &at(Hook::Input));
+            return passes_and_tells(&node.table, &at(Hook::Input), told);
         }
-        !(begins || ends) || passes(&node.table, &at(Hook::Forward))
+        !(begins || ends) || passes_and_tells(&node.table, &at(Hook::Forward), told)
     })
 }

@@ -8,8 +8,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use cluster::{
-    Action, ClusterNetworkPolicy, ClusterPeer, ClusterPeers, ClusterRule, IpBlock, NetworkPolicy, Operator,
-    Peer, PodSelector, PortMatch, Protocol, Requirement, Rule, Selector, Tier, check_subdomain,
+    AUDIT_ANNOTATION, Action, ClusterNetworkPolicy, ClusterPeer, ClusterPeers, ClusterRule, IpBlock,
+    NetworkPolicy, Operator, Peer, PodSelector, PortMatch, Protocol, Requirement, Rule, Selector, Tier,
+    check_subdomain,
 };
 use ipnet::IpNet;
 
@@ -21,6 +22,10 @@ pub(super) const UNREADABLE: &str = "unreadable";
 pub(crate) fn network_policy(document: &Field<'_, '_>) -> Result<NetworkPolicy, Fault> {
     let name = document.namespaced_name(check_subdomain)?;
     let mut faults = Vec::new();
+    let audit = in_audit(document).unwrap_or_else(|fault| {
+        faults.push(told(&fault, "it is enforced"));
+        false
+    });
     let spec = document.get("spec")?;
     let known = ["podSelector", "policyTypes", "ingress", "egress", UNREADABLE];
     // A field of a later version may say which pods are meant, or which way: those here are taken at their widest.
@@ -45,8 +50,21 @@ pub(crate) fn network_policy(document: &Field<'_, '_>) -> Result<NetworkPolicy, 
         subjects,
         ingress: ingress.then(|| rules(&spec, "ingress", "from")),
         egress: egress.then(|| rules(&spec, "egress", "to")),
+        audit,
         faults: faults.into(),
     })
+}
+
+/// Whether an annotation puts the policy into audit. Only `true` does: a slip must not open anything.
+fn in_audit(document: &Field<'_, '_>) -> Result<bool, Fault> {
+    let metadata = document.get("metadata")?;
+    let annotations = metadata.get("annotations")?;
+    let annotation = annotations.get(AUDIT_ANNOTATION)?;
+    match annotation.text()? {
+        Some("true") => Ok(true),
+        None | Some("false") => Ok(false),
+        Some(other) => Err(annotation.fault(format!("is {other:?}, neither \"true\" nor \"false\""))),
+    }
 }
 
 /// What a fault of a part is taken for.

@@ -206,7 +206,7 @@ fn policy(name: NamespacedName) -> NetworkPolicy {
     let rule = Rule { peers: Some(peers.into()), ports: Some(ports.into()) };
     let subjects = [Requirement::equal("app", "web")].into_iter().collect();
     let (ingress, faults) = (Some(Box::from([rule])), Box::default());
-    NetworkPolicy { name, subjects, ingress, egress: Some(Box::default()), faults }
+    NetworkPolicy { name, subjects, ingress, egress: Some(Box::default()), audit: false, faults }
 }
 
 fn status(name: &str, last: u8) -> Object {

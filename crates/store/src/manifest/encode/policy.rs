@@ -2,8 +2,8 @@
 //! API has, so that reading it again opens no more than before.
 
 use cluster::{
-    ClusterNetworkPolicy, ClusterPeer, ClusterPeers, ClusterRule, Labels, NetworkPolicy, Peer, PodSelector,
-    PortMatch, Rule, Selector,
+    AUDIT_ANNOTATION, ClusterNetworkPolicy, ClusterPeer, ClusterPeers, ClusterRule, Labels, NetworkPolicy,
+    Peer, PodSelector, PortMatch, Rule, Selector,
 };
 use serde_json::{Value, json};
 
@@ -16,9 +16,13 @@ pub(super) fn of_network_policy(policy: &NetworkPolicy) -> Value {
     let rules = |rules: &Option<Box<[Rule]>>, peers| {
         rules.iter().flatten().map(|rule| of_rule(rule, peers)).collect::<Value>()
     };
+    let mut metadata = of_name(&policy.name, &Labels::default());
+    if policy.audit {
+        metadata["annotations"] = json!({AUDIT_ANNOTATION: "true"});
+    }
     without_absent(json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-        "metadata": of_name(&policy.name, &Labels::default()),
+        "metadata": metadata,
         "spec": {
             "podSelector": of_selector(&policy.subjects),
             "policyTypes": types.collect::<Value>(),

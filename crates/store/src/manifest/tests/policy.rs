@@ -46,6 +46,30 @@ fn what_the_api_server_would_fill_in_is_filled_in() {
 }
 
 #[test]
+fn an_annotation_puts_a_policy_into_audit_and_a_slip_in_it_leaves_it_enforced() {
+    let read = |value: &str| {
+        let metadata = format!("{{name: p, namespace: shop, annotations: {{fairlead.io/audit: {value}}}}}");
+        let text = format!(
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {metadata}\nspec: {{podSelector: {{}}}}\n"
+        );
+        let read = objects(&text);
+        let [object @ Object::NetworkPolicy(policy)] = &read[..] else { panic!("{text}") };
+        assert_eq!(
+            objects(str::from_utf8(&encode(object)).unwrap()),
+            read,
+            "it reads back as it was: {text}"
+        );
+        (policy.audit, policy.all_faults().map(str::to_owned).collect::<Vec<_>>())
+    };
+    assert_eq!(read("\"true\""), (true, Vec::new()));
+    assert_eq!(read("\"false\""), (false, Vec::new()));
+    for slip in ["\"yes\"", "true", "[]"] {
+        let (audit, faults) = read(slip);
+        assert!(!audit && faults[0].contains("it is enforced"), "{slip}: {faults:?}");
+    }
+}
+
+#[test]
 fn absent_and_empty_selectors_are_told_apart() {
     let policy = policy("{ingress: [{from: [{podSelector: {}}, {namespaceSelector: {}}]}]}");
     let peers = policy.ingress.as_ref().unwrap()[0].peers.as_deref().unwrap();

@@ -1,0 +1,337 @@
+//! What a change of policies would open and close, before it is made.
+//!
+//! Read [`compare`], then [`FlowChange`]. Ends that all policies treat alike are asked about once ([`kinds`]), and ports in
+//! intervals in which no policy makes a difference; every answer is [`judge`](crate::judge())'s. Only flows from or to pods
+//! that a changed policy is about can be others than before, so no others are looked at.
+//!
+//! What stays true: it says what the naive comparison of every flow before and after would say, which a property test
+//! compares. Flows through a Service are those to the pods behind it; a pod and itself, and a pod's own node, are left out,
+//! for no policy is about them. Of several addresses of one version the first counts.
+
+mod kinds;
+mod space;
+mod words;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use cluster::{Change, Direction, NamespacedName, PortMatch, Protocol};
+
+use self::kinds::{Both, Crowd, End, cuts};
+use crate::judge::{Ends, Traffic};
+use crate::view::{Cluster, Party};
+
+/// Flows that a change opens or closes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FlowChange {
+    /// It opens them; else it closes them.
+    pub opens: bool,
+    /// Who begins them: any of these.
+    pub sources: Group,
+    /// Whom they reach: any of these.
+    pub destinations: Group,
+    /// By any of these.
+    pub traffic: Vec<Span>,
+    /// Only by IPv6 (true) or only by IPv4 (false), where the two differ.
+    pub only_v6: Option<bool>,
+    /// How many pairs of ends; addresses outside of the cluster count as one end for each class that policies make of them.
+    pub pairs: u64,
+}
+
+/// Ends of flows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Group {
+    /// Pods.
+    pub pods: Vec<NamespacedName>,
+    /// Nodes, and pods in their network.
+    pub nodes: Vec<Arc<str>>,
+    /// Addresses that are neither pods' nor nodes': from the first to the last, both included. Pods' and nodes' may lie between.
+    pub outside: Vec<(IpAddr, IpAddr)>,
+}
+
+/// Traffic between two ports, both included, or of other protocols.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Span {
+    /// Of a protocol that has ports.
+    Ports(Protocol, u16, u16),
+    /// Of all other protocols, such as ICMP.
+    Others,
+}
+
+impl Span {
+    /// One of them, which stands for all.
+    fn example(self) -> Traffic {
+        match self {
+            Self::Ports(protocol, first, _) => Traffic::Port(protocol, first),
+            Self::Others => Traffic::Other(1),
+        }
+    }
+}
+
+/// What these changes of policies would open and close; changes of other objects are left out.
+pub fn compare(before: &Cluster, changes: &[Change]) -> Vec<FlowChange> {
+    let mut after = before.clone();
+    for change in changes {
+        use cluster::Key::{ClusterNetworkPolicy, NetworkPolicy};
+        if matches!(change.key(), NetworkPolicy(_) | ClusterNetworkPolicy(_)) {
+            after.apply(change);
+        }
+    }
+    let both = Both::new(before, &after);
+    let crowds = both.crowds();
+    let mut comparison = Comparison::new(&both, &crowds);
+    for (source, from) in crowds.iter().enumerate() {
+        for (destination, to) in crowds.iter().enumerate() {
+            if from.concerned[EGRESS] || to.concerned[INGRESS] {
+                comparison.pair((source, from), (destination, to));
+            }
+        }
+    }
+    comparison.gathered(&crowds)
+}
+
+/// Places of the directions in [`Direction::ALL`].
+const INGRESS: usize = 0;
+const EGRESS: usize = 1;
+
+/// What is different between two crowds: whether it opens, by which version alone, and by what.
+type Difference = (bool, Option<bool>, Vec<Span>);
+
+struct Comparison<'b, 'c> {
+    both: &'b Both<'c>,
+    /// For each crowd and direction, where its own policies make a difference between ports.
+    cuts: Vec<[BTreeSet<(Protocol, u16)>; 2]>,
+    /// What the policies of one end alone make of another's looks: the parts in which they say something else than before.
+    /// By direction, the concerned crowd, the other's looks, and the version.
+    one_sided: HashMap<(usize, usize, usize, bool), Vec<Span>>,
+    found: BTreeMap<Difference, BTreeMap<usize, BTreeSet<usize>>>,
+}
+
+impl<'b, 'c> Comparison<'b, 'c> {
+    fn new(both: &'b Both<'c>, crowds: &[Crowd]) -> Self {
+        let cuts =
+            crowds.iter().map(|crowd| Direction::ALL.map(|direction| own_cuts(both, crowd, direction)));
+        Self { both, cuts: cuts.collect(), one_sided: HashMap::new(), found: BTreeMap::new() }
+    }
+
+    /// Looks at the flows from one crowd to another.
+    fn pair(&mut self, (source, from): (usize, &Crowd), (destination, to): (usize, &Crowd)) {
+        let mut spans: [[Vec<Span>; 2]; 2] = Default::default();
+        let mut asked = [false; 2];
+        for v6 in [false, true] {
+            let Some((one, other)) = example(from, to, v6) else { continue };
+            let version = usize::from(v6);
+            asked[version] = true;
+            let places = ((source, from), (destination, to));
+            for (span, opens) in self.differences(places, (&one, &other), v6) {
+                spans[version][usize::from(opens)].push(span);
+            }
+        }
+        for opens in [false, true] {
+            let [v4, v6] = &spans.each_ref().map(|spans| joined(&spans[usize::from(opens)]));
+            let mut note = |only, spans: &Vec<Span>| {
+                if !spans.is_empty() {
+                    let sources = self.found.entry((opens, only, spans.clone())).or_default();
+                    sources.entry(destination).or_default().insert(source);
+                }
+            };
+            match asked {
+                [true, true] if v4 != v6 => {
+                    note(Some(false), v4);
+                    note(Some(true), v6);
+                }
+                [true, _] => note(None, v4),
+                _ => note(None, v6),
+            }
+        }
+    }
+
+    /// The parts of the traffic between two crowds that pass now and would not, or the other way round.
+    fn differences(
+        &mut self,
+        ((source, from), (destination, to)): ((usize, &Crowd), (usize, &Crowd)),
+        (one, other): (&Party, &Party),
+        v6: bool,
+    ) -> Vec<(Span, bool)> {
+        let concerned = [to.concerned[INGRESS], from.concerned[EGRESS]];
+        let all_cuts = |comparison: &Self| {
+            let mut all = comparison.cuts[source][EGRESS].clone();
+            all.extend(&comparison.cuts[destination][INGRESS]);
+            all.extend(edges(to));
+            all
+        };
+        let candidates = match concerned {
+            [true, true] => spans(&all_cuts(self)),
+            _ => {
+                let (direction, crowd, looks) = match concerned {
+                    [true, _] => (INGRESS, destination, from.looks),
+                    _ => (EGRESS, source, to.looks),
+                };
+                // A node and its own pods are told apart by neither.
+                let known = self.one_sided.entry((direction, crowd, looks, v6)).or_insert_with(|| {
+                    let mut cuts = self.cuts[crowd][direction].clone();
+                    cuts.extend(edges(to));
+                    let differs = |span: &Span| {
+                        let [before, after] = self
+                            .both
+                            .clusters()
+                            .map(|cluster| decides(cluster, (one, other), *span, Direction::ALL[direction]));
+                        before != after
+                    };
+                    spans(&cuts).into_iter().filter(differs).collect()
+                });
+                if known.is_empty() {
+                    return Vec::new();
+                }
+                let known = known.clone();
+                split(&known, &all_cuts(self))
+            }
+        };
+        let verdicts = candidates.into_iter().filter_map(|span| {
+            let [before, after] = self.both.clusters().map(|cluster| {
+                Direction::ALL.into_iter().all(|direction| decides(cluster, (one, other), span, direction))
+            });
+            (before != after).then_some((span, after))
+        });
+        verdicts.collect()
+    }
+
+    /// The differences by whom they are between: crowds with the same are told together.
+    fn gathered(self, crowds: &[Crowd]) -> Vec<FlowChange> {
+        let mut changes = Vec::new();
+        for ((opens, only_v6, traffic), by_destination) in self.found {
+            let mut by_sources: BTreeMap<BTreeSet<usize>, Vec<usize>> = BTreeMap::new();
+            for (destination, sources) in by_destination {
+                by_sources.entry(sources).or_default().push(destination);
+            }
+            for (sources, destinations) in by_sources {
+                let pairs = sources.iter().flat_map(|source| {
+                    let own = &crowds[*source];
+                    destinations.iter().map(move |destination| pairs(own, &crowds[*destination], only_v6))
+                });
+                changes.push(FlowChange {
+                    opens,
+                    pairs: pairs.sum(),
+                    sources: Group::of(sources.iter().map(|number| &crowds[*number])),
+                    destinations: Group::of(destinations.iter().map(|number| &crowds[*number])),
+                    traffic: traffic.clone(),
+                    only_v6,
+                });
+            }
+        }
+        changes.sort_by_key(|change| (change.opens, std::cmp::Reverse(change.pairs)));
+        changes
+    }
+}
+
+/// What one direction says of a flow.
+fn decides(cluster: &Cluster, (one, other): (&Party, &Party), span: Span, direction: Direction) -> bool {
+    let ends = Ends { source: one, destination: other, traffic: span.example(), through_service: false };
+    ends.decide(cluster, direction).allows()
+}
+
+/// Two that stand for their crowds.
+fn example(from: &Crowd, to: &Crowd, v6: bool) -> Option<(Party, Party)> {
+    let mut found = from.ends.iter().flat_map(|one| to.ends.iter().map(move |other| (one, other)));
+    let (one, other) = found.find(|(one, other)| are_two(one, other, v6))?;
+    Some((one.party(v6)?, other.party(v6)?))
+}
+
+/// Whether there are flows between two that a policy can be about.
+fn are_two(one: &End, other: &End, v6: bool) -> bool {
+    let pods = matches!(one, End::Pod(_)) || matches!(other, End::Pod(_));
+    pods && !one.is(other) && !one.is_node_of(other) && one.has(v6) && other.has(v6)
+}
+
+/// How many pairs there are between two crowds.
+fn pairs(from: &Crowd, to: &Crowd, only_v6: Option<bool>) -> u64 {
+    let versions = only_v6.map_or(vec![false, true], |v6| vec![v6]);
+    let of = |one: &End| -> u64 {
+        let two = |other: &&End| versions.iter().any(|v6| are_two(one, other, *v6));
+        to.ends.iter().filter(two).count() as u64
+    };
+    from.ends.iter().map(of).sum()
+}
+
+/// Where a crowd's own policies make a difference between ports.
+fn own_cuts(both: &Both<'_>, crowd: &Crowd, direction: Direction) -> BTreeSet<(Protocol, u16)> {
+    let Some(End::Pod(member)) = crowd.ends.first() else { return BTreeSet::new() };
+    let isolating = both.isolating(member, direction);
+    let of_namespace = isolating.iter().flatten().flat_map(|policy| policy.rules(direction)).flatten();
+    let of_cluster = both.cluster_policies();
+    let of_cluster = of_cluster.iter().flat_map(|policy| policy.rules(direction));
+    let ports: Vec<&PortMatch> = of_namespace
+        .map(|rule| &rule.ports)
+        .chain(of_cluster.map(|rule| &rule.ports))
+        .flat_map(|ports| ports.iter().flatten())
+        .collect();
+    cuts(ports)
+}
+
+/// Where the ports to which a crowd gives names begin and end.
+fn edges(crowd: &Crowd) -> impl Iterator<Item = (Protocol, u16)> + use<'_> {
+    let end = |(protocol, port): &(Protocol, u16)| Some((*protocol, port.checked_add(1)?));
+    crowd.named.iter().copied().chain(crowd.named.iter().filter_map(end))
+}
+
+/// All traffic, cut there.
+fn spans(cuts: &BTreeSet<(Protocol, u16)>) -> Vec<Span> {
+    let whole =
+        [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].map(|protocol| Span::Ports(protocol, 1, u16::MAX));
+    split(&[whole.as_slice(), &[Span::Others]].concat(), cuts)
+}
+
+/// These parts, cut there as well.
+fn split(parts: &[Span], cuts: &BTreeSet<(Protocol, u16)>) -> Vec<Span> {
+    let mut found = Vec::new();
+    for part in parts {
+        let Span::Ports(protocol, mut first, last) = *part else {
+            found.push(*part);
+            continue;
+        };
+        for (_, cut) in cuts.range((protocol, first)..=(protocol, last)) {
+            if *cut > first {
+                found.push(Span::Ports(protocol, first, *cut - 1));
+                first = *cut;
+            }
+        }
+        found.push(Span::Ports(protocol, first, last));
+    }
+    found
+}
+
+/// The same traffic in as few parts as can be.
+fn joined(parts: &[Span]) -> Vec<Span> {
+    let mut found: Vec<Span> = Vec::new();
+    let mut sorted = parts.to_vec();
+    sorted.sort_unstable();
+    for part in sorted {
+        match (found.last_mut(), part) {
+            (Some(Span::Ports(own, _, last)), Span::Ports(protocol, first, next))
+                if *own == protocol && last.checked_add(1) == Some(first) =>
+            {
+                *last = next;
+            }
+            _ => found.push(part),
+        }
+    }
+    found
+}
+
+impl Group {
+    fn of<'c>(crowds: impl Iterator<Item = &'c Crowd>) -> Self {
+        let mut group = Self::default();
+        for end in crowds.flat_map(|crowd| &crowd.ends) {
+            match end {
+                End::Pod(member) => group.pods.push(member.name().clone()),
+                End::Node(node) => group.nodes.push(node.name.clone()),
+                End::Outside(_, intervals) => group.outside.extend(intervals),
+            }
+        }
+        group.pods.sort_unstable();
+        group.nodes.sort_unstable();
+        group.outside.sort_unstable();
+        group
+    }
+}
