@@ -5,7 +5,8 @@
 //! flow that is allowed is never silent, and one that is denied always is.
 //!
 //! Over VXLAN, with the pods spread over three nodes, every case is played; over plain routes and with all pods on one node
-//! each eighth, or every one with `FAIRLEAD_POLICY_PACKETS=all`. What a lab has not is left out, and said: addresses
+//! each eighth, or every one with `FAIRLEAD_POLICY_PACKETS=all`; `FAIRLEAD_POLICY_PACKETS=WORD` plays those with that word in
+//! their names. What a lab has not is left out, and said: addresses
 //! outside the cluster, Services, DNS, SCTP, an address given to a second pod on purpose.
 #![allow(
     clippy::disallowed_methods,
@@ -19,12 +20,12 @@ mod cases;
 #[path = "policy_corpus/probes.rs"]
 mod probes;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use journeys::TestLab;
 use serde_json::Value;
 
-/// Every `step`th case from the `first` on, in a lab of its own.
+/// Every `step`th case from the `first` on, in a lab of its own, or those that were asked for.
 fn play(arguments: &[&str], first: usize, step: usize) {
     let Some(folder) = harness::policy_corpus() else {
         return harness::not_run("there is no ../shared/policy-corpus and no other one is named");
@@ -33,7 +34,7 @@ fn play(arguments: &[&str], first: usize, step: usize) {
     let lab = TestLab::up(arguments);
     let mut game = cases::Game::new(&lab, &folder);
     let (mut failed, mut left_out, mut asked) = (Vec::new(), Vec::new(), 0);
-    for file in files(&folder).iter().skip(first).step_by(step) {
+    for file in files(&folder).iter().filter(|file| is_asked_for(file)).skip(first).step_by(step) {
         let case: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
         let name = case["name"].as_str().unwrap_or_default().to_owned();
         match cases::play(&mut game, &case) {
@@ -46,10 +47,10 @@ fn play(arguments: &[&str], first: usize, step: usize) {
         harness::not_run(&format!("a lab has not what these need: {}", left_out.join(", ")));
     }
     assert!(failed.is_empty(), "{} cases:\n{}", failed.len(), failed.join("\n"));
-    assert!(asked > 0, "nothing was asked");
+    assert!(asked > 0 || asked_for().is_some(), "nothing was asked");
 }
 
-fn files(folder: &PathBuf) -> Vec<PathBuf> {
+fn files(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let mut files: Vec<PathBuf> =
         entries.filter(|path| path.extension().is_some_and(|have| have == "json")).collect();
@@ -57,12 +58,19 @@ fn files(folder: &PathBuf) -> Vec<PathBuf> {
     files
 }
 
+/// What was asked for beside the usual.
+fn asked_for() -> Option<String> {
+    std::env::var("FAIRLEAD_POLICY_PACKETS").ok()
+}
+
+fn is_asked_for(file: &Path) -> bool {
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    asked_for().is_none_or(|word| word == "all" || name.contains(&word))
+}
+
 /// How many cases are skipped between two that are played where not every one need be.
 fn stride() -> usize {
-    match std::env::var_os("FAIRLEAD_POLICY_PACKETS").is_some_and(|which| which == *"all") {
-        true => 1,
-        false => 8,
-    }
+    if asked_for().is_some() { 1 } else { 8 }
 }
 
 #[test]
