@@ -29,6 +29,7 @@ pub(crate) fn text(status: &Status) -> String {
     work(&mut registry, status);
     tunnels(&mut registry, status);
     kernel_peers(&mut registry, status);
+    policies(&mut registry, status);
     let mut text = String::new();
     // To write into a string does not fail.
     let _ = encode(&mut text, &registry);
@@ -147,6 +148,44 @@ fn kernel_peers(registry: &mut Registry, status: &Status) {
     registry.register_with_unit("wireguard", help, Unit::Bytes, bytes);
 }
 
+fn policies(registry: &mut Registry, status: &Status) {
+    let known = &status.policies;
+    let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+    gauge(
+        registry,
+        "policies_enforced",
+        "Whether the kernel enforces all known policies",
+        known.enforced.into(),
+    );
+    let kinds = Family::<Labels, Gauge<i64>>::default();
+    let both =
+        [("NetworkPolicy", known.network_policies), ("ClusterNetworkPolicy", known.cluster_network_policies)];
+    for (kind, count) in both {
+        kinds.get_or_create(&vec![("kind", kind.to_owned())]).set(number(count));
+    }
+    registry.register("policies", "Network policies in the cluster", kinds);
+    let invalid = "Policies with what cannot be read, and allows nothing";
+    gauge(registry, "policies_invalid", invalid, count(&known.invalid));
+    gauge(registry, "local_pods", "Pods of this node that policies can be about", number(known.local_pods));
+    gauge(registry, "isolated_pods", "Those that some are about", number(known.isolated_pods));
+    gauge(registry, "attachments_waiting", "Pods that wait for their policies", number(known.waiting));
+    counter(
+        registry,
+        "policy_generation",
+        "Changes of policies, pods and namespaces that were heard of",
+        known.generation,
+    );
+    counter(registry, "policy_programmed_generation", "Those of them that the kernel has", known.programmed);
+    counter(registry, "policy_changes", "Changes of the kernel's table of policies", known.changes);
+    counter(registry, "policy_heals", "How often that table was put right", known.heals);
+    counter(registry, "policy_failures", "How often the kernel refused it", known.failures);
+    counter(registry, "policy_cut_connections", "Connections cut that nothing allowed any more", known.cut);
+    let spent = Counter::<f64, AtomicU64>::default();
+    spent.inc_by(known.spent as f64 / 1e6);
+    let help = "Time from the store's word of a change to the kernel's table, of all changes";
+    registry.register_with_unit("policy_programming", help, Unit::Seconds, spent);
+}
+
 fn gauge(registry: &mut Registry, name: &str, help: &str, value: i64) {
     let gauge = Gauge::<i64>::default();
     gauge.set(value);
@@ -166,6 +205,7 @@ fn count(lines: &[String]) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::text;
+    use crate::policy::PolicyStatus;
     use crate::status::{KernelPeer, PeerState, PeerStatus, Status};
 
     #[test]
@@ -194,6 +234,12 @@ mod tests {
                 received_bytes: 92,
             }],
             spent: 1_500_000,
+            policies: PolicyStatus {
+                enforced: true,
+                network_policies: 3,
+                heals: 2,
+                ..PolicyStatus::default()
+            },
             ..Status::default()
         };
         let text = text(&status);
@@ -208,6 +254,9 @@ mod tests {
             "fairlead_wireguard_last_handshake_timestamp_seconds{peer=\"node2\"} 1700000000",
             "fairlead_wireguard_bytes_total{peer=\"node2\",direction=\"sent\"} 148",
             "fairlead_reconcile_seconds_total 1.5",
+            "fairlead_policies_enforced 1",
+            "fairlead_policies{kind=\"NetworkPolicy\"} 3",
+            "fairlead_policy_heals_total 2",
             "fairlead_agent_info{node=\"node1\",version=\"\",backend=\"\"} 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");

@@ -42,9 +42,11 @@ fn tables(status: &Status, wide: bool) -> Vec<Table> {
     if !status.peers.is_empty() {
         tables.push(peers(status));
     }
+    tables.push(policies(status, wide));
     let groups = [
         ("NOT READY BECAUSE", &status.reasons),
         ("PROBLEM", &status.problems),
+        ("INVALID POLICY", &status.policies.invalid),
         ("CONFLICT", &status.conflicts),
         ("BROKEN FILE IN THE STORE", &status.store.broken),
     ];
@@ -88,6 +90,37 @@ fn node(status: &Status, wide: bool) -> Table {
         let words = format!(
             "{} changes, {} of them repairs, in {} looks",
             status.changes, status.heals, status.reconciles
+        );
+        row("since its start", words);
+    }
+    table
+}
+
+fn policies(status: &Status, wide: bool) -> Table {
+    let known = &status.policies;
+    let enforced = match &known.reason {
+        None if known.enforced => "yes".to_owned(),
+        reason => format!("no: {}", reason.as_deref().unwrap_or("the agent does not say")),
+    };
+    let mut table = Table::new(["NETWORK POLICIES".to_owned(), format!("enforced: {enforced}")]);
+    let mut row = |name: &str, value: String| table.row([name.to_owned(), value]);
+    let isolated = format!("{} of this node's {}", known.isolated_pods, known.local_pods);
+    row(
+        "policies",
+        format!("{}, and {} of the cluster", known.network_policies, known.cluster_network_policies),
+    );
+    row("isolated pods", isolated);
+    row("in the kernel", format!("change {} of {}", known.programmed, known.generation));
+    if let Some(last) = &known.last_change {
+        row("last change", format!("{} steps in {} us", last.steps, last.took));
+    }
+    if let Some(error) = &known.last_error {
+        row("last error", error.clone());
+    }
+    if wide {
+        let words = format!(
+            "{} changes, the longest in {} us; {} repairs, {} failures, {} connections cut, {} pods wait",
+            known.changes, known.longest, known.heals, known.failures, known.cut, known.waiting
         );
         row("since its start", words);
     }

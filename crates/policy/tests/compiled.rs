@@ -21,6 +21,7 @@ fn take(policies: &mut Policies, table: &mut Table, event: &Event) {
     let emitted = match event {
         Event::Change(change) => policies.apply(change),
         Event::Resolved(name) => policies.resolve(name.clone()),
+        Event::Attached(pod, attached) => policies.attach(pod, attached),
     };
     carry_out(table, &emitted.steps);
 }
@@ -28,8 +29,10 @@ fn take(policies: &mut Policies, table: &mut Table, event: &Event) {
 fn fresh(node: &str, policies: &Policies, events: &[Event]) -> Policies {
     let mut fresh = Policies::new(node, policies.cluster().snapshot().clone());
     for event in events {
-        if let Event::Resolved(name) = event {
-            fresh.resolve(name.clone());
+        match event {
+            Event::Resolved(name) => drop(fresh.resolve(name.clone())),
+            Event::Attached(pod, attached) => drop(fresh.attach(pod, attached)),
+            Event::Change(_) => {}
         }
     }
     fresh
@@ -116,6 +119,7 @@ proptest! {
             all.iter_mut().for_each(|policies| drop(match event {
                 Event::Change(change) => policies.apply(change),
                 Event::Resolved(name) => policies.resolve(name.clone()),
+                Event::Attached(pod, attached) => policies.attach(pod, attached),
             }));
         }
         let nodes = nodes(&all);

@@ -158,11 +158,49 @@ fn with_no_restart_a_dead_agent_stays_dead_and_pods_talk_on() {
     run_ok(Command::new("kill").args(["-9", &pid.to_string()]));
     eventually("the list says so", || lab.node("node2")["agentPid"].is_null().then_some(()));
     assert!(lab.pings("a", &address));
+    // Whether a policy is about a new pod, only an agent can know.
+    lab.put("c.yaml", &pod_manifest("c", "node2", 80));
+    eventually("it waits and says why", || {
+        let reason = lab.pod("c")?["reason"].as_str()?.to_owned();
+        reason.contains("network policies of pod default/c are in force").then_some(())
+    });
+    assert!(lab.node("node2")["agentPid"].is_null());
+}
+
+#[test]
+fn where_policies_are_not_enforced_pods_are_wired_without_an_agent() {
+    let lab = TestLab::up(&["--nodes", "2", "--no-restart"]);
+    lab.put("a.yaml", &pod_manifest("a", "node1", 80));
+    eventually("a runs", || lab.address("a", false));
+    let config = lab.store().with_file_name("agent.yaml");
+    let fresh = config.with_file_name("agent.yaml.fresh");
+    std::fs::write(&fresh, "policy: {enforcement: false}\n").unwrap();
+    std::fs::rename(fresh, config).unwrap();
+    let told = lab.store().with_file_name("node2").join("run/network.json");
+    eventually("the plugin is told", || {
+        (!std::fs::read_to_string(&told).ok()?.contains("enforcement")).then_some(())
+    });
+    let pid = lab.node("node2")["agentPid"].as_u64().expect("an agent runs");
+    run_ok(Command::new("kill").args(["-9", &pid.to_string()]));
+    eventually("the list says so", || lab.node("node2")["agentPid"].is_null().then_some(()));
     // The plugin needs no agent: what it left on disk is enough.
     lab.put("c.yaml", &pod_manifest("c", "node2", 80));
     let c = eventually("a pod is wired without an agent", || lab.address("c", false));
     assert!(lab.pings("a", &c));
     assert!(lab.node("node2")["agentPid"].is_null());
+}
+
+#[test]
+fn a_policy_is_a_manifest_like_any_other() {
+    let lab = pair();
+    let b = lab.address("b", false).unwrap();
+    assert!(lab.pings("a", &b));
+    let policy = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: closed}\n\
+                  spec: {podSelector: {}, policyTypes: [Ingress]}\n";
+    lab.put("closed.yaml", policy);
+    eventually("b is isolated", || (!lab.pings("a", &b)).then_some(()));
+    std::fs::remove_file(lab.store().join("closed.yaml")).unwrap();
+    eventually("b is not any more", || lab.pings("a", &b).then_some(()));
 }
 
 #[test]

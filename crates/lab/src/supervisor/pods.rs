@@ -46,6 +46,8 @@ pub(super) struct PodRecord {
     pub(super) tries: u32,
     /// The container's id, for the chain.
     container: String,
+    /// The pod's UID: its manifest's, or one made up here.
+    uid: String,
     ports: Vec<Port>,
     host_network: bool,
 }
@@ -105,7 +107,7 @@ impl Pods {
             self.records.iter().map(|(pod, record)| (pod.clone(), Arc::clone(&names[record.node]))).collect();
         let places = place(snapshot, &names, &placed);
         let mut work = Work { now, jobs: Vec::new(), closed: Vec::new() };
-        self.take_away(&places, nodes, &mut work);
+        self.take_away(&places, snapshot, nodes, &mut work);
         self.unplaced.clear();
         for (pod, place) in places {
             let (Place::Node(name), Some(wanted)) = (&place, snapshot.pods.get(&pod)) else {
@@ -122,10 +124,19 @@ impl Pods {
     }
 
     /// Begins the end of every pod that is not wanted where it is.
-    fn take_away(&mut self, places: &BTreeMap<NamespacedName, Place>, nodes: &[Node], work: &mut Work) {
+    fn take_away(
+        &mut self,
+        places: &BTreeMap<NamespacedName, Place>,
+        snapshot: &Snapshot,
+        nodes: &[Node],
+        work: &mut Work,
+    ) {
         self.records.retain(|pod, record| {
             let node = &nodes[record.node];
-            let wanted = matches!(places.get(pod), Some(Place::Node(name)) if *name == node.name);
+            let here = matches!(places.get(pod), Some(Place::Node(name)) if *name == node.name);
+            // One of the same name and another UID is another pod.
+            let uid = snapshot.pods.get(pod).and_then(|pod| pod.uid.as_deref());
+            let wanted = here && uid.is_none_or(|uid| uid == record.uid);
             match record.state {
                 _ if wanted => true,
                 PodState::Waiting => false,
@@ -183,6 +194,7 @@ impl Pods {
             reason: None,
             tries: 0,
             container: format!("{}-{}-{readable}", self.lab, self.containers),
+            uid: pod.uid.as_deref().map_or_else(|| made_up_uid(self.containers), str::to_owned),
             ports: ports(pod),
             host_network: pod.host_network,
         })
@@ -264,6 +276,7 @@ fn job(task: Task, pod: &NamespacedName, record: &PodRecord, node: &Node) -> Job
         task,
         pod: pod.clone(),
         container: record.container.clone(),
+        uid: record.uid.clone(),
         node: Arc::clone(&node.netns),
         netns: Arc::clone(&record.netns),
         home: node.home.clone(),
@@ -271,6 +284,11 @@ fn job(task: Task, pod: &NamespacedName, record: &PodRecord, node: &Node) -> Job
         // Such a pod has its node's addresses and no chain.
         host_addresses: record.host_network.then(|| node.addresses.clone()),
     }
+}
+
+/// A UID for a pod whose manifest gives none: no API server has seen it.
+fn made_up_uid(number: u64) -> String {
+    format!("00000000-0000-4000-8000-{number:012x}")
 }
 
 /// The ports that can be served; SCTP has no server here.

@@ -44,6 +44,8 @@ pub(super) struct Job {
     pub(super) task: Task,
     pub(super) pod: NamespacedName,
     pub(super) container: String,
+    /// What tells the pod from one of the same name before or after it.
+    pub(super) uid: String,
     pub(super) node: Arc<Netns>,
     pub(super) netns: Arc<Netns>,
     pub(super) home: NodeHome,
@@ -205,6 +207,7 @@ fn arguments(job: &Job, ifname: &str) -> RuntimeArguments {
             pair("K8S_POD_NAMESPACE", &job.pod.namespace),
             pair("K8S_POD_NAME", &job.pod.name),
             pair("K8S_POD_INFRA_CONTAINER_ID", &job.container),
+            pair("K8S_POD_UID", &job.uid),
         ],
         capability_args: Vec::new(),
     }

@@ -10,6 +10,7 @@ use cluster::{
     PodSelector, PodStatus, PortMatch, Protocol, Requirement, ResolvedName, Rule, Selector, Tier,
 };
 use ipnet::IpNet;
+use policy::Attached;
 use proptest::collection::vec;
 use proptest::option::of;
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
@@ -23,6 +24,8 @@ pub(crate) const NODES: [&str; 2] = ["n1", "n2"];
 pub(crate) enum Event {
     Change(Change),
     Resolved(ResolvedName),
+    /// What of a pod is attached. Every node hears of it, so that all judge alike.
+    Attached(NamespacedName, Vec<Attached>),
 }
 
 /// Every address that somebody may have: pods, nodes, others.
@@ -76,10 +79,21 @@ pub(crate) fn events(count: Range<usize>) -> impl Strategy<Value = Vec<Event>> {
             5 => any_policy().prop_map(move |policy| set(policy.into())),
             2 => any_cluster_policy().prop_map(move |policy| set(policy.into())),
             1 => any_resolved().prop_map(Event::Resolved),
+            2 => any_attached().prop_map(|(pod, attached)| Event::Attached(pod, attached)),
             3 => any_key().prop_map(|key| Event::Change(Change::Removed(key))),
         ],
         count,
     )
+}
+
+fn any_attached() -> impl Strategy<Value = (NamespacedName, Vec<Attached>)> {
+    let interface = (word(&NODES), any_uid(), pod_addresses());
+    let attached = |(node, uid, addresses)| Attached { node, uid, addresses };
+    (any_name(&["p", "q", "r", "s"]), vec(interface.prop_map(attached), 0..3))
+}
+
+fn any_uid() -> impl Strategy<Value = Option<Box<str>>> + use<> {
+    of(select(vec!["1", "2"]).prop_map(Box::from))
 }
 
 fn any_key() -> impl Strategy<Value = Key> {
@@ -141,12 +155,13 @@ fn any_pod() -> impl Strategy<Value = Pod> {
         ContainerPort { name, port, protocol, host_port: None, host_address: None }
     });
     let place = (of(word(&NODES)), 0..12_u8, 0..12_u8, 0..5_u8);
-    let parts = (any_name(&["p", "q", "r", "s"]), any_labels(), place, vec(port, 0..3), pod_addresses());
-    parts.prop_map(|(name, labels, (node, host, phase, goes), ports, addresses)| {
+    let words = (any_name(&["p", "q", "r", "s"]), any_uid(), any_labels());
+    let parts = (words, place, vec(port, 0..3), pod_addresses());
+    parts.prop_map(|((name, uid, labels), (node, host, phase, goes), ports, addresses)| {
         let phase = if phase == 0 { Phase::Succeeded } else { Phase::Running };
         let (host_network, terminating) = (host == 0, goes == 0);
         let ports = ports.into();
-        Pod { labels, node, host_network, ports, phase, addresses, terminating, ..Pod::named(name) }
+        Pod { uid, labels, node, host_network, ports, phase, addresses, terminating, ..Pod::named(name) }
     })
 }
 

@@ -49,6 +49,20 @@ fn a_pod_is_read_with_all_that_networking_needs() {
 }
 
 #[test]
+fn a_pod_has_the_uid_by_which_its_kubelet_calls_it() {
+    let uid = |metadata: &str| {
+        let text = POD.replace("{name: web-0, ", &format!("{{name: web-0, {metadata}"));
+        let [Object::Pod(pod)] = &objects(&text)[..] else { panic!() };
+        assert_eq!(objects(&String::from_utf8(encode(&Object::Pod(pod.clone()))).unwrap()).len(), 1);
+        pod.uid.clone()
+    };
+    assert_eq!(uid(""), None);
+    assert_eq!(uid("uid: u-1, ").as_deref(), Some("u-1"));
+    let mirror = "uid: u-1, annotations: {kubernetes.io/config.mirror: of-the-file}, ";
+    assert_eq!(uid(mirror).as_deref(), Some("of-the-file"), "the API's own is nothing to the runtime");
+}
+
+#[test]
 fn services_and_slices_are_read() {
     let text = "
 apiVersion: v1

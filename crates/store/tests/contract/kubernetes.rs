@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Barrier};
 use std::thread;
 
-use cluster::{Change, Key, Kind, NamespacedName, Node, Object};
+use cluster::{Change, Key, Kind, NamespacedName, Node, Object, Snapshot};
 use harness::{Credential, run_ok};
 use ipnet::IpNet;
 use serde_json::{Value, json};
@@ -51,6 +51,7 @@ impl Subject for Opened {
             listing.versions.remove(&key);
             listing.snapshot.apply(Change::Removed(key));
         }
+        without_uids(&mut listing.snapshot);
         Ok(listing)
     }
 
@@ -77,7 +78,11 @@ impl Subject for Opened {
     }
 
     fn read(&self, key: &Key) -> Result<Option<(Object, Version)>, Error> {
-        self.store.read(key)
+        let mut found = self.store.read(key)?;
+        if let Some((Object::Pod(pod), _)) = &mut found {
+            Arc::make_mut(pod).uid = None;
+        }
+        Ok(found)
     }
 
     fn delete(&self, key: &Key, expect: Expect) -> Result<bool, Error> {
@@ -124,15 +129,28 @@ impl Subject for Opened {
     }
 }
 
+/// An API server gives pods UIDs, which the suite does not know beforehand.
+fn without_uids(snapshot: &mut Snapshot) {
+    for pod in snapshot.pods.values_mut() {
+        assert!(Arc::make_mut(pod).uid.take().is_some(), "every pod has one");
+    }
+}
+
 fn without_its_own(event: Event) -> Option<Event> {
     match event {
         Event::Snapshot(mut snapshot) => {
             let own: Vec<Key> = snapshot.objects().map(|object| object.key()).filter(is_its_own).collect();
             own.into_iter().for_each(|key| assert!(snapshot.apply(Change::Removed(key))));
+            without_uids(&mut snapshot);
             Some(Event::Snapshot(snapshot))
         }
         Event::Changes(mut changes) => {
             changes.retain(|change| !is_its_own(&change.key()));
+            for change in &mut changes {
+                if let Change::Set(Object::Pod(pod)) = change {
+                    Arc::make_mut(pod).uid = None;
+                }
+            }
             (!changes.is_empty()).then_some(Event::Changes(changes))
         }
         other => Some(other),
@@ -211,8 +229,20 @@ fn after_a_restart_everything_is_there() {
     on_an_api_server(suite::after_a_restart_everything_is_there);
 }
 
-/// What an agent has to know.
+/// What every agent has to know.
 pub(crate) const AGENT: [Kind; 3] = [Kind::Node, Kind::Lease, Kind::Claim];
+
+/// What one has to know that enforces policies.
+pub(crate) const ENFORCING: [Kind; 8] = [
+    Kind::Node,
+    Kind::Lease,
+    Kind::Claim,
+    Kind::Namespace,
+    Kind::Pod,
+    Kind::PodStatus,
+    Kind::NetworkPolicy,
+    Kind::ClusterNetworkPolicy,
+];
 
 pub(crate) fn cidr(text: &str) -> IpNet {
     text.parse().unwrap()
