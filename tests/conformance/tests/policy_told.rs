@@ -41,7 +41,7 @@ fn snapshot() -> Snapshot {
         let [name, v4, v6] = words.split(' ').collect::<Vec<_>>()[..] else { panic!("{words}") };
         format!(
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, labels: {{app: {name}}}}}\n\
-             spec: {{nodeName: n1}}\nstatus: {{podIPs: [{{ip: {v4}}}, {{ip: \"{v6}\"}}]}}\n---"
+             spec: {{nodeName: n1}}\nstatus: {{podIPs: [{{ip: {v4}}}, {{ip: \"{v6}\"}}]}}\n---\n"
         )
     };
     let text = [pod(WEB), pod(DB), POLICIES.to_owned()].concat();
@@ -127,7 +127,7 @@ fn counters_and_log_tell_which_rule_let_pass_who_isolated_and_what_an_audit_woul
         let allowed = of(Decided::Allowed);
         assert_eq!(allowed.by, Counted::Rule(Direction::Ingress, name("db"), 0));
         assert_eq!(allowed.destination.pod, Some(name("db")));
-        let isolated = Counted::Isolated(Direction::Ingress, Box::from([name("db")]).into());
+        let isolated = Counted::Isolated(Direction::Ingress, [name("db")].into());
         assert_eq!(of(Decided::Denied).by, isolated);
         let audit = of(Decided::WouldDeny);
         let lock: [NamespacedName; 2] = [name("lock"), name("lock-more")];
@@ -153,9 +153,9 @@ fn counters_and_log_tell_which_rule_let_pass_who_isolated_and_what_an_audit_woul
         |of: &Counted| tally.totals().find(|count| count.of == *of).map_or(0, |count| count.amount.packets);
     assert_eq!(packets(&Counted::Rule(Direction::Ingress, name("db"), 0)), 2, "one for each connection");
     assert_eq!(packets(&Counted::Rule(Direction::Egress, name("lock"), 0)), 2);
-    let isolated = Counted::Isolated(Direction::Ingress, Box::from([name("db")]).into());
+    let isolated = Counted::Isolated(Direction::Ingress, [name("db")].into());
     assert!(packets(&isolated) >= 2);
-    let count = tally.totals().find(|count| count.of == isolated).unwrap();
+    let count = tally.totals().find(|count| count.of == isolated).unwrap().clone();
     assert_eq!(count.pods, [name("db")]);
     // The same counters again add nothing; those of a table that was written anew are added.
     tally.add(&policies, readings());
