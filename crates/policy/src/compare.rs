@@ -19,7 +19,7 @@ use std::sync::Arc;
 use cluster::{Change, Direction, NamespacedName, PortMatch, Protocol};
 
 use self::kinds::{Both, Crowd, End, cuts};
-use crate::judge::{Ends, Traffic};
+use crate::judge::{Ends, Side, Traffic};
 use crate::view::{Cluster, Party};
 
 /// Flows that a change opens or closes.
@@ -131,6 +131,10 @@ impl Comparison<'_, '_> {
             });
             let mut examples = pairs.filter_map(|(from, to)| Some((example(from, to, v6)?, to)));
             let Some(((one, other), to)) = examples.next() else { continue };
+            if !self.may_differ(direction, (&one, &other)) {
+                self.one_sided.insert((direction, number, looks, v6), Vec::new());
+                continue;
+            }
             let mut cuts = own_cuts(self.both, crowd, direction);
             cuts.extend(edges(to));
             let says_another = |span: &Span| {
@@ -144,6 +148,28 @@ impl Comparison<'_, '_> {
             self.one_sided.insert((direction, number, looks, v6), parts);
         }
         any
+    }
+
+    /// Whether the policies of one end can say something else than before, which is cheaper to know than what they say.
+    fn may_differ(&self, direction: usize, (source, destination): (&Party, &Party)) -> bool {
+        let direction = Direction::ALL[direction];
+        let (own, other) = match direction {
+            Direction::Ingress => (destination, source),
+            Direction::Egress => (source, destination),
+        };
+        let Some(subject) = &own.member else { return false };
+        let [before, after] = self.both.isolating(subject, direction);
+        if self.both.changes_of_cluster() || before.is_empty() != after.is_empty() {
+            return true;
+        }
+        // Isolated before and after: only rules that come or go make a difference, and only for whom they are about.
+        self.both.clusters().into_iter().zip([before, after]).any(|(cluster, policies)| {
+            let side = Side { cluster, direction, subject, other, destination, traffic: Traffic::Other(1) };
+            policies.into_iter().filter(|policy| self.both.is_changed(policy)).any(|policy| {
+                let mut rules = policy.rules(direction).into_iter().flatten();
+                rules.any(|rule| side.is_peer_of(rule, policy))
+            })
+        })
     }
 
     /// Looks at the flows from one crowd to another.

@@ -109,6 +109,16 @@ impl<'c> Both<'c> {
         [self.before, self.after]
     }
 
+    /// Whether a ClusterNetworkPolicy is not the same in both.
+    pub(super) fn changes_of_cluster(&self) -> bool {
+        !self.changed.1.is_empty()
+    }
+
+    /// Whether this NetworkPolicy is not the same in both.
+    pub(super) fn is_changed(&self, policy: &NetworkPolicy) -> bool {
+        self.changed.0.contains(&policy.name)
+    }
+
     /// All NetworkPolicies of before, and those of after that say something else.
     fn network_policies(&self) -> Vec<&'c Arc<NetworkPolicy>> {
         let new = self.changed.0.iter().filter_map(|name| self.after.snapshot().network_policies.get(name));
