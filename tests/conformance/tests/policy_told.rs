@@ -91,11 +91,7 @@ fn program(nft: &mut Nft, policies: &Policies) {
 
 fn record(policies: &Policies, logged: &Logged) -> Record {
     let Headers { source, destination, protocol, ports: [source_port, port] } = logged.headers.unwrap();
-    let traffic = match protocol {
-        6 => Traffic::Port(Protocol::Tcp, port),
-        17 => Traffic::Port(Protocol::Udp, port),
-        other => Traffic::Other(other),
-    };
+    let traffic = Traffic::of_packet(protocol, port);
     let prefix = &logged.prefix;
     let told = Told { time: logged.time, prefix, source, destination, traffic, source_port };
     policies.record(&told).unwrap()
