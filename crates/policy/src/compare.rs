@@ -19,7 +19,7 @@ use std::sync::Arc;
 use cluster::{Change, Direction, NamespacedName, PortMatch, Protocol};
 
 use self::kinds::{Both, Crowd, End, cuts};
-use crate::judge::{Ends, Traffic};
+use crate::judge::{Ends, Side, Traffic};
 use crate::view::{Cluster, Party};
 
 /// Flows that a change opens or closes.
@@ -80,15 +80,27 @@ pub fn compare(before: &Cluster, changes: &[Change]) -> Vec<FlowChange> {
     }
     let both = Both::new(before, &after);
     let crowds = both.crowds();
-    let mut comparison = Comparison::new(&both, &crowds);
-    for (source, from) in crowds.iter().enumerate() {
-        for (destination, to) in crowds.iter().enumerate() {
-            if from.concerned[EGRESS] || to.concerned[INGRESS] {
-                comparison.pair((source, from), (destination, to));
+    let mut alike: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (number, crowd) in crowds.iter().enumerate() {
+        alike.entry(crowd.looks).or_default().push(number);
+    }
+    let mut comparison =
+        Comparison { both: &both, crowds: &crowds, one_sided: HashMap::new(), found: BTreeMap::new() };
+    let mut pairs = BTreeSet::new();
+    for (number, crowd) in crowds.iter().enumerate() {
+        for direction in [INGRESS, EGRESS].into_iter().filter(|direction| crowd.concerned[*direction]) {
+            for (looks, others) in &alike {
+                if comparison.differs(direction, number, (*looks, others)) {
+                    pairs.extend(others.iter().map(|other| match direction {
+                        INGRESS => (*other, number),
+                        _ => (number, *other),
+                    }));
+                }
             }
         }
     }
-    comparison.gathered(&crowds)
+    pairs.into_iter().for_each(|(source, destination)| comparison.pair(source, destination));
+    comparison.gathered()
 }
 
 /// Places of the directions in [`Direction::ALL`].
@@ -100,32 +112,82 @@ type Difference = (bool, Option<bool>, Vec<Span>);
 
 struct Comparison<'b, 'c> {
     both: &'b Both<'c>,
-    /// For each crowd and direction, where its own policies make a difference between ports.
-    cuts: Vec<[BTreeSet<(Protocol, u16)>; 2]>,
+    crowds: &'b [Crowd],
     /// What the policies of one end alone make of another's looks: the parts in which they say something else than before.
     /// By direction, the concerned crowd, the other's looks, and the version.
     one_sided: HashMap<(usize, usize, usize, bool), Vec<Span>>,
     found: BTreeMap<Difference, BTreeMap<usize, BTreeSet<usize>>>,
 }
 
-impl<'b, 'c> Comparison<'b, 'c> {
-    fn new(both: &'b Both<'c>, crowds: &[Crowd]) -> Self {
-        let cuts =
-            crowds.iter().map(|crowd| Direction::ALL.map(|direction| own_cuts(both, crowd, direction)));
-        Self { both, cuts: cuts.collect(), one_sided: HashMap::new(), found: BTreeMap::new() }
+impl Comparison<'_, '_> {
+    /// Whether the policies of a crowd say something else in a direction than before, to any of those that look alike.
+    fn differs(&mut self, direction: usize, number: usize, (looks, others): (usize, &[usize])) -> bool {
+        let crowd = &self.crowds[number];
+        let mut any = false;
+        for v6 in [false, true] {
+            let pairs = others.iter().map(|other| match direction {
+                INGRESS => (&self.crowds[*other], crowd),
+                _ => (crowd, &self.crowds[*other]),
+            });
+            let mut examples = pairs.filter_map(|(from, to)| Some((example(from, to, v6)?, to)));
+            let Some(((one, other), to)) = examples.next() else { continue };
+            if !self.may_differ(direction, (&one, &other)) {
+                self.one_sided.insert((direction, number, looks, v6), Vec::new());
+                continue;
+            }
+            let mut cuts = own_cuts(self.both, crowd, direction);
+            cuts.extend(edges(to));
+            let says_another = |span: &Span| {
+                let clusters = self.both.clusters();
+                let [before, after] = clusters
+                    .map(|cluster| decides(cluster, (&one, &other), *span, Direction::ALL[direction]));
+                before != after
+            };
+            let parts: Vec<Span> = spans(&cuts).into_iter().filter(says_another).collect();
+            any |= !parts.is_empty();
+            self.one_sided.insert((direction, number, looks, v6), parts);
+        }
+        any
+    }
+
+    /// Whether the policies of one end can say something else than before, which is cheaper to know than what they say.
+    fn may_differ(&self, direction: usize, (source, destination): (&Party, &Party)) -> bool {
+        let direction = Direction::ALL[direction];
+        let (own, other) = match direction {
+            Direction::Ingress => (destination, source),
+            Direction::Egress => (source, destination),
+        };
+        let Some(subject) = &own.member else { return false };
+        let [before, after] = self.both.isolating(subject, direction);
+        if self.both.changes_of_cluster() || before.is_empty() != after.is_empty() {
+            return true;
+        }
+        // Isolated before and after: only rules that come or go make a difference, and only for whom they are about.
+        self.both.clusters().into_iter().zip([before, after]).any(|(cluster, policies)| {
+            let side = Side { cluster, direction, subject, other, destination, traffic: Traffic::Other(1) };
+            policies.into_iter().filter(|policy| self.both.is_changed(policy)).any(|policy| {
+                let mut rules = policy.rules(direction).into_iter().flatten();
+                rules.any(|rule| side.is_peer_of(rule, policy))
+            })
+        })
     }
 
     /// Looks at the flows from one crowd to another.
-    fn pair(&mut self, (source, from): (usize, &Crowd), (destination, to): (usize, &Crowd)) {
+    fn pair(&mut self, source: usize, destination: usize) {
+        let (from, to) = (&self.crowds[source], &self.crowds[destination]);
         let mut spans: [[Vec<Span>; 2]; 2] = Default::default();
         let mut asked = [false; 2];
-        for v6 in [false, true] {
+        for (version, v6) in [false, true].into_iter().enumerate() {
             let Some((one, other)) = example(from, to, v6) else { continue };
-            let version = usize::from(v6);
             asked[version] = true;
-            let places = ((source, from), (destination, to));
-            for (span, opens) in self.differences(places, (&one, &other), v6) {
-                spans[version][usize::from(opens)].push(span);
+            for span in self.candidates(source, destination, v6) {
+                let [before, after] = self.both.clusters().map(|cluster| {
+                    let mut directions = Direction::ALL.into_iter();
+                    directions.all(|direction| decides(cluster, (&one, &other), span, direction))
+                });
+                if before != after {
+                    spans[version][usize::from(after)].push(span);
+                }
             }
         }
         for opens in [false, true] {
@@ -147,58 +209,23 @@ impl<'b, 'c> Comparison<'b, 'c> {
         }
     }
 
-    /// The parts of the traffic between two crowds that pass now and would not, or the other way round.
-    fn differences(
-        &mut self,
-        ((source, from), (destination, to)): ((usize, &Crowd), (usize, &Crowd)),
-        (one, other): (&Party, &Party),
-        v6: bool,
-    ) -> Vec<(Span, bool)> {
-        let concerned = [to.concerned[INGRESS], from.concerned[EGRESS]];
-        let all_cuts = |comparison: &Self| {
-            let mut all = comparison.cuts[source][EGRESS].clone();
-            all.extend(&comparison.cuts[destination][INGRESS]);
-            all.extend(edges(to));
-            all
+    /// The parts of the traffic between two crowds that may pass now and not then, or the other way round.
+    fn candidates(&self, source: usize, destination: usize, v6: bool) -> Vec<Span> {
+        let (from, to) = (&self.crowds[source], &self.crowds[destination]);
+        let mut cuts = own_cuts(self.both, from, EGRESS);
+        cuts.extend(own_cuts(self.both, to, INGRESS));
+        cuts.extend(edges(to));
+        let known = match [to.concerned[INGRESS], from.concerned[EGRESS]] {
+            [true, true] => return spans(&cuts),
+            [true, _] => (INGRESS, destination, from.looks, v6),
+            _ => (EGRESS, source, to.looks, v6),
         };
-        let candidates = match concerned {
-            [true, true] => spans(&all_cuts(self)),
-            _ => {
-                let (direction, crowd, looks) = match concerned {
-                    [true, _] => (INGRESS, destination, from.looks),
-                    _ => (EGRESS, source, to.looks),
-                };
-                // A node and its own pods are told apart by neither.
-                let known = self.one_sided.entry((direction, crowd, looks, v6)).or_insert_with(|| {
-                    let mut cuts = self.cuts[crowd][direction].clone();
-                    cuts.extend(edges(to));
-                    let differs = |span: &Span| {
-                        let [before, after] = self
-                            .both
-                            .clusters()
-                            .map(|cluster| decides(cluster, (one, other), *span, Direction::ALL[direction]));
-                        before != after
-                    };
-                    spans(&cuts).into_iter().filter(differs).collect()
-                });
-                if known.is_empty() {
-                    return Vec::new();
-                }
-                let known = known.clone();
-                split(&known, &all_cuts(self))
-            }
-        };
-        let verdicts = candidates.into_iter().filter_map(|span| {
-            let [before, after] = self.both.clusters().map(|cluster| {
-                Direction::ALL.into_iter().all(|direction| decides(cluster, (one, other), span, direction))
-            });
-            (before != after).then_some((span, after))
-        });
-        verdicts.collect()
+        self.one_sided.get(&known).map_or_else(|| spans(&cuts), |parts| split(parts, &cuts))
     }
 
     /// The differences by whom they are between: crowds with the same are told together.
-    fn gathered(self, crowds: &[Crowd]) -> Vec<FlowChange> {
+    fn gathered(self) -> Vec<FlowChange> {
+        let crowds = self.crowds;
         let mut changes = Vec::new();
         for ((opens, only_v6, traffic), by_destination) in self.found {
             let mut by_sources: BTreeMap<BTreeSet<usize>, Vec<usize>> = BTreeMap::new();
@@ -208,7 +235,7 @@ impl<'b, 'c> Comparison<'b, 'c> {
             for (sources, destinations) in by_sources {
                 let pairs = sources.iter().flat_map(|source| {
                     let own = &crowds[*source];
-                    destinations.iter().map(move |destination| pairs(own, &crowds[*destination], only_v6))
+                    destinations.iter().map(move |destination| pairs(own, &crowds[*destination]))
                 });
                 changes.push(FlowChange {
                     opens,
@@ -244,18 +271,28 @@ fn are_two(one: &End, other: &End, v6: bool) -> bool {
     pods && !one.is(other) && !one.is_node_of(other) && one.has(v6) && other.has(v6)
 }
 
-/// How many pairs there are between two crowds.
-fn pairs(from: &Crowd, to: &Crowd, only_v6: Option<bool>) -> u64 {
-    let versions = only_v6.map_or(vec![false, true], |v6| vec![v6]);
-    let of = |one: &End| -> u64 {
-        let two = |other: &&End| versions.iter().any(|v6| are_two(one, other, *v6));
-        to.ends.iter().filter(two).count() as u64
+/// How many pairs there are between two crowds that have flows between them. Those of one crowd have addresses of the same
+/// versions, and are all pods or none.
+fn pairs(from: &Crowd, to: &Crowd) -> u64 {
+    let mut on_node: HashMap<&str, u64> = HashMap::new();
+    let mut names: BTreeSet<&NamespacedName> = BTreeSet::new();
+    for end in &to.ends {
+        if let End::Pod(member) = end {
+            *on_node.entry(member.node.as_deref().unwrap_or_default()).or_default() += 1;
+            names.insert(member.name());
+        }
+    }
+    let without = |end: &End| match end {
+        End::Pod(member) => u64::from(names.contains(member.name())),
+        End::Node(node) => on_node.get(&*node.name).copied().unwrap_or_default(),
+        End::Outside(..) => 0,
     };
-    from.ends.iter().map(of).sum()
+    from.ends.iter().map(|end| to.ends.len() as u64 - without(end)).sum()
 }
 
 /// Where a crowd's own policies make a difference between ports.
-fn own_cuts(both: &Both<'_>, crowd: &Crowd, direction: Direction) -> BTreeSet<(Protocol, u16)> {
+fn own_cuts(both: &Both<'_>, crowd: &Crowd, direction: usize) -> BTreeSet<(Protocol, u16)> {
+    let direction = Direction::ALL[direction];
     let Some(End::Pod(member)) = crowd.ends.first() else { return BTreeSet::new() };
     let isolating = both.isolating(member, direction);
     let of_namespace = isolating.iter().flatten().flat_map(|policy| policy.rules(direction)).flatten();

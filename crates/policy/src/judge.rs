@@ -24,6 +24,7 @@ use cluster::{
     PodSelector, PortMatch, Protocol, Rule, Tier, domain_matches,
 };
 
+use crate::compile::set::number;
 use crate::view::{Cluster, Member, Party};
 
 /// A connection as it would begin: after a Service's address was translated and before any source is.
@@ -46,6 +47,15 @@ pub enum Traffic {
     Port(Protocol, u16),
     /// By a protocol without ports that policies know, by its number.
     Other(u8),
+}
+
+impl Traffic {
+    /// What a packet with these headers is: the number of its protocol in IP, and its destination's port.
+    pub fn of_packet(protocol: u8, port: u16) -> Self {
+        let with_ports = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+        let known = with_ports.into_iter().find(|known| number(*known) == protocol);
+        known.map_or(Self::Other(protocol), |known| Self::Port(known, port))
+    }
 }
 
 /// What becomes of a flow, and why.

@@ -7,6 +7,8 @@
 //! What stays true: chains and sets are there exactly while somebody needs them; the steps of a change turn the table of
 //! before into the table of after; nothing here depends on the order in which the cluster came to be as it is.
 
+mod telling;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -18,11 +20,9 @@ use crate::compile::origin::{Logging, Origin};
 use crate::compile::profile::{Chain, Named, Profile, chain};
 use crate::compile::rules::Compiled;
 use crate::compile::set::Set;
-use crate::counts::{Count, Reading, counts};
 use crate::delta::Delta;
 use crate::explain::{Explanation, explain};
 use crate::judge::{Flow, Judgement, judge};
-use crate::record::{Record, Told, record};
 use crate::select::{Index, difference};
 use crate::view::{Attached, Cluster, Member};
 
@@ -150,17 +150,6 @@ impl Policies {
         self.locals.get(pod).is_some_and(Local::is_subject)
     }
 
-    /// Lets the table tell so much from now on.
-    pub fn set_logging(&mut self, logging: Logging) -> Emitted {
-        let mut work = Work::new(Some(Delta::default()));
-        if logging != self.logging {
-            self.logging = logging;
-            let chains: Vec<Arc<Named>> = self.chains.values().map(|held| held.chain.clone()).collect();
-            chains.iter().for_each(|chain| self.rewrite(chain, &mut work));
-        }
-        self.finish(work)
-    }
-
     /// The whole table.
     pub fn full(&self) -> Table {
         let mut table = self.frame.clone();
@@ -188,34 +177,6 @@ impl Policies {
     /// What becomes of a flow, and why.
     pub fn explain(&self, flow: &Flow) -> Explanation {
         explain(&self.cluster, flow)
-    }
-
-    /// Whose it is what the kernel counted: each reading is laid at the door of a policy's rule, or of an isolation.
-    /// Readings of rules that are not in the table any more are left out.
-    pub fn attribute<'r>(&self, readings: impl IntoIterator<Item = Reading<'r>>) -> Vec<Count> {
-        counts(self, readings)
-    }
-
-    /// What the kernel told of a packet, with the names of those concerned; `None` if it is not from this table.
-    pub fn record(&self, told: &Told<'_>) -> Option<Record> {
-        record(self, told)
-    }
-
-    /// A chain of the table by its name: what it stands for, and its rules with what each stands for.
-    pub(crate) fn chain(&self, name: &str) -> Option<(&Chain, impl Iterator<Item = (&Rule, Origin)>)> {
-        let held = self.chains.get(name)?;
-        Some((&held.chain.chain, held.rules.iter().zip(held.origins.iter().copied())))
-    }
-
-    /// This node's pods by the chains that their packets go through.
-    pub(crate) fn pods_by_chain(&self) -> HashMap<&str, Vec<&NamespacedName>> {
-        let mut pods: HashMap<&str, Vec<&NamespacedName>> = HashMap::new();
-        for (name, local) in &self.locals {
-            for chain in local.profiles.iter().flatten() {
-                pods.entry(&*chain.name).or_default().push(name);
-            }
-        }
-        pods
     }
 
     /// The cluster as policies see it.

@@ -109,6 +109,16 @@ impl<'c> Both<'c> {
         [self.before, self.after]
     }
 
+    /// Whether a ClusterNetworkPolicy is not the same in both.
+    pub(super) fn changes_of_cluster(&self) -> bool {
+        !self.changed.1.is_empty()
+    }
+
+    /// Whether this NetworkPolicy is not the same in both.
+    pub(super) fn is_changed(&self, policy: &NetworkPolicy) -> bool {
+        self.changed.0.contains(&policy.name)
+    }
+
     /// All NetworkPolicies of before, and those of after that say something else.
     fn network_policies(&self) -> Vec<&'c Arc<NetworkPolicy>> {
         let new = self.changed.0.iter().filter_map(|name| self.after.snapshot().network_policies.get(name));
@@ -175,7 +185,8 @@ impl<'c> Both<'c> {
         let cluster_policies = self.cluster_policies();
         let near = Sights::new(self.before, &about, &cluster_policies);
         let all = Sights::new(self.before, &self.network_policies(), &cluster_policies);
-        let mut sorter = Sorter { both: self, near, all, looks: HashMap::new(), crowds: BTreeMap::new() };
+        let (looks, standings, crowds) = (HashMap::new(), HashMap::new(), BTreeMap::new());
+        let mut sorter = Sorter { both: self, near, all, looks, standings, crowds };
         for (member, concerned) in members.into_iter().zip(concerned) {
             sorter.add_pod(member, concerned);
         }
@@ -281,13 +292,17 @@ struct Looks {
 }
 
 /// What tells crowds apart: concerned or not, looks, and what others see (of the concerned) or who isolates them.
-type Mark = ([bool; 2], Looks, Option<Looks>, [[Vec<NamespacedName>; 2]; 2]);
+type Mark = ([bool; 2], Looks, Option<Looks>, Standing);
+
+/// The policies that isolate a pod: by direction, before and after.
+type Standing = Arc<[[Vec<NamespacedName>; 2]; 2]>;
 
 struct Sorter<'b, 'c> {
     both: &'b Both<'c>,
     near: Sights<'c>,
     all: Sights<'c>,
     looks: HashMap<Looks, usize>,
+    standings: HashMap<(Arc<str>, Labels), Standing>,
     crowds: BTreeMap<Mark, Crowd>,
 }
 
@@ -304,15 +319,26 @@ impl Sorter<'_, '_> {
             places: sights.places(&member.addresses),
             ports: ports.to_vec(),
         };
-        let standing = Direction::ALL.map(|direction| {
-            let names = |policies: Vec<&Arc<NetworkPolicy>>| {
-                policies.into_iter().map(|policy| policy.name.clone()).collect::<Vec<_>>()
-            };
-            self.both.isolating(&member, direction).map(names)
-        });
+        let standing = self.standing(&member);
         let near = looks(&mut self.near, &ports);
         let far = concerned.contains(&true).then(|| looks(&mut self.all, &ports));
         self.add((concerned, near, far, standing), End::Pod(Box::new(member)), named);
+    }
+
+    /// Who isolates a pod, before and after, in each direction. Pods that differ in nothing but their names are known.
+    fn standing(&mut self, member: &Member) -> Standing {
+        let key = (member.name().namespace.clone(), member.pod.labels.clone());
+        if let Some(known) = self.standings.get(&key) {
+            return known.clone();
+        }
+        let standing: Standing = Arc::new(Direction::ALL.map(|direction| {
+            let names = |policies: Vec<&Arc<NetworkPolicy>>| {
+                policies.into_iter().map(|policy| policy.name.clone()).collect::<Vec<_>>()
+            };
+            self.both.isolating(member, direction).map(names)
+        }));
+        self.standings.insert(key, standing.clone());
+        standing
     }
 
     fn add_others(&mut self) {
@@ -320,7 +346,7 @@ impl Sorter<'_, '_> {
         for node in cluster.snapshot().nodes.values().filter(|node| !node.addresses.is_empty()) {
             let (sights, places) = (self.near.of_node(node), self.near.places(&node.addresses));
             let near = Looks { kind: 1, sights, places, ports: Vec::new() };
-            self.add(([false; 2], near, None, Default::default()), End::Node(node.clone()), BTreeSet::new());
+            self.add(([false; 2], near, None, Standing::default()), End::Node(node.clone()), BTreeSet::new());
         }
         let of_nodes: BTreeSet<IpAddr> =
             cluster.snapshot().nodes.values().flat_map(|node| node.addresses.iter().copied()).collect();
@@ -334,7 +360,7 @@ impl Sorter<'_, '_> {
                 ports: Vec::new(),
             };
             let end = End::Outside(address, intervals);
-            self.add(([false; 2], near, None, Default::default()), end, BTreeSet::new());
+            self.add(([false; 2], near, None, Standing::default()), end, BTreeSet::new());
         }
     }
 

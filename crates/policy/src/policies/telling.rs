@@ -1,0 +1,57 @@
+//! What a node's policies tell of their decisions.
+//!
+//! Read [`Policies::attribute`] for what the kernel counts, and [`Policies::record`] for what it logs.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use cluster::NamespacedName;
+use netstate::nft::Rule;
+
+use super::{Emitted, Policies, Work};
+use crate::compile::origin::{Logging, Origin};
+use crate::compile::profile::{Chain, Named};
+use crate::counts::{Count, Reading, counts};
+use crate::delta::Delta;
+use crate::record::{Record, Told, record};
+
+impl Policies {
+    /// Lets the table tell so much from now on.
+    pub fn set_logging(&mut self, logging: Logging) -> Emitted {
+        let mut work = Work::new(Some(Delta::default()));
+        if logging != self.logging {
+            self.logging = logging;
+            let chains: Vec<Arc<Named>> = self.chains.values().map(|held| held.chain.clone()).collect();
+            chains.iter().for_each(|chain| self.rewrite(chain, &mut work));
+        }
+        self.finish(work)
+    }
+
+    /// Whose it is what the kernel counted: each reading is laid at the door of a policy's rule, or of an isolation.
+    /// Readings of rules that are not in the table any more are left out.
+    pub fn attribute<'r>(&self, readings: impl IntoIterator<Item = Reading<'r>>) -> Vec<Count> {
+        counts(self, readings)
+    }
+
+    /// What the kernel told of a packet, with the names of those concerned; `None` if it is not from this table.
+    pub fn record(&self, told: &Told<'_>) -> Option<Record> {
+        record(self, told)
+    }
+
+    /// A chain of the table by its name: what it stands for, and its rules with what each stands for.
+    pub(crate) fn chain(&self, name: &str) -> Option<(&Chain, impl Iterator<Item = (&Rule, Origin)>)> {
+        let held = self.chains.get(name)?;
+        Some((&held.chain.chain, held.rules.iter().zip(held.origins.iter().copied())))
+    }
+
+    /// This node's pods by the chains that their packets go through.
+    pub(crate) fn pods_by_chain(&self) -> HashMap<&str, Vec<&NamespacedName>> {
+        let mut pods: HashMap<&str, Vec<&NamespacedName>> = HashMap::new();
+        for (name, local) in &self.locals {
+            for chain in local.profiles.iter().flatten() {
+                pods.entry(&*chain.name).or_default().push(name);
+            }
+        }
+        pods
+    }
+}
