@@ -9,12 +9,16 @@ use std::net::IpAddr;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ipnet::IpNet;
 use kernel::link;
 use kernel::monitor::{self, Monitor, Notification, Topic};
 use kernel::netlink::{Protocol, Socket};
 use kernel::route::LOCAL_TABLE;
 use kernel::{features, wireguard};
-use netstate::{LinkName, MAIN_TABLE, POD_ROUTE_PROTOCOL, Plan, RULE_PRIORITIES, State, Step, owns_table};
+use netstate::pool::overlaps;
+use netstate::{
+    LinkName, MAIN_TABLE, POD_ROUTE_PROTOCOL, Plan, ROUTE_PROTOCOL, RULE_PRIORITIES, State, Step, owns_table,
+};
 use route::vxlan::DEVICE;
 use route::{Family, Host, Reached, TunnelKind};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -74,6 +78,10 @@ struct Exceptions {
     follows_ways: bool,
     /// Pod CIDRs are carried that will be given up when the last pod in them goes.
     retains: bool,
+    /// The cluster's networks, in which all our routes are.
+    networks: Vec<IpNet>,
+    /// By which ports the agent's own changes are known. It has been told already what came of them.
+    own: Vec<u32>,
 }
 
 impl Interest {
@@ -90,6 +98,17 @@ impl Interest {
     /// Whether tables and rules matter that the agent does not write to.
     fn follows_ways(&self) -> bool {
         self.exceptions().follows_ways
+    }
+
+    /// Whether the agent made a change itself.
+    fn is_own(&self, origin: u32) -> bool {
+        origin != 0 && self.exceptions().own.contains(&origin)
+    }
+
+    /// Whether a foreign route is none that ours could meet, and not the default one.
+    fn is_beside(&self, destination: IpNet) -> bool {
+        let networks = &self.exceptions().networks;
+        !networks.is_empty() && !networks.iter().any(|net| overlaps(*net, destination))
     }
 
     /// Whether a pod that goes may be the last that something is kept for.
@@ -166,12 +185,14 @@ impl Door {
         Ok(netstate::plan(&observed, want))
     }
 
-    /// Carries out the steps.
-    pub(crate) fn apply(&mut self, steps: &[Step]) -> Result<(), DoorError> {
+    /// Carries out the steps, and says how many were not tried because what they stand on is not there.
+    pub(crate) fn apply(&mut self, steps: &[Step]) -> Result<usize, DoorError> {
+        // A socket has no port until it was used, and by now the host was looked at.
+        self.interest.exceptions().own = self.host.ports()?.into();
         let report = self.host.apply(steps)?;
         let others = (report.failed.len() + report.skipped).saturating_sub(1);
         match report.failed.into_iter().next() {
-            None => Ok(()),
+            None => Ok(report.skipped),
             Some(failed) => Err(DoorError::Steps {
                 step: failed.step.to_string(),
                 others,
@@ -183,6 +204,11 @@ impl Door {
     /// The links that carry the tunnels: from now on, of all that look like pods' only their changes are told.
     pub(crate) fn interest(&self, links: impl Iterator<Item = String>) {
         self.interest.exceptions().links = links.collect();
+    }
+
+    /// The networks that all our routes are in: from now on, others' routes elsewhere are told as such.
+    pub(crate) fn keep_to(&self, networks: &[IpNet]) {
+        self.interest.exceptions().networks = networks.to_vec();
     }
 
     /// Whether it is told of pods that go.
@@ -233,7 +259,7 @@ impl Watcher {
         let mut touched = None;
         if ruleset {
             let news = self.ruleset.receive()?;
-            touched = news.iter().filter_map(|notification| self.judge(notification)).next_back();
+            touched = news.iter().filter_map(|notification| self.judge(notification)).max();
         }
         if network {
             for notification in self.network.receive()? {
@@ -246,10 +272,7 @@ impl Watcher {
                     // Without that thread the connections end by their own timers.
                     let _ = freed.send(gone);
                 }
-                touched = match (touched, self.judge(&notification)) {
-                    (Some(Touched::Everything), _) => Some(Touched::Everything),
-                    (before, after) => after.or(before),
-                };
+                touched = touched.max(self.judge(&notification));
             }
         }
         Ok(touched)
@@ -278,6 +301,9 @@ impl Watcher {
     /// Whether a notification could concern the node's network.
     fn judge(&self, notification: &Notification) -> Option<Touched> {
         use monitor::Event as Kernel;
+        if self.interest.is_own(notification.origin) {
+            return None;
+        }
         let on_device = |index: u32| Some(index) == self.device;
         let matters = match &notification.event {
             Kernel::Overrun => return Some(Touched::Everything),
@@ -292,6 +318,10 @@ impl Watcher {
             Kernel::RouteGone(route) if route.protocol == POD_ROUTE_PROTOCOL => self.interest.awaits_pods(),
             Kernel::Route(route) | Kernel::RouteGone(route) => {
                 let leads = route.table != LOCAL_TABLE && self.interest.follows_ways();
+                let ours = route.protocol == ROUTE_PROTOCOL;
+                if route.table == MAIN_TABLE && !ours && self.interest.is_beside(route.destination) {
+                    return Some(Touched::Beside);
+                }
                 (route.table == MAIN_TABLE || leads) && route.protocol != POD_ROUTE_PROTOCOL
             }
             Kernel::Neighbour(neighbour) | Kernel::NeighbourGone(neighbour) => on_device(neighbour.link),

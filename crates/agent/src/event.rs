@@ -33,12 +33,16 @@ pub(crate) enum Event {
 }
 
 /// What changed in the kernel, as far as the loop must know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+///
+/// In the order of their weight: of several the last counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Touched {
-    /// Something that could concern the node's network.
-    Network,
+    /// Somebody else's route beside the cluster's networks: the underlay may be chosen by it, and nothing of ours stands on it.
+    Beside,
     /// The nf_tables ruleset.
     Ruleset,
+    /// Something that could concern the node's network.
+    Network,
     /// Changes were lost because they came too fast: everything may have changed.
     Everything,
 }

@@ -1,0 +1,115 @@
+//! What is known since the kernel was last looked at, and changes of peers that are made by that alone.
+//!
+//! Read [`NodeKeeper::known_steps`], then [`NodeKeeper::amend`]: of two wanted states, the one that the kernel was seen to hold
+//! and the one of now, the difference is carried out, where that is about peers. What stays true: this is trusted only after a look that found everything in
+//! its place and nothing foreign in ours, and no longer than everything that was tried has succeeded; the loop does not ask for
+//! it when the kernel has told of a change of ours.
+
+use std::sync::Arc;
+
+use netstate::{Step, diff};
+use route::{Amendment, Basis, Design, Host, Inputs};
+
+use super::{NodeKeeper, Outcome};
+use crate::door::DoorError;
+use crate::reconcile::Extent;
+use crate::report::told;
+
+/// What is known of the kernel.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// The host's own network, as of the last look.
+    host: Option<Arc<Host>>,
+    /// Whether the kernel holds all of the last design, and nothing foreign is in its way.
+    pub(super) stands: bool,
+    /// What the last design was made of.
+    basis: Option<Basis>,
+}
+
+impl Known {
+    /// Makes the last design the one of now, where few peers changed; otherwise as [`draw`](Self::draw).
+    pub(super) fn amend_or_draw(
+        &mut self,
+        last: &mut Option<Design>,
+        inputs: &Inputs<'_>,
+    ) -> (Design, Option<Amendment>) {
+        let basis = self.basis.as_mut();
+        let amendment = last.as_mut().zip(basis).and_then(|(last, basis)| route::amend(last, basis, inputs));
+        match last.take_if(|_| amendment.is_some()) {
+            Some(design) => (design, amendment),
+            None => (self.draw(inputs), None),
+        }
+    }
+
+    /// Designs the whole state.
+    pub(super) fn draw(&mut self, inputs: &Inputs<'_>) -> Design {
+        self.basis = Some(Basis::of(inputs));
+        route::design(inputs)
+    }
+}
+
+impl NodeKeeper {
+    /// The host's own network, looked at where `extent` goes so far; otherwise as it was, where that can be trusted.
+    pub(super) fn host(&mut self, extent: &mut Extent) -> Result<Arc<Host>, DoorError> {
+        if let (Extent::Peers, true, Some(host)) = (*extent, self.known.stands, &self.known.host) {
+            return Ok(Arc::clone(host));
+        }
+        *extent = Extent::Everything;
+        // One that cannot be looked at is not known.
+        self.known.host = None;
+        let host = Arc::new(self.door.host()?);
+        self.known.host = Some(Arc::clone(&host));
+        Ok(host)
+    }
+
+    /// The steps to this design from the last one, where that stands and they are about peers alone.
+    pub(super) fn known_steps(
+        &self,
+        extent: Extent,
+        design: &Design,
+        amendment: Option<&Amendment>,
+    ) -> Option<Vec<Step>> {
+        if extent == Extent::Everything || !self.known.stands {
+            return None;
+        }
+        let steps = match (amendment, &self.design) {
+            (Some(Amendment { before, after, .. }), _) => diff(before, after),
+            (None, Some(last)) => diff(&last.state, &design.state),
+            (None, None) => return None,
+        };
+        steps.iter().all(is_about_a_peer).then_some(steps)
+    }
+
+    /// Carries out such steps. False where the kernel has to be looked at after all.
+    pub(super) fn amend(&mut self, steps: &[Step], outcome: &mut Outcome) -> bool {
+        steps.iter().for_each(|step| tracing::debug!("{step}"));
+        outcome.changed |= !steps.is_empty();
+        self.report.steps(steps.len());
+        match self.door.apply(steps) {
+            Ok(0) => true,
+            Ok(skipped) => {
+                tracing::debug!(skipped, "the kernel is not as it was; it is looked at");
+                false
+            }
+            Err(error) => {
+                tracing::debug!(error = %told(&error), "the kernel is not as it was; it is looked at");
+                false
+            }
+        }
+    }
+}
+
+/// Whether a step is one that peers come and go by. Devices, addresses, tables and sysctls say how the node itself changes.
+fn is_about_a_peer(step: &Step) -> bool {
+    matches!(
+        step,
+        Step::SetWireGuardPeer { .. }
+            | Step::DeleteWireGuardPeer(_)
+            | Step::SetNeighbour { .. }
+            | Step::DeleteNeighbour(_)
+            | Step::SetFdb { .. }
+            | Step::DeleteFdb(_)
+            | Step::SetRoute { .. }
+            | Step::DeleteRoute(_)
+    )
+}
