@@ -49,14 +49,14 @@ impl Said {
     }
 }
 
-fn backend(number: u8, node: u16) -> Backend {
-    let [_, low] = node.to_be_bytes();
+fn backend(number: u8, node: u16, key: u16) -> Backend {
+    let [_, key] = key.to_be_bytes();
     match number {
         0 => Backend::Vxlan { vni: 1, port: 8472, mac: tunnel_mac(&format!("node{node}")) },
         1 => Backend::HostGw,
         2 => Backend::Udp { port: 8285 },
         3 => Backend::Ipip,
-        4 => Backend::WireGuard { port: 51820, public_key: PublicKey([low; 32]) },
+        4 => Backend::WireGuard { port: 51820, public_key: PublicKey([key; 32]) },
         5 => Backend::None,
         _ => Backend::Other("new".into()),
     }
@@ -72,8 +72,8 @@ fn lease(node: u16, said: Said) -> Lease {
     };
     let kept = |net: &IpNet| families == 0 || net.addr().is_ipv4() == (families == 1);
     let pod_cidrs = of(cidrs).into_iter().chain(retained.into_iter().flat_map(of)).filter(kept).collect();
-    // A key goes with the underlay address: a copied disk has both.
-    let backend = backend(number, underlay);
+    // Nodes that have one key have the same numbers, but perhaps in different families.
+    let backend = backend(number, node, cidrs);
     Lease {
         node: format!("node{node}").into(),
         pod_cidrs,
@@ -278,4 +278,20 @@ proptest! {
         let (design, _) = known.unwrap();
         prop_assert_eq!(design.peers.len(), 4);
     }
+}
+
+#[test]
+fn a_peer_that_comes_to_have_anothers_key_is_for_the_whole_computation() {
+    let own = Own { backend: 4, tells: false, direct_routing: false, in_kernel: true, narrow: false };
+    let mut snapshot = Snapshot::default();
+    let mut put = |node: u16, families: u8, key: u16| {
+        let said = Said { backend: 4, families, cidrs: key, ..Said::of(node) };
+        snapshot.apply(Change::Set(Node::named(format!("node{node}")).into()));
+        snapshot.apply(Change::Set(lease(node, said).into()));
+        snapshot.clone()
+    };
+    let (mut known, snapshot) = (None, [put(2, 1, 30), put(3, 2, 31), put(3, 2, 30)]);
+    follow(&mut known, &own, &snapshot[0]);
+    assert!(follow(&mut known, &own, &snapshot[1]), "another key");
+    assert!(!follow(&mut known, &own, &snapshot[2]), "the same");
 }
