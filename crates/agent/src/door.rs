@@ -23,7 +23,7 @@ use route::vxlan::DEVICE;
 use route::{Family, Host, Reached, TunnelKind};
 use rustix::event::{PollFd, PollFlags, poll};
 
-use crate::event::{Event, Touched};
+use crate::event::{Entry, Event, Touched};
 use crate::freed::{Addresses, Freed};
 use crate::host::{is_agents, is_pod_alias, read_host, read_reached};
 
@@ -234,20 +234,20 @@ impl Watcher {
     /// of pods that go are told to `freed`.
     pub(crate) fn run(mut self, events: &Sender<Event>, freed: &Freed) -> String {
         loop {
-            match self.wait(freed) {
-                Ok(None) => {}
-                Ok(Some(touched)) => {
-                    if events.send(Event::Kernel(touched)).is_err() {
-                        return "the loop is gone".to_owned();
-                    }
-                }
+            let mut entries = Vec::new();
+            let touched = match self.wait(freed, &mut entries) {
+                Ok(touched) => touched.map(Event::Kernel),
                 Err(error) => return format!("the kernel can no longer be listened to: {error}"),
+            };
+            let entries = (!entries.is_empty()).then_some(Event::Entries(entries));
+            if touched.into_iter().chain(entries).any(|event| events.send(event).is_err()) {
+                return "the loop is gone".to_owned();
             }
         }
     }
 
-    /// Waits for notifications and says what the batch of them comes to.
-    fn wait(&mut self, freed: &Freed) -> Result<Option<Touched>, kernel::Error> {
+    /// Waits for notifications and says what the batch of them comes to, beside these entries of the device.
+    fn wait(&mut self, freed: &Freed, entries: &mut Vec<Entry>) -> Result<Option<Touched>, kernel::Error> {
         let mut ready =
             [PollFd::new(&self.network, PollFlags::IN), PollFd::new(&self.ruleset, PollFlags::IN)];
         if let Err(errno) = poll(&mut ready, None) {
@@ -272,7 +272,10 @@ impl Watcher {
                     // Without that thread the connections end by their own timers.
                     let _ = freed.send(gone);
                 }
-                touched = touched.max(self.judge(&notification));
+                match self.entry(&notification.event) {
+                    Some(entry) => entries.push(entry),
+                    None => touched = touched.max(self.judge(&notification)),
+                }
             }
         }
         Ok(touched)
@@ -298,13 +301,30 @@ impl Watcher {
         }
     }
 
+    /// What a notification says of an entry of the device, if it is about one.
+    fn entry(&self, event: &monitor::Event) -> Option<Entry> {
+        use monitor::Event as Kernel;
+        let on_device = |index: u32| Some(index) == self.device;
+        match event {
+            Kernel::Neighbour(found) if on_device(found.link) => {
+                Some(Entry::Neighbour(found.address, found.mac.filter(|_| found.is_permanent())))
+            }
+            Kernel::NeighbourGone(gone) if on_device(gone.link) => Some(Entry::Neighbour(gone.address, None)),
+            Kernel::Fdb(found) if on_device(found.link) => {
+                let lasts = found.is_permanent() && found.is_own();
+                Some(Entry::Forwarding(found.mac, found.destination.filter(|_| lasts)))
+            }
+            Kernel::FdbGone(gone) if on_device(gone.link) => Some(Entry::Forwarding(gone.mac, None)),
+            _ => None,
+        }
+    }
+
     /// Whether a notification could concern the node's network.
     fn judge(&self, notification: &Notification) -> Option<Touched> {
         use monitor::Event as Kernel;
         if self.interest.is_own(notification.origin) {
             return None;
         }
-        let on_device = |index: u32| Some(index) == self.device;
         let matters = match &notification.event {
             Kernel::Overrun => return Some(Touched::Everything),
             Kernel::Nft(table) => {
@@ -324,8 +344,7 @@ impl Watcher {
                 }
                 (route.table == MAIN_TABLE || leads) && route.protocol != POD_ROUTE_PROTOCOL
             }
-            Kernel::Neighbour(neighbour) | Kernel::NeighbourGone(neighbour) => on_device(neighbour.link),
-            Kernel::Fdb(entry) | Kernel::FdbGone(entry) => on_device(entry.link),
+            Kernel::Neighbour(_) | Kernel::NeighbourGone(_) | Kernel::Fdb(_) | Kernel::FdbGone(_) => false,
             Kernel::Forwarding(on) => !on,
             Kernel::Rule(rule) | Kernel::RuleGone(rule) => {
                 RULE_PRIORITIES.contains(&rule.priority) || self.interest.follows_ways()

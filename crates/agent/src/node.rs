@@ -196,13 +196,19 @@ impl NodeKeeper {
     /// Carries the node's part of the cluster.
     fn carry(&mut self, view: &mut View, node: &Node, extent: Extent) -> Outcome {
         let mut outcome = Outcome::default();
-        self.collect(view, &mut outcome);
+        if extent == Extent::Everything {
+            self.collect(view, &mut outcome);
+        }
         match self.decide(view, node, extent) {
             Ok(decided) => self.carry_out(view, decided, &mut outcome),
             Err(Refusal { reason, text }) => {
                 let stayed = self.stay(reason, text);
                 return Outcome { failed: true, ..stayed };
             }
+        }
+        if extent == Extent::Peers {
+            // The way to a peer does not wait for what another one leaves behind.
+            self.collect(view, &mut outcome);
         }
         self.publish_readiness(&mut outcome);
         outcome

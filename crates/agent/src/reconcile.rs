@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use cluster::{Change, Key};
 
 use crate::config::Config;
-use crate::event::{Event, Touched};
+use crate::event::{Entry, Event, Touched};
 use crate::node::{NodeKeeper, Outcome};
 use crate::pause;
 use crate::status::{Answer, Request, Status};
@@ -112,6 +112,7 @@ impl Loop {
                             Event::Lost(thread) => return End::Lost(thread),
                             Event::Asked(request, answer) => questions.push((request, answer)),
                             Event::Store(event) => self.heard_from_store(*event),
+                            Event::Entries(entries) => self.heard_of_entries(&entries),
                             Event::Configuration(news) => self.reconfigure(*news),
                             Event::Kernel(touched) => self.heard_from_kernel(touched),
                             Event::TunnelEnded { tunnel, reason } => self.lost_a_tunnel(tunnel, &reason),
@@ -173,6 +174,13 @@ impl Loop {
         match touched {
             Touched::Beside => self.due.mark_later(cause, Instant::now() + PATIENCE.min(self.look * SHARE)),
             _ => self.due.mark(cause),
+        }
+    }
+
+    /// An entry that is as it should be is no news, whoever made it so.
+    fn heard_of_entries(&mut self, entries: &[Entry]) {
+        if entries.iter().any(|entry| !self.node.wants(*entry)) {
+            self.heard_from_kernel(Touched::Network);
         }
     }
 

@@ -7,11 +7,13 @@
 
 use std::sync::Arc;
 
-use netstate::{Step, diff};
+use netstate::{FdbKey, NeighbourKey, Step, diff};
+use route::vxlan::DEVICE;
 use route::{Amendment, Basis, Design, Host, Inputs};
 
 use super::{NodeKeeper, Outcome};
 use crate::door::DoorError;
+use crate::event::Entry;
 use crate::reconcile::Extent;
 use crate::report::told;
 
@@ -60,6 +62,17 @@ impl NodeKeeper {
         let host = Arc::new(self.door.host()?);
         self.known.host = Some(Arc::clone(&host));
         Ok(host)
+    }
+
+    /// Whether an entry of the tunnel's device is as designed.
+    pub(crate) fn wants(&self, entry: Entry) -> bool {
+        let (Some(design), Ok(link)) = (&self.design, DEVICE.parse()) else { return false };
+        match entry {
+            Entry::Neighbour(address, mac) => {
+                design.state.neighbours.get(&NeighbourKey { link, address }).copied() == mac
+            }
+            Entry::Forwarding(mac, to) => design.state.fdb.get(&FdbKey { link, mac }).copied() == to,
+        }
     }
 
     /// The steps to this design from the last one, where that stands and they are about peers alone.
