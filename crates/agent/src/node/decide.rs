@@ -112,10 +112,7 @@ impl NodeKeeper {
             path_mtus: &path_mtus,
             host: &host,
         };
-        let (design, amendment) = match extent {
-            Extent::Peers => self.known.amend_or_draw(&mut self.design, &inputs),
-            Extent::Everything => (self.known.draw(&inputs), None),
-        };
+        let (design, amendment) = self.known.design(extent, &mut self.design, &inputs);
         Ok(Decided { lease, design, extent, amendment })
     }
 

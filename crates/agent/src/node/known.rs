@@ -29,24 +29,22 @@ pub(super) struct Known {
 }
 
 impl Known {
-    /// Makes the last design the one of now, where few peers changed; otherwise as [`draw`](Self::draw).
-    pub(super) fn amend_or_draw(
+    /// The design of now: the last one with what changed, where that is about a few peers alone; otherwise made anew.
+    pub(super) fn design(
         &mut self,
+        extent: Extent,
         last: &mut Option<Design>,
         inputs: &Inputs<'_>,
     ) -> (Design, Option<Amendment>) {
-        let basis = self.basis.as_mut();
-        let amendment = last.as_mut().zip(basis).and_then(|(last, basis)| route::amend(last, basis, inputs));
+        let known = last.as_mut().zip(self.basis.as_mut()).filter(|_| extent == Extent::Peers);
+        let amendment = known.and_then(|(last, basis)| route::amend(last, basis, inputs));
         match last.take_if(|_| amendment.is_some()) {
             Some(design) => (design, amendment),
-            None => (self.draw(inputs), None),
+            None => {
+                self.basis = Some(Basis::of(inputs));
+                (route::design(inputs), None)
+            }
         }
-    }
-
-    /// Designs the whole state.
-    pub(super) fn draw(&mut self, inputs: &Inputs<'_>) -> Design {
-        self.basis = Some(Basis::of(inputs));
-        route::design(inputs)
     }
 }
 
