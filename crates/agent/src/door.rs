@@ -9,19 +9,22 @@ use std::net::IpAddr;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ipnet::IpNet;
 use kernel::link;
 use kernel::monitor::{self, Monitor, Notification, Topic};
 use kernel::netlink::{Protocol, Socket};
 use kernel::route::LOCAL_TABLE;
 use kernel::{features, wireguard};
+use netstate::pool::overlaps;
 use netstate::{
-    LinkName, MAIN_TABLE, POD_ROUTE_PROTOCOL, POLICY_TABLE, Plan, RULE_PRIORITIES, State, Step, owns_table,
+    LinkName, MAIN_TABLE, POD_ROUTE_PROTOCOL, POLICY_TABLE, Plan, ROUTE_PROTOCOL, RULE_PRIORITIES, State,
+    Step, owns_table,
 };
 use route::vxlan::DEVICE;
 use route::{Family, Host, Reached, TunnelKind};
 use rustix::event::{PollFd, PollFlags, poll};
 
-use crate::event::{Event, Touched};
+use crate::event::{Entry, Event, Touched};
 use crate::freed::{Addresses, Freed};
 use crate::host::{is_agents, is_pod_alias, read_host, read_reached};
 use crate::policy::Policing;
@@ -77,6 +80,10 @@ struct Exceptions {
     follows_ways: bool,
     /// Pod CIDRs are carried that will be given up when the last pod in them goes.
     retains: bool,
+    /// The cluster's networks, in which all our routes are.
+    networks: Vec<IpNet>,
+    /// By which ports the agent's own changes are known. It has been told already what came of them.
+    own: Vec<u32>,
 }
 
 impl Interest {
@@ -93,6 +100,17 @@ impl Interest {
     /// Whether tables and rules matter that the agent does not write to.
     fn follows_ways(&self) -> bool {
         self.exceptions().follows_ways
+    }
+
+    /// Whether the agent made a change itself.
+    fn is_own(&self, origin: u32) -> bool {
+        origin != 0 && self.exceptions().own.contains(&origin)
+    }
+
+    /// Whether a foreign route is none that ours could meet, and not the default one.
+    fn is_beside(&self, destination: IpNet) -> bool {
+        let networks = &self.exceptions().networks;
+        !networks.is_empty() && !networks.iter().any(|net| overlaps(*net, destination))
     }
 
     /// Whether a pod that goes may be the last that something is kept for.
@@ -169,12 +187,14 @@ impl Door {
         Ok(netstate::plan(&observed, want))
     }
 
-    /// Carries out the steps.
-    pub(crate) fn apply(&mut self, steps: &[Step]) -> Result<(), DoorError> {
+    /// Carries out the steps, and says how many were not tried because what they stand on is not there.
+    pub(crate) fn apply(&mut self, steps: &[Step]) -> Result<usize, DoorError> {
+        // A socket has no port until it was used, and by now the host was looked at.
+        self.interest.exceptions().own = self.host.ports()?.into();
         let report = self.host.apply(steps)?;
         let others = (report.failed.len() + report.skipped).saturating_sub(1);
         match report.failed.into_iter().next() {
-            None => Ok(()),
+            None => Ok(report.skipped),
             Some(failed) => Err(DoorError::Steps {
                 step: failed.step.to_string(),
                 others,
@@ -186,6 +206,11 @@ impl Door {
     /// The links that carry the tunnels: from now on, of all that look like pods' only their changes are told.
     pub(crate) fn interest(&self, links: impl Iterator<Item = String>) {
         self.interest.exceptions().links = links.collect();
+    }
+
+    /// The networks that all our routes are in: from now on, others' routes elsewhere are told as such.
+    pub(crate) fn keep_to(&self, networks: &[IpNet]) {
+        self.interest.exceptions().networks = networks.to_vec();
     }
 
     /// Whether it is told of pods that go.
@@ -220,20 +245,20 @@ impl Watcher {
     /// of pods that go are told to `freed`.
     pub(crate) fn run(mut self, events: &Sender<Event>, freed: &Freed) -> String {
         loop {
-            match self.wait(freed) {
-                Ok(None) => {}
-                Ok(Some(touched)) => {
-                    if events.send(Event::Kernel(touched)).is_err() {
-                        return "the loop is gone".to_owned();
-                    }
-                }
+            let mut entries = Vec::new();
+            let touched = match self.wait(freed, &mut entries) {
+                Ok(touched) => touched.map(Event::Kernel),
                 Err(error) => return format!("the kernel can no longer be listened to: {error}"),
+            };
+            let entries = (!entries.is_empty()).then_some(Event::Entries(entries));
+            if touched.into_iter().chain(entries).any(|event| events.send(event).is_err()) {
+                return "the loop is gone".to_owned();
             }
         }
     }
 
-    /// Waits for notifications and says what the batch of them comes to.
-    fn wait(&mut self, freed: &Freed) -> Result<Option<Touched>, kernel::Error> {
+    /// Waits for notifications and says what the batch of them comes to, beside these entries of the device.
+    fn wait(&mut self, freed: &Freed, entries: &mut Vec<Entry>) -> Result<Option<Touched>, kernel::Error> {
         let mut ready =
             [PollFd::new(&self.network, PollFlags::IN), PollFd::new(&self.ruleset, PollFlags::IN)];
         if let Err(errno) = poll(&mut ready, None) {
@@ -246,7 +271,7 @@ impl Watcher {
         if ruleset {
             let news = self.ruleset.receive()?;
             self.tell_policing(&news);
-            touched = news.iter().filter_map(|notification| self.judge(notification)).next_back();
+            touched = news.iter().filter_map(|notification| self.judge(notification)).max();
         }
         if network {
             for notification in self.network.receive()? {
@@ -259,10 +284,10 @@ impl Watcher {
                     // Without that thread the connections end by their own timers.
                     let _ = freed.send(gone);
                 }
-                touched = match (touched, self.judge(&notification)) {
-                    (Some(Touched::Everything), _) => Some(Touched::Everything),
-                    (before, after) => after.or(before),
-                };
+                match self.entry(&notification.event) {
+                    Some(entry) => entries.push(entry),
+                    None => touched = touched.max(self.judge(&notification)),
+                }
             }
         }
         Ok(touched)
@@ -298,10 +323,30 @@ impl Watcher {
         }
     }
 
+    /// What a notification says of an entry of the device, if it is about one.
+    fn entry(&self, event: &monitor::Event) -> Option<Entry> {
+        use monitor::Event as Kernel;
+        let on_device = |index: u32| Some(index) == self.device;
+        match event {
+            Kernel::Neighbour(found) if on_device(found.link) => {
+                Some(Entry::Neighbour(found.address, found.mac.filter(|_| found.is_permanent())))
+            }
+            Kernel::NeighbourGone(gone) if on_device(gone.link) => Some(Entry::Neighbour(gone.address, None)),
+            Kernel::Fdb(found) if on_device(found.link) => {
+                let lasts = found.is_permanent() && found.is_own();
+                Some(Entry::Forwarding(found.mac, found.destination.filter(|_| lasts)))
+            }
+            Kernel::FdbGone(gone) if on_device(gone.link) => Some(Entry::Forwarding(gone.mac, None)),
+            _ => None,
+        }
+    }
+
     /// Whether a notification could concern the node's network.
     fn judge(&self, notification: &Notification) -> Option<Touched> {
         use monitor::Event as Kernel;
-        let on_device = |index: u32| Some(index) == self.device;
+        if self.interest.is_own(notification.origin) {
+            return None;
+        }
         let matters = match &notification.event {
             Kernel::Overrun => return Some(Touched::Everything),
             Kernel::Nft(table) => {
@@ -315,10 +360,13 @@ impl Watcher {
             Kernel::RouteGone(route) if route.protocol == POD_ROUTE_PROTOCOL => self.interest.awaits_pods(),
             Kernel::Route(route) | Kernel::RouteGone(route) => {
                 let leads = route.table != LOCAL_TABLE && self.interest.follows_ways();
+                let ours = route.protocol == ROUTE_PROTOCOL;
+                if route.table == MAIN_TABLE && !ours && self.interest.is_beside(route.destination) {
+                    return Some(Touched::Beside);
+                }
                 (route.table == MAIN_TABLE || leads) && route.protocol != POD_ROUTE_PROTOCOL
             }
-            Kernel::Neighbour(neighbour) | Kernel::NeighbourGone(neighbour) => on_device(neighbour.link),
-            Kernel::Fdb(entry) | Kernel::FdbGone(entry) => on_device(entry.link),
+            Kernel::Neighbour(_) | Kernel::NeighbourGone(_) | Kernel::Fdb(_) | Kernel::FdbGone(_) => false,
             Kernel::Forwarding(on) => !on,
             Kernel::Rule(rule) | Kernel::RuleGone(rule) => {
                 RULE_PRIORITIES.contains(&rule.priority) || self.interest.follows_ways()

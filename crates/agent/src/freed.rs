@@ -96,19 +96,17 @@ fn forget(addresses: &BTreeSet<IpAddr>) -> Result<usize, kernel::Error> {
         return Ok(0);
     }
     let mut tracked = Socket::open(Protocol::Netfilter)?;
-    let mut network = Socket::open(Protocol::Route)?;
-    let mut forgotten = 0;
-    for address in addresses {
-        let flows = conntrack::list_of(&mut tracked, *address)?;
-        // Last of all, so that a pod that gets the address meanwhile is seen.
-        let taken = !flows.is_empty()
-            && pod_routes(&mut network)?.iter().any(|route| route.destination.addr() == *address);
-        if !taken {
-            conntrack::forget(&mut tracked, &flows)?;
-            forgotten += flows.len();
-        }
+    let mut flows = conntrack::list_of(&mut tracked, addresses)?;
+    if flows.is_empty() {
+        return Ok(0);
     }
-    Ok(forgotten)
+    // Last of all, so that a pod that gets one of the addresses meanwhile is seen.
+    let routes = pod_routes(&mut Socket::open(Protocol::Route)?)?;
+    let taken: BTreeSet<IpAddr> = routes.iter().map(|route| route.destination.addr()).collect();
+    let is_free = |address: &IpAddr| addresses.contains(address) && !taken.contains(address);
+    flows.retain(|flow| is_free(&flow.original.source) || is_free(&flow.reply.source));
+    conntrack::forget(&mut tracked, &flows)?;
+    Ok(flows.len())
 }
 
 /// Where the thread that listens sends what is free.

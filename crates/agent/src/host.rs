@@ -1,6 +1,7 @@
 //! The host's own network, read from the kernel for those who decide.
 //!
-//! Read [`read_host`]: it fills `route::Host`, on which the choice of the underlay and the check for overlaps stand;
+//! Read [`read_host`]: it fills `route::Host`, on which the choice of the underlay and the check for overlaps stand, without the
+//! agent's own routes, which are as many as there are peers and decide nothing;
 //! [`read_reached`] asks the kernel for the way to single addresses. The
 //! agent looks through it, and so does whoever wants to know beforehand what the agent will decide.
 
@@ -25,7 +26,7 @@ pub fn read_host(socket: &mut Socket) -> Result<Host, kernel::Error> {
     let main = routes::Filter { table: Some(MAIN_TABLE), ..routes::Filter::default() };
     let routes = routes::list(socket, main)?
         .iter()
-        .filter(|route| route.kind == routes::Kind::Unicast)
+        .filter(|route| route.kind == routes::Kind::Unicast && route.protocol != ROUTE_PROTOCOL)
         .map(|route| host_route(route, name))
         .collect();
     let links = links.iter().map(host_link).collect();
@@ -115,6 +116,6 @@ fn host_route(route: &routes::Route, name: impl Fn(u32) -> Option<String>) -> Ho
         gateway: hop.and_then(|hop| hop.gateway),
         source: route.source,
         metric: route.metric,
-        ours: matches!(route.protocol, ROUTE_PROTOCOL | POD_ROUTE_PROTOCOL),
+        ours: route.protocol == POD_ROUTE_PROTOCOL,
     }
 }

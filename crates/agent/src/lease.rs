@@ -104,7 +104,7 @@ impl Leases {
                     tracing::info!(%cidr, "pod CIDR claimed");
                     return Ok(cidr);
                 }
-                Claimed::Held { cidr, node } => taken.push(Taken { cidr, node }),
+                Claimed::Held { cidr, node } => taken.push(Taken { cidr, node: node.into() }),
             }
             if race >= CROWD {
                 liked.extend(pool.network(somewhere(&self.node, race) % pool.size()));
@@ -233,9 +233,8 @@ fn vanished(snapshot: &Snapshot) -> BTreeSet<Arc<str>> {
 /// What Node manifests give to other nodes.
 fn promised(snapshot: &Snapshot, node: &str) -> impl Iterator<Item = Taken> {
     let others = snapshot.nodes.values().filter(move |other| *other.name != *node);
-    others.flat_map(|other| {
-        other.pod_cidrs.iter().map(|cidr| Taken { cidr: *cidr, node: other.name.to_string() })
-    })
+    others
+        .flat_map(|other| other.pod_cidrs.iter().map(|cidr| Taken { cidr: *cidr, node: other.name.clone() }))
 }
 
 /// What other nodes hold, or carry without a claim. What they merely still carry is theirs only by a claim: the cluster
@@ -248,7 +247,7 @@ fn taken_by_others(snapshot: &Snapshot, node: &str) -> Vec<Taken> {
         .filter(|lease| snapshot.nodes.contains_key(&lease.node))
         .flat_map(|lease| lease.current().map(move |cidr| (&lease.node, cidr)));
     let others = claims.chain(leases).filter(|(holder, _)| ***holder != *node);
-    others.map(|(holder, cidr)| Taken { cidr, node: holder.to_string() }).collect()
+    others.map(|(holder, cidr)| Taken { cidr, node: holder.clone() }).collect()
 }
 
 #[cfg(test)]

@@ -8,7 +8,9 @@
 mod changeover;
 mod decide;
 mod in_kernel;
+mod known;
 mod operation;
+mod paths;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -23,6 +25,7 @@ use tunnel::Secret;
 
 use self::changeover::Changeover;
 use self::decide::{Decided, Refusal};
+use self::known::Known;
 use crate::announce::Announcer;
 use crate::door::Door;
 use crate::files::{Conflist, NetworkFile};
@@ -30,6 +33,7 @@ use crate::lease::Leases;
 use crate::options::Options;
 use crate::path_mtu::{Order, Prober};
 use crate::policy::Policing;
+use crate::reconcile::Extent;
 use crate::report::{self, Reason, Report, told};
 use crate::subnet_env::{self, SubnetFile};
 use crate::tunnels::Tunnels;
@@ -38,9 +42,6 @@ use crate::view::{Standing, View};
 /// How often the kernel is looked at again within one pass until it is as it should be. Once is the rule; a link
 /// that was down takes routes with it that only the next look shows.
 const LOOKS: usize = 4;
-
-/// Of how many paths that carry less than they should each is told by itself.
-const MOST_TOLD: usize = 8;
 
 /// How many of the leases that it wrote an agent recognises as its own.
 const OWN_LEASES: usize = 8;
@@ -98,6 +99,8 @@ pub(crate) struct NodeKeeper {
     /// Who finds out what the paths to the peers carry.
     prober: Prober,
     policing: Policing,
+    /// What is known of the kernel.
+    known: Known,
 }
 
 /// What a node is kept by.
@@ -125,6 +128,7 @@ impl NodeKeeper {
         let subnet_file = SubnetFile::new(&options.state_dir);
         let flannels = options.config.flannel.subnet_file.as_deref().filter(|_| remembered.is_empty());
         let wished = flannels.map(subnet_env::told).unwrap_or_default();
+        door.keep_to(&options.config.cluster.pod_cidrs);
         Self {
             subnet_file,
             wished,
@@ -150,6 +154,7 @@ impl NodeKeeper {
             changeover: None,
             prober,
             policing,
+            known: Known::default(),
             options,
         }
     }
@@ -159,8 +164,8 @@ impl NodeKeeper {
         &self.options.node
     }
 
-    /// Looks at everything and puts right what is wrong.
-    pub(crate) fn pass(&mut self, view: &mut View, cause: &'static str) -> Outcome {
+    /// Has the node be as it should be; what is outside of `extent` is taken to be as it was, where that is known.
+    pub(crate) fn pass(&mut self, view: &mut View, cause: &'static str, extent: Extent) -> Outcome {
         let started = Instant::now();
         self.report.begin();
         if let Some(problem) = &self.config_problem {
@@ -170,7 +175,7 @@ impl NodeKeeper {
             self.report.problem(Reason::PolicyNotEnforced, problem);
         }
         let outcome = match self.standing(view) {
-            Standing::Member(node) => self.carry(view, &node),
+            Standing::Member(node) => self.carry(view, &node, extent),
             Standing::Absent => self.leave(view),
             Standing::Deleted => self.stay(
                 Reason::NetworkNotReady,
@@ -184,6 +189,7 @@ impl NodeKeeper {
             ),
         };
         self.failed = outcome.failed;
+        self.known.stands &= !outcome.failed;
         self.report.end(cause, started, outcome);
         self.announce(view);
         outcome
@@ -196,15 +202,21 @@ impl NodeKeeper {
     }
 
     /// Carries the node's part of the cluster.
-    fn carry(&mut self, view: &mut View, node: &Node) -> Outcome {
+    fn carry(&mut self, view: &mut View, node: &Node, extent: Extent) -> Outcome {
         let mut outcome = Outcome::default();
-        self.collect(view, &mut outcome);
-        match self.decide(view, node) {
+        if extent == Extent::Everything {
+            self.collect(view, &mut outcome);
+        }
+        match self.decide(view, node, extent) {
             Ok(decided) => self.carry_out(view, decided, &mut outcome),
             Err(Refusal { reason, text }) => {
                 let stayed = self.stay(reason, text);
                 return Outcome { failed: true, ..stayed };
             }
+        }
+        if extent == Extent::Peers {
+            // The way to a peer does not wait for what another one leaves behind.
+            self.collect(view, &mut outcome);
         }
         self.publish_readiness(&mut outcome);
         outcome
@@ -243,7 +255,7 @@ impl NodeKeeper {
 
     /// Makes the kernel so, then tells the peers, then the plugin.
     fn carry_out(&mut self, view: &mut View, decided: Decided, outcome: &mut Outcome) {
-        let Decided { lease, design } = decided;
+        let Decided { lease, design, extent, amendment } = decided;
         for (node, problem) in &design.problems {
             if *node == lease.node {
                 self.report.not_ready(Reason::LeaseContested, told(problem))
@@ -251,13 +263,19 @@ impl NodeKeeper {
                 self.report.problem(Reason::PeerIgnored, told(problem))
             }
         }
-        let made = self.make(&design.state, outcome);
+        let steps = self.known_steps(extent, &design, amendment.as_ref());
+        let amended = steps.is_some_and(|steps| self.amend(&steps, outcome));
+        let made = amended || self.make(&design.state, outcome);
         let kept = self.keep_tunnels(&design.tunnels, outcome);
         let made = made && kept && self.report.is_ready();
-        let as_before = self.design.as_ref().is_some_and(|before| before.state == design.state);
+        let as_before = match &amendment {
+            Some(amendment) => amendment.before == amendment.after,
+            None => self.design.as_ref().is_some_and(|before| before.state == design.state),
+        };
         outcome.healed = outcome.changed && made && as_before && !self.failed;
-        self.note_changed_paths(&design);
-        self.probe_paths(&design);
+        let moved = amendment.map(|amendment| amendment.moved);
+        self.note_changed_paths(&design, moved.as_deref());
+        self.probe_paths(&design, moved.as_deref());
         self.design = Some(design);
         // A node whose kernel refuses the tunnel must not draw its peers' packets; one that carried them before
         // goes on. What flannel left is no lease of ours.
@@ -285,63 +303,6 @@ impl NodeKeeper {
             outcome.failed = true;
         }
         kept.is_ok() && standing.len() == wanted.len()
-    }
-
-    fn note_changed_paths(&mut self, design: &Design) {
-        let before = self.design.as_ref().map(|design| &design.peers);
-        self.changed.retain(|node, _| design.peers.contains_key(node));
-        for (node, paths) in &design.peers {
-            if before.and_then(|before| before.get(node)) != Some(paths) {
-                self.changed.insert(node.clone(), report::now());
-            }
-        }
-    }
-
-    /// Has the paths to the peers probed, and tells of those that carry less than they should.
-    fn probe_paths(&mut self, design: &Design) {
-        let config = &self.options.config.underlay;
-        let paths = design.peers.values().flat_map(BTreeMap::values).filter(|_| config.probe_mtu);
-        let mut targets = BTreeMap::new();
-        for path in paths {
-            let full = targets.entry(path.way.underlay()).or_insert(path.full);
-            *full = path.full.max(*full);
-        }
-        let from =
-            self.underlays.values().map(|underlay| (underlay.link.clone(), underlay.address)).collect();
-        self.prober.follow(Order { targets, from, interval: config.probe_interval() });
-        self.tell_narrow_paths(design);
-    }
-
-    /// Tells of the first few paths one by one: what is narrow for hundreds has one cause.
-    fn tell_narrow_paths(&mut self, design: &Design) {
-        let limits = self.prober.limits();
-        let narrow = design.peers.iter().filter_map(|(node, paths)| {
-            paths.values().find_map(|path| {
-                let carries = limits.get(&path.way.underlay()).filter(|carries| **carries < path.full)?;
-                Some((node, path, *carries))
-            })
-        });
-        let mut others = 0_usize;
-        for (number, (node, path, carries)) in narrow.enumerate() {
-            if number >= MOST_TOLD {
-                others += 1;
-                continue;
-            }
-            let (full, address, mtu) = (path.full, path.way.underlay(), path.mtu);
-            self.report.problem(
-                Reason::PathCarriesLess,
-                format!(
-                    "send packets of {full} bytes to node {node}: the path to {address} carries {carries}; pods send at most \
-                     {mtu} there\nhint: mend the network in between, or set underlay.mtu to {carries} on both nodes"
-                ),
-            );
-        }
-        if others > 0 {
-            self.report.problem(
-                Reason::PathCarriesLess,
-                format!("send packets of full size to {others} more nodes\nhint: `fairlead status` shows what passes"),
-            );
-        }
     }
 
     /// Publishes the lease. While the store is away that waits, for what is published already still holds.
@@ -398,6 +359,7 @@ impl NodeKeeper {
 
     /// Makes the kernel hold this state; true if it does.
     fn make(&mut self, want: &State, outcome: &mut Outcome) -> bool {
+        self.known.stands = false;
         for _ in 0..LOOKS {
             let plan = match self.door.plan(want) {
                 Ok(plan) => plan,
@@ -407,7 +369,9 @@ impl NodeKeeper {
                     return false;
                 }
             };
-            self.report.conflicts(plan.conflicts.iter().filter(|conflict| !is_meant(conflict, want)));
+            let mut conflicts = plan.conflicts.iter().filter(|conflict| !is_meant(conflict, want)).peekable();
+            self.known.stands = conflicts.peek().is_none() && plan.steps.is_empty();
+            self.report.conflicts(conflicts);
             // Where a foreign link has the tunnel's name, there is no tunnel; a foreign route costs one peer only.
             if let Some(taken) = plan.conflicts.iter().find(|conflict| matches!(conflict, Conflict::Link(_)))
             {

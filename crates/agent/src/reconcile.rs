@@ -1,14 +1,20 @@
 //! The loop: something happens, the wanted state is computed, the kernel is compared with it, the difference made.
 //!
-//! Read [`Loop::run`], then [`Loop::pass`]. There is one kind of pass, whatever happened: a change of the cluster,
-//! of the host's network, of our own objects by a foreign hand, the start. It looks at everything afresh, so it
-//! also repairs everything, and what happened between two passes costs one.
+//! Read [`Loop::run`], then [`Loop::pass`]. Whatever happened, a pass computes the whole wanted state, and what happened
+//! between two passes costs one. It looks at everything in the kernel afresh, so it also repairs everything. The one exception
+//! ([`Extent::Peers`]): where nothing but other nodes' leases changed since the last look, which found all as it should be,
+//! what is to be done is the difference of two wanted states, and a large node does not read thousands of routes to change
+//! one. After such passes the kernel is looked at all the same, once in [`EVENTUALLY`], and at once when it refuses something.
+//!
+//! The agent hears of everything that others change in the kernel, not of its own changes. Others' routes beside the cluster's
+//! networks can only bear on the choice of the underlay, and there may be many: they have a look made that waits for
+//! [`SHARE`] times what the last one took, at most [`PATIENCE`].
 //!
 //! The order within a pass is what makes each moment safe to die at: claims, kernel, lease, `network.json`, conflist;
 //! and backwards when the node is no longer part of the cluster, but for the conflist, by which pods are deleted. Nothing happens at all before the store has been
 //! read whole.
 //!
-//! Our own changes come back as events of the kernel; the pass they cause finds nothing to do, and so ends it. A
+//! A
 //! foreign program that undoes what we do, again and again, is answered at most [`MOST_PASSES`] times in
 //! [`PACE`]; then once in each.
 
@@ -19,7 +25,7 @@ use std::time::{Duration, Instant};
 use cluster::{Change, Key};
 
 use crate::config::Config;
-use crate::event::{Event, Touched};
+use crate::event::{Entry, Event, Touched};
 use crate::node::{NodeKeeper, Outcome};
 use crate::pause;
 use crate::status::{Answer, Request, Status};
@@ -30,6 +36,15 @@ const PACE: Duration = Duration::from_secs(2);
 
 /// How many passes that changed something may happen within [`PACE`].
 const MOST_PASSES: usize = 40;
+
+/// After changes made without a look, one is made this long after the first of them.
+const EVENTUALLY: Duration = Duration::from_secs(30);
+
+/// Of the time, looks for the sake of routes beside ours may take one part in so many.
+const SHARE: u32 = 10;
+
+/// How long such a look waits at most.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why the loop ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,13 +65,26 @@ pub(crate) struct Loop {
     step: Option<Instant>,
     /// How often somebody asked whether the node is ready.
     asked: usize,
+    /// What the last pass took that looked at everything.
+    look: Duration,
+}
+
+/// What a pass may take to be as it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Extent {
+    /// All but other nodes and the paths to them.
+    Peers,
+    /// Nothing.
+    Everything,
 }
 
 /// What is due, and when.
 #[derive(Debug, Default)]
 struct Due {
-    /// Why a pass is due, if one is.
-    cause: Option<&'static str>,
+    /// Why a pass is due, if one is, and how far it has to go.
+    cause: Option<(&'static str, Extent)>,
+    /// When and why everything is to be looked at that has time.
+    later: Option<(Instant, &'static str)>,
     /// Passes that changed something lately.
     recent: VecDeque<Instant>,
     /// No pass before this moment.
@@ -69,7 +97,7 @@ struct Due {
 
 impl Loop {
     pub(crate) fn new(node: NodeKeeper, view: View) -> Self {
-        Self { view, node, due: Due::default(), step: None, asked: 0 }
+        Self { view, node, due: Due::default(), step: None, asked: 0, look: Duration::ZERO }
     }
 
     /// Runs until somebody asks it to end.
@@ -84,25 +112,28 @@ impl Loop {
                             Event::Lost(thread) => return End::Lost(thread),
                             Event::Asked(request, answer) => questions.push((request, answer)),
                             Event::Store(event) => self.heard_from_store(*event),
+                            Event::Entries(entries) => self.heard_of_entries(&entries),
                             Event::Configuration(news) => self.reconfigure(*news),
-                            Event::Kernel(touched) => self.due.mark(cause_of(touched)),
+                            Event::Kernel(touched) => self.heard_from_kernel(touched),
                             Event::TunnelEnded { tunnel, reason } => self.lost_a_tunnel(tunnel, &reason),
-                            Event::Path => self.due.mark("a path carries more or less than before"),
+                            Event::Path => {
+                                self.due.mark_for("a path carries more or less than before", Extent::Peers)
+                            }
                         }
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return End::Stopped,
             }
-            self.due.try_again();
+            self.due.come(Instant::now());
             if self.step.is_some_and(|step| step <= Instant::now()) {
                 self.due.mark("the backend changes");
             }
             if self.view.expire(Instant::now()) {
                 self.due.mark("a deleted node's time is over");
             }
-            if let Some(cause) = self.due.take(Instant::now()) {
-                self.pass(cause);
+            if let Some((cause, extent)) = self.due.take(Instant::now()) {
+                self.pass(cause, extent);
             }
             questions.into_iter().for_each(|(request, answer)| self.answer(request, &answer));
         }
@@ -132,19 +163,47 @@ impl Loop {
         {
             self.due.mark("the store lost what is ours");
         }
+        let extent = self.extent_of(&event);
         if self.view.take(event) {
-            self.due.mark(if first { "start" } else { "the cluster changed" });
+            self.due.mark_for(if first { "start" } else { "the cluster changed" }, extent);
         }
+    }
+
+    fn heard_from_kernel(&mut self, touched: Touched) {
+        let cause = cause_of(touched);
+        match touched {
+            Touched::Beside => self.due.mark_later(cause, Instant::now() + PATIENCE.min(self.look * SHARE)),
+            _ => self.due.mark(cause),
+        }
+    }
+
+    /// An entry that is as it should be is no news, whoever made it so.
+    fn heard_of_entries(&mut self, entries: &[Entry]) {
+        if entries.iter().any(|entry| !self.node.wants(*entry)) {
+            self.heard_from_kernel(Touched::Network);
+        }
+    }
+
+    /// How far a pass has to go for the sake of this event.
+    fn extent_of(&self, event: &store::Event) -> Extent {
+        match event {
+            store::Event::Changes(changes) if !changes.iter().any(|change| self.is_own(&change.key())) => {
+                Extent::Peers
+            }
+            _ => Extent::Everything,
+        }
+    }
+
+    fn is_own(&self, key: &Key) -> bool {
+        matches!(key, Key::Node(node) | Key::Lease(node) if **node == *self.node.name())
     }
 
     /// Whether the store has lost our Node or its lease, and with it what was told of the node.
     fn is_about_our_own(&self, event: &store::Event) -> bool {
-        let own =
-            |key: &Key| matches!(key, Key::Node(node) | Key::Lease(node) if **node == *self.node.name());
         match event {
-            store::Event::Lost(keys) => keys.iter().any(own),
+            store::Event::Lost(keys) => keys.iter().any(|key| self.is_own(key)),
             store::Event::Changes(changes) => {
-                changes.iter().any(|change| matches!(change, Change::Removed(key) if own(key)))
+                changes.iter().any(|change| matches!(change, Change::Removed(key) if self.is_own(key)))
             }
             _ => false,
         }
@@ -168,8 +227,8 @@ impl Loop {
         self.due.failed(Instant::now());
     }
 
-    /// Looks at everything and puts right what is wrong.
-    fn pass(&mut self, cause: &'static str) {
+    /// Has the node be as it should be.
+    fn pass(&mut self, cause: &'static str, extent: Extent) {
         if !self.view.in_sync {
             // All that can fail so far is a tunnel of the agent before that was gone on with. It needs no store.
             if self.due.retry.take().is_some() {
@@ -177,8 +236,16 @@ impl Loop {
             }
             return;
         }
-        let Outcome { changed, healed, contested, failed } = self.node.pass(&mut self.view, cause);
+        let began = Instant::now();
+        let Outcome { changed, healed, contested, failed } = self.node.pass(&mut self.view, cause, extent);
         let now = Instant::now();
+        match extent {
+            Extent::Everything => {
+                self.look = now.duration_since(began);
+                kernel::memory::give_back();
+            }
+            Extent::Peers => self.due.mark_later("a while after the cluster changed", now + EVENTUALLY),
+        }
         self.step = self.node.deadline(now);
         if failed {
             self.due.failed(now)
@@ -226,12 +293,17 @@ impl Loop {
 }
 
 /// Causes that a program next to the agent can bring about.
-const KERNEL_CAUSES: [&str; 3] =
-    ["the kernel's network changed", "the nf_tables ruleset changed", "changes of the kernel were missed"];
+const KERNEL_CAUSES: [&str; 4] = [
+    "the kernel's network changed",
+    "the nf_tables ruleset changed",
+    "changes of the kernel were missed",
+    "other routes of the host changed",
+];
 
 fn cause_of(touched: Touched) -> &'static str {
-    let [network, ruleset, everything] = KERNEL_CAUSES;
+    let [network, ruleset, everything, beside] = KERNEL_CAUSES;
     match touched {
+        Touched::Beside => beside,
         Touched::Network => network,
         Touched::Ruleset => ruleset,
         Touched::Everything => everything,
@@ -240,28 +312,49 @@ fn cause_of(touched: Touched) -> &'static str {
 
 impl Due {
     fn mark(&mut self, cause: &'static str) {
-        self.cause.get_or_insert(cause);
+        self.mark_for(cause, Extent::Everything);
     }
 
-    fn try_again(&mut self) {
-        if self.retry.is_some_and(|at| at <= Instant::now()) {
+    fn mark_for(&mut self, cause: &'static str, extent: Extent) {
+        let (_, of_all) = self.cause.get_or_insert((cause, extent));
+        *of_all = extent.max(*of_all);
+    }
+
+    /// Has everything be looked at by then, whatever happens.
+    fn mark_later(&mut self, cause: &'static str, at: Instant) {
+        if self.later.is_none_or(|(before, _)| at < before) {
+            self.later = Some((at, cause));
+        }
+    }
+
+    /// Marks what has waited until now.
+    fn come(&mut self, now: Instant) {
+        if self.retry.is_some_and(|at| at <= now) {
             self.mark("another try");
+        }
+        if let Some((_, cause)) = self.later.filter(|(at, _)| *at <= now) {
+            self.mark(cause);
         }
     }
 
     /// The cause of the pass that is to be made now.
-    fn take(&mut self, now: Instant) -> Option<&'static str> {
+    fn take(&mut self, now: Instant) -> Option<(&'static str, Extent)> {
         if self.not_before.is_some_and(|at| now < at) {
             return None;
         }
         self.not_before = None;
-        self.cause.take()
+        let (cause, extent) = self.cause.take()?;
+        if extent == Extent::Everything {
+            self.later = None;
+        }
+        Some((cause, extent))
     }
 
     /// When the loop has to go on without an event.
     fn deadline(&self) -> Option<Instant> {
         let held_back = self.cause.and(self.not_before);
-        held_back.or(self.retry)
+        let later = self.later.map(|(at, _)| at);
+        held_back.or_else(|| self.retry.into_iter().chain(later).min())
     }
 
     fn succeeded(&mut self) {
@@ -298,7 +391,7 @@ impl Due {
 
 #[cfg(test)]
 mod tests {
-    use super::{Due, Instant, MOST_PASSES, PACE, pause};
+    use super::{Due, Extent, Instant, MOST_PASSES, PACE, pause};
 
     #[test]
     fn failures_are_tried_again_with_growing_pauses_until_one_succeeds() {
@@ -321,13 +414,29 @@ mod tests {
         let now = Instant::now();
         for _ in 0..MOST_PASSES {
             due.mark("kernel");
-            assert_eq!(due.take(now), Some("kernel"));
+            assert_eq!(due.take(now), Some(("kernel", Extent::Everything)));
             due.changed(now);
         }
         assert_eq!(due.deadline(), None, "nothing is waiting");
         due.mark("kernel");
         assert_eq!(due.take(now), None);
         assert_eq!(due.deadline(), Some(now + PACE));
-        assert_eq!(due.take(now + PACE), Some("kernel"));
+        assert_eq!(due.take(now + PACE), Some(("kernel", Extent::Everything)));
+    }
+
+    #[test]
+    fn changes_of_peers_do_not_wait_for_a_look_that_has_time_and_any_look_makes_up_for_it() {
+        let mut due = Due::default();
+        let (now, at) = (Instant::now(), Instant::now() + PACE);
+        due.mark_later("beside", at);
+        due.mark_later("eventually", at + PACE);
+        due.mark_for("peer", Extent::Peers);
+        due.come(now);
+        assert_eq!(due.take(now), Some(("peer", Extent::Peers)));
+        assert_eq!(due.deadline(), Some(at), "the earlier one counts");
+        due.mark_for("peer", Extent::Peers);
+        due.come(at);
+        assert_eq!(due.take(at), Some(("peer", Extent::Everything)), "both in one");
+        assert_eq!(due.deadline(), None, "an idle agent sleeps");
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use cluster::{Backend, Flannel, Lease, Snapshot};
 use netstate::pool::base_address;
 use netstate::{Conflict, LinkKind};
-use route::{Design, Family, Path, TunnelKind, Underlay, Way, vxlan};
+use route::{ByFamily, Design, Family, Path, TunnelKind, Underlay, Way, vxlan};
 use store::Notice;
 
 use crate::node::Outcome;
@@ -275,13 +275,13 @@ pub(crate) fn probed(snapshot: &Snapshot, design: &Design, turn: usize) -> Vec<P
     let peers = design.peers.iter().cycle().skip(from).take(count.min(PROBED));
     peers
         .filter_map(|(node, paths)| {
-            let (family, path) = paths.first_key_value()?;
+            let (family, path) = paths.iter().next()?;
             // Of a node of flannel's nobody knows whether it is still there.
             let lease = snapshot.leases.get(node).filter(|lease| lease.flannel != Flannel::Member)?;
             let cidrs = &lease.pod_cidrs;
             let address = match &path.way {
                 Way::Vxlan { .. } | Way::Tunnel { .. } => {
-                    base_address(*cidrs.iter().find(|cidr| Family::of_net(cidr) == *family)?)
+                    base_address(*cidrs.iter().find(|cidr| Family::of_net(cidr) == family)?)
                 }
                 // Its machine may answer nobody, and would show nothing of the way to its pods.
                 Way::Direct { .. } => return None,
@@ -373,7 +373,7 @@ pub(crate) fn peers(
 }
 
 /// The paths to a peer in words: one where its families have the same.
-fn path(paths: &BTreeMap<Family, Path>) -> String {
+fn path(paths: &ByFamily<Path>) -> String {
     let mut names = paths.values().map(|path| path.way.name());
     match names.next() {
         Some(first) if names.all(|name| name == first) => first.to_owned(),

@@ -262,7 +262,7 @@ fn clean_alone(
     let (mut door, _) = Door::open().map_err(kernel_error("open netlink"))?;
     let plan = door.plan(&State::default()).map_err(kernel_error("look at the kernel"))?;
     said.extend(plan.steps.iter().map(ToString::to_string));
-    door.apply(&plan.steps).map_err(kernel_error("clean the kernel"))
+    door.apply(&plan.steps).map(drop).map_err(kernel_error("clean the kernel"))
 }
 
 fn check(options: &Options) -> Result<(), Error> {

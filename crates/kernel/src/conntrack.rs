@@ -7,6 +7,7 @@
 //! The kernel looks for protocol and port itself (since 5.8); older ones hand over everything, and what was not
 //! asked for is left out here. Layouts: `include/uapi/linux/netfilter/nfnetlink_conntrack.h`.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use rustix::io::Errno;
@@ -104,20 +105,25 @@ pub fn list(socket: &mut Socket, filter: &Filter) -> Result<Vec<Flow>, Error> {
     Ok(flows.into_iter().flatten().filter(|flow| filter.fits(flow)).collect())
 }
 
-/// The flows that an address began, and those that really lead to it. `socket` is one of
-/// [`Protocol::Netfilter`](crate::netlink::Protocol).
+/// The flows that these addresses began, and those that really lead to them, asked for once in a family however many there are.
+/// `socket` is one of [`Protocol::Netfilter`](crate::netlink::Protocol).
 ///
 /// # Errors
 /// As [`list`].
-pub fn list_of(socket: &mut Socket, address: IpAddr) -> Result<Vec<Flow>, Error> {
-    let concerned = |flow: &Flow| flow.original.source == address || flow.reply.source == address;
+pub fn list_of(socket: &mut Socket, addresses: &BTreeSet<IpAddr>) -> Result<Vec<Flow>, Error> {
+    let concerned =
+        |flow: &Flow| addresses.contains(&flow.original.source) || addresses.contains(&flow.reply.source);
     let mut found: Vec<Flow> = Vec::new();
-    for request in requests_of(address) {
-        let listed = socket.dump(&request, |reply| Ok(Some(Flow::from_reply(&reply)?)));
-        for flow in listed.map_err(without_the_option)?.into_iter().flatten().filter(concerned) {
-            // One that began and ends at the address answers both questions.
-            if !found.contains(&flow) {
-                found.push(flow);
+    for family in Family::BOTH {
+        let of_family: Vec<IpAddr> =
+            addresses.iter().copied().filter(|address| Family::of(*address) == family).collect();
+        for request in requests_of(family, &of_family) {
+            let listed = socket.dump(&request, |reply| Ok(Flow::from_reply(&reply)?.filter(concerned)));
+            for flow in listed.map_err(without_the_option)? {
+                // One that began and ends at a single address answers both questions.
+                if of_family.len() > 1 || !found.contains(&flow) {
+                    found.push(flow);
+                }
             }
         }
     }
@@ -238,14 +244,18 @@ fn request(filter: &Filter) -> Request {
     Request::new(message, Purpose::new("list", "tracked connections").needing(OPTION))
 }
 
-/// Asks for the flows with this source in either direction. Of IPv6 all are asked for: there kernels (6.18 still does) hand over
-/// exactly those that do not fit.
-fn requests_of(address: IpAddr) -> Vec<Request> {
+/// Asks for the flows with one of these sources in either direction. Where they are several, or of IPv6, all are asked for: a
+/// listing goes through the whole table anyway, and of IPv6 kernels (6.18 still does) hand over exactly those that do not fit.
+fn requests_of(family: Family, addresses: &[IpAddr]) -> Vec<Request> {
+    let address = match addresses {
+        [] => return Vec::new(),
+        [address] if family == Family::V4 => *address,
+        [first, ..] => {
+            let purpose = Purpose::new("list tracked connections of", first.to_string()).needing(OPTION);
+            return vec![Request::new(message(GET, family), purpose)];
+        }
+    };
     let purpose = || Purpose::new("list tracked connections of", address.to_string()).needing(OPTION);
-    let family = Family::of(address);
-    if family == Family::V6 {
-        return vec![Request::new(message(GET, family), purpose())];
-    }
     let directions = [(TUPLE_ORIGINAL, FILTER_ORIGINAL), (TUPLE_REPLY, FILTER_REPLY)];
     let request = |(tuple, filter)| {
         let mut message = message(GET, family);

@@ -59,6 +59,7 @@ pub mod forwarding;
 mod host;
 pub mod link;
 pub mod machine;
+pub mod memory;
 pub mod monitor;
 pub mod neighbour;
 pub mod netlink;

@@ -95,11 +95,14 @@ fn the_flows_of_an_address_are_those_that_it_began_and_those_that_lead_to_it() {
     ];
     let Some((namespace, mut socket)) = tracking(&flows) else { return };
     for (address, count) in [("10.1.2.3", 3), ("fd00::3", 1), ("10.9.9.9", 0)] {
-        let found = conntrack::list_of(&mut socket, address.parse().unwrap()).unwrap();
+        let found = conntrack::list_of(&mut socket, &[address.parse().unwrap()].into()).unwrap();
         assert_eq!(found.len(), count, "{address}: {found:?}");
         conntrack::forget(&mut socket, &found).unwrap();
     }
     let left = shown(&namespace, "ipv4");
     assert!(left.len() == 2 && left.iter().all(|line| line.contains("10.1.2.4")), "{left:?}");
     assert_eq!(shown(&namespace, "ipv6").len(), 1);
+    let several = ["10.1.2.4", "192.0.2.77", "fd00::4"].map(|address| address.parse().unwrap());
+    let found = conntrack::list_of(&mut socket, &several.into()).unwrap();
+    assert_eq!(found.len(), 3, "{found:?}");
 }

@@ -4,6 +4,8 @@
 //! what the node holds already, what the node remembers from before, the first subnet nobody holds. The answer is
 //! a wish: the store decides by compare-and-swap, and the loser of a race asks again with what it has learnt.
 
+use std::sync::Arc;
+
 use ipnet::IpNet;
 use netstate::pool::{Pool, overlaps};
 
@@ -15,7 +17,7 @@ pub struct Taken {
     /// The subnet.
     pub cidr: IpNet,
     /// The node that holds it.
-    pub node: String,
+    pub node: Arc<str>,
 }
 
 /// What a node would like, best first.
@@ -85,7 +87,7 @@ pub fn choose(pool: &Pool, request: &Request<'_>, taken: &[Taken]) -> Result<IpN
             return Err(AllocateError::Outside { cidr, pool: pool.cluster() });
         }
         return match holder(&cidr) {
-            Some(held) => Err(AllocateError::Held { cidr, by: held.node.clone(), theirs: held.cidr }),
+            Some(held) => Err(AllocateError::Held { cidr, by: held.node.to_string(), theirs: held.cidr }),
             None => Ok(cidr),
         };
     }
@@ -114,7 +116,8 @@ mod tests {
     }
 
     fn taken(cidrs: &[&str]) -> Vec<Taken> {
-        let hold = |(index, cidr): (usize, &&str)| Taken { cidr: net(cidr), node: format!("n{index}") };
+        let hold =
+            |(index, cidr): (usize, &&str)| Taken { cidr: net(cidr), node: format!("n{index}").into() };
         cidrs.iter().enumerate().map(hold).collect()
     }
 
@@ -201,7 +204,7 @@ mod tests {
                     // Half of them near the start of the pool, where they matter.
                     let bits = if bits % 2 == 0 { 0x0a00_0000 | (bits >> 16) } else { bits };
                     let cidr = IpNet::new_assert(IpAddr::V4(Ipv4Addr::from_bits(bits)), prefix).trunc();
-                    Taken { cidr, node: "n".to_owned() }
+                    Taken { cidr, node: "n".into() }
                 })
                 .collect();
             // The oracle walks every piece.

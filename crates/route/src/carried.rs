@@ -43,6 +43,7 @@ pub(crate) struct Overlaps<'a> {
 pub(crate) fn find<'a>(inputs: &Inputs<'a>) -> Overlaps<'a> {
     let claims = &inputs.snapshot.claims;
     let mut carried: Vec<Carried<'_>> = peers(inputs)
+        .map(|lease| &**lease)
         .chain([inputs.lease])
         .flat_map(|lease| lease.pod_cidrs.iter().map(move |cidr| (lease, *cidr)))
         .map(|(lease, cidr)| {

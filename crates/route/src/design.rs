@@ -1,7 +1,7 @@
 //! From this node's lease and those of its peers to the state of its kernel.
 //!
-//! Read [`design`]; it is a function of its [`Inputs`] and computes the whole state every time (5,000 peers take
-//! milliseconds), so the state after any history is the state of a fresh start. How a peer is reached is decided in
+//! Read [`design`]; it is a function of its [`Inputs`] and computes the whole state (5,000 peers take
+//! milliseconds), so the state after any history is the state of a fresh start; `amend.rs` does the same for a few peers. How a peer is reached is decided in
 //! `peers.rs`; what that takes stands in a file for each way: `vxlan.rs`, `host_gw.rs`, `tunnel.rs` and, where the kernel
 //! carries such a tunnel itself, `kernel_tunnel.rs`. A peer that
 //! cannot be programmed whole is left out whole and reported as a [`Problem`].
@@ -23,6 +23,7 @@ use ipnet::IpNet;
 use netstate::pool::{base_address, host as host_net};
 use netstate::{Address, Link, LinkKind, LinkName, Route, RouteKey, RouteKind, RouteTarget, State};
 
+use crate::by_family::ByFamily;
 use crate::carried::{self, Overlaps};
 use crate::family::Family;
 use crate::host::Host;
@@ -69,7 +70,7 @@ pub struct Inputs<'a> {
     /// How pod traffic that leaves the cluster is translated.
     pub masquerade: Masquerade<'a>,
     /// The host's links and addresses.
-    pub host: &'a Host,
+    pub host: &'a Arc<Host>,
 }
 
 /// What VXLAN tunnels of this node are like, where there are any.
@@ -100,7 +101,7 @@ pub struct Design {
     /// The tunnels that a program shall have, beside what the kernel holds.
     pub tunnels: BTreeMap<TunnelKind, TunnelDesign>,
     /// The peers that are programmed, and the path to each of their families.
-    pub peers: BTreeMap<Arc<str>, BTreeMap<Family, Path>>,
+    pub peers: BTreeMap<Arc<str>, ByFamily<Path>>,
     /// Why others are not, or in part only, by node; also this node's own trouble.
     pub problems: BTreeMap<Arc<str>, Problem>,
 }
@@ -132,7 +133,8 @@ pub fn design(inputs: &Inputs<'_>) -> Design {
                     let partly = peer.partly.clone();
                     design.problems.extend(partly.map(|problem| (lease.node.clone(), problem)));
                     let cidrs: Vec<IpNet> = carried_by(lease, &superseded).collect();
-                    peer_part(&mut design, inputs, &peer, &cidrs);
+                    let paths = peer_part(&mut design.state, inputs, &peer, &cidrs);
+                    design.peers.insert(lease.node.clone(), paths);
                 }
                 Err(problem) => drop(design.problems.insert(lease.node.clone(), problem)),
             }
@@ -150,7 +152,7 @@ fn own_part(design: &mut Design, inputs: &Inputs<'_>, superseded: &Superseded<'_
     for cidr in &inputs.lease.pod_cidrs {
         design.state.insert_route(unreachable(*cidr));
     }
-    let used: Vec<Way> = design.peers.values().flat_map(BTreeMap::values).map(|path| path.way).collect();
+    let used: Vec<Way> = design.peers.values().flat_map(ByFamily::values).map(|path| path.way).collect();
     let backends: Vec<&Backend> =
         [inputs.sends, &inputs.lease.backend].into_iter().chain(inputs.keeps).collect();
     let mut devices: Vec<LinkName> = Vec::new();
@@ -281,15 +283,21 @@ fn sysctls(state: &mut State, inputs: &Inputs<'_>) {
     state.insert_sysctl("net/ipv6/conf/all/forwarding", "1");
 }
 
-fn peer_part(design: &mut Design, inputs: &Inputs<'_>, peer: &Peer<'_>, cidrs: &[IpNet]) {
-    let mut paths = BTreeMap::new();
-    for (family, way) in &peer.ways {
-        let path = path(inputs, peer.lease, *family, way);
+/// What packets to a peer take in the kernel; returns the paths.
+pub(crate) fn peer_part(
+    state: &mut State,
+    inputs: &Inputs<'_>,
+    peer: &Peer<'_>,
+    cidrs: &[IpNet],
+) -> ByFamily<Path> {
+    let mut paths = ByFamily::default();
+    for (family, way) in peer.ways.iter() {
+        let path = path(inputs, peer.lease, family, way);
         let mtu = path.mtu;
-        paths.insert(*family, path);
-        for cidr in cidrs.iter().copied().filter(|cidr| Family::of_net(cidr) == *family) {
+        paths.insert(family, path);
+        for cidr in cidrs.iter().copied().filter(|cidr| Family::of_net(cidr) == family) {
             let mut route = match way {
-                Way::Vxlan { mac, underlay } => vxlan::peer_part(&mut design.state, cidr, *mac, *underlay),
+                Way::Vxlan { mac, underlay } => vxlan::peer_part(state, cidr, *mac, *underlay),
                 Way::Tunnel { kind, underlay } if inputs.kernel.carries(*kind) => {
                     kernel_tunnel::route(cidr, *kind, *underlay)
                 }
@@ -301,15 +309,15 @@ fn peer_part(design: &mut Design, inputs: &Inputs<'_>, peer: &Peer<'_>, cidrs: &
             if let Some(route) = &mut route {
                 // The pods' own links say no more than the node's.
                 route.target.mtu = Some(mtu).filter(|mtu| *mtu < inputs.lease.mtu);
-                design.state.insert_route(*route);
+                state.insert_route(*route);
             }
         }
     }
-    design.peers.insert(peer.lease.node.clone(), paths);
+    paths
 }
 
 /// What a program is told of a peer, whichever way packets to it travel now: it may send by this tunnel already.
-fn tunnel_peer(
+pub(crate) fn tunnel_peer(
     inputs: &Inputs<'_>,
     lease: &Lease,
     kind: TunnelKind,

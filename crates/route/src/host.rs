@@ -1,7 +1,8 @@
 //! The host's own network as far as the deciders of this crate ask about it.
 //!
 //! [`Host`] is what the agent has read from the kernel: links, addresses and the main routing table, those that
-//! Fairlead made itself included and marked (`ours`). The deciders only read it. What a field means follows
+//! Fairlead made itself included and marked (`ours`), but for the routes to peers, which nothing is decided by. The deciders
+//! only read it. What a field means follows
 //! rtnetlink(7).
 
 use std::net::IpAddr;

@@ -95,6 +95,11 @@ fn gateway(family: Family, far: Ipv4Addr) -> IpAddr {
 pub(crate) fn configure(state: &mut State, inputs: &Inputs<'_>, link: LinkName, peers: Vec<TunnelPeer>) {
     let Some(private_key) = inputs.kernel.wireguard else { return };
     state.insert_wireguard(link, WireGuard { private_key, port: inputs.ports.wireguard });
+    tell(state, inputs, link, peers);
+}
+
+/// What a WireGuard device is told of these peers.
+pub(crate) fn tell(state: &mut State, inputs: &Inputs<'_>, link: LinkName, peers: Vec<TunnelPeer>) {
     let translated = !inputs.lease.underlay.contains(&inputs.underlay.address);
     for peer in peers {
         let Some(key) = peer.public_key else { continue };

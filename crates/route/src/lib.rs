@@ -18,6 +18,8 @@
 //! ```
 
 mod allocate;
+mod amend;
+mod by_family;
 mod carried;
 mod design;
 mod family;
@@ -37,6 +39,8 @@ mod underlay;
 pub mod vxlan;
 
 pub use allocate::{AllocateError, Request, Taken, choose as choose_pod_cidr};
+pub use amend::{Amendment, Basis, amend};
+pub use by_family::ByFamily;
 pub use design::{Design, Inputs, Path, TunnelPorts, UNREACHABLE_METRIC, VxlanSettings, design, guard};
 pub use family::Family;
 pub use host::{Host, HostAddress, HostLink, HostRoute};

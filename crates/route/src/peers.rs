@@ -16,6 +16,7 @@ use cluster::{Backend, Flannel, Lease, MacAddress, PublicKey};
 use ipnet::IpNet;
 use netstate::{LinkName, Mac};
 
+use crate::by_family::ByFamily;
 use crate::design::Inputs;
 use crate::family::Family;
 use crate::problem::Problem;
@@ -112,19 +113,18 @@ fn ranked(backend: &Backend) -> Option<(u8, Common)> {
 pub(crate) struct Peer<'a> {
     pub(crate) lease: &'a Lease,
     /// One for each family that both nodes carry and that there is a way for.
-    pub(crate) ways: BTreeMap<Family, Way>,
+    pub(crate) ways: ByFamily<Way>,
     /// Why there is none for the other, if it is so.
     pub(crate) partly: Option<Problem>,
 }
 
 /// The leases of other nodes that are part of the cluster: a lease whose Node object is gone counts no more, and those of
 /// flannel's nodes only where this node is to stand beside them.
-pub(crate) fn peers<'a>(inputs: &Inputs<'a>) -> impl Iterator<Item = &'a Lease> {
+pub(crate) fn peers<'a>(inputs: &Inputs<'a>) -> impl Iterator<Item = &'a Arc<Lease>> {
     let Inputs { snapshot, lease: own, .. } = *inputs;
     snapshot
         .leases
         .values()
-        .map(|lease| &**lease)
         .filter(move |lease| lease.node != own.node && snapshot.nodes.contains_key(&lease.node))
         .filter(|lease| lease.flannel != Flannel::Member || own.flannel == Flannel::Told)
 }
@@ -144,14 +144,14 @@ impl<'a> Peer<'a> {
             ours: inputs.sends.name().into(),
         })?;
         check_tunnel(inputs, lease)?;
-        let (mut ways, mut partly) = (BTreeMap::new(), None);
+        let (mut ways, mut partly) = (ByFamily::default(), None);
         for family in Family::ALL {
             // A family that this node does not carry itself is left out: its kernel may have none of it.
             if !carries(inputs.lease, family) || !carries(lease, family) {
                 continue;
             }
             match way(inputs, lease, family, common) {
-                Ok(way) => drop(ways.insert(family, way)),
+                Ok(way) => ways.insert(family, way),
                 Err(problem) => drop(partly.get_or_insert(problem)),
             }
         }
@@ -279,7 +279,7 @@ impl<'a> Seen<'a> {
         seen
     }
 
-    fn twin(&mut self, lease: &'a Lease, ways: &BTreeMap<Family, Way>) -> Option<Problem> {
+    fn twin(&mut self, lease: &'a Lease, ways: &ByFamily<Way>) -> Option<Problem> {
         let problem = |what: String, holder: &Arc<str>| {
             Some(Problem::Twin { node: lease.node.clone(), what, holder: holder.clone() })
         };
@@ -309,7 +309,7 @@ impl<'a> Seen<'a> {
     }
 }
 
-fn key_of(lease: &Lease) -> Option<PublicKey> {
+pub(crate) fn key_of(lease: &Lease) -> Option<PublicKey> {
     match lease.backend {
         Backend::WireGuard { public_key, .. } => Some(public_key),
         _ => None,

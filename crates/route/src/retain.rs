@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn what_another_node_has_now_is_lost_and_says_to_whom() {
         let host = with_pods(&["10.244.1.5/32"]);
-        let taken = [Taken { cidr: net("10.244.1.0/24"), node: "node7".to_owned() }];
+        let taken = [Taken { cidr: net("10.244.1.0/24"), node: "node7".into() }];
         let found = look(&host, &["10.244.2.0/24"], &[], &taken);
         assert_eq!((found.kept.len(), found.lost), (0, taken.to_vec()));
     }

@@ -13,8 +13,8 @@ use cluster::{Backend, Flannel, Lease, Node, PublicKey};
 use ipnet::IpNet;
 use netstate::State;
 use route::{
-    Design, Family, Host, Inputs, Masquerade, Networks, Retention, Taken, TunnelKind, TunnelPorts, Underlay,
-    VxlanSettings, Wish, choose_underlay, overlaps, pod_mtu, vxlan,
+    Amendment, Design, Family, Host, Inputs, Masquerade, Networks, Retention, Taken, TunnelKind, TunnelPorts,
+    Underlay, VxlanSettings, Wish, choose_underlay, overlaps, pod_mtu, vxlan,
 };
 use tunnel::Secret;
 
@@ -22,6 +22,7 @@ use super::NodeKeeper;
 use super::changeover::Changeover;
 use crate::config::{BackendKind, Config, Pattern, VxlanConfig};
 use crate::files::{FileError, private_key};
+use crate::reconcile::Extent;
 use crate::report::{Reason, told};
 use crate::view::View;
 
@@ -29,6 +30,10 @@ use crate::view::View;
 pub(super) struct Decided {
     pub(super) lease: Lease,
     pub(super) design: Design,
+    /// What had to be looked at for it.
+    pub(super) extent: Extent,
+    /// How the design came of the last one, where it was not made anew.
+    pub(super) amendment: Option<Amendment>,
 }
 
 /// Why the node's part cannot be decided.
@@ -44,8 +49,13 @@ fn refused<E: std::error::Error>(reason: Reason) -> impl FnOnce(E) -> Refusal {
 
 impl NodeKeeper {
     /// What the node's part is, by the cluster and the host as they are now.
-    pub(super) fn decide(&mut self, view: &mut View, node: &Node) -> Result<Decided, Refusal> {
-        let host = self.door.host().map_err(refused(Reason::NodeRefused))?;
+    pub(super) fn decide(
+        &mut self,
+        view: &mut View,
+        node: &Node,
+        mut extent: Extent,
+    ) -> Result<Decided, Refusal> {
+        let mut host = self.host(&mut extent).map_err(refused(Reason::NodeRefused))?;
         let tunnel = self.choose_underlays(&host, node)?;
         self.inherit(view);
         let families = self.families();
@@ -59,6 +69,11 @@ impl NodeKeeper {
             .leases
             .claim(&mut view.snapshot, node, &self.pools, &liked)
             .map_err(refused(Reason::LeaseNotPublished))?;
+        if self.lease.as_ref().is_none_or(|lease| !lease.current().eq(pod_cidrs.iter().copied())) {
+            // Which pods there are was not heard of.
+            extent = Extent::Everything;
+            host = self.host(&mut extent).map_err(refused(Reason::NodeRefused))?;
+        }
         let pod_cidrs = self.with_retained(view, &host, pod_cidrs);
         let now = Instant::now();
         let changeover = self.changeover(view, &host, &backend, now);
@@ -74,7 +89,7 @@ impl NodeKeeper {
         let lease = self.lease_of(pod_cidrs, backend, mtu);
         let translated = &self.options.config.masquerade;
         let path_mtus = self.prober.limits();
-        let design = route::design(&Inputs {
+        let inputs = Inputs {
             snapshot: &view.snapshot,
             lease: &lease,
             sends: &sends,
@@ -96,8 +111,9 @@ impl NodeKeeper {
             },
             path_mtus: &path_mtus,
             host: &host,
-        });
-        Ok(Decided { lease, design })
+        };
+        let (design, amendment) = self.known.design(extent, &mut self.design, &inputs);
+        Ok(Decided { lease, design, extent, amendment })
     }
 
     /// The families that the node takes part with.

@@ -254,22 +254,25 @@ impl Work<'_> {
         for step in steps {
             match self.request(step) {
                 Some(request) => {
-                    if let Some(first) = self.making_room(step) {
-                        batch.push(first);
-                        sent.push((step, true));
+                    let room = self.making_room(step);
+                    if let Some(room) = &room {
+                        batch.push(route::add(room));
+                        sent.push(None);
                     }
                     batch.push(request);
-                    sent.push((step, false));
+                    sent.push(Some(step));
+                    if let Some(room) = &room {
+                        batch.push(route::delete(room));
+                        sent.push(None);
+                    }
                 }
                 None => self.report.skipped += 1,
             }
         }
         for failure in self.host.route.run(&batch, |_, _| Ok(()))? {
-            match sent.get(failure.position) {
-                // What was to make room is gone already.
-                Some((_, true)) if failure.error.is_missing() => {}
-                Some((step, _)) => self.note(step, Err(failure.error)),
-                None => {}
+            // Where room could not be made, what it was to be made for says so; what is left of it is not wanted.
+            if let Some(Some(step)) = sent.get(failure.position) {
+                self.note(step, Err(failure.error));
             }
         }
         for step in steps {
@@ -280,16 +283,17 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// What has to come before the request for a step. IPv6 refuses an on-link gateway that any route leads to over
-    /// another link, also the very route that is to be replaced: so that one goes first, in the same send.
-    fn making_room(&self, step: &Step) -> Option<Request> {
+    /// The route that has to stand while the request for a step is carried out. IPv6 refuses an on-link gateway that any route
+    /// leads to over another link, also the very route that is to be replaced. A route to the gateway alone, over the new link,
+    /// goes before that one; so nothing is without a route in between, as it would be if the old one went first.
+    fn making_room(&self, step: &Step) -> Option<route::Route> {
         let Step::SetRoute { route, was: Some(was) } = step else { return None };
         let destination = route.key.destination;
         let through_itself = route.target.via.is_some_and(|via| via.is_ipv6() && destination.contains(&via));
         if !route.target.onlink || !through_itself || route.target.link == was.link {
             return None;
         }
-        self.request(&Step::DeleteRoute(Route { target: *was, ..*route }))
+        self.route(&Route::on_link(route.target.via?.into(), route.target.link?))
     }
 
     /// The request for a step; `None` when what it stands on is not there.

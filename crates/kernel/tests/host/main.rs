@@ -7,6 +7,7 @@ mod node;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use harness::{Namespace, eventually, run_ok};
+use kernel::monitor::{Event, Monitor, Topic};
 use netstate::{Address, Conflict, FdbEntry, Link, LinkKind, Mac, Plan, Route, RouteKey, State, Vxlan, plan};
 use node::{assert_is, assert_settled, cluster, inside, name, net, node, observe, reconcile, tunnel};
 
@@ -236,6 +237,26 @@ fn of_two_routes_of_ours_the_one_of_the_wrong_metric_goes() {
     assert_settled(&namespace, &both);
     reconcile(&namespace, &one);
     assert_settled(&namespace, &one);
+}
+
+#[test]
+fn a_route_through_itself_that_moves_to_another_link_is_there_all_the_time() {
+    let namespace = node();
+    let want = cluster(1);
+    let moves = RouteKey::main(net("fd00:10:244:1::/64"));
+    let mut before = want.clone();
+    before.insert_route(Route::on_link(moves.destination, name("eth0")));
+    reconcile(&namespace, &before);
+    assert_settled(&namespace, &before);
+    let mut monitor = namespace.inside(|| Monitor::open(&[Topic::Routes]).unwrap());
+    reconcile(&namespace, &want);
+    let told = std::iter::repeat_with(|| monitor.receive().unwrap()).flatten().map(|told| told.event);
+    let first = told.filter(|event| match event {
+        Event::Route(route) | Event::RouteGone(route) => route.destination == moves.destination,
+        _ => false,
+    });
+    assert!(matches!(first.into_iter().next(), Some(Event::Route(_))), "it was not gone before it came");
+    assert_settled(&namespace, &want);
 }
 
 #[test]
