@@ -137,6 +137,7 @@ proptest! {
             match event {
                 Event::Change(change) => before.apply(change),
                 Event::Resolved(name) => before.resolve(name.clone()),
+                Event::Attached(pod, attached) => before.attach(pod, attached),
             };
         }
         let mut after = before.clone();
