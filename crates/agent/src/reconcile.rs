@@ -6,7 +6,8 @@
 //! what is to be done is the difference of two wanted states, and a large node does not read thousands of routes to change
 //! one. After such passes the kernel is looked at all the same, once in [`EVENTUALLY`], and at once when it refuses something.
 //!
-//! The agent hears of everything that others change in the kernel, not of its own changes. Others' routes beside the cluster's
+//! The agent hears of everything that others change in the kernel, not of its own changes: those are known by their socket, and
+//! entries of the tunnel's device, of which the kernel does not say whose they are, by being as designed. Others' routes beside the cluster's
 //! networks can only bear on the choice of the underlay, and there may be many: they have a look made that waits for
 //! [`SHARE`] times what the last one took, at most [`PATIENCE`].
 //!

@@ -1,9 +1,9 @@
 //! What is known since the kernel was last looked at, and changes of peers that are made by that alone.
 //!
 //! Read [`NodeKeeper::known_steps`], then [`NodeKeeper::amend`]: of two wanted states, the one that the kernel was seen to hold
-//! and the one of now, the difference is carried out, where that is about peers. What stays true: this is trusted only after a look that found everything in
-//! its place and nothing foreign in ours, and no longer than everything that was tried has succeeded; the loop does not ask for
-//! it when the kernel has told of a change of ours.
+//! and the one of now, the difference is carried out, where that is about peers. What stays true: this is trusted only after a
+//! look that found everything in its place and nothing foreign in ours, and no longer than everything that was tried has
+//! succeeded; the loop does not ask for it when the kernel has told of a change of ours.
 
 use std::sync::Arc;
 
