@@ -138,7 +138,7 @@ mod tests {
         assert!(!String::from_utf8_lossy(&text).contains("notReady"));
         let network = NodeNetwork { not_ready: Some("no underlay".into()), ..network };
         assert_eq!(NodeNetwork::from_json(&network.to_json().unwrap()).unwrap(), network);
-        let enforcement = Enforcement { socket: "policy.sock".into(), patience_milliseconds: 3000 };
+        let enforcement = Enforcement { socket: "gate.sock".into(), patience_milliseconds: 3000 };
         let network = NodeNetwork { enforcement: Some(enforcement), ..network };
         assert_eq!(NodeNetwork::from_json(&network.to_json().unwrap()).unwrap(), network);
     }

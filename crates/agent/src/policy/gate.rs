@@ -16,7 +16,7 @@ use cluster::{Enforced, EnforcedAnswer};
 use super::keeper::News;
 
 /// The socket's file name within the state directory.
-pub(super) const SOCKET: &str = "policy.sock";
+pub(super) const SOCKET: &str = "gate.sock";
 
 /// How long a client may take to say what it wants: it has it ready.
 const PATIENCE: Duration = Duration::from_millis(500);
