@@ -168,12 +168,7 @@ impl NodeKeeper {
     pub(crate) fn pass(&mut self, view: &mut View, cause: &'static str, extent: Extent) -> Outcome {
         let started = Instant::now();
         self.report.begin();
-        if let Some(problem) = &self.config_problem {
-            self.report.problem(Reason::ConfigurationRefused, problem);
-        }
-        if let Some(problem) = self.policing.problem() {
-            self.report.problem(Reason::PolicyNotEnforced, problem);
-        }
+        self.tell_of_configuration();
         let outcome = match self.standing(view) {
             Standing::Member(node) => self.carry(view, &node, extent),
             Standing::Absent => self.leave(view),

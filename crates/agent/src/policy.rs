@@ -22,7 +22,7 @@ mod programmed;
 mod status;
 mod sweep;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -60,7 +60,6 @@ pub(crate) struct Parts<'a> {
 pub(crate) struct Policing {
     news: Sender<News>,
     status: Arc<Mutex<PolicyStatus>>,
-    socket: PathBuf,
     port: u32,
     /// Whether the store's news of policies come at all: an agent that was started without them does not ask for them.
     fed: bool,
@@ -80,7 +79,6 @@ pub(crate) fn start(parts: Parts<'_>) -> Result<Policing, Error> {
     let policing = Policing {
         news: news.clone(),
         status: Arc::clone(&status),
-        socket: gate.path().to_owned(),
         port,
         fed: parts.config.enforcement,
         config: parts.config.clone(),
@@ -147,7 +145,7 @@ impl Policing {
     /// Whom the plugin has to ask before it lets a pod in.
     pub(crate) fn enforcement(&self) -> Option<Enforcement> {
         (self.fed && self.config.enforcement).then(|| Enforcement {
-            socket: std::path::absolute(&self.socket).unwrap_or_else(|_| self.socket.clone()),
+            socket: gate::SOCKET.into(),
             patience_milliseconds: self.config.attachment_patience_seconds.saturating_mul(1000),
         })
     }

@@ -36,7 +36,7 @@ pub struct NodeNetwork {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Enforcement {
-    /// The agent's socket for this.
+    /// The agent's socket for this, within the agent's state directory.
     pub socket: PathBuf,
     /// How long to wait for it, in milliseconds, before the attachment is given up for now.
     pub patience_milliseconds: u32,
@@ -138,8 +138,7 @@ mod tests {
         assert!(!String::from_utf8_lossy(&text).contains("notReady"));
         let network = NodeNetwork { not_ready: Some("no underlay".into()), ..network };
         assert_eq!(NodeNetwork::from_json(&network.to_json().unwrap()).unwrap(), network);
-        let enforcement =
-            Enforcement { socket: "/run/fairlead/policy.sock".into(), patience_milliseconds: 3000 };
+        let enforcement = Enforcement { socket: "gate.sock".into(), patience_milliseconds: 3000 };
         let network = NodeNetwork { enforcement: Some(enforcement), ..network };
         assert_eq!(NodeNetwork::from_json(&network.to_json().unwrap()).unwrap(), network);
     }

@@ -176,7 +176,7 @@ fn where_policies_are_not_enforced_pods_are_wired_without_an_agent() {
     let fresh = config.with_file_name("agent.yaml.fresh");
     std::fs::write(&fresh, "policy: {enforcement: false}\n").unwrap();
     std::fs::rename(fresh, config).unwrap();
-    let told = lab.store().with_file_name("node2").join("run/network.json");
+    let told = lab.store().with_file_name("node2").join("state/network.json");
     eventually("the plugin is told", || {
         (!std::fs::read_to_string(&told).ok()?.contains("enforcement")).then_some(())
     });

@@ -48,6 +48,16 @@ impl NodeKeeper {
         self.announcer.voice().notify(Reason::ConfigurationReloaded, text);
     }
 
+    /// Tells what of the configuration is not in force.
+    pub(super) fn tell_of_configuration(&mut self) {
+        if let Some(problem) = &self.config_problem {
+            self.report.problem(Reason::ConfigurationRefused, problem);
+        }
+        if let Some(problem) = self.policing.problem() {
+            self.report.problem(Reason::PolicyNotEnforced, problem);
+        }
+    }
+
     /// Has flannel's file, where it is wanted. Pods need it not.
     pub(super) fn keep_subnet_file(&mut self, network: &NodeNetwork) {
         let config = &self.options.config;

@@ -16,7 +16,7 @@ use cluster::{Enforced, EnforcedAnswer};
 use super::keeper::News;
 
 /// The socket's file name within the state directory.
-const SOCKET: &str = "policy.sock";
+pub(super) const SOCKET: &str = "gate.sock";
 
 /// How long a client may take to say what it wants: it has it ready.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -40,7 +40,6 @@ pub struct GateError {
 #[derive(Debug)]
 pub(super) struct Gate {
     listener: UnixListener,
-    path: PathBuf,
 }
 
 /// Somebody who waits for an answer.
@@ -71,12 +70,7 @@ impl Gate {
             _ => {}
         }
         let listener = UnixListener::bind(&path).map_err(failed)?;
-        Ok(Self { listener, path })
-    }
-
-    /// Where it listens.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+        Ok(Self { listener })
     }
 
     /// Takes questions until the keeper is gone.

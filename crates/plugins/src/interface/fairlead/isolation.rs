@@ -34,6 +34,7 @@ const MARGIN: Duration = Duration::from_millis(500);
 pub(crate) struct Isolation<'a> {
     enforcement: &'a Enforcement,
     directory: PathBuf,
+    socket: PathBuf,
     attachment: Attachment,
 }
 
@@ -60,7 +61,8 @@ impl<'a> Isolation<'a> {
             interface: request.ifname.clone(),
             addresses: Vec::new(),
         };
-        Some(Self { enforcement, directory: state_directory.join(ATTACHMENTS), attachment })
+        let socket = state_directory.join(&enforcement.socket);
+        Some(Self { enforcement, directory: state_directory.join(ATTACHMENTS), socket, attachment })
     }
 
     /// Leaves word of the attachment, and asks. The pod must not be able to send before the question is answered.
@@ -78,7 +80,7 @@ impl<'a> Isolation<'a> {
             attachment: self.file_name(),
             within_milliseconds: self.enforcement.patience_milliseconds,
         };
-        let asked = connect(&self.enforcement.socket, patience).and_then(|mut stream| {
+        let asked = connect(&self.socket, patience).and_then(|mut stream| {
             stream.set_read_timeout(Some(patience + MARGIN))?;
             stream.set_write_timeout(Some(patience))?;
             stream.write_all(question.to_line().as_bytes())?;
@@ -86,9 +88,7 @@ impl<'a> Isolation<'a> {
         });
         match asked {
             Ok(stream) => Ok(Asked { stream, isolation: self }),
-            Err(error) => {
-                Err(self.unknown(format!("ask the agent at {}: {error}", self.enforcement.socket.display())))
-            }
+            Err(error) => Err(self.unknown(format!("ask the agent at {}: {error}", self.socket.display()))),
         }
     }
 
