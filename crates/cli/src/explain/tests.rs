@@ -1,3 +1,5 @@
+//! Ends and ports as people name them, and what is told of the flows between.
+
 use super::*;
 
 const CLUSTER: &str = r#"
