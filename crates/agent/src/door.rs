@@ -13,7 +13,7 @@ use kernel::monitor::{self, Monitor, Notification, Topic};
 use kernel::netlink::{Protocol, Socket};
 use netstate::{MAIN_TABLE, POD_ROUTE_PROTOCOL, Plan, RULE_PRIORITIES, State, Step, owns_table};
 use route::Host;
-use route::vxlan::DEVICE;
+use route::vxlan::{DEVICE, DEVICE_V6};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::event::{Event, Touched};
@@ -93,8 +93,11 @@ impl Door {
         let ruleset = Monitor::open_nft()?;
         let host = kernel::Host::open()?;
         let mut facts = Socket::open(Protocol::Route)?;
-        let device = link::find(&mut facts, DEVICE)?.map(|link| link.index);
-        let watcher = Watcher { network, ruleset, interest: interest.clone(), device };
+        let mut devices = BTreeSet::new();
+        for name in [DEVICE, DEVICE_V6] {
+            devices.extend(link::find(&mut facts, name)?.map(|link| link.index));
+        }
+        let watcher = Watcher { network, ruleset, interest: interest.clone(), devices };
         Ok((Self { host, facts, interest }, watcher))
     }
 
@@ -140,8 +143,8 @@ pub(crate) struct Watcher {
     network: Monitor,
     ruleset: Monitor,
     interest: Interest,
-    /// The index of the tunnel's device, once there is one.
-    device: Option<u32>,
+    /// The indices of the tunnels' devices, once there are any.
+    devices: BTreeSet<u32>,
 }
 
 impl Watcher {
@@ -189,8 +192,10 @@ impl Watcher {
 
     fn learn_device(&mut self, event: &monitor::Event) {
         match event {
-            monitor::Event::Link(link) if link.name == DEVICE => self.device = Some(link.index),
-            monitor::Event::LinkGone(link) if Some(link.index) == self.device => self.device = None,
+            monitor::Event::Link(link) if [DEVICE, DEVICE_V6].contains(&&*link.name) => {
+                self.devices.insert(link.index);
+            }
+            monitor::Event::LinkGone(link) => drop(self.devices.remove(&link.index)),
             _ => {}
         }
     }
@@ -198,7 +203,7 @@ impl Watcher {
     /// Whether a notification could concern the node's network.
     fn judge(&self, notification: &Notification) -> Option<Touched> {
         use monitor::Event as Kernel;
-        let on_device = |index: u32| Some(index) == self.device;
+        let on_device = |index: u32| self.devices.contains(&index);
         let matters = match &notification.event {
             Kernel::Overrun => return Some(Touched::Everything),
             Kernel::Nft(table) => {

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use cluster::{Flannel, Lease, Node, NodeNetwork};
+use cluster::{Lease, Node, NodeNetwork};
 use ipnet::IpNet;
 use netstate::pool::Pool;
 use netstate::{Conflict, RouteKind, State, Step};
@@ -243,7 +243,7 @@ impl NodeKeeper {
         // A node whose kernel refuses the tunnel must not draw its peers' packets; one that carried them before
         // goes on. What flannel left is no lease of ours.
         let before = view.snapshot.leases.get(&lease.node);
-        if !made && before.is_none_or(|before| before.flannel == Flannel::Member) {
+        if !made && before.is_none_or(|before| before.flannel.is_member()) {
             return;
         }
         outcome.contested = self.has_a_double(view, &lease);
@@ -313,7 +313,7 @@ impl NodeKeeper {
         // What was published before may be told only now. Who changed what flannel's nodes are told is no agent.
         let same =
             |published: &Lease| *published == Lease { flannel: published.flannel, ..(**theirs).clone() };
-        let contested = theirs.flannel != Flannel::Member && !same(lease) && !self.published.iter().any(same);
+        let contested = !theirs.flannel.is_member() && !same(lease) && !self.published.iter().any(same);
         if contested {
             self.report.problem(Reason::LeaseContested, format!(
                 "publish the lease of node {node}: somebody else has published another one, with underlay {underlay:?}\n\

@@ -268,7 +268,7 @@ pub(crate) fn probed(snapshot: &Snapshot, design: &Design, turn: usize) -> Vec<P
         .filter_map(|(node, paths)| {
             let (family, path) = paths.first_key_value()?;
             // Of a node of flannel's nobody knows whether it is still there.
-            let lease = snapshot.leases.get(node).filter(|lease| lease.flannel != Flannel::Member)?;
+            let lease = snapshot.leases.get(node).filter(|lease| !lease.flannel.is_member())?;
             let cidrs = &lease.pod_cidrs;
             let address = match &path.way {
                 Way::Vxlan { .. } | Way::Tunnel { .. } => {
@@ -335,7 +335,7 @@ pub(crate) fn peers(
                 (Some(_), _) => PeerState::Programmed,
                 (None, Some(_)) => PeerState::Ignored,
                 (None, None) if lease.is_some() && routes_nothing => PeerState::Unrouted,
-                (None, None) if is_apart && lease.is_some_and(|lease| lease.flannel == Flannel::Member) => {
+                (None, None) if is_apart && lease.is_some_and(|lease| lease.flannel.is_member()) => {
                     PeerState::Unrouted
                 }
                 (None, None) => PeerState::Waiting,

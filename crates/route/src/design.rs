@@ -15,7 +15,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use cluster::{Backend, Flannel, Lease, Snapshot};
+use cluster::{Backend, Lease, Snapshot};
 use ipnet::IpNet;
 use netstate::pool::{base_address, host as host_net};
 use netstate::{Address, Link, LinkKind, LinkName, Route, RouteKey, RouteKind, RouteTarget, State};
@@ -150,7 +150,8 @@ fn own_part(design: &mut Design, inputs: &Inputs<'_>, superseded: &Superseded<'_
     let is_vxlan = |backend: &&Backend| matches!(backend, Backend::Vxlan { .. });
     if backends.iter().any(is_vxlan) || used.iter().any(|way| matches!(way, Way::Vxlan { .. })) {
         let link = vxlan::device(inputs);
-        devices.extend(link.map(|link| device_part(&mut design.state, inputs, link)));
+        let links = link.into_iter().chain(vxlan::device_v6(inputs));
+        devices.extend(links.map(|link| device_part(&mut design.state, inputs, link)));
     }
     for kind in TunnelKind::ALL {
         let uses = |way: &Way| matches!(way, Way::Tunnel { kind: of, .. } if *of == kind);
@@ -174,7 +175,9 @@ fn unreachable(destination: IpNet) -> Route {
 fn device_part(state: &mut State, inputs: &Inputs<'_>, link: Link) -> LinkName {
     let name = link.name;
     state.insert_link(link);
-    for cidr in &inputs.lease.pod_cidrs {
+    // What is for IPv6 alone has the ends of that alone.
+    let has_end = |cidr: &&IpNet| name.as_str() != vxlan::DEVICE_V6 || cidr.addr().is_ipv6();
+    for cidr in inputs.lease.pod_cidrs.iter().filter(has_end) {
         state.insert_address(Address { link: name, net: host_net(base_address(*cidr)) });
     }
     if carries(inputs.lease, Family::V6) {
@@ -242,7 +245,9 @@ fn peer_part(design: &mut Design, inputs: &Inputs<'_>, peer: &Peer<'_>, cidrs: &
         paths.insert(*family, Path { way: *way, mtu });
         for cidr in cidrs.iter().copied().filter(|cidr| Family::of_net(cidr) == *family) {
             let mut route = match way {
-                Way::Vxlan { mac, underlay } => vxlan::peer_part(&mut design.state, cidr, *mac, *underlay),
+                Way::Vxlan { mac, underlay } => {
+                    vxlan::peer_part(&mut design.state, inputs, cidr, (*mac, *underlay))
+                }
                 Way::Tunnel { kind, .. } => {
                     kind.device().parse().ok().map(|device| Route::on_link(cidr, device))
                 }
@@ -269,7 +274,7 @@ fn tunnel_peer(
     let underlay = lease.underlay.iter().copied().find(|address| Family::of(*address) == family)?;
     let (port, public_key) = match (kind, &lease.backend) {
         // A node of flannel does not tell its port.
-        (TunnelKind::Udp, Backend::Udp { port }) if lease.flannel != Flannel::Member => (*port, None),
+        (TunnelKind::Udp, Backend::Udp { port }) if !lease.flannel.is_member() => (*port, None),
         (TunnelKind::WireGuard, Backend::WireGuard { port, public_key }) => (*port, Some(*public_key)),
         (TunnelKind::WireGuard, _) => return None,
         (kind, _) => (own_port(inputs, kind), None),
@@ -282,10 +287,12 @@ fn tunnel_peer(
 
 /// The largest packet to a peer: the way, or the peer's pods, may take less than pods of this node send.
 fn path_mtu(inputs: &Inputs<'_>, lease: &Lease, family: Family, way: &Way) -> u32 {
-    let overhead = match way {
-        Way::Vxlan { .. } => mtu::vxlan_overhead(Family::of(inputs.underlay.address)),
-        Way::Tunnel { kind, .. } => kind.overhead(Family::of(inputs.underlay.address)),
-        Way::Direct { .. } => 0,
+    let largest = match way {
+        Way::Vxlan { underlay, .. } => vxlan::largest(inputs, *underlay),
+        Way::Tunnel { kind, .. } => {
+            inputs.carried.saturating_sub(kind.overhead(Family::of(inputs.underlay.address)))
+        }
+        Way::Direct { .. } => inputs.carried,
     };
-    inputs.carried.saturating_sub(overhead).min(lease.mtu).min(inputs.lease.mtu).max(mtu::smallest(family))
+    largest.min(lease.mtu).min(inputs.lease.mtu).max(mtu::smallest(family))
 }

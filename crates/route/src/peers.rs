@@ -94,7 +94,7 @@ fn between(inputs: &Inputs<'_>, theirs: &Backend) -> Option<Common> {
 /// How this node talks to the one of that lease. A node of flannel has no way but its own.
 fn common(inputs: &Inputs<'_>, lease: &Lease) -> Option<Common> {
     let same = std::mem::discriminant(inputs.sends) == std::mem::discriminant(&lease.backend);
-    if lease.flannel == Flannel::Member && !same { None } else { between(inputs, &lease.backend) }
+    if lease.flannel.is_member() && !same { None } else { between(inputs, &lease.backend) }
 }
 
 /// What a backend has to offer a node of another one, and its place in the order.
@@ -126,7 +126,7 @@ pub(crate) fn peers<'a>(inputs: &Inputs<'a>) -> impl Iterator<Item = &'a Lease> 
         .values()
         .map(|lease| &**lease)
         .filter(move |lease| lease.node != own.node && snapshot.nodes.contains_key(&lease.node))
-        .filter(|lease| lease.flannel != Flannel::Member || own.flannel == Flannel::Told)
+        .filter(|lease| !lease.flannel.is_member() || own.flannel == Flannel::Told)
 }
 
 impl<'a> Peer<'a> {
@@ -180,7 +180,7 @@ pub(crate) fn carries(lease: &Lease, family: Family) -> bool {
 fn check_tunnel(inputs: &Inputs<'_>, lease: &Lease) -> Result<(), Problem> {
     let own = inputs.vxlan;
     // A node of flannel does not tell its port.
-    let differs = |port| lease.flannel != Flannel::Member && port != own.port;
+    let differs = |port| !lease.flannel.is_member() && port != own.port;
     match lease.backend {
         Backend::Vxlan { vni, port, .. } if vni != own.vni || differs(port) => {
             let text = |vni, port| format!("VNI {vni} on port {port}");
@@ -198,9 +198,9 @@ fn way(inputs: &Inputs<'_>, lease: &Lease, family: Family, common: Common) -> Re
     match common {
         Common::HostGw => direct(inputs, lease, family),
         Common::Vxlan if inputs.vxlan.direct_routing => {
-            direct(inputs, lease, family).or_else(|_| vxlan_way(inputs, lease))
+            direct(inputs, lease, family).or_else(|_| vxlan_way(inputs, lease, family))
         }
-        Common::Vxlan => vxlan_way(inputs, lease),
+        Common::Vxlan => vxlan_way(inputs, lease, family),
         Common::Tunnel(kind) => tunnel(inputs, lease, kind),
     }
 }
@@ -215,13 +215,31 @@ fn tunnel(inputs: &Inputs<'_>, lease: &Lease, kind: TunnelKind) -> Result<Way, P
     Ok(Way::Tunnel { kind, underlay: underlay_of(lease, family)? })
 }
 
-fn vxlan_way(inputs: &Inputs<'_>, lease: &Lease) -> Result<Way, Problem> {
+fn vxlan_way(inputs: &Inputs<'_>, lease: &Lease, family: Family) -> Result<Way, Problem> {
+    if lease.flannel.is_member() {
+        return flannels_way(inputs, lease, family);
+    }
     let underlay = underlay_of(lease, Family::of(inputs.underlay.address))?;
     let mac = match lease.backend {
         Backend::Vxlan { mac, .. } => mac,
         // It makes its end as soon as it hears of this node.
         _ => vxlan::tunnel_mac(&lease.node),
     };
+    Ok(Way::Vxlan { mac: Mac(mac.0), underlay })
+}
+
+/// In flannel's VXLAN each family travels over its own, by a tunnel of its own.
+fn flannels_way(inputs: &Inputs<'_>, lease: &Lease, family: Family) -> Result<Way, Problem> {
+    let node = || lease.node.clone();
+    let underlay = underlay_of(lease, family)?;
+    let (has_tunnel, mac) = match (family, &lease.backend) {
+        (Family::V4, Backend::Vxlan { mac, .. }) => (inputs.underlay.address.is_ipv4(), Some(*mac)),
+        _ => (vxlan::over_ipv6(inputs).is_some(), lease.mac_over_ipv6()),
+    };
+    if !has_tunnel {
+        return Err(Problem::OwnUnderlay { node: node(), family });
+    }
+    let mac = mac.ok_or_else(|| Problem::Underlay { node: node(), family })?;
     Ok(Way::Vxlan { mac: Mac(mac.0), underlay })
 }
 
@@ -258,7 +276,8 @@ impl<'a> Seen<'a> {
         let own = inputs.lease;
         seen.underlay.extend(own.underlay.iter().map(|address| (*address, &own.node)));
         seen.underlay.insert(inputs.underlay.address, &own.node);
-        seen.macs.insert(vxlan::tunnel_mac(&own.node), &own.node);
+        let mac = vxlan::tunnel_mac(&own.node);
+        seen.macs.extend([mac, mac.over_ipv6()].map(|mac| (mac, &own.node)));
         seen
     }
 

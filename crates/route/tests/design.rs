@@ -394,7 +394,7 @@ fn of_flannel(number: u16, backend: Backend) -> Lease {
         underlay: Box::new([whole.underlay[0]]),
         backend,
         mtu: 65_535,
-        flannel: Flannel::Member,
+        flannel: Flannel::Member { mac_over_ipv6: None },
         ..whole
     }
 }
@@ -424,6 +424,51 @@ fn a_node_of_flannel_is_reached_by_ipv4_as_it_says_whatever_port_the_cluster_has
     let other = Backend::Vxlan { vni: 9, port: 8472, mac: MacAddress([0xba, 0x1d, 0, 0, 0, 2]) };
     join(&mut snapshot, of_flannel(2, other));
     assert!(problem(&case.design(&snapshot), "node2").to_string().contains("VNI 9"));
+}
+
+/// The same of both families, each over its own underlay.
+fn of_flannel_with_ipv6(number: u16, backend: Backend) -> Lease {
+    let mac_over_ipv6 = Some(MacAddress([0xba, 0x1d, 0, 0, 0, 6]));
+    let Lease { pod_cidrs, underlay, .. } = lease(number);
+    Lease { pod_cidrs, underlay, flannel: Flannel::Member { mac_over_ipv6 }, ..of_flannel(number, backend) }
+}
+
+#[test]
+fn a_node_of_flannel_has_a_tunnel_of_its_own_for_ipv6_and_fairleads_nodes_have_one_for_both() {
+    let mut case = Case::node1();
+    case.own.flannel = Flannel::Told;
+    let mut snapshot = cluster_of([3]);
+    join(&mut snapshot, of_flannel_with_ipv6(2, flannels_vxlan()));
+    let design = case.design(&snapshot);
+    assert!(design.problems.is_empty(), "{:?}", design.problems);
+    golden("flannel-dual-stack.txt", &design.state.to_string());
+    let mtu = |node: &str| [Family::V4, Family::V6].map(|family| design.peers[node][&family].mtu);
+    assert_eq!((mtu("node2"), mtu("node3")), ([1450, 1430], [1450, 1450]));
+
+    // Without an underlay of IPv6 it is reached by IPv4 alone.
+    case.own.underlay = Box::new([case.own.underlay[0]]);
+    let design = case.design(&snapshot);
+    assert!(problem(&design, "node2").to_string().contains("this node has no IPv6 underlay address"));
+    assert_eq!(design.peers["node2"].keys().copied().collect::<Vec<_>>(), [Family::V4]);
+    assert!(!design.state.to_string().contains("fairlead-v6"));
+}
+
+#[test]
+fn the_tunnel_for_flannels_ipv6_is_there_while_flannel_is_told_and_by_vxlan_alone() {
+    let mut case = Case::node1();
+    let has_tunnel = |case: &Case| {
+        case.design(&Snapshot::default()).state.links.keys().any(|name| name.as_str() == "fairlead-v6")
+    };
+    assert!(!has_tunnel(&case));
+    case.own.flannel = Flannel::Told;
+    assert!(has_tunnel(&case));
+    case.own.backend = Backend::HostGw;
+    case.host = |host| with_shared_link(host);
+    assert!(!has_tunnel(&case));
+    let mut snapshot = Snapshot::default();
+    join(&mut snapshot, of_flannel_with_ipv6(2, Backend::HostGw));
+    let text = case.design(&snapshot).state.to_string();
+    assert!(text.contains("route fd00:10:244:2::/64 via fd00:198:18::2 dev eth0"), "{text}");
 }
 
 #[test]

@@ -70,6 +70,11 @@ impl NodeKeeper {
             .iter()
             .for_each(|overlap| self.report.problem(Reason::NetworkOverlap, told(overlap)));
         let lease = self.lease_of(pod_cidrs, backend, mtu);
+        if let (Some(_), Some(over)) = (lease.mac_over_ipv6(), self.underlays.get(&Family::V6)) {
+            // Of flannel's second tunnel pods take what is left with a route; but it has to be enough for IPv6.
+            pod_mtu(&lease.backend, &over.link, carried.min(over.mtu), Family::V6, &[Family::V6])
+                .map_err(refused(Reason::UnderlayMissing))?;
+        }
         let design = route::design(&Inputs {
             snapshot: &view.snapshot,
             lease: &lease,
@@ -132,7 +137,7 @@ impl NodeKeeper {
     /// devices that it left.
     fn changeover(&mut self, view: &View, host: &Host, backend: &Backend, now: Instant) -> &Changeover {
         // What flannel left says nothing of how this node sends.
-        let own = |lease: &&Arc<Lease>| lease.flannel != Flannel::Member;
+        let own = |lease: &&Arc<Lease>| !lease.flannel.is_member();
         let published = view.snapshot.leases.get(&*self.options.node).filter(own);
         let published = published.map(|lease| lease.backend.clone());
         let config = &self.options.config;

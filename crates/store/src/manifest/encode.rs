@@ -185,7 +185,10 @@ fn of_lease(lease: &Lease) -> Value {
         Flannel::Apart => {}
         Flannel::Told => value["spec"]["flannel"] = TOLD.into(),
         Flannel::Overwritten => value["spec"]["flannel"] = OVERWRITTEN.into(),
-        Flannel::Member => value["spec"]["flannel"] = MEMBER.into(),
+        Flannel::Member { mac_over_ipv6 } => {
+            value["spec"]["flannel"] = MEMBER.into();
+            value["spec"]["macOverIPv6"] = json!(mac_over_ipv6.map(|mac| mac.to_string()));
+        }
     }
     value
 }

@@ -31,16 +31,20 @@ pub(crate) fn lease_of(node: Arc<str>, spec: &Field<'_, '_>) -> Result<Lease, Fa
         underlay: spec.get("underlay")?.each(underlay)?,
         backend: backend(&spec.get("backend")?)?,
         mtu: mtu.number(68, 65_535)?.ok_or_else(|| mtu.fault("is missing".into()))?,
-        flannel: flannel(&spec.get("flannel")?)?,
+        flannel: flannel(spec)?,
     })
 }
 
-fn flannel(field: &Field<'_, '_>) -> Result<Flannel, Fault> {
+fn flannel(spec: &Field<'_, '_>) -> Result<Flannel, Fault> {
+    let (field, mac) = (spec.get("flannel")?, spec.get("macOverIPv6")?);
     match field.filled_text()? {
         None => Ok(Flannel::Apart),
         Some(TOLD) => Ok(Flannel::Told),
         Some(OVERWRITTEN) => Ok(Flannel::Overwritten),
-        Some(MEMBER) => Ok(Flannel::Member),
+        Some(MEMBER) => {
+            let mac_over_ipv6 = mac.filled_text()?.map(|_| unicast(&mac)).transpose()?;
+            Ok(Flannel::Member { mac_over_ipv6 })
+        }
         Some(other) => Err(field.fault(format!("is {other:?}, not {TOLD}, {OVERWRITTEN} or {MEMBER}"))),
     }
 }

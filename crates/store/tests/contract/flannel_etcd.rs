@@ -77,7 +77,7 @@ fn nodes_of_flannel_are_peers_for_as_long_as_they_have_their_keys() {
     let [(name, theirs)] = &witness.snapshot.leases.iter().collect::<Vec<_>>()[..] else {
         panic!("one lease")
     };
-    assert_eq!((&***name, theirs.flannel, theirs.pod_cidrs.len()), (all[0], Flannel::Member, 1));
+    assert_eq!((&***name, theirs.flannel.is_member(), theirs.pod_cidrs.len()), (all[0], true, 1));
     assert!(matches!(theirs.backend, Backend::Vxlan { vni: 1, .. }));
     assert_eq!(witness.snapshot.nodes[all[0]].pod_cidrs.len(), 2, "its IPv6 is nobody else's");
 

@@ -207,7 +207,7 @@ async fn take_back(gateway: &Gateway, kv: &KeyValue) -> Result<(), Error> {
     let kept = (kv.lease.0 == 0).then(|| {
         let mut value: Value = serde_json::from_slice(&kv.value.0).unwrap_or_default();
         if let Some(value) = value.as_object_mut() {
-            for key in [OURS, "BackendType", "BackendData"] {
+            for key in [OURS, "BackendType", "BackendData", "BackendV6Data"] {
                 value.remove(key);
             }
         }
