@@ -147,31 +147,41 @@ fn a_cluster_of_both_families_changes_over_from_the_real_flannels_host_gw() {
 
 #[test]
 fn the_real_flannel_shares_an_etcd() {
+    share_an_etcd(false);
+}
+
+#[test]
+fn the_real_flannel_of_both_families_shares_an_etcd() {
+    share_an_etcd(true);
+}
+
+fn share_an_etcd(dual: bool) {
     let Some(program) = program() else { return };
     let mut rig = Rig::new(3);
     rig.underlay.ip("address add 198.18.0.254/24 dev br0");
     let Some(etcd) = Etcd::start_in(&rig.underlay, Ipv4Addr::new(198, 18, 0, 254)) else { return };
-    etcd.put("/coreos.com/network/config", &net_conf("vxlan", false));
+    etcd.put("/coreos.com/network/config", &net_conf("vxlan", dual));
     let url = etcd.url();
     let words = ["--etcd-endpoints", &url];
     let _flannels = [0, 2].map(|index| Flanneld::start(&program, &rig.nodes[index], &words));
     let node = &mut rig.nodes[1];
     etcd.put("/fairlead/nodes/node2", "apiVersion: v1\nkind: Node\nmetadata: {name: node2}\n");
     node.use_store(format!("etcd:{url}"));
-    node.configure("cluster: {podCIDRs: [10.244.0.0/16]}\nflannel: {etcdPrefix: /coreos.com/network}\n");
+    let networks = if dual { "10.244.0.0/16, fd00:10:244::/48" } else { "10.244.0.0/16" };
+    node.configure(&format!(
+        "cluster: {{podCIDRs: [{networks}]}}\nflannel: {{etcdPrefix: /coreos.com/network}}\n"
+    ));
     node.start();
     node.await_status("reaches the nodes of flannel", has_both_peers);
     node.add_pod();
     // The ends of their tunnels answer as pods would.
-    let targets: Vec<String> = [0, 2]
-        .iter()
-        .map(|index| {
-            let link = rig.nodes[*index].netns.ip_json("-4 address show dev flannel.1");
-            link[0]["addr_info"][0]["local"].as_str().unwrap().to_owned()
-        })
-        .collect();
-    let source = &rig.nodes[1].pod_addresses()[0];
-    for target in targets {
-        eventually(&format!("{target} answers"), || rig.nodes[1].pings(source, &target).then_some(()));
+    let families = [("flannel.1", "-4"), ("flannel-v6.1", "-6")];
+    for ((device, family), source) in families.iter().zip(rig.nodes[1].pod_addresses()) {
+        for index in [0, 2] {
+            let link =
+                rig.nodes[index].netns.ip_json(&format!("{family} address show dev {device} scope global"));
+            let target = link[0]["addr_info"][0]["local"].as_str().unwrap();
+            eventually(&format!("{target} answers"), || rig.nodes[1].pings(&source, target).then_some(()));
+        }
     }
 }
