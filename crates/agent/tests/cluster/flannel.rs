@@ -273,6 +273,22 @@ pub(crate) fn has_both_peers(status: &Status) -> bool {
     status.ready && programmed.count() == 2
 }
 
+/// The tunnel to flannel's nodes over IPv6 takes what IPv6 leaves, and heals.
+fn assert_second_tunnel(node: &Node, peer: &Node) {
+    let device = node.netns.ip_json("-d link show fairlead-v6");
+    assert_eq!(
+        (&device[0]["mtu"], &device[0]["linkinfo"]["info_data"]["port"]),
+        (&json!(1430), &json!(8472))
+    );
+    // What is deleted there by hand comes back, as at the first tunnel.
+    node.netns.ip(&format!("-6 neigh del {} dev fairlead-v6", base_v6(peer)));
+    eventually("the neighbour is there again", || {
+        let there = node.netns.ip_json("-6 neigh show dev fairlead-v6 nud permanent");
+        let mut found = there.as_array()?.iter();
+        found.find(|neighbour| neighbour["dst"] == *base_v6(peer)).map(drop)
+    });
+}
+
 /// A cluster of both kinds whose first node changes over.
 fn change_over(backend: &'static str, dual: bool) {
     let Some(mut mixed) = Mixed::new(backend, dual) else { return };
@@ -285,11 +301,7 @@ fn change_over(backend: &'static str, dual: bool) {
     assert_reachable(&mixed.rig.nodes, backend, dual);
 
     if dual && backend == "vxlan" {
-        let device = second.netns.ip_json("-d link show fairlead-v6");
-        assert_eq!(
-            (&device[0]["mtu"], &device[0]["linkinfo"]["info_data"]["port"]),
-            (&json!(1430), &json!(8472))
-        );
+        assert_second_tunnel(second, first);
     }
 
     // What a reboot would do; the pods that come back are Fairlead's.

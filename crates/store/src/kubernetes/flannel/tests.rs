@@ -144,6 +144,38 @@ fn where_both_have_written_fairleads_lease_counts() {
     );
 }
 
+/// With this annotation the lease has a fault that is told so, and the node is there.
+fn assert_broken(key: &str, text: &str, want: &str) {
+    let item = read(&node(&[&OVER_IPV6[..], &[(key, text)]].concat()));
+    let [(Key::Lease(_), fault)] = &item.faults[..] else { panic!("{item:?}") };
+    let told = format!("{} {}", fault.field.as_deref().unwrap(), fault.reason);
+    assert!(told.starts_with(want), "{told}");
+    assert!(matches!(&item.objects[..], [Object::Node(_)]));
+}
+
+#[test]
+fn what_is_broken_of_its_ipv6_is_told_in_the_same_way() {
+    let of = |key: &str| format!("metadata.annotations[\"{PREFIX}{key}\"]");
+    for (key, text, want) in [
+        (
+            "backend-v6-data",
+            r#"{"VNI":2,"VtepMAC":"ba:1d:00:00:00:06"}"#,
+            format!(
+                "{} does not tell the end of a tunnel: VNI is 2, and that of its tunnel over IPv4 is 1",
+                of("backend-v6-data")
+            ),
+        ),
+        (
+            "backend-v6-data",
+            r#"{"VNI":1}"#,
+            format!("{} does not tell the end of a tunnel: VtepMAC is missing", of("backend-v6-data")),
+        ),
+        ("public-ipv6", "198.18.0.1", format!("{} is 198.18.0.1, not an IPv6 address", of("public-ipv6"))),
+    ] {
+        assert_broken(key, text, &want);
+    }
+}
+
 #[test]
 fn what_is_broken_is_told_of_the_lease_with_its_annotation_and_leaves_the_node() {
     let of = |key: &str| format!("metadata.annotations[\"{PREFIX}{key}\"]");
@@ -174,20 +206,6 @@ fn what_is_broken_is_told_of_the_lease_with_its_annotation_and_leaves_the_node()
             ),
         ),
         ("public-ip", "", format!("{} is missing", of("public-ip"))),
-        (
-            "backend-v6-data",
-            r#"{"VNI":2,"VtepMAC":"ba:1d:00:00:00:06"}"#,
-            format!(
-                "{} does not tell the end of a tunnel: VNI is 2, and that of its tunnel over IPv4 is 1",
-                of("backend-v6-data")
-            ),
-        ),
-        (
-            "backend-v6-data",
-            r#"{"VNI":1}"#,
-            format!("{} does not tell the end of a tunnel: VtepMAC is missing", of("backend-v6-data")),
-        ),
-        ("public-ipv6", "198.18.0.1", format!("{} is 198.18.0.1, not an IPv6 address", of("public-ipv6"))),
         ("public-ip", "fd00::1", format!("{} is fd00::1, not an IPv4 address", of("public-ip"))),
         ("public-ip", "127.0.0.1", format!("{} is 127.0.0.1, not the address", of("public-ip"))),
         (
@@ -196,11 +214,7 @@ fn what_is_broken_is_told_of_the_lease_with_its_annotation_and_leaves_the_node()
             format!("{} is \"here\", not an IP address", of("public-ip-overwrite")),
         ),
     ] {
-        let item = read(&node(&[&OVER_IPV6[..], &[(key, text)]].concat()));
-        let [(Key::Lease(_), fault)] = &item.faults[..] else { panic!("{item:?}") };
-        let told = format!("{} {}", fault.field.as_deref().unwrap(), fault.reason);
-        assert!(told.starts_with(&want), "{told}");
-        assert!(matches!(&item.objects[..], [Object::Node(_)]));
+        assert_broken(key, text, &want);
     }
     let mut without = node(&[]);
     without["spec"] = json!({"podCIDRs": ["fd00:10:244:1::/64"]});
