@@ -12,18 +12,19 @@ use crate::workspace;
 const FLOORS: [&[&str]; 5] = [
     &["cni", "cluster", "netstate"],
     &["kernel", "store"],
-    &["route", "tunnel"],
+    &["route", "policy", "tunnel"],
     &["plugins", "agent", "lab"],
     &["cli"],
 ];
 
 /// Crates that may use less than their floor allows: the plugins start in a millisecond, the kernel's door
 /// knows no cluster, and neither does what carries packets.
-const NARROW: [(&str, &[&str]); 6] = [
+const NARROW: [(&str, &[&str]); 7] = [
     ("plugins", &["cni", "cluster", "netstate", "kernel"]),
     ("kernel", &["netstate"]),
     ("store", &["cluster"]),
     ("route", &["cluster", "netstate"]),
+    ("policy", &["cluster", "netstate"]),
     ("tunnel", &["netstate", "kernel"]),
     ("lab", &["cni", "cluster", "netstate", "kernel", "store"]),
 ];
@@ -36,7 +37,8 @@ const ONLY_IN_STORE: [&str; 7] = ["kube", "k8s-openapi", "tokio", "hyper", "hype
 
 /// Files of pure crates, and words that would make them impure. The edges of `cni` are where a plugin
 /// process, a configuration directory and a cache meet the system, and are named.
-const PURE: [&str; 4] = ["crates/cni/src", "crates/cluster/src", "crates/netstate/src", "crates/route/src"];
+const PURE: [&str; 5] =
+    ["crates/cni/src", "crates/cluster/src", "crates/netstate/src", "crates/route/src", "crates/policy/src"];
 const IMPURE: [&str; 6] =
     ["Instant::now", "SystemTime", "std::env", "std::fs", "std::process", "std::net::Tcp"];
 const EDGES: [&str; 6] = [

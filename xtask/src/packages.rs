@@ -47,6 +47,7 @@ pub(crate) const MACHINE: &[Need] = &[
     ("ip", "iproute2"),
     ("nft", "nftables"),
     ("ping", "iputils-ping"),
+    ("wg", "wireguard-tools"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("cpio", "cpio"),

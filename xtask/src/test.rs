@@ -1,6 +1,6 @@
 //! `cargo xtask test`: every test there is.
 //!
-//! The order is build, `cargo test`, fuzz, virtual machine. Tests make their own network namespaces, which
+//! The order is build, `cargo test`, then fuzz beside the virtual machine, for each of them keeps one processor busy. Tests make their own network namespaces, which
 //! takes root; without it the whole run moves into a user namespace where we are root. At the end come the
 //! tests that could not run, each with its reason: they are never counted as passed.
 
@@ -10,6 +10,9 @@ use crate::{fuzz, packages, process, vm_test, workspace};
 
 /// Seconds for each fuzz target: enough to run over the seeds and some way beyond.
 const FUZZ_SECONDS: u32 = 10;
+
+/// Tests that run at once, for each processor. Most of their time they wait for what other processes do.
+const TESTS_A_PROCESSOR: usize = 2;
 
 /// Runs them all; fails at the first suite that fails.
 pub(crate) fn run() -> anyhow::Result<()> {
@@ -22,13 +25,18 @@ pub(crate) fn run() -> anyhow::Result<()> {
     process::run(workspace::cargo().args(["fetch", "--locked"]))?;
     // With the tests' own dependencies: without them some libraries would be built twice, with features of either.
     process::run(workspace::cargo().args(["build", "--locked", "--workspace", "--all-targets"]))?;
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = TESTS_A_PROCESSOR * processors;
     process::run(
         as_root(&["test", "--locked", "--workspace", "--no-fail-fast"])?
             .env("PATH", process::path_with_system_directories())
-            .env("FAIRLEAD_NOT_RUN", &not_run),
+            .env("FAIRLEAD_NOT_RUN", &not_run)
+            .env("RUST_TEST_THREADS", threads.to_string()),
     )?;
-    fuzz::run(FUZZ_SECONDS)?;
-    vm_test::run("")?;
+    let fuzzed = std::thread::spawn(|| fuzz::run(FUZZ_SECONDS));
+    let in_machine = vm_test::run("");
+    let fuzzed = fuzzed.join().map_err(|_| anyhow::anyhow!("fuzzing ended by a panic"))?;
+    fuzzed.and(in_machine)?;
     report(&not_run);
     Ok(())
 }

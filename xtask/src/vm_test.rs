@@ -22,6 +22,9 @@ use crate::{packages, process, workspace};
 /// Package and integration test that run in the machine.
 const SUITES: &[(&str, &str)] = &[
     ("kernel", "kinds"),
+    ("kernel", "tunnels"),
+    ("tunnel", "kernel"),
+    ("agent", "kernel_tunnels"),
     ("plugins", "hardware"),
     ("plugins", "kinds"),
     ("plugins", "portmap_sctp"),
@@ -36,13 +39,13 @@ const SUITES: &[(&str, &str)] = &[
 const REFERENCE: [&str; 6] = ["bridge", "dummy", "host-local", "ipvlan", "vlan", "vrf"];
 
 /// Tools of the host that go along, with the libraries they need.
-const TOOLS: [&str; 8] = ["ip", "bridge", "nft", "unshare", "nsenter", "ping", "sh", "cat"];
+const TOOLS: [&str; 9] = ["ip", "bridge", "nft", "unshare", "nsenter", "ping", "wg", "sh", "cat"];
 
 /// Folders of kernel modules that go along, below `kernel/`.
 const MODULES: [&str; 6] = ["net", "drivers/net", "drivers/virtio", "lib", "arch/x86/crypto", "crypto"];
 
 /// Emulation is some twenty times slower than the machine; past this something hangs.
-const LIMIT: Duration = Duration::from_secs(1200);
+const LIMIT: Duration = Duration::from_secs(1800);
 
 /// Builds the machine, boots it, and fails when a suite in it fails or does not end. Of the suites, those run whose
 /// names ("plugins-vlan") contain `part`.
@@ -124,10 +127,16 @@ fn kernel(folder: &Path) -> anyhow::Result<Kernel> {
 
 /// The test programs, built, with the names they run under.
 fn suites(part: &str) -> anyhow::Result<Vec<(String, PathBuf)>> {
-    process::run(workspace::cargo().args(["build", "--locked", "--package", "plugins"]))?;
+    let wanted: Vec<_> =
+        SUITES.iter().filter(|(package, test)| format!("{package}-{test}").contains(part)).collect();
+    // What `harness::binary` finds beside the tests of a package.
+    for (package, beside) in [("plugins", "--bins"), ("agent", "--examples")] {
+        if package == "plugins" || wanted.iter().any(|(of, _)| *of == package) {
+            process::run(workspace::cargo().args(["build", "--locked", "--package", package, beside]))?;
+        }
+    }
     let mut programs = Vec::new();
-    for (package, test) in SUITES.iter().filter(|(package, test)| format!("{package}-{test}").contains(part))
-    {
+    for (package, test) in wanted {
         let printed = process::output(workspace::cargo().args([
             "test",
             "--locked",
@@ -170,6 +179,9 @@ fn initramfs(
         // `harness::binary` looks beside the test program.
         let built = program.parent().and_then(Path::parent).context("the build folder")?;
         copy(&built.join("fairlead-cni"), &tree.join("tests/fairlead-cni"))?;
+        if name.starts_with("agent-") {
+            copy(&built.join("examples/agent"), &tree.join("tests/examples/agent"))?;
+        }
     }
     let modules = tree.join("lib/modules").join(&kernel.release);
     for name in MODULES {
@@ -200,15 +212,17 @@ fn reference(tree: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The machine's first process: mounts, modules, the suites one test at a time, then off.
+/// The machine's first process: mounts, modules (those of IP in IP shall put no devices of their own into the tests'
+/// namespaces), the suites one test at a time, then off.
 fn init(suites: &[(String, PathBuf)]) -> String {
     let mut script = String::from(
         "#!/bin/busybox sh\n\
          /bin/busybox --install /bin 2>/dev/null\n\
          export PATH=/usr/sbin:/usr/bin:/sbin:/bin\n\
          mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp\n\
+         echo 1 > /proc/sys/net/core/fb_tunnels_only_for_init_net\n\
          for module in bridge 8021q veth vxlan nf_tables nft_chain_nat nft_masq nft_ct nft_fib_inet nft_meta_bridge \
-         nf_conntrack nf_conntrack_netlink nft_nat sctp dummy macvlan ipvlan ifb vrf virtio_pci virtio_net; do \
+         nf_conntrack nf_conntrack_netlink nft_nat sctp dummy macvlan ipvlan ifb vrf wireguard ipip sit tun virtio_pci virtio_net; do \
          modprobe $module 2>/dev/null; done\n\
          ip link set lo up\n",
     );
@@ -224,7 +238,7 @@ fn init(suites: &[(String, PathBuf)]) -> String {
 fn boot(kernel: &Path, image: &Path) -> anyhow::Result<String> {
     let output = Command::new("timeout")
         .arg(LIMIT.as_secs().to_string())
-        .args(["qemu-system-x86_64", "-cpu", "max", "-smp", "2", "-m", "1024", "-nographic", "-no-reboot"])
+        .args(["qemu-system-x86_64", "-cpu", "max", "-smp", "2", "-m", "1536", "-nographic", "-no-reboot"])
         .args(["-nic", "none", "-accel", "tcg,thread=multi"])
         // One card, which leads nowhere, for the tests that move one.
         .args(["-netdev", "hubport,id=nowhere,hubid=0", "-device", "virtio-net-pci,netdev=nowhere,romfile="])

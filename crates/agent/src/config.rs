@@ -14,6 +14,7 @@
 
 mod flannel;
 mod net_conf;
+mod pattern;
 #[cfg(test)]
 mod schema;
 
@@ -31,6 +32,8 @@ use serde_json::Value;
 pub use self::flannel::FlannelConfig;
 use self::net_conf::NetConf;
 
+pub use pattern::Pattern;
+
 /// The configuration of an agent: docs/configuration.md says more of each key.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Default)]
 #[cfg_attr(test, derive(schemars::JsonSchema), schemars(title = "The configuration of Fairlead's agent"))]
@@ -46,6 +49,8 @@ pub struct Config {
     pub vxlan: VxlanConfig,
     /// The tunnels of backend `udp`.
     pub udp: UdpConfig,
+    /// The tunnels of backend `ipip`.
+    pub ipip: IpipConfig,
     /// The tunnels of backend `wireguard`.
     pub wireguard: WireGuardConfig,
     /// Nodes of flannel in the same cluster.
@@ -83,12 +88,20 @@ pub struct Cluster {
 }
 
 /// Key `underlay`. What is not said is found out: see the crate `route`, `underlay.rs`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct UnderlayConfig {
     /// The link. Default: the one that holds the node's address, else the one of the default route.
     pub interface: Option<String>,
+    /// A regular expression that finds the link: an address of the family that it matches, else a link whose name it matches.
+    /// It may match any part. Default: none.
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
+    pub interface_pattern: Option<Pattern>,
+    /// Addresses, at most one of each family: the link by which the kernel reaches one, and the address it sends from. Default:
+    /// none.
+    #[cfg_attr(test, schemars(with = "Vec<schema::Address>", length(max = 2)))]
+    pub can_reach: Vec<IpAddr>,
     /// The addresses on this host, at most one of each family. Default: those of the link.
     #[cfg_attr(test, schemars(with = "Vec<schema::Address>", length(max = 2)))]
     pub addresses: Vec<IpAddr>,
@@ -99,6 +112,12 @@ pub struct UnderlayConfig {
     /// The largest packet the underlay carries, in bytes. Default: the link's MTU.
     #[cfg_attr(test, schemars(range(min = 576, max = 65_535)))]
     pub mtu: Option<u32>,
+    /// Whether it is tried out how large packets to each peer may be, by ICMP echoes. Default: true.
+    #[serde(rename = "probeMTU")]
+    pub probe_mtu: bool,
+    /// How long after that it is tried again, in seconds. Default: 600.
+    #[cfg_attr(test, schemars(range(min = 1)))]
+    pub probe_interval_seconds: u32,
 }
 
 /// Key `backend`. Nodes of different backends reach each other while a cluster is moved from one to another.
@@ -155,6 +174,31 @@ pub struct WireGuardConfig {
     /// The UDP port. Default: 51820.
     #[cfg_attr(test, schemars(range(min = 1)))]
     pub port: u16,
+    /// Who carries the packets. Default: `auto`.
+    pub datapath: Datapath,
+}
+
+/// Key `ipip`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Default)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct IpipConfig {
+    /// Who carries the packets. Default: `auto`.
+    pub datapath: Datapath,
+}
+
+/// Who carries the packets of a tunnel. On the wire it makes no difference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Serialize))]
+#[serde(rename_all = "kebab-case")]
+pub enum Datapath {
+    /// The kernel, where it can; else the agent.
+    #[default]
+    Auto,
+    /// The kernel; where it cannot, the node is not ready.
+    Kernel,
+    /// The agent.
+    User,
 }
 
 /// Key `masquerade`.
@@ -164,6 +208,16 @@ pub struct WireGuardConfig {
 pub struct Masquerade {
     /// Whether pods reach the world with their node's address. Default: true.
     pub enabled: bool,
+    /// Whether pods reach the world with their node's address by IPv4. Default: true.
+    pub ipv4: bool,
+    /// Whether pods reach the world with their node's address by IPv6. Default: true.
+    pub ipv6: bool,
+    /// Networks outside the cluster that see the pods' own addresses, and know the way back to them. Default: none.
+    #[cfg_attr(test, schemars(with = "Vec<schema::Network>"))]
+    pub exceptions: Vec<IpNet>,
+    /// Whether the node's ports are chosen at random, so that connections made at one moment do not fight for the same
+    /// one. Default: true.
+    pub random_fully: bool,
 }
 
 /// Key `plugins`: the plugins that the conflist names behind the network's own. Changed while pods run, it holds for
@@ -212,6 +266,28 @@ impl Default for Cluster {
     }
 }
 
+impl UnderlayConfig {
+    /// How long after a path was tried it is tried again.
+    pub(crate) fn probe_interval(&self) -> Duration {
+        Duration::from_secs(self.probe_interval_seconds.into())
+    }
+}
+
+impl Default for UnderlayConfig {
+    fn default() -> Self {
+        Self {
+            interface: None,
+            interface_pattern: None,
+            can_reach: Vec::new(),
+            addresses: Vec::new(),
+            advertise: Vec::new(),
+            mtu: None,
+            probe_mtu: true,
+            probe_interval_seconds: 600,
+        }
+    }
+}
+
 impl Default for VxlanConfig {
     fn default() -> Self {
         Self { vni: 1, port: 8472, direct_routing: false }
@@ -226,13 +302,24 @@ impl Default for UdpConfig {
 
 impl Default for WireGuardConfig {
     fn default() -> Self {
-        Self { port: tunnel::WIREGUARD_PORT }
+        Self { port: tunnel::WIREGUARD_PORT, datapath: Datapath::Auto }
+    }
+}
+
+impl Masquerade {
+    /// The families in which something is translated.
+    pub(crate) fn families(&self) -> Vec<Family> {
+        let is_on = |family: &Family| match family {
+            Family::V4 => self.enabled && self.ipv4,
+            Family::V6 => self.enabled && self.ipv6,
+        };
+        Family::ALL.into_iter().filter(is_on).collect()
     }
 }
 
 impl Default for Masquerade {
     fn default() -> Self {
-        Self { enabled: true }
+        Self { enabled: true, ipv4: true, ipv6: true, exceptions: Vec::new(), random_fully: true }
     }
 }
 
@@ -428,12 +515,8 @@ impl Config {
         one_of_each_family("cluster.podCIDRs", self.cluster.pod_cidrs.iter().map(IpNet::addr))?;
         one_of_each_family("underlay.addresses", self.underlay.addresses.iter().copied())?;
         one_of_each_family("underlay.advertise", self.underlay.advertise.iter().copied())?;
-        for cidr in &self.cluster.pod_cidrs {
-            if cidr.trunc() != *cidr {
-                let reason = format!("has {cidr} with host bits set; the network is {}", cidr.trunc());
-                return Err(value("cluster.podCIDRs", reason));
-            }
-        }
+        one_of_each_family("underlay.canReach", self.underlay.can_reach.iter().copied())?;
+        whole_networks("cluster.podCIDRs", &self.cluster.pod_cidrs)?;
         if !(1..1 << 24).contains(&self.vxlan.vni) {
             return Err(value("vxlan.vni", format!("is {}, not 1 to 16777215", self.vxlan.vni)));
         }
@@ -460,12 +543,28 @@ impl Config {
             return Err(value("underlay.interface", format!("cannot be: {error}")));
         }
         self.flannel.check()?;
+        if self.underlay.interface.is_some() && self.underlay.interface_pattern.is_some() {
+            return Err(value("underlay.interfacePattern", "is given beside underlay.interface".to_owned()));
+        }
+        if self.underlay.probe_interval_seconds == 0 {
+            return Err(value("underlay.probeIntervalSeconds", "is 0".to_owned()));
+        }
+        whole_networks("masquerade.exceptions", &self.masquerade.exceptions)?;
         self.pools().map(drop)
     }
 }
 
 fn value(key: &'static str, reason: String) -> ConfigError {
     ConfigError::Value { key, reason }
+}
+
+fn whole_networks(key: &'static str, networks: &[IpNet]) -> Result<(), ConfigError> {
+    match networks.iter().find(|cidr| cidr.trunc() != **cidr) {
+        Some(cidr) => {
+            Err(value(key, format!("has {cidr} with host bits set; the network is {}", cidr.trunc())))
+        }
+        None => Ok(()),
+    }
 }
 
 fn one_of_each_family(
@@ -528,7 +627,9 @@ fn distance(one: &str, other: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::{BackendKind, Config, ConfigError};
+    use route::Family;
+
+    use super::{BackendKind, Config, ConfigError, Datapath};
 
     fn error(text: &str) -> String {
         Config::parse(text).unwrap_err().to_string()
@@ -552,15 +653,19 @@ cluster:
   deletedNodeGraceSeconds: 5
 underlay:
   interface: eth1
+  canReach: [192.0.2.1, '2001:db8::1']
   addresses: [192.0.2.5]
   advertise: [203.0.113.5, '2001:db8::5']
   mtu: 9000
+  probeMTU: false
+  probeIntervalSeconds: 60
 backend: host-gw
 vxlan: {vni: 7, port: 4789, directRouting: true}
 udp: {port: 1}
-wireguard: {port: 2}
+ipip: {datapath: user}
+wireguard: {port: 2, datapath: kernel}
 flannel: {annotations: true, etcdPrefix: /coreos.com/network, subnetFile: /run/flannel/subnet.env}
-masquerade: {enabled: false}
+masquerade: {enabled: false, ipv4: false, ipv6: false, exceptions: [192.0.2.0/24], randomFully: false}
 plugins: {portmap: false, bandwidth: false}
 ";
         let config = Config::parse(text).unwrap();
@@ -568,10 +673,16 @@ plugins: {portmap: false, bandwidth: false}
         assert_eq!((config.cluster.node_prefix_ipv4, config.cluster.node_prefix_ipv6), (26, 72));
         assert_eq!(config.underlay.advertise.len(), 2);
         assert_eq!((config.vxlan.vni, config.vxlan.port, config.masquerade.enabled), (7, 4789, false));
+        let underlay = &config.underlay;
+        assert_eq!((underlay.can_reach.len(), underlay.probe_interval_seconds), (2, 60));
+        let masquerade = &config.masquerade;
+        let off = [underlay.probe_mtu, masquerade.ipv4, masquerade.ipv6, masquerade.random_fully];
+        assert_eq!((off, masquerade.exceptions.len()), ([false; 4], 1));
         assert_eq!((config.backend, config.vxlan.direct_routing), (BackendKind::HostGw, true));
         assert_eq!((config.udp.port, config.wireguard.port, config.flannel.annotations), (1, 2, true));
         assert_eq!(config.flannel.etcd_prefix.as_deref(), Some("/coreos.com/network"));
         assert_eq!(config.flannel.subnet_file.as_deref(), Some("/run/flannel/subnet.env".as_ref()));
+        assert_eq!((config.ipip.datapath, config.wireguard.datapath), (Datapath::User, Datapath::Kernel));
         assert_eq!((config.plugins.portmap, config.plugins.bandwidth), (false, false));
         assert_eq!(config.cluster.deleted_node_grace_seconds, 5);
         assert_eq!(config.pools().unwrap().len(), 2);
@@ -585,7 +696,7 @@ plugins: {portmap: false, bandwidth: false}
         let text = error("encapsulation: vxlan\n");
         assert!(
             text.contains(
-                "the keys here are cluster, underlay, backend, vxlan, udp, wireguard, flannel, masquerade, plugins"
+                "the keys here are cluster, underlay, backend, vxlan, udp, ipip, wireguard, flannel, masquerade, plugins"
             ),
             "{text}"
         );
@@ -612,6 +723,10 @@ plugins: {portmap: false, bandwidth: false}
             ("flannel: {subnetFile: subnet.env}", "flannel.subnetFile is subnet.env"),
             ("flannel: {etcdPrefix: coreos.com/network}", "flannel.etcdPrefix is"),
             ("flannel: {etcdPrefix: /}", "flannel.etcdPrefix is"),
+            ("underlay: {interface: eth0, interfacePattern: eth}", "is given beside underlay.interface"),
+            ("underlay: {canReach: [192.0.2.1, 192.0.2.2]}", "underlay.canReach has two of family IPv4"),
+            ("underlay: {probeIntervalSeconds: 0}", "underlay.probeIntervalSeconds is 0"),
+            ("masquerade: {exceptions: [10.1.7.0/16]}", "the network is 10.1.0.0/16"),
         ] {
             assert!(error(text).contains(want), "{text}: {}", error(text));
         }
@@ -622,9 +737,27 @@ plugins: {portmap: false, bandwidth: false}
             "- a",
             "vxlan: no",
             "backend: hostgw",
+            "underlay: {interfacePattern: '('}",
         ] {
             assert!(matches!(Config::parse(text), Err(ConfigError::Syntax { .. })), "{text}");
         }
+    }
+
+    #[test]
+    fn a_pattern_is_read_once_and_one_that_cannot_be_is_refused_with_what_is_wrong_in_it() {
+        let config = Config::parse("underlay: {interfacePattern: '^(eth|ens)\\d+$'}").unwrap();
+        let pattern = config.underlay.interface_pattern.unwrap();
+        assert!(pattern.regex().is_match(b"ens3") && !pattern.regex().is_match(b"docker0"));
+        let text = error("underlay:\n  interfacePattern: 'eth('\n");
+        assert!(text.contains("unclosed group") && text.contains("line 2"), "{text}");
+    }
+
+    #[test]
+    fn each_family_can_be_left_untranslated() {
+        let families = |text: &str| Config::parse(text).unwrap().masquerade.families();
+        assert_eq!(families(""), Family::ALL);
+        assert_eq!(families("masquerade: {ipv4: false}"), [Family::V6]);
+        assert_eq!(families("masquerade: {enabled: false}"), []);
     }
 
     #[test]

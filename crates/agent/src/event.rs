@@ -10,13 +10,22 @@ use crate::status::{Answer, Request};
 #[derive(Debug)]
 pub(crate) enum Event {
     /// The store has news.
-    Store(store::Event),
+    Store(Box<store::Event>),
     /// The kernel's network changed, or may have: see [`Touched`].
     Kernel(Touched),
     /// The configuration file has another text: what it says, or why it cannot be used.
     Configuration(Box<Result<Config, String>>),
+    /// What a path to a peer carries is more or less than was known.
+    Path,
     /// A client asks.
     Asked(Request, Sender<Answer>),
+    /// A tunnel that the agent carries has ended by itself.
+    TunnelEnded {
+        /// Which.
+        tunnel: &'static str,
+        /// Why.
+        reason: String,
+    },
     /// The agent is to end.
     Stop,
     /// A thread that the agent cannot live without has ended.

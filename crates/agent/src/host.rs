@@ -1,12 +1,15 @@
 //! The host's own network, read from the kernel for those who decide.
 //!
-//! Read [`read_host`]: it fills `route::Host`, on which the choice of the underlay and the check for overlaps stand. The
+//! Read [`read_host`]: it fills `route::Host`, on which the choice of the underlay and the check for overlaps stand;
+//! [`read_reached`] asks the kernel for the way to single addresses. The
 //! agent looks through it, and so does whoever wants to know beforehand what the agent will decide.
+
+use std::net::IpAddr;
 
 use kernel::netlink::Socket;
 use kernel::{address, link, route as routes, sysctl};
 use netstate::{BRIDGE_ALIAS, LINK_ALIAS, MAIN_TABLE, POD_ROUTE_PROTOCOL, ROUTE_PROTOCOL};
-use route::{Family, Host, HostAddress, HostLink, HostRoute};
+use route::{Family, Host, HostAddress, HostLink, HostRoute, Reached};
 
 /// The links, addresses and routes of the socket's namespace, which must be the calling thread's too: sysctls are read.
 ///
@@ -25,7 +28,36 @@ pub fn read_host(socket: &mut Socket) -> Result<Host, kernel::Error> {
         .filter(|route| route.kind == routes::Kind::Unicast)
         .map(|route| host_route(route, name))
         .collect();
-    Ok(Host { links: links.iter().map(host_link).collect(), addresses, routes })
+    let links = links.iter().map(host_link).collect();
+    Ok(Host { links, addresses, routes, strict_reverse_path: is_strict() })
+}
+
+/// How the kernel reaches these addresses now: what it finds no way to is among them, without one.
+///
+/// # Errors
+/// When the kernel refuses to look.
+pub fn read_reached(socket: &mut Socket, targets: &[IpAddr]) -> Result<Vec<Reached>, kernel::Error> {
+    let mut reached = Vec::with_capacity(targets.len());
+    for target in targets {
+        let found = routes::get(socket, *target)?.filter(|route| route.kind == routes::Kind::Unicast);
+        let hop = found.as_ref().and_then(|route| route.hops.first()).and_then(|hop| hop.link);
+        let link = hop.map(|index| link::find(socket, index)).transpose()?.flatten();
+        reached.push(Reached {
+            target: *target,
+            link: link.map(|link| link.name),
+            source: found.and_then(|route| route.source),
+        });
+    }
+    Ok(reached)
+}
+
+/// Of the value for all links and a link's own the larger counts; a new link has the default one.
+fn is_strict() -> bool {
+    let value = |name: &str| {
+        let read = sysctl::read(&format!("net/ipv4/conf/{name}/rp_filter")).ok();
+        read.and_then(|value| value.parse::<u8>().ok()).unwrap_or_default()
+    };
+    value("all").max(value("default")) == 1
 }
 
 fn host_link(link: &link::Link) -> HostLink {

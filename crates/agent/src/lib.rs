@@ -17,12 +17,14 @@ mod departed;
 mod door;
 mod event;
 mod files;
+mod freed;
 mod health;
 mod host;
 mod lease;
 mod metrics;
 mod node;
 mod options;
+mod path_mtu;
 mod pause;
 mod reach;
 mod reconcile;
@@ -36,16 +38,18 @@ mod tunnels;
 mod view;
 
 pub use config::{
-    Chained, Cluster, Config, ConfigError, FlannelConfig, Masquerade, UnderlayConfig, VxlanConfig,
+    Chained, Cluster, Config, ConfigError, Datapath, FlannelConfig, Masquerade, Pattern, UnderlayConfig,
+    VxlanConfig,
 };
 pub use door::DoorError;
 pub use files::{CONFLIST, FileError};
 pub use health::HealthError;
-pub use host::read_host;
+pub use host::{read_host, read_reached};
 pub use options::{Collect, Options};
 pub use run::{Error, clean, run};
 pub use server::ServerError;
 pub use status::{
-    Answer, AskError, BackendStatus, PeerState, PeerStatus, PeerTraffic, PlanReport, Probed, ReconcileStatus,
-    Request, SOCKET, Status, StoreStatus, TunnelStatus, TunnelTraffic, UnderlayStatus, ask_plan, ask_status,
+    Answer, AskError, BackendStatus, KernelPeer, PeerState, PeerStatus, PeerTraffic, PlanReport, Probed,
+    ReconcileStatus, Request, SOCKET, Status, StoreStatus, TunnelStatus, TunnelTraffic, UnderlayStatus,
+    ask_plan, ask_status,
 };

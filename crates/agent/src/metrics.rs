@@ -28,6 +28,7 @@ pub(crate) fn text(status: &Status) -> String {
     store(&mut registry, status);
     work(&mut registry, status);
     tunnels(&mut registry, status);
+    kernel_peers(&mut registry, status);
     let mut text = String::new();
     // To write into a string does not fail.
     let _ = encode(&mut text, &registry);
@@ -62,6 +63,13 @@ fn peers(registry: &mut Registry, status: &Status) {
         gauge.set(i64::try_from(found).unwrap_or(i64::MAX));
     }
     registry.register("peers", "The other nodes, by how this one stands to them", states);
+    let probed = status.peers.iter().filter_map(|peer| peer.probed_mtu);
+    let answering = i64::try_from(probed.clone().count()).unwrap_or(i64::MAX);
+    gauge(registry, "peers_probed", "Peers of which is known what the path to them carries", answering);
+    let smallest = Gauge::<i64>::default();
+    smallest.set(probed.min().unwrap_or_default().into());
+    let help = "The least that a path to a peer was seen to carry; 0 before any is known";
+    registry.register_with_unit("smallest_path_mtu", help, Unit::Bytes, smallest);
 }
 
 fn store(registry: &mut Registry, status: &Status) {
@@ -118,6 +126,27 @@ fn tunnels(registry: &mut Registry, status: &Status) {
     registry.register("tunnel_dropped_packets", "Packets that those tunnels dropped", dropped);
 }
 
+/// What the kernel's WireGuard says of its peers.
+fn kernel_peers(registry: &mut Registry, status: &Status) {
+    let handshakes = Family::<Labels, Gauge<i64>>::default();
+    let bytes = Family::<Labels, Counter<u64>>::default();
+    for peer in &status.kernel_peers {
+        let of_peer = ("peer", peer.node.clone());
+        if let Some(moment) = peer.last_handshake {
+            let gauge = handshakes.get_or_create(&vec![of_peer.clone()]);
+            gauge.set(i64::try_from(moment).unwrap_or(i64::MAX));
+        }
+        for (direction, size) in [("sent", peer.sent_bytes), ("received", peer.received_bytes)] {
+            let labels = vec![of_peer.clone(), ("direction", direction.to_owned())];
+            bytes.get_or_create(&labels).inc_by(size);
+        }
+    }
+    let help = "When the kernel's WireGuard and a peer last agreed on a session, since 1970";
+    registry.register_with_unit("wireguard_last_handshake_timestamp", help, Unit::Seconds, handshakes);
+    let help = "Bytes to and from peers of the kernel's WireGuard, with what it adds";
+    registry.register_with_unit("wireguard", help, Unit::Bytes, bytes);
+}
+
 fn gauge(registry: &mut Registry, name: &str, help: &str, value: i64) {
     let gauge = Gauge::<i64>::default();
     gauge.set(value);
@@ -137,7 +166,7 @@ fn count(lines: &[String]) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::text;
-    use crate::status::{PeerState, PeerStatus, Status};
+    use crate::status::{KernelPeer, PeerState, PeerStatus, Status};
 
     #[test]
     fn the_numbers_are_those_of_the_status() {
@@ -148,6 +177,7 @@ mod tests {
             state: PeerState::Ignored,
             path: String::new(),
             mtu: 0,
+            probed_mtu: Some(1400),
             changed: None,
             problem: None,
         };
@@ -157,6 +187,12 @@ mod tests {
             mtu: 1450,
             peers: vec![peer],
             changes: 7,
+            kernel_peers: vec![KernelPeer {
+                node: "node2".into(),
+                last_handshake: Some(1_700_000_000),
+                sent_bytes: 148,
+                received_bytes: 92,
+            }],
             spent: 1_500_000,
             ..Status::default()
         };
@@ -166,7 +202,11 @@ mod tests {
             "fairlead_pod_mtu_bytes 1450",
             "fairlead_peers{state=\"ignored\"} 1",
             "fairlead_peers{state=\"programmed\"} 0",
+            "fairlead_peers_probed 1",
+            "fairlead_smallest_path_mtu_bytes 1400",
             "fairlead_kernel_changes_total 7",
+            "fairlead_wireguard_last_handshake_timestamp_seconds{peer=\"node2\"} 1700000000",
+            "fairlead_wireguard_bytes_total{peer=\"node2\",direction=\"sent\"} 148",
             "fairlead_reconcile_seconds_total 1.5",
             "fairlead_agent_info{node=\"node1\",version=\"\",backend=\"\"} 1",
         ] {

@@ -7,6 +7,7 @@
 
 mod changeover;
 mod decide;
+mod in_kernel;
 mod operation;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -24,9 +25,10 @@ use self::changeover::Changeover;
 use self::decide::{Decided, Refusal};
 use crate::announce::Announcer;
 use crate::door::Door;
-use crate::files::{Conflist, FileError, NetworkFile};
+use crate::files::{Conflist, NetworkFile};
 use crate::lease::Leases;
 use crate::options::Options;
+use crate::path_mtu::{Order, Prober};
 use crate::report::{self, Reason, Report, told};
 use crate::subnet_env::{self, SubnetFile};
 use crate::tunnels::Tunnels;
@@ -35,6 +37,9 @@ use crate::view::{Standing, View};
 /// How often the kernel is looked at again within one pass until it is as it should be. Once is the rule; a link
 /// that was down takes routes with it that only the next look shows.
 const LOOKS: usize = 4;
+
+/// Of how many paths that carry less than they should each is told by itself.
+const MOST_TOLD: usize = 8;
 
 /// How many of the leases that it wrote an agent recognises as its own.
 const OWN_LEASES: usize = 8;
@@ -89,6 +94,8 @@ pub(crate) struct NodeKeeper {
     changed: BTreeMap<Arc<str>, u64>,
     /// The node's change from one backend to another; none before the first.
     changeover: Option<Changeover>,
+    /// Who finds out what the paths to the peers carry.
+    prober: Prober,
 }
 
 /// What a node is kept by.
@@ -99,13 +106,15 @@ pub(crate) struct Parts {
     pub(crate) door: Door,
     pub(crate) leases: Leases,
     pub(crate) announcer: Announcer,
+    pub(crate) tunnels: Tunnels,
     /// What is wrong with the configuration, if something is.
     pub(crate) config_problem: Option<String>,
+    pub(crate) prober: Prober,
 }
 
 impl NodeKeeper {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { options, pools, door, leases, announcer, config_problem } = parts;
+        let Parts { options, pools, door, leases, announcer, tunnels, config_problem, prober } = parts;
         let network_file = NetworkFile::new(&options.state_dir);
         let remembered = network_file.remembered(&options.node);
         let conflist = Conflist::new(&options);
@@ -131,10 +140,11 @@ impl NodeKeeper {
             failed: false,
             config_problem,
             collected: false,
-            tunnels: Tunnels::new(),
+            tunnels,
             key: None,
             changed: BTreeMap::new(),
             changeover: None,
+            prober,
             options,
         }
     }
@@ -239,6 +249,7 @@ impl NodeKeeper {
         let as_before = self.design.as_ref().is_some_and(|before| before.state == design.state);
         outcome.healed = outcome.changed && made && as_before && !self.failed;
         self.note_changed_paths(&design);
+        self.probe_paths(&design);
         self.design = Some(design);
         // A node whose kernel refuses the tunnel must not draw its peers' packets; one that carried them before
         // goes on. What flannel left is no lease of ours.
@@ -255,12 +266,16 @@ impl NodeKeeper {
 
     /// Has the tunnels carried that are to be; true if they are.
     fn keep_tunnels(&mut self, wanted: &BTreeMap<TunnelKind, TunnelDesign>, outcome: &mut Outcome) -> bool {
-        let kept = self.tunnels.keep(wanted, self.key);
+        // A tunnel makes a device that is not there, and one without our mark would be in the way of ours for as long as the
+        // tunnel has it. So a tunnel whose device was deleted a moment ago ends, and begins anew with the next look.
+        let mut standing = wanted.clone();
+        standing.retain(|_, design| self.door.is_marked(design.device));
+        let kept = self.tunnels.keep(&standing, self.key);
         if let Err(error) = &kept {
             self.report.not_ready(Reason::NodeRefused, told(error));
             outcome.failed = true;
         }
-        kept.is_ok()
+        kept.is_ok() && standing.len() == wanted.len()
     }
 
     fn note_changed_paths(&mut self, design: &Design) {
@@ -270,6 +285,53 @@ impl NodeKeeper {
             if before.and_then(|before| before.get(node)) != Some(paths) {
                 self.changed.insert(node.clone(), report::now());
             }
+        }
+    }
+
+    /// Has the paths to the peers probed, and tells of those that carry less than they should.
+    fn probe_paths(&mut self, design: &Design) {
+        let config = &self.options.config.underlay;
+        let paths = design.peers.values().flat_map(BTreeMap::values).filter(|_| config.probe_mtu);
+        let mut targets = BTreeMap::new();
+        for path in paths {
+            let full = targets.entry(path.way.underlay()).or_insert(path.full);
+            *full = path.full.max(*full);
+        }
+        let from =
+            self.underlays.values().map(|underlay| (underlay.link.clone(), underlay.address)).collect();
+        self.prober.follow(Order { targets, from, interval: config.probe_interval() });
+        self.tell_narrow_paths(design);
+    }
+
+    /// Tells of the first few paths one by one: what is narrow for hundreds has one cause.
+    fn tell_narrow_paths(&mut self, design: &Design) {
+        let limits = self.prober.limits();
+        let narrow = design.peers.iter().filter_map(|(node, paths)| {
+            paths.values().find_map(|path| {
+                let carries = limits.get(&path.way.underlay()).filter(|carries| **carries < path.full)?;
+                Some((node, path, *carries))
+            })
+        });
+        let mut others = 0_usize;
+        for (number, (node, path, carries)) in narrow.enumerate() {
+            if number >= MOST_TOLD {
+                others += 1;
+                continue;
+            }
+            let (full, address, mtu) = (path.full, path.way.underlay(), path.mtu);
+            self.report.problem(
+                Reason::PathCarriesLess,
+                format!(
+                    "send packets of {full} bytes to node {node}: the path to {address} carries {carries}; pods send at most \
+                     {mtu} there\nhint: mend the network in between, or set underlay.mtu to {carries} on both nodes"
+                ),
+            );
+        }
+        if others > 0 {
+            self.report.problem(
+                Reason::PathCarriesLess,
+                format!("send packets of full size to {others} more nodes\nhint: `fairlead status` shows what passes"),
+            );
         }
     }
 
@@ -374,11 +436,11 @@ impl NodeKeeper {
     fn publish_readiness(&mut self, outcome: &mut Outcome) {
         let done = match (self.report.is_ready(), self.network()) {
             (true, Some(network)) => self.network_file.write(&network).and_then(|changed| {
-                self.keep_subnet_file(&network)?;
                 let changed = self.conflist.write()? || changed;
                 if changed {
                     tracing::info!(conflist = %self.conflist.path().display(), "the node can carry pods");
                 }
+                self.keep_subnet_file(&network);
                 Ok(())
             }),
             _ => self.network_file.suspend(self.report.reason()).map(|changed| {
@@ -390,15 +452,6 @@ impl NodeKeeper {
         if let Err(error) = done {
             self.report.not_ready(Reason::NodeRefused, told(&error));
             outcome.failed = true;
-        }
-    }
-
-    /// Has flannel's file, where it is wanted.
-    fn keep_subnet_file(&self, network: &NodeNetwork) -> Result<(), FileError> {
-        let config = &self.options.config;
-        match &config.flannel.subnet_file {
-            Some(path) => self.subnet_file.keep(path, network, config.masquerade.enabled).map(drop),
-            None => self.subnet_file.withdraw().map(drop),
         }
     }
 
@@ -430,8 +483,9 @@ impl NodeKeeper {
             outcome.failed = true;
         }
         self.design = None;
+        self.prober.follow(Order::default());
         self.keep_tunnels(&BTreeMap::new(), &mut outcome);
-        self.make(&State::default(), &mut outcome);
+        self.make(&self.what_stays(), &mut outcome);
         match self.leases.give_back(&mut view.snapshot) {
             Ok(true) => tracing::info!("the Node object is gone; pod CIDRs and lease are given back"),
             Ok(false) => {}
@@ -443,6 +497,11 @@ impl NodeKeeper {
         self.lease = None;
         self.left = true;
         outcome
+    }
+
+    /// Has tunnels that have ended start anew as they were, without the cluster.
+    pub(crate) fn resume_tunnels(&mut self) {
+        self.tunnels.resume(&self.options.key_directories());
     }
 
     /// Tells the cluster what is news, and has collected what is gone once there is a network to do it for.
@@ -508,6 +567,11 @@ impl NodeKeeper {
     /// The pod CIDRs that an earlier agent of this node carried.
     pub(crate) fn remembered(&self) -> &[IpNet] {
         &self.remembered
+    }
+
+    /// Says to who started the agent that it has started.
+    pub(crate) fn tell_started(&self) {
+        self.tunnels.tell_ready();
     }
 
     /// What could not be told while the store was away can be told now.

@@ -45,6 +45,18 @@ impl Options {
     /// The default directory of conflists.
     pub const CONF_DIR: &'static str = "/etc/cni/net.d";
 
+    /// Where keys are kept that a reboot is not to take, with the default state directory.
+    pub const KEY_DIR: &'static str = "/var/lib/fairlead";
+
+    /// Where this node's keys may be, the preferred place first: [`Self::KEY_DIR`], if it is there and the state directory
+    /// is the default one; else the state directory, which is also where earlier versions kept them.
+    pub(crate) fn key_directories(&self) -> Vec<PathBuf> {
+        let lasting = PathBuf::from(Self::KEY_DIR);
+        let lasting =
+            Some(lasting).filter(|path| self.state_dir == Path::new(Self::STATE_DIR) && path.is_dir());
+        lasting.into_iter().chain([self.state_dir.clone()]).collect()
+    }
+
     /// An agent for this node on this store, everything else as by default.
     #[must_use]
     pub fn new(node: impl Into<String>, store: Location) -> Self {

@@ -83,9 +83,11 @@ impl Loop {
                             Event::Stop => return End::Stopped,
                             Event::Lost(thread) => return End::Lost(thread),
                             Event::Asked(request, answer) => questions.push((request, answer)),
-                            Event::Store(event) => self.heard_from_store(event),
+                            Event::Store(event) => self.heard_from_store(*event),
                             Event::Configuration(news) => self.reconfigure(*news),
                             Event::Kernel(touched) => self.due.mark(cause_of(touched)),
+                            Event::TunnelEnded { tunnel, reason } => self.lost_a_tunnel(tunnel, &reason),
+                            Event::Path => self.due.mark("a path carries more or less than before"),
                         }
                     }
                 }
@@ -159,9 +161,20 @@ impl Loop {
         self.due.mark("the configuration changed");
     }
 
+    /// Has a tunnel started anew, with a pause before it, for what ended it may end the next one as well. Where its device
+    /// was deleted, the kernel's own event is there first.
+    fn lost_a_tunnel(&mut self, tunnel: &str, reason: &str) {
+        tracing::warn!(tunnel, reason, "the tunnel has ended by itself");
+        self.due.failed(Instant::now());
+    }
+
     /// Looks at everything and puts right what is wrong.
     fn pass(&mut self, cause: &'static str) {
         if !self.view.in_sync {
+            // All that can fail so far is a tunnel of the agent before that was gone on with. It needs no store.
+            if self.due.retry.take().is_some() {
+                self.node.resume_tunnels();
+            }
             return;
         }
         let Outcome { changed, healed, contested, failed } = self.node.pass(&mut self.view, cause);
@@ -202,7 +215,7 @@ impl Loop {
         self.node.readiness(&self.view, self.asked)
     }
 
-    fn status(&self) -> Status {
+    fn status(&mut self) -> Status {
         let mut status = self.node.status(&self.view);
         if !self.view.in_sync {
             status.ready = false;

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cluster::{Backend, Flannel, Lease, Snapshot};
-use netstate::Conflict;
 use netstate::pool::base_address;
-use route::{Design, Family, Path, Underlay, Way, vxlan};
+use netstate::{Conflict, LinkKind};
+use route::{Design, Family, Path, TunnelKind, Underlay, Way, vxlan};
 use store::Notice;
 
 use crate::node::Outcome;
@@ -39,6 +39,8 @@ pub(crate) enum Reason {
     NetworkOverlap,
     /// A peer cannot be programmed.
     PeerIgnored,
+    /// A path to a peer carries less than the links at its ends.
+    PathCarriesLess,
     /// Something foreign in the kernel is in the way.
     ForeignObject,
     /// The kernel or the disk refused.
@@ -64,6 +66,7 @@ impl Reason {
             Self::UnderlayMissing => "UnderlayMissing",
             Self::NetworkOverlap => "NetworkOverlap",
             Self::PeerIgnored => "PeerIgnored",
+            Self::PathCarriesLess => "PathCarriesLess",
             Self::ForeignObject => "ForeignObject",
             Self::NodeRefused => "NodeRefused",
             Self::NetworkHealed => "NetworkHealed",
@@ -300,7 +303,15 @@ pub(crate) fn backend(options: &Options, design: Option<&Design>) -> BackendStat
         port: options.config.vxlan.port,
         mac: vxlan::tunnel_mac(&options.node).to_string(),
     });
-    BackendStatus { kind, tunnel }
+    let own = TunnelKind::of(&options.config.backend_of(&options.node, None));
+    let carrier = own.zip(design).and_then(|(kind, design)| carrier(kind, design)).map(str::to_owned);
+    BackendStatus { kind, carrier, tunnel }
+}
+
+/// Who carries a tunnel, where it is there.
+fn carrier(kind: TunnelKind, design: &Design) -> Option<&'static str> {
+    let link = design.state.links.values().find(|link| link.name.as_str() == kind.device())?;
+    Some(if link.kind == LinkKind::Tun { "agent" } else { "kernel" })
 }
 
 /// The host's end of the tunnels.
@@ -347,6 +358,7 @@ pub(crate) fn peers(
                 state,
                 path: paths.map(path).unwrap_or_default(),
                 mtu: paths.and_then(|paths| paths.values().map(|path| path.mtu).min()).unwrap_or_default(),
+                probed_mtu: None,
                 changed: changed.get(name).copied(),
                 problem: problem.map(|problem| told(problem)),
             }

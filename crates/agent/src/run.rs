@@ -18,15 +18,18 @@ use crate::config::ConfigError;
 use crate::door::{Door, DoorError, Watcher};
 use crate::event::Event;
 use crate::files::{Conflist, FileError, NetworkFile, forget_key, make_directory};
+use crate::freed;
 use crate::health::{Health, HealthError, Serves};
 use crate::lease::Leases;
 use crate::node::{NodeKeeper, Parts};
 use crate::options::Options;
+use crate::path_mtu::{LimitsFile, Prober};
 use crate::reconcile::{End, Loop};
 use crate::reload::ConfigFile;
 use crate::report::{Reason, told};
 use crate::server::{Server, ServerError};
 use crate::subnet_env::SubnetFile;
+use crate::tunnels::{DESIGN_FILE, Descriptors, DesignFile, Tunnels};
 use crate::view::View;
 
 /// What of the cluster an agent has to know.
@@ -104,7 +107,9 @@ pub enum Error {
 /// When it cannot start: bad configuration, a second agent, overlapping networks, no netlink. A store that is away
 /// is no error: the agent waits for it.
 pub fn run(options: &Options) -> Result<(), Error> {
-    // First of all, for threads inherit which signals are blocked.
+    // Before anything is opened: what was passed has its numbers already.
+    let descriptors = Descriptors::inherited();
+    // Before any thread, for threads inherit which signals are blocked.
     let termination = Termination::take_over().map_err(Error::Signals)?;
     check(options)?;
     make_directory(&options.state_dir)?;
@@ -121,6 +126,10 @@ pub fn run(options: &Options) -> Result<(), Error> {
     if let (Some(file), None) = (&configuration.file, &configuration.problem) {
         file.keep();
     }
+    let (sender, events) = mpsc::channel();
+    // Packets wait for it, and nothing that may take its time is needed for it.
+    let mut tunnels = Tunnels::new(options, descriptors, sender.clone());
+    tunnels.resume(&options.key_directories());
     // The kernel is listened to before it is looked at, so that no change falls between the two.
     let (door, watcher) = Door::open().map_err(kernel_error("open netlink"))?;
     let door = refuse_overlaps(options, door)?;
@@ -128,18 +137,17 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let store: Arc<dyn Store> = options.open_store()?.into();
     let watch = store.watch(&INTEREST)?;
     let announcer = Announcer::start(&options.node, Arc::clone(&store))?;
-    let wanted = [(options.health, Serves::Everything), (options.metrics, Serves::Metrics)];
-    let wanted = wanted.into_iter().filter_map(|(address, serves)| Some((address?, serves)));
-    let http = wanted.map(|(address, serves)| Health::open(address, serves)).collect::<Result<_, _>>()?;
+    let http = open_http(options)?;
     let node = NodeKeeper::new(Parts {
         options: options.clone(),
         pools,
         door,
         leases: Leases::new(store, &options.node),
         announcer,
+        tunnels,
         config_problem: configuration.problem,
+        prober: Prober::start(LimitsFile::new(&options.state_dir), &sender)?,
     });
-    let (sender, events) = mpsc::channel();
     let config_file = configuration.file;
     start_threads(&sender, Sources { termination, server, watcher, watch, http, config_file })?;
     drop(sender);
@@ -147,6 +155,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     options.tell_what_is_without_effect();
     let view = View::new(&options.node, options.config.cluster.deleted_node_grace());
     let view = view.remembering(node.remembered());
+    node.tell_started();
     let end = Loop::new(node, view).run(&events);
     // Best effort: a stale socket is replaced by the next agent anyway.
     let _ = std::fs::remove_file(socket);
@@ -157,6 +166,13 @@ pub fn run(options: &Options) -> Result<(), Error> {
         }
         End::Lost(what) => Err(Error::Lost(what)),
     }
+}
+
+/// Where HTTP is answered.
+fn open_http(options: &Options) -> Result<Vec<Health>, HealthError> {
+    let wanted = [(options.health, Serves::Everything), (options.metrics, Serves::Metrics)];
+    let wanted = wanted.into_iter().filter_map(|(address, serves)| Some((address?, serves)));
+    wanted.map(|(address, serves)| Health::open(address, serves)).collect()
 }
 
 /// Removes everything an agent made in the network namespace of the calling process, with the files it left, and says
@@ -203,9 +219,14 @@ fn clean_alone(
     if ConfigFile::forget(&options.state_dir)? {
         said.push(format!("- file {}", options.state_dir.join(ConfigFile::KEPT).display()));
     }
-    if let Some(key) = forget_key(&options.state_dir)? {
-        said.push(format!("- file {}", key.display()));
+    if LimitsFile::forget(&options.state_dir)? {
+        said.push(format!("- file {}", options.state_dir.join(LimitsFile::NAME).display()));
     }
+    if DesignFile::forget(&options.state_dir)? {
+        said.push(format!("- file {}", options.state_dir.join(DESIGN_FILE).display()));
+    }
+    let keys = forget_key(&options.key_directories())?;
+    said.extend(keys.iter().map(|key| format!("- file {}", key.display())));
     let (mut door, _) = Door::open().map_err(kernel_error("open netlink"))?;
     let plan = door.plan(&State::default()).map_err(kernel_error("look at the kernel"))?;
     said.extend(plan.steps.iter().map(ToString::to_string));
@@ -276,13 +297,15 @@ fn start_threads(events: &Sender<Event>, sources: Sources) -> Result<(), Error> 
         let end = termination.wait();
         let _ = events.send(end.map_or_else(|error| Event::Lost(error.to_string()), |_| Event::Stop));
     })?;
+    let (freed, gone) = mpsc::channel();
+    spawn("connections", move || freed::serve(&gone))?;
     start("kernel", events, move |events| {
-        let lost = watcher.run(&events);
+        let lost = watcher.run(&events, &freed);
         let _ = events.send(Event::Lost(lost));
     })?;
     start("store", events, move |events| {
         for event in watch {
-            if events.send(Event::Store(event)).is_err() {
+            if events.send(Event::Store(Box::new(event))).is_err() {
                 return;
             }
         }

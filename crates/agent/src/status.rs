@@ -91,6 +91,9 @@ pub struct Status {
     /// What went through the tunnels that the agent itself carries.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tunnels: Vec<TunnelTraffic>,
+    /// How the peers fare that the kernel's WireGuard speaks with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kernel_peers: Vec<KernelPeer>,
     /// What is wrong and does not keep the node from carrying pods; each with its hint.
     pub problems: Vec<String>,
     /// Kernel objects that are not Fairlead's and stand in the way of its own.
@@ -121,6 +124,9 @@ pub struct BackendStatus {
     /// Its name in configuration and leases.
     #[serde(rename = "type")]
     pub kind: String,
+    /// Who carries the packets where that may be either: `kernel`, or `agent`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub carrier: Option<String>,
     /// This node's VXLAN tunnel, where it has one: with another backend it does while there are peers that need it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tunnel: Option<TunnelStatus>,
@@ -171,6 +177,22 @@ pub struct PeerTraffic {
     pub received_bytes: u64,
 }
 
+/// A peer of the kernel's WireGuard.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KernelPeer {
+    /// The peer.
+    pub node: String,
+    /// When a session was last agreed on, in seconds since 1970; none before the first. While packets flow, that is at most
+    /// two minutes ago.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_handshake: Option<u64>,
+    /// Bytes sent, with what WireGuard adds.
+    pub sent_bytes: u64,
+    /// Bytes received, with what WireGuard adds.
+    pub received_bytes: u64,
+}
+
 /// The host's end of the tunnels.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -204,6 +226,10 @@ pub struct PeerStatus {
     pub path: String,
     /// The largest packet that pods of this node send to its pods, in bytes; 0 where there is no path.
     pub mtu: u32,
+    /// The largest packet that was seen to reach its underlay address, in bytes, with what the tunnel adds; none where that
+    /// was not tried, or nothing answers.
+    #[serde(default, rename = "probedMTU", skip_serializing_if = "Option::is_none")]
+    pub probed_mtu: Option<u32>,
     /// When the path was last another one, in milliseconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed: Option<u64>,

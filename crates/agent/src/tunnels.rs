@@ -3,15 +3,35 @@
 //! Read [`Tunnels::keep`]. The design says which there are to be, over which device, and with whom; the crate `tunnel` does
 //! the carrying, in threads of its own. A tunnel that runs as designed is only told its
 //! peers, and only when those are others; one whose device was deleted has ended, and is started anew with the new device.
+//!
+//! A tunnel outlives its agent as far as can be: what the tunnels are is [written down](design_file), so that the next agent
+//! goes on with them [first of all](Tunnels::resume), and what they have open is [kept by the service manager](descriptors)
+//! where there is one, so that packets wait meanwhile.
+
+mod descriptors;
+mod design_file;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::thread::available_parallelism;
 
-use netstate::LinkName;
+use kernel::link::{self, Kind, Link};
+use kernel::netlink::{Protocol, Socket};
+use netstate::{LINK_ALIAS, LinkName};
 use route::{TunnelDesign, TunnelKind, TunnelPeer};
-use tunnel::{Encapsulation, Peer, Secret, Settings, Tunnel};
+use tunnel::{Encapsulation, Handles, Peer, Secret, Settings, Tunnel};
 
+use crate::event::Event;
+use crate::files::private_key;
+use crate::options::Options;
+use crate::report::told;
 use crate::status::{PeerTraffic, TunnelTraffic};
+
+pub(crate) use descriptors::Descriptors;
+use design_file::Designs;
+pub(crate) use design_file::{DesignFile, NAME as DESIGN_FILE};
 
 /// The most queues of a tunnel, each with a thread: more than this is more than an underlay gives work to.
 const MOST_QUEUES: usize = 4;
@@ -22,24 +42,65 @@ pub(crate) struct Tunnels {
     running: BTreeMap<TunnelKind, Running>,
     /// Asked once: a tunnel with another number of queues is another tunnel.
     queues: usize,
+    file: DesignFile,
+    /// The file speaks of tunnels that do not run.
+    is_stale: bool,
+    descriptors: Descriptors,
+    events: Sender<Event>,
 }
 
 #[derive(Debug)]
 struct Running {
     settings: Settings,
-    peers: Vec<TunnelPeer>,
+    design: Arc<TunnelDesign>,
     tunnel: Tunnel,
 }
 
 impl Tunnels {
-    pub(crate) fn new() -> Self {
+    /// None yet. `events` is where it is told that one has ended by itself.
+    pub(crate) fn new(options: &Options, descriptors: Descriptors, events: Sender<Event>) -> Self {
         let queues = available_parallelism().map_or(1, usize::from).min(MOST_QUEUES);
-        Self { running: BTreeMap::new(), queues }
+        let file = DesignFile::new(&options.state_dir, &options.node);
+        Self { running: BTreeMap::new(), queues, file, is_stale: false, descriptors, events }
+    }
+
+    /// Goes on with the tunnels of the agent before, as they were when they last changed, if their devices are still there.
+    /// What fails is left to be done when the cluster is known. This node's key is in one of `key_directories`.
+    pub(crate) fn resume(&mut self, key_directories: &[PathBuf]) {
+        let designs = self.file.read();
+        if designs.is_empty() {
+            return;
+        }
+        let key = private_key(key_directories, false).unwrap_or_default().map(Secret);
+        let mut socket = Socket::open(Protocol::Route).ok();
+        let count = designs.len();
+        for (kind, design) in designs {
+            let runs = self.running.get(&kind).is_some_and(|running| running.tunnel.is_running());
+            let found = socket.as_mut().map(|socket| link::find(socket, design.device.as_str()));
+            let ours = |link: &Link| {
+                link.alias.as_deref() == Some(LINK_ALIAS) && matches!(link.kind, Kind::Tun { tap: false, .. })
+            };
+            if runs || !matches!(found, Some(Ok(Some(link))) if ours(&link)) {
+                continue;
+            }
+            let Some(settings) = settings(kind, &design, key, self.queues) else { continue };
+            if let Err(error) = self.start(kind, settings, Arc::new(design)) {
+                let tunnel = kind.name();
+                tracing::warn!(tunnel, error = %told(&error), "the tunnel waits for the cluster to be known");
+            }
+        }
+        self.is_stale = self.running.len() < count;
     }
 
     /// These devices have just been made: a tunnel that ran over one of the same name has nothing to carry any more.
     pub(crate) fn forget(&mut self, devices: &BTreeSet<LinkName>) {
-        self.running.retain(|kind, _| !devices.iter().any(|device| device.as_str() == kind.device()));
+        for kind in TunnelKind::ALL {
+            if devices.iter().any(|device| device.as_str() == kind.device()) {
+                // Nor is there anything to go on with. The kernel may be about to take the port.
+                drop(self.descriptors.take(kind));
+                self.end(kind);
+            }
+        }
     }
 
     /// Makes it so that exactly these run. `key` is this node's, for WireGuard.
@@ -51,13 +112,21 @@ impl Tunnels {
         wanted: &BTreeMap<TunnelKind, TunnelDesign>,
         key: Option<Secret>,
     ) -> Result<(), tunnel::Error> {
-        self.running.retain(|kind, _| wanted.contains_key(kind));
+        let before = self.designs();
+        for kind in TunnelKind::ALL.into_iter().filter(|kind| !wanted.contains_key(kind)) {
+            self.end(kind);
+        }
         let mut outcome = Ok(());
         for (kind, design) in wanted {
             let Some(settings) = settings(*kind, design, key, self.queues) else { continue };
-            if let Err(error) = self.keep_one(*kind, settings, design) {
-                outcome = Err(error);
-            }
+            let kept = self.keep_one(*kind, settings, design);
+            outcome = outcome.and(kept);
+        }
+        self.descriptors.drop_the_rest();
+        let designs = self.designs();
+        if self.is_stale || !same(&before, &designs) {
+            self.is_stale = false;
+            self.file.keep(designs);
         }
         outcome
     }
@@ -69,27 +138,89 @@ impl Tunnels {
         design: &TunnelDesign,
     ) -> Result<(), tunnel::Error> {
         let as_wanted = |running: &Running| running.settings == settings && running.tunnel.is_running();
-        if !self.running.get(&kind).is_some_and(as_wanted) {
-            // Its port has to be free again before the next one takes it.
-            if self.running.remove(&kind).is_some() {
-                tracing::info!(tunnel = kind.name(), "the tunnel ends, to be started anew");
-            }
-            let peers: Vec<Peer> = design.peers.iter().map(peer_of).collect();
-            let tunnel = Tunnel::start(settings.clone(), &peers)?;
-            tracing::info!(tunnel = kind.name(), device = settings.device, "the tunnel has started");
-            self.running.insert(kind, Running { settings, peers: design.peers.clone(), tunnel });
-        }
-        if let Some(running) = self.running.get_mut(&kind).filter(|running| running.peers != design.peers) {
-            running.tunnel.set_peers(&design.peers.iter().map(peer_of).collect::<Vec<_>>());
-            running.peers.clone_from(&design.peers);
+        let Some(running) = self.running.get_mut(&kind).filter(|running| as_wanted(running)) else {
+            return self.start(kind, settings, Arc::new(design.clone()));
+        };
+        if *running.design != *design {
+            running.tunnel.set_peers(&peers_of(design));
+            running.design = Arc::new(design.clone());
         }
         Ok(())
+    }
+
+    /// Starts a tunnel, with what the one before it had open if that is the same.
+    fn start(
+        &mut self,
+        kind: TunnelKind,
+        settings: Settings,
+        design: Arc<TunnelDesign>,
+    ) -> Result<(), tunnel::Error> {
+        let name = kind.name();
+        let before = self.running.remove(&kind).map(|running| {
+            tracing::info!(tunnel = name, "the tunnel ends, to be started anew");
+            running.tunnel.hand_over()
+        });
+        let passed = before.is_none().then(|| self.descriptors.take(kind)).flatten();
+        let peers = peers_of(&design);
+        let adopted = before.or(passed).and_then(|handles| {
+            let adopted = Tunnel::adopt(settings.clone(), handles, &peers);
+            // The settings are others, or the device is.
+            let refused =
+                |error: &tunnel::Error| tracing::info!(tunnel = name, reason = %told(error), "opened anew");
+            adopted.inspect_err(refused).ok()
+        });
+        let is_adopted = adopted.is_some();
+        let tunnel = adopted.map_or_else(|| self.open(kind, &settings, &peers), Ok)?;
+        tracing::info!(
+            tunnel = name,
+            device = settings.device,
+            adopted = is_adopted,
+            "the tunnel has started"
+        );
+        let events = self.events.clone();
+        tunnel.on_end(move |reason| {
+            // The loop may be gone, and the process with it soon.
+            let _ = events.send(Event::TunnelEnded { tunnel: name, reason: reason.to_owned() });
+        });
+        self.running.insert(kind, Running { settings, design, tunnel });
+        Ok(())
+    }
+
+    fn open(&self, kind: TunnelKind, settings: &Settings, peers: &[Peer]) -> Result<Tunnel, tunnel::Error> {
+        // A port has to be free again before the next one takes it.
+        self.descriptors.give_up(kind);
+        let handles = Handles::open(settings)?;
+        self.descriptors.keep(kind, &handles);
+        // What no tunnel reads nobody is to keep.
+        Tunnel::adopt(settings.clone(), handles, peers).inspect_err(|_| self.descriptors.give_up(kind))
+    }
+
+    fn end(&mut self, kind: TunnelKind) {
+        if self.running.remove(&kind).is_some() {
+            tracing::info!(tunnel = kind.name(), "the tunnel ends");
+            self.descriptors.give_up(kind);
+        }
+    }
+
+    fn designs(&self) -> Designs {
+        self.running.iter().map(|(kind, running)| (*kind, Arc::clone(&running.design))).collect()
+    }
+
+    /// Says to who started the agent that it has started.
+    pub(crate) fn tell_ready(&self) {
+        self.descriptors.tell_ready();
     }
 
     /// What went through each.
     pub(crate) fn traffic(&self) -> Vec<TunnelTraffic> {
         self.running.iter().map(|(kind, running)| traffic(*kind, running)).collect()
     }
+}
+
+/// Whether nothing has been changed.
+fn same(before: &Designs, after: &Designs) -> bool {
+    before.len() == after.len()
+        && before.iter().zip(after).all(|(one, other)| one.0 == other.0 && Arc::ptr_eq(one.1, other.1))
 }
 
 /// None for WireGuard without a key, which a node that never had it does not need.
@@ -107,6 +238,10 @@ fn settings(kind: TunnelKind, design: &TunnelDesign, key: Option<Secret>, queues
         encapsulation,
         mtu: short(design.mtu),
     })
+}
+
+fn peers_of(design: &TunnelDesign) -> Vec<Peer> {
+    design.peers.iter().map(peer_of).collect()
 }
 
 fn peer_of(peer: &TunnelPeer) -> Peer {

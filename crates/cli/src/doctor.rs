@@ -108,10 +108,10 @@ fn unused(finding: Finding) -> Finding {
 fn examine_network(config: &Config, root: Root<'_>, directories: &Directories, findings: &mut Vec<Finding>) {
     let rulesets = ruleset::read(findings);
     let mut tunnel = Family::V4;
-    match Network::read() {
+    match Network::read(&config.underlay.can_reach) {
         Ok(network) => {
             findings.extend(overlap::judge(&network.host, &config.cluster, &directories.own_networks()));
-            let underlays = underlay::choose(&network.host, config);
+            let underlays = underlay::choose(&network.host, config, &network.reached);
             tunnel = underlay::tunnel(&underlays).map_or(tunnel, |(family, _)| family);
             findings.extend(underlay::judge(&network.host, config, &underlays));
             findings.extend(sysctls::examine(config, &underlays));

@@ -64,7 +64,9 @@ fn node(status: &Status, wide: bool) -> Table {
     row("ready", if status.ready { "yes" } else { "no" }.to_owned());
     row("pod CIDRs", joined(&status.pod_cidrs));
     let device = status.backend.tunnel.as_ref().map(|tunnel| format!(" {}", tunnel.device));
-    row("backend", format!("{}{}", status.backend.kind, device.unwrap_or_default()));
+    let carrier = status.backend.carrier.as_ref().map(|carrier| format!(", carried by the {carrier}"));
+    let backend = [Some(status.backend.kind.clone()), device, carrier.filter(|_| wide)];
+    row("backend", backend.into_iter().flatten().collect());
     if let Some(underlay) = &status.underlay {
         row("underlay", format!("{} {}", underlay.link, joined(&underlay.advertised)));
     }
@@ -102,7 +104,8 @@ fn store(status: &Status) -> String {
 }
 
 fn peers(status: &Status) -> Table {
-    let mut table = Table::new(["PEER", "STATE", "PATH", "MTU", "POD CIDRS", "UNDERLAY", "PROBLEM"]);
+    let mut table =
+        Table::new(["PEER", "STATE", "PATH", "MTU", "PROBED", "POD CIDRS", "UNDERLAY", "PROBLEM"]);
     for peer in &status.peers {
         let problem = peer.problem.clone().unwrap_or_default();
         table.row([
@@ -110,6 +113,7 @@ fn peers(status: &Status) -> Table {
             peer.state.name().to_owned(),
             peer.path.clone(),
             if peer.mtu == 0 { String::new() } else { peer.mtu.to_string() },
+            peer.probed_mtu.map(|mtu| mtu.to_string()).unwrap_or_default(),
             joined(&peer.pod_cidrs),
             joined(&peer.underlay),
             problem,

@@ -24,6 +24,8 @@ mod name;
 mod network;
 mod node;
 mod pod;
+mod policy;
+mod selector;
 mod service;
 mod snapshot;
 
@@ -34,5 +36,11 @@ pub use name::{NameError, NamespacedName, check_label, check_subdomain};
 pub use network::{NodeNetwork, NodeNetworkError};
 pub use node::{Namespace, Node};
 pub use pod::{ContainerPort, Phase, Pod, PodStatus, Protocol};
+pub use policy::{
+    Action, ClusterNetworkPolicy, ClusterPeer, ClusterPeers, ClusterRule, Direction, IpBlock,
+    NAMESPACE_NAME_LABEL, NetworkPolicy, Peer, PodSelector, PortMatch, ResolvedName, Rule, Tier,
+    domain_matches, namespace_labels,
+};
+pub use selector::{Operator, Requirement, Selector};
 pub use service::{Endpoint, EndpointPort, EndpointSlice, Service, ServicePort, ServiceType, TargetPort};
 pub use snapshot::{Change, Key, Kind, Object, Snapshot};

@@ -29,6 +29,8 @@ pub struct Pod {
     pub phase: Phase,
     /// The addresses its manifest's status gives.
     pub addresses: Box<[IpAddr]>,
+    /// It is on its way out; it may still run, and its address may already be another's.
+    pub terminating: bool,
 }
 
 impl Pod {
@@ -43,6 +45,7 @@ impl Pod {
             ports: Box::default(),
             phase: Phase::Pending,
             addresses: Box::default(),
+            terminating: false,
         }
     }
 }

@@ -10,7 +10,10 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::{Claim, EndpointSlice, Lease, Namespace, NamespacedName, Node, Pod, PodStatus, Service};
+use crate::{
+    Claim, ClusterNetworkPolicy, EndpointSlice, Lease, Namespace, NamespacedName, NetworkPolicy, Node, Pod,
+    PodStatus, Service,
+};
 
 /// Every object of the cluster that pod networking decides by.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,6 +34,10 @@ pub struct Snapshot {
     pub leases: BTreeMap<Arc<str>, Arc<Lease>>,
     /// Claims by pod CIDR.
     pub claims: BTreeMap<IpNet, Arc<Claim>>,
+    /// NetworkPolicies by name.
+    pub network_policies: BTreeMap<NamespacedName, Arc<NetworkPolicy>>,
+    /// ClusterNetworkPolicies by name.
+    pub cluster_network_policies: BTreeMap<Arc<str>, Arc<ClusterNetworkPolicy>>,
 }
 
 /// One step from a snapshot to the next.
@@ -71,6 +78,10 @@ pub enum Object {
     Lease(Arc<Lease>),
     /// A node's right to a pod CIDR.
     Claim(Arc<Claim>),
+    /// A policy of a namespace.
+    NetworkPolicy(Arc<NetworkPolicy>),
+    /// A policy of the whole cluster.
+    ClusterNetworkPolicy(Arc<ClusterNetworkPolicy>),
 }
 
 /// What an object is called: its kind, and its name within the kind.
@@ -92,6 +103,10 @@ pub enum Key {
     Lease(Arc<str>),
     /// A claim, by its pod CIDR.
     Claim(IpNet),
+    /// A policy of a namespace.
+    NetworkPolicy(NamespacedName),
+    /// A policy of the whole cluster.
+    ClusterNetworkPolicy(Arc<str>),
 }
 
 /// The kinds of objects.
@@ -113,11 +128,15 @@ pub enum Kind {
     Lease,
     /// [`Claim`].
     Claim,
+    /// [`NetworkPolicy`].
+    NetworkPolicy,
+    /// [`ClusterNetworkPolicy`].
+    ClusterNetworkPolicy,
 }
 
 impl Kind {
     /// All of them, in the order of [`Snapshot::objects`].
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Node,
         Self::Namespace,
         Self::Pod,
@@ -126,6 +145,8 @@ impl Kind {
         Self::EndpointSlice,
         Self::Lease,
         Self::Claim,
+        Self::NetworkPolicy,
+        Self::ClusterNetworkPolicy,
     ];
 }
 
@@ -149,6 +170,10 @@ impl Snapshot {
             Key::EndpointSlice(name) => self.endpoint_slices.get(name).cloned().map(Object::EndpointSlice),
             Key::Lease(node) => self.leases.get(node).cloned().map(Object::Lease),
             Key::Claim(cidr) => self.claims.get(cidr).cloned().map(Object::Claim),
+            Key::NetworkPolicy(name) => self.network_policies.get(name).cloned().map(Object::NetworkPolicy),
+            Key::ClusterNetworkPolicy(name) => {
+                self.cluster_network_policies.get(name).cloned().map(Object::ClusterNetworkPolicy)
+            }
         }
     }
 
@@ -162,6 +187,8 @@ impl Snapshot {
         let slices = self.endpoint_slices.values().cloned().map(Object::EndpointSlice);
         let leases = self.leases.values().cloned().map(Object::Lease);
         let claims = self.claims.values().cloned().map(Object::Claim);
+        let policies = self.network_policies.values().cloned().map(Object::NetworkPolicy);
+        let of_cluster = self.cluster_network_policies.values().cloned().map(Object::ClusterNetworkPolicy);
         nodes
             .chain(namespaces)
             .chain(pods)
@@ -170,6 +197,8 @@ impl Snapshot {
             .chain(slices)
             .chain(leases)
             .chain(claims)
+            .chain(policies)
+            .chain(of_cluster)
     }
 
     /// The addresses of a pod: those written back, else those its manifest gives.
@@ -200,6 +229,10 @@ impl Snapshot {
             Object::EndpointSlice(slice) => put(&mut self.endpoint_slices, slice.name.clone(), slice),
             Object::Lease(lease) => put(&mut self.leases, lease.node.clone(), lease),
             Object::Claim(claim) => put(&mut self.claims, claim.cidr, claim),
+            Object::NetworkPolicy(policy) => put(&mut self.network_policies, policy.name.clone(), policy),
+            Object::ClusterNetworkPolicy(policy) => {
+                put(&mut self.cluster_network_policies, policy.name.clone(), policy)
+            }
         }
     }
 
@@ -213,6 +246,8 @@ impl Snapshot {
             Key::EndpointSlice(name) => self.endpoint_slices.remove(name).is_some(),
             Key::Lease(node) => self.leases.remove(node).is_some(),
             Key::Claim(cidr) => self.claims.remove(cidr).is_some(),
+            Key::NetworkPolicy(name) => self.network_policies.remove(name).is_some(),
+            Key::ClusterNetworkPolicy(name) => self.cluster_network_policies.remove(name).is_some(),
         }
     }
 }
@@ -237,6 +272,8 @@ impl Object {
             Self::EndpointSlice(slice) => Key::EndpointSlice(slice.name.clone()),
             Self::Lease(lease) => Key::Lease(lease.node.clone()),
             Self::Claim(claim) => Key::Claim(claim.cidr),
+            Self::NetworkPolicy(policy) => Key::NetworkPolicy(policy.name.clone()),
+            Self::ClusterNetworkPolicy(policy) => Key::ClusterNetworkPolicy(policy.name.clone()),
         }
     }
 }
@@ -253,6 +290,8 @@ impl Key {
             Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::Lease(_) => Kind::Lease,
             Self::Claim(_) => Kind::Claim,
+            Self::NetworkPolicy(_) => Kind::NetworkPolicy,
+            Self::ClusterNetworkPolicy(_) => Kind::ClusterNetworkPolicy,
         }
     }
 }
@@ -268,6 +307,8 @@ impl fmt::Display for Key {
             Self::EndpointSlice(name) => write!(out, "endpoint slice {name}"),
             Self::Lease(node) => write!(out, "lease of node {node}"),
             Self::Claim(cidr) => write!(out, "claim of {cidr}"),
+            Self::NetworkPolicy(name) => write!(out, "network policy {name}"),
+            Self::ClusterNetworkPolicy(name) => write!(out, "cluster network policy {name}"),
         }
     }
 }
@@ -317,5 +358,17 @@ impl From<Lease> for Object {
 impl From<Claim> for Object {
     fn from(claim: Claim) -> Self {
         Self::Claim(Arc::new(claim))
+    }
+}
+
+impl From<NetworkPolicy> for Object {
+    fn from(policy: NetworkPolicy) -> Self {
+        Self::NetworkPolicy(Arc::new(policy))
+    }
+}
+
+impl From<ClusterNetworkPolicy> for Object {
+    fn from(policy: ClusterNetworkPolicy) -> Self {
+        Self::ClusterNetworkPolicy(Arc::new(policy))
     }
 }

@@ -98,6 +98,11 @@ pub(crate) const IFLA_IPVLAN_FLAGS: u16 = 2;
 pub(crate) const IFLA_VLAN_ID: u16 = 1;
 pub(crate) const IFLA_VLAN_PROTOCOL: u16 = 5;
 pub(crate) const IFLA_VRF_TABLE: u16 = 1;
+pub(crate) const IFLA_IPTUN_LOCAL: u16 = 2;
+pub(crate) const IFLA_IPTUN_REMOTE: u16 = 3;
+pub(crate) const IFLA_IPTUN_TTL: u16 = 4;
+pub(crate) const IFLA_IPTUN_PMTUDISC: u16 = 10;
+pub(crate) const IFLA_IPTUN_COLLECT_METADATA: u16 = 19;
 // TUN and TAP devices (linux/if_link.h, linux/if_tun.h).
 pub(crate) const IFLA_TUN_OWNER: u16 = 1;
 pub(crate) const IFLA_TUN_GROUP: u16 = 2;
@@ -298,7 +303,7 @@ pub(crate) const RTNLGRP_IPV6_NETCONF: u32 = 25;
 pub(crate) const RTNLGRP_NSID: u32 = 28;
 pub(crate) const NFNLGRP_NFTABLES: u32 = 7;
 
-/// `struct ifreq`, as far as TUNSETIFF reads it.
+/// `struct ifreq`, as far as TUNSETIFF reads it and TUNGETIFF writes it.
 #[repr(C)]
 pub(crate) struct InterfaceRequest {
     name: [u8; 16],
@@ -313,5 +318,16 @@ impl InterfaceRequest {
         // The last byte stays zero.
         bytes[..15].get_mut(..name.len())?.copy_from_slice(name.as_bytes());
         Some(Self { name: bytes, flags: 0, rest: [0; 22] })
+    }
+
+    /// One that the kernel is to fill in.
+    pub(crate) fn empty() -> Self {
+        Self { name: [0; 16], flags: 0, rest: [0; 22] }
+    }
+
+    /// The link's name.
+    pub(crate) fn name(&self) -> String {
+        let name = self.name.split(|byte| *byte == 0).next().unwrap_or_default();
+        String::from_utf8_lossy(name).into_owned()
     }
 }

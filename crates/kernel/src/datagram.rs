@@ -114,6 +114,21 @@ impl Datagrams {
         rustix::net::sendto(&self.descriptor, bytes, flags, &to).map(|_| ())
     }
 
+    /// The same for one that may reach its receiver in fragments. Whoever else sends from this socket has to wait meanwhile.
+    ///
+    /// # Errors
+    /// When there is no way there, or the kernel does not make fragments of it.
+    pub fn send_in_fragments(&self, to: SocketAddr, bytes: &[u8]) -> Result<(), Errno> {
+        let errno = |error: Error| match error {
+            Error::System { source, .. } => Errno::from_io_error(&source).unwrap_or(Errno::IO),
+            _ => Errno::IO,
+        };
+        self.fragments(to.is_ipv4(), true).map_err(errno)?;
+        let sent = self.send_one(to, bytes);
+        self.fragments(to.is_ipv4(), false).map_err(errno)?;
+        sent
+    }
+
     fn ready(self, local: SocketAddr) -> Result<Self, Error> {
         rustix::net::bind(&self.descriptor, &local)
             .map_err(|errno| failed("bind a tunnel's socket", errno))?;
@@ -126,20 +141,22 @@ impl Datagrams {
         }
         sockopt::set_socket_timeout(&self.descriptor, sockopt::Timeout::Send, Some(PATIENCE))
             .map_err(|errno| failed("limit how long a socket waits", errno))?;
-        self.refuse_to_fragment(local.is_ipv4())?;
+        self.fragments(local.is_ipv4(), false)?;
         // Kernels before 5.0 do not know it and give packet by packet.
         let _ = self.set(libc::SOL_UDP, libc::UDP_GRO, 1, "receive glued datagrams");
         Ok(self)
     }
 
-    /// A datagram too large for the way is refused, so that its sender hears of it, instead of sent in fragments.
-    fn refuse_to_fragment(&self, four: bool) -> Result<(), Error> {
-        let tried = "forbid fragments";
-        if four {
-            self.set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO, tried)
-        } else {
-            self.set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DO, tried)
-        }
+    /// Whether a datagram too large for the way is sent in fragments; else it is refused, so that its sender hears of it.
+    fn fragments(&self, four: bool, allowed: bool) -> Result<(), Error> {
+        let tried = "say whether there may be fragments";
+        let (level, option, value) = match (four, allowed) {
+            (true, false) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO),
+            (true, true) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),
+            (false, false) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DO),
+            (false, true) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT),
+        };
+        self.set(level, option, value, tried)
     }
 
     fn set(&self, level: i32, option: i32, value: i32, tried: &'static str) -> Result<(), Error> {

@@ -7,13 +7,14 @@
 //! What stays true: one feature that is missing does not hide another; what was refused for lack of rights is an error
 //! like any other, and the caller tells it by its errno.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use netstate::nft::{
     BaseChain, Chain, ChainKind, Family as TableFamily, Field, Hook, IpVersion, KeyType, Operator, Policy,
     Rule, Set, Statement, TableKey, Value, ct_state, priority,
 };
+use rustix::io::Errno;
 
 use crate::address::{self, NewAddress};
 use crate::conntrack::{self, Filter};
@@ -22,7 +23,7 @@ use crate::netlink::{Protocol, Socket};
 use crate::nft::{Nft, Transaction};
 use crate::qdisc::{self, Tbf};
 use crate::tap::{self, NewTap};
-use crate::{Error, Family, sysctl};
+use crate::{Error, Family, sysctl, wireguard};
 
 /// Something a kernel can be built without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -97,6 +98,41 @@ pub fn absent() -> Result<Vec<Absent>, Error> {
     let mut probe = Probe { socket: Socket::open(Protocol::Route)? };
     let tried = Feature::ALL.into_iter().map(|feature| (feature, probe.try_one(feature)));
     Ok(tried.filter_map(|(feature, tried)| tried.err().map(|error| Absent { feature, error })).collect())
+}
+
+/// Whether this kernel carries WireGuard itself. A module that does is loaded; nothing else is made or changed.
+///
+/// # Errors
+/// When it cannot be found out, for lack of rights for one.
+pub fn has_wireguard(socket: &mut Socket) -> Result<bool, Error> {
+    if !supports(link::probe(socket, wireguard::KIND))? {
+        return Ok(false);
+    }
+    match wireguard::Conversation::open() {
+        Err(error) if error.is_missing() => Ok(false),
+        other => other.map(|_| true),
+    }
+}
+
+/// Whether this kernel puts packets of a family into IPv4 packets itself. A module that does is loaded, and brings a device
+/// of its own (`tunl0`, `sit0`) that stays down.
+///
+/// # Errors
+/// As [`has_wireguard`].
+pub fn has_ip_tunnel(socket: &mut Socket, inner: Family) -> Result<bool, Error> {
+    let tunnel = link::NewIpTunnel { inner, local: Ipv4Addr::LOCALHOST };
+    let impossible = NewLink::new(".", NewKind::IpTunnel(tunnel));
+    supports(match socket.execute(link::create(&impossible)) {
+        Err(error) if error.errno() == Some(Errno::INVAL) || error.exists() => Ok(()),
+        other => other,
+    })
+}
+
+fn supports(tried: Result<(), Error>) -> Result<bool, Error> {
+    match tried {
+        Err(error) if error.is_unsupported() => Ok(false),
+        other => other.map(|()| true),
+    }
 }
 
 struct Probe {

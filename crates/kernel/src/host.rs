@@ -2,7 +2,8 @@
 //!
 //! Read [`Host`]. [`Host::observe`] gives what is ours in this namespace as a `netstate` value, beside the foreign
 //! objects that stand in the way of what is wanted; `netstate::plan` finds the steps; [`Host::apply`] carries
-//! them out and reports each that failed. Nothing is remembered between calls: the kernel is the only copy.
+//! them out and reports each that failed. Nothing is remembered between calls, for the kernel is the only copy, but where
+//! peers of WireGuard were said to be: the kernel follows a peer that moves, and that is no difference to be healed.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), kernel::Error> {
@@ -25,15 +26,25 @@ mod observe;
 
 pub use apply::{Failed, Report};
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use netstate::{LinkName, WireGuardPeerKey};
+
 use crate::Error;
 use crate::netlink::{Protocol, Socket};
 use crate::nft::Nft;
+use crate::wireguard::{Conversation, Device};
 
 /// The network of the namespace in which this was opened.
 #[derive(Debug)]
 pub struct Host {
     route: Socket,
     nft: Nft,
+    /// Opened when the first device is read or told something.
+    wireguard: Option<Conversation>,
+    /// The endpoints that peers were given here.
+    endpoints: BTreeMap<WireGuardPeerKey, SocketAddr>,
 }
 
 impl Host {
@@ -43,7 +54,23 @@ impl Host {
     /// # Errors
     /// When the kernel lacks netlink or netfilter, or descriptors have run out.
     pub fn open() -> Result<Self, Error> {
-        Ok(Self { route: Socket::open(Protocol::Route)?, nft: Nft::open()? })
+        let (route, nft) = (Socket::open(Protocol::Route)?, Nft::open()?);
+        Ok(Self { route, nft, wireguard: None, endpoints: BTreeMap::new() })
+    }
+
+    /// What a WireGuard device and its peers say of themselves.
+    ///
+    /// # Errors
+    /// When there is no such device, or the kernel refuses.
+    pub fn wireguard(&mut self, link: LinkName) -> Result<Device, Error> {
+        self.conversation()?.device(link.as_str())
+    }
+
+    fn conversation(&mut self) -> Result<&mut Conversation, Error> {
+        match &mut self.wireguard {
+            Some(conversation) => Ok(conversation),
+            place => Ok(place.insert(Conversation::open()?)),
+        }
     }
 
     /// The ports of this value's own sockets, by which a [`Notification`](crate::monitor::Notification) about

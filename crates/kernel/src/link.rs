@@ -13,21 +13,23 @@ mod change;
 mod create;
 mod parse;
 mod port;
+mod tunnel;
 mod upper;
 mod vlan;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use netstate::Mac;
 use rustix::io::Errno;
 
-use crate::Error;
 use crate::abi;
 use crate::netlink::{Message, Purpose, Request, Socket};
+use crate::{Error, Family};
 
 pub use change::{AddressGeneration, Change, change, delete, delete_group, relocate, rename};
 pub use create::{NewBridge, NewKind, NewLink, NewPeer, NewVxlan, create, create_and_report, is_supported};
 pub use port::{PortChange, change_port};
+pub use tunnel::NewIpTunnel;
 pub use upper::{IpvlanIsolation, IpvlanMode, MacvlanMode, NewIpvlan, NewMacvlan, NewVlan, VlanProtocol};
 pub use vlan::{PortVlans, Vlan, VlanSide, add_vlans, delete_vlans, list_vlans};
 
@@ -92,6 +94,15 @@ pub enum Kind {
         /// Whether it learns addresses from traffic.
         learning: bool,
     },
+    /// Puts packets into IPv4 packets.
+    IpTunnel {
+        /// What is inside.
+        inner: Family,
+        /// Underlay address it sends from; unspecified for any.
+        local: Ipv4Addr,
+        /// Whether the rest of it is as [`NewIpTunnel`] makes it: no far end, a fixed time to live, and nothing cut.
+        as_ours: bool,
+    },
     /// Another hardware address on its parent.
     Macvlan {
         /// Who can talk to whom; `None` for a mode that is not known here.
@@ -141,6 +152,7 @@ impl Kind {
             Self::Bridge { .. } => Some("bridge"),
             Self::Veth => Some("veth"),
             Self::Vxlan { .. } => Some("vxlan"),
+            Self::IpTunnel { inner, .. } => Some(NewIpTunnel::kind(*inner)),
             Self::Macvlan { .. } => Some("macvlan"),
             Self::Ipvlan { .. } => Some("ipvlan"),
             Self::Vlan { .. } => Some("vlan"),

@@ -164,6 +164,8 @@ impl Monitor {
             let event = match protocol {
                 Protocol::Route => decode(reply)?,
                 Protocol::Netfilter => Some(Event::Nft(nft_table(reply)?)),
+                // Nothing of it is listened to.
+                Protocol::Generic => None,
             };
             found.extend(event.map(|event| Notification { origin: reply.port, event }));
             Ok(())

@@ -28,6 +28,7 @@ use netstate::nft::{
 use crate::Error;
 use crate::netlink::{Batch, Message, Protocol, Purpose, Request, Socket};
 use constant as c;
+use value::Listed;
 
 pub use iptables::IptablesRule;
 
@@ -227,7 +228,7 @@ impl Transaction {
         set: &str,
         keys: impl IntoIterator<Item = &'a Key>,
     ) -> &mut Self {
-        let elements = keys.into_iter().map(|key| (key, NOTHING, None));
+        let elements = keys.into_iter().map(Listed::key);
         self.elements((c::DELETE_ELEMENT, 0, "delete element"), table, set, elements)
     }
 
@@ -268,14 +269,15 @@ impl Transaction {
         elements: impl Iterator<Item = Listed<'a>>,
     ) -> &mut Self {
         let mut elements = elements.peekable();
-        while let Some(first) = elements.peek().map(|(key, ..)| key_text(key)) {
+        while let Some(first) = elements.peek().map(|element| key_text(element.key)) {
             let mut message = message(kind, flags, table.family);
             message.text(c::ELEMENTS_TABLE, &table.name).text(c::ELEMENTS_SET, set);
             let mut count = 0;
             let oversized = &mut self.oversized;
             message.nest(c::ELEMENTS_LIST, |list| {
                 while list.length() < MESSAGE_ROOM {
-                    let Some((key, data, comment)) = elements.next() else { break };
+                    let Some(element) = elements.next() else { break };
+                    let Listed { key, comment, .. } = element;
                     if comment.is_some_and(|comment| comment.len() > COMMENT_ROOM) {
                         let object = format!(
                             "{table} {set} {} with a comment over {COMMENT_ROOM} bytes",
@@ -287,7 +289,7 @@ impl Transaction {
                             bytes,
                         });
                     }
-                    value::put_element(list, key, data, comment);
+                    value::put_element(list, &element);
                     count += 1;
                 }
             });
@@ -306,19 +308,19 @@ impl Transaction {
 /// A set's elements by key.
 pub type Elements = BTreeMap<Key, Element>;
 
-/// An element as it is written: key, data, comment.
-type Listed<'a> = (&'a Key, &'a [Value], Option<&'a str>);
-
-const NOTHING: &[Value] = &[];
-
 fn plain<'a>(
     elements: impl IntoIterator<Item = (&'a Key, Option<&'a str>)>,
 ) -> impl Iterator<Item = Listed<'a>> {
-    elements.into_iter().map(|(key, comment)| (key, NOTHING, comment))
+    elements.into_iter().map(|(key, comment)| Listed { comment, ..Listed::key(key) })
 }
 
 fn whole<'a>(elements: impl IntoIterator<Item = (&'a Key, &'a Element)>) -> impl Iterator<Item = Listed<'a>> {
-    elements.into_iter().map(|(key, element)| (key, element.data.as_slice(), element.comment.as_deref()))
+    elements.into_iter().map(|(key, element)| Listed {
+        key,
+        data: &element.data,
+        verdict: element.verdict.as_ref(),
+        comment: element.comment.as_deref(),
+    })
 }
 
 /// Starts a message of nf_tables for a family.

@@ -142,6 +142,20 @@ impl Queue {
         self.takes_udp
     }
 
+    /// The name of its device.
+    ///
+    /// # Errors
+    /// When there is no such device any more.
+    pub fn device(&self) -> Result<String, Error> {
+        let mut request = abi::InterfaceRequest::empty();
+        // SAFETY: the request is as long as the kernel's `struct ifreq` and outlives the call.
+        if unsafe { libc::ioctl(self.descriptor.as_raw_fd(), libc::TUNGETIFF, &raw mut request) } < 0 {
+            let source = io::Error::last_os_error();
+            return Err(Error::System { tried: "ask a queue for its device", source });
+        }
+        Ok(request.name())
+    }
+
     /// Whether the device shall stay when nobody holds it.
     ///
     /// # Errors

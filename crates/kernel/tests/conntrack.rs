@@ -80,3 +80,26 @@ fn flows_are_found_by_family_protocol_and_port_and_forgotten_one_by_one() {
     conntrack::forget(&mut socket, &six).unwrap();
     assert!(shown(&namespace, "ipv6").is_empty());
 }
+
+#[test]
+fn the_flows_of_an_address_are_those_that_it_began_and_those_that_lead_to_it() {
+    let flows = [
+        // Begun by it; led to it by a translation; sent to it; and others' of the same ports and kinds.
+        ("udp", "10.1.2.3", "192.0.2.1", 53, "192.0.2.1"),
+        ("udp", "192.0.2.9", "192.0.2.1", 8053, "10.1.2.3"),
+        ("udp", "192.0.2.9", "10.1.2.3", 8053, "10.1.2.3"),
+        ("udp", "10.1.2.4", "192.0.2.1", 53, "192.0.2.1"),
+        ("udp", "192.0.2.9", "192.0.2.1", 8054, "10.1.2.4"),
+        ("udp", "fd00::3", "2001:db8::1", 53, "2001:db8::1"),
+        ("udp", "fd00::4", "2001:db8::1", 53, "2001:db8::1"),
+    ];
+    let Some((namespace, mut socket)) = tracking(&flows) else { return };
+    for (address, count) in [("10.1.2.3", 3), ("fd00::3", 1), ("10.9.9.9", 0)] {
+        let found = conntrack::list_of(&mut socket, address.parse().unwrap()).unwrap();
+        assert_eq!(found.len(), count, "{address}: {found:?}");
+        conntrack::forget(&mut socket, &found).unwrap();
+    }
+    let left = shown(&namespace, "ipv4");
+    assert!(left.len() == 2 && left.iter().all(|line| line.contains("10.1.2.4")), "{left:?}");
+    assert_eq!(shown(&namespace, "ipv6").len(), 1);
+}

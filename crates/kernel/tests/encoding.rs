@@ -9,25 +9,26 @@ use ipnet::IpNet;
 use kernel::Family;
 use kernel::address::{self, NewAddress};
 use kernel::link::{
-    self, Change, IpvlanIsolation, IpvlanMode, MacvlanMode, NewBridge, NewIpvlan, NewKind, NewLink,
-    NewMacvlan, NewPeer, NewVlan, NewVxlan, PortChange, Vlan, VlanProtocol, VlanSide,
+    self, Change, IpvlanIsolation, IpvlanMode, MacvlanMode, NewBridge, NewIpTunnel, NewIpvlan, NewKind,
+    NewLink, NewMacvlan, NewPeer, NewVlan, NewVxlan, PortChange, Vlan, VlanProtocol, VlanSide,
 };
 use kernel::neighbour::{self, Entry};
 use kernel::netlink::{Attributes, Message, Reply, Request};
 use kernel::qdisc::Qdisc;
 use kernel::route::{self, Hop, Kind, Route};
 use kernel::rule::{self, Action, Mark, Rule};
+use kernel::wireguard::{self, Device, PeerChange};
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::link::{
-    AfSpecBridge, BridgeVlanInfoFlags, InfoBridge, InfoBridgePort, InfoData, InfoIpVlan, InfoKind,
-    InfoMacVlan, InfoPortData, InfoVeth, InfoVlan, InfoVrf, InfoVxlan, IpVlanFlags, IpVlanMode,
+    AfSpecBridge, BridgeVlanInfoFlags, InfoBridge, InfoBridgePort, InfoData, InfoIpTunnel, InfoIpVlan,
+    InfoKind, InfoMacVlan, InfoPortData, InfoVeth, InfoVlan, InfoVrf, InfoVxlan, IpVlanFlags, IpVlanMode,
     LinkAttribute, LinkFlags, LinkInfo, LinkMessage, MacVlanMode,
 };
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourState};
 use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteType};
 use netlink_packet_route::rule::RuleAttribute;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use netstate::Mac;
+use netstate::{Mac, PublicKey, SecretKey, WireGuard, WireGuardPeer};
 use proptest::prelude::*;
 
 const MAC: Mac = Mac([2, 0, 0, 0, 0, 9]);
@@ -101,6 +102,7 @@ proptest! {
         let reply = Reply { kind: 16, flags: 0, sequence: 1, port: 0, payload: &payload };
         let _ = (link::Link::from_reply(reply), address::Address::from_reply(reply), Route::from_reply(reply));
         let _ = (Entry::from_reply(reply), Rule::from_reply(reply), Qdisc::from_reply(reply));
+        let _ = Device::from_reply(reply);
     }
 
     #[test]
@@ -198,6 +200,15 @@ fn tunnels_and_bridges_are_understood() {
     ];
     let info = vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))];
     assert!(message.attributes.contains(&LinkAttribute::LinkInfo(info)), "{message:?}");
+
+    for (inner, kind) in [(Family::V4, InfoKind::IpIp), (Family::V6, InfoKind::SitTun)] {
+        let tunnel = NewIpTunnel { inner, local: Ipv4Addr::new(198, 18, 0, 1) };
+        let message = new_link(&link::create(&NewLink::new("t", NewKind::IpTunnel(tunnel))));
+        let data =
+            vec![InfoIpTunnel::Local(ip("198.18.0.1")), InfoIpTunnel::Ttl(64), InfoIpTunnel::PMtuDisc(true)];
+        let info = vec![LinkInfo::Kind(kind), LinkInfo::Data(InfoData::IpTunnel(data))];
+        assert!(message.attributes.contains(&LinkAttribute::LinkInfo(info)), "{message:?}");
+    }
 
     let bridge = NewBridge { vlan_filtering: Some(true), multicast_snooping: Some(false) };
     let message = new_link(&link::create(&NewLink::new("cni0", NewKind::Bridge(bridge))));
@@ -407,4 +418,135 @@ fn addresses_neighbours_forwarding_entries_and_rules_are_understood() {
     ] {
         assert!(message.attributes.contains(&expected), "{expected:?} in {message:?}");
     }
+}
+
+/// An attribute as `linux/netlink.h` lays it out, with its padding.
+fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let mut bytes = [(4 + value.len() as u16).to_ne_bytes(), kind.to_ne_bytes()].concat();
+    bytes.extend_from_slice(value);
+    bytes.resize(bytes.len().div_ceil(4) * 4, 0);
+    bytes
+}
+
+const NEST: u16 = 0x8000;
+
+#[test]
+fn a_wireguard_device_is_told_in_the_layout_of_the_kernels_header() {
+    let device = WireGuard { private_key: SecretKey::new([9; 32]), port: 51820 };
+    let request = wireguard::set_device(29, "wg", &device);
+    let bytes = request.message.bytes();
+    assert_eq!(bytes[4..6], 29_u16.to_ne_bytes());
+    let mut key = [9; 32];
+    key[0] &= 248;
+    key[31] = (key[31] & 127) | 64;
+    let expected =
+        [vec![1, 1, 0, 0], attribute(2, b"wg\0"), attribute(3, &key), attribute(6, &51820_u16.to_ne_bytes())];
+    assert_eq!(bytes[16..], expected.concat());
+
+    let peer = WireGuardPeer {
+        endpoint: Some("192.0.2.2:51820".parse().unwrap()),
+        allowed_ips: ["10.244.2.0/24".parse().unwrap(), "fd00:2::/64".parse().unwrap()].into(),
+        keepalive: Some(25),
+    };
+    let changes = [PeerChange::Set(PublicKey([1; 32]), &peer), PeerChange::Remove(PublicKey([2; 32]))];
+    let requests = wireguard::change_peers(29, "wg", &changes);
+    let [request] = &requests[..] else { panic!("{requests:?}") };
+    assert_eq!(request.changes, 0..2);
+    let mut socket_address = [2_u16.to_ne_bytes(), 51820_u16.to_be_bytes()].concat();
+    socket_address.extend_from_slice(&[192, 0, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let network = |family: u16, address: &[u8], prefix: u8| {
+        let parts = [attribute(1, &family.to_ne_bytes()), attribute(2, address), attribute(3, &[prefix])];
+        attribute(NEST, &parts.concat())
+    };
+    let six = "fd00:2::".parse::<std::net::Ipv6Addr>().unwrap().octets();
+    let networks = [network(2, &[10, 244, 2, 0], 24), network(10, &six, 64)].concat();
+    let set = [
+        attribute(1, &[1; 32]),
+        attribute(3, &2_u32.to_ne_bytes()),
+        attribute(4, &socket_address),
+        attribute(5, &25_u16.to_ne_bytes()),
+        attribute(9 | NEST, &networks),
+    ];
+    let removed = [attribute(1, &[2; 32]), attribute(3, &1_u32.to_ne_bytes())];
+    let peers = [attribute(NEST, &set.concat()), attribute(NEST, &removed.concat())].concat();
+    let expected = [vec![1, 1, 0, 0], attribute(2, b"wg\0"), attribute(8 | NEST, &peers)].concat();
+    assert_eq!(request.request.message.bytes()[16..], expected);
+}
+
+#[test]
+fn ten_thousand_peers_travel_in_messages_that_fit() {
+    let peers: Vec<WireGuardPeer> = (0..10_000_u32)
+        .map(|number| WireGuardPeer {
+            endpoint: Some((Ipv4Addr::from(number), 51820).into()),
+            allowed_ips: [IpNet::new(Ipv4Addr::from(number << 8).into(), 24).unwrap()].into(),
+            keepalive: None,
+        })
+        .collect();
+    let mut key = 0_u32;
+    let changes: Vec<PeerChange<'_>> = peers
+        .iter()
+        .map(|peer| {
+            key += 1;
+            let mut bytes = [0; 32];
+            bytes[..4].copy_from_slice(&key.to_be_bytes());
+            PeerChange::Set(PublicKey(bytes), peer)
+        })
+        .collect();
+    let requests = wireguard::change_peers(29, "wg", &changes);
+    let mut next = 0;
+    for request in &requests {
+        assert_eq!(request.changes.start, next);
+        assert!(!request.request.message.is_oversized());
+        next = request.changes.end;
+    }
+    assert_eq!(next, changes.len());
+    assert!((40..120).contains(&requests.len()), "{}", requests.len());
+}
+
+#[test]
+fn a_device_that_comes_in_parts_is_one() {
+    let reply = |payload: &[u8]| {
+        let reply = Reply { kind: 29, flags: 2, sequence: 1, port: 0, payload };
+        Device::from_reply(reply).unwrap()
+    };
+    let network = |last: u8| {
+        let parts =
+            [attribute(1, &2_u16.to_ne_bytes()), attribute(2, &[10, 244, last, 0]), attribute(3, &[24])];
+        attribute(NEST, &parts.concat())
+    };
+    let peer =
+        |key: u8, rest: &[Vec<u8>]| attribute(NEST, &[attribute(1, &[key; 32]), rest.concat()].concat());
+    let endpoint = {
+        let mut bytes = [10_u16.to_ne_bytes(), 51820_u16.to_be_bytes()].concat();
+        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&"2001:db8::2".parse::<std::net::Ipv6Addr>().unwrap().octets());
+        bytes.extend_from_slice(&[0; 4]);
+        attribute(4, &bytes)
+    };
+    let handshake = [1_700_000_000_i64.to_ne_bytes(), 5_i64.to_ne_bytes()].concat();
+    let whole = [
+        endpoint,
+        attribute(5, &0_u16.to_ne_bytes()),
+        attribute(6, &handshake),
+        attribute(7, &92_u64.to_ne_bytes()),
+        attribute(8, &148_u64.to_ne_bytes()),
+        attribute(9 | NEST, &[network(1), network(2)].concat()),
+    ];
+    let first = [
+        vec![0, 1, 0, 0],
+        attribute(3, SecretKey::new([9; 32]).bytes()),
+        attribute(6, &51820_u16.to_ne_bytes()),
+        attribute(8 | NEST, &peer(1, &whole)),
+    ];
+    let rest = peer(1, &[attribute(9 | NEST, &network(3))]);
+    let other = peer(2, &[attribute(6, &[0; 16])]);
+    let second = [vec![0, 1, 0, 0], attribute(8 | NEST, &[rest, other].concat())];
+    let device = reply(&first.concat()).joined(reply(&second.concat()));
+    assert_eq!((device.private_key, device.port), (Some(SecretKey::new([9; 32])), 51820));
+    let [first, second] = [1, 2].map(|key| &device.peers[&PublicKey([key; 32])]);
+    assert_eq!(first.settings.allowed_ips.len(), 3);
+    assert_eq!(first.settings.endpoint, Some("[2001:db8::2]:51820".parse().unwrap()));
+    assert_eq!((first.settings.keepalive, first.received, first.sent), (None, 92, 148));
+    assert_eq!(first.last_handshake, Some(std::time::Duration::new(1_700_000_000, 5)));
+    assert_eq!((second.last_handshake, second.settings.endpoint), (None, None));
 }

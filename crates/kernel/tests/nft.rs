@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use harness::{Namespace, run_ok};
 use kernel::nft::{Nft, Transaction};
 use netstate::nft::{
-    self, BaseChain, Chain, ChainKind, Family, Field, Hook, IpVersion, Key, KeyType, Policy, Rule, Set,
-    Statement, Table, Value, Verdict, priority,
+    self, BaseChain, Chain, ChainKind, Element, Family, Field, Hook, IpVersion, Key, KeyType, Policy, Rule,
+    Set, Statement, Table, Value, Verdict, priority,
 };
 use netstate::{LinkName, Mac};
 use serde_json::Value as Json;
@@ -67,6 +67,13 @@ fn host_ports(name: &str, kind: KeyType, pods: [(&str, u16, Option<&str>); 2]) -
     })
 }
 
+fn ways<const N: usize>(name: &str, ways: [(&str, Verdict); N]) -> Set {
+    let mut map = Set::verdict_map(name, [KeyType::Ipv4]);
+    let ways = ways.map(|(pod, verdict)| (address(pod).to_vec(), Element::leading_to(verdict)));
+    map.elements.extend(ways);
+    map
+}
+
 fn host_port(version: IpVersion, map: &str) -> Statement {
     Statement::Dnat { version, fields: vec![Field::Protocol, Field::DestinationPort], map: map.to_owned() }
 }
@@ -108,6 +115,10 @@ fn everything() -> Table {
             KeyType::Ipv6,
             [("fd00::2", 80, Some("a pod")), ("fd00::3", 53, None)],
         ))
+        .with_set(ways(
+            "ways",
+            [("10.244.1.2", Verdict::Jump("hostports".into())), ("10.244.1.3", Verdict::Drop)],
+        ))
         .with_chain(
             Chain::base(
                 "prerouting",
@@ -116,6 +127,12 @@ fn everything() -> Table {
             .with_rule(Rule::new([
                 Statement::DestinationIsLocal,
                 Statement::Verdict(Verdict::Jump("hostports".into())),
+            ]))
+            .with_rule(Rule::new([Statement::VerdictMap { fields: vec![field], map: "ways".into() }]))
+            .with_rule(Rule::new([
+                Statement::equal(Field::Protocol, Value::Protocol(58)),
+                Statement::equal(Field::IcmpType, Value::Protocol(135)),
+                Statement::Verdict(Verdict::Accept),
             ])),
         )
         .with_chain(

@@ -1,6 +1,6 @@
 //! The ordered way from one state to another.
 //!
-//! Additions come bottom up, so that each finds what it stands on: links, sysctls, addresses, neighbours,
+//! Additions come bottom up, so that each finds what it stands on: links, sysctls, addresses, WireGuard's peers, neighbours,
 //! forwarding entries, routes, policy rules, nf_tables. Removals follow in the reverse order, after all
 //! additions: what replaces something is in place before that goes. A neighbour whose hardware address
 //! changes is switched over only when the new address has its forwarding entry, and the old entry goes last,
@@ -36,6 +36,8 @@ pub(crate) fn without_links(state: &State, gone: &BTreeSet<LinkName>) -> State {
     let mut left = state.clone();
     left.links.retain(|name, _| !gone.contains(name));
     left.addresses.retain(|address| !gone.contains(&address.link));
+    left.wireguards.retain(|link, _| !gone.contains(link));
+    left.wireguard_peers.retain(|key, _| !gone.contains(&key.link));
     left.neighbours.retain(|key, _| !gone.contains(&key.link));
     left.fdb.retain(|key, _| !gone.contains(&key.link));
     left.routes.retain(|_, target| !target.link.is_some_and(|link| gone.contains(&link)));
@@ -59,6 +61,7 @@ fn add(have: &State, want: &State, steps: &mut Vec<Step>) {
         }
     }
     steps.extend(want.addresses.difference(&have.addresses).map(|address| Step::AddAddress(*address)));
+    add_wireguard(have, want, steps);
     let neighbours = want.neighbours().filter_map(|neighbour| {
         let was = have.neighbours.get(&neighbour.key()).copied();
         (was != Some(neighbour.mac)).then_some(Step::SetNeighbour { neighbour, was })
@@ -93,6 +96,22 @@ fn add_links(have: &State, want: &State, steps: &mut Vec<Step>) {
     }
 }
 
+/// A network that goes from one peer to another is the other's as soon as that one is set: nothing has to be taken first.
+fn add_wireguard(have: &State, want: &State, steps: &mut Vec<Step>) {
+    for (link, device) in &want.wireguards {
+        let was = have.wireguards.get(link).copied();
+        if was != Some(*device) {
+            steps.push(Step::SetWireGuard { link: *link, device: *device, was });
+        }
+    }
+    for (key, peer) in &want.wireguard_peers {
+        let was = have.wireguard_peers.get(key);
+        if was != Some(peer) {
+            steps.push(Step::SetWireGuardPeer { key: *key, peer: peer.clone(), was: was.cloned() });
+        }
+    }
+}
+
 /// True when a link has to be changed; what the wanted link leaves to the kernel does not count.
 fn differs(now: &Link, want: &Link) -> bool {
     now.up != want.up
@@ -123,6 +142,8 @@ fn remove(have: &State, want: &State, steps: &mut Vec<Step>) {
         mac: *mac,
     });
     steps.extend(neighbours.filter(|neighbour| kept(&neighbour.link)).map(Step::DeleteNeighbour));
+    let peers = gone(&have.wireguard_peers, &want.wireguard_peers).map(|(key, _)| *key);
+    steps.extend(peers.filter(|key| kept(&key.link)).map(Step::DeleteWireGuardPeer));
     let addresses = have.addresses.difference(&want.addresses).filter(|address| kept(&address.link));
     steps.extend(addresses.map(|address| Step::DeleteAddress(*address)));
     steps.extend(gone(&have.links, &want.links).map(|(name, _)| Step::DeleteLink(*name)));

@@ -1,6 +1,6 @@
 //! One node's network as a value: what the kernel should hold, what it holds, and the way from one to the other.
 //!
-//! Read [`State`] first: links, addresses, neighbours, forwarding entries, routes, policy rules, nf_tables
+//! Read [`State`] first: links, addresses, WireGuard's peers, neighbours, forwarding entries, routes, policy rules, nf_tables
 //! tables and sysctls of one node, each identified by what the kernel identifies it by. Deciders build a
 //! `State` from the cluster; `kernel::observe` reads one back; [`diff()`] gives the ordered [`Step`]s between
 //! two of them, and `kernel::apply` carries those out. [`plan`] is `diff` with the foreign objects that stand
@@ -33,16 +33,18 @@ pub mod pool;
 mod state;
 mod step;
 mod text;
+mod wireguard;
 
 pub use conflict::{Conflict, Foreign, ForeignLink, ForeignRoute, Observed, Plan, plan};
 pub use diff::diff;
 pub use error::Error;
 pub use name::{LinkName, Mac};
 pub use state::{
-    Address, FdbEntry, FdbKey, Link, LinkKind, Neighbour, NeighbourKey, PolicyRule, Route, RouteKey,
-    RouteKind, RouteTarget, State, Vxlan,
+    Address, FdbEntry, FdbKey, IpTunnel, Link, LinkKind, Neighbour, NeighbourKey, PolicyRule, Route,
+    RouteKey, RouteKind, RouteTarget, State, Vxlan,
 };
 pub use step::Step;
+pub use wireguard::{PublicKey, SecretKey, WireGuard, WireGuardPeer, WireGuardPeerKey};
 
 /// The routing protocol number (`rtm_protocol`) of the agent's routes: what carries it is ours to remove.
 pub const ROUTE_PROTOCOL: u8 = 70;

@@ -75,6 +75,8 @@ pub struct Element {
     pub comment: Option<String>,
     /// What it leads to: one value for each type of [`Set::data`].
     pub data: Key,
+    /// Where it leads to, in a map of verdicts; `None` in any other.
+    pub verdict: Option<Verdict>,
 }
 
 /// An element's key: one value for each type of the set.
@@ -97,6 +99,8 @@ pub enum KeyType {
     Port,
     /// A packet mark.
     Mark,
+    /// What becomes of a packet: only what a map leads to, and then alone.
+    Verdict,
 }
 
 /// A value that a field is compared with or that a key is made of.
@@ -241,6 +245,13 @@ pub enum Statement {
         /// The map's name, in the same table.
         map: String,
     },
+    /// Does what the map of verdicts has for the fields; a packet without an entry goes on to the next rule.
+    VerdictMap {
+        /// What is looked up; several for a concatenation.
+        fields: Vec<Field>,
+        /// The map's name, in the same table.
+        map: String,
+    },
     /// Sets the packet's mark: the bits under `mask` become those of `value`.
     SetMark {
         /// The bits to change.
@@ -293,6 +304,8 @@ pub enum Field {
     SourcePort,
     /// The transport's destination port; match [`Field::Protocol`] before.
     DestinationPort,
+    /// The type of an ICMP or ICMPv6 message; match [`Field::Protocol`] before.
+    IcmpType,
     /// The packet's mark.
     Mark,
     /// The connection's state bits.
@@ -304,7 +317,7 @@ pub enum Field {
 }
 
 /// Which of the two internet protocols an address field belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum IpVersion {
     /// IPv4.
     V4,
@@ -403,6 +416,18 @@ impl Set {
         Self { data: data.into(), ..Self::new(name, key) }
     }
 
+    /// An empty map from single values (or concatenations of them) to verdicts.
+    #[must_use]
+    pub fn verdict_map(name: impl Into<String>, key: impl Into<Vec<KeyType>>) -> Self {
+        Self::map(name, key, [KeyType::Verdict])
+    }
+
+    /// True if its elements lead to verdicts, and so to chains.
+    #[must_use]
+    pub fn leads_to_chains(&self) -> bool {
+        self.data == [KeyType::Verdict]
+    }
+
     /// An empty set whose elements may be networks.
     #[must_use]
     pub fn interval(name: impl Into<String>, key: impl Into<Vec<KeyType>>) -> Self {
@@ -428,7 +453,13 @@ impl Element {
     /// An element of a plain set.
     #[must_use]
     pub fn new(comment: Option<&str>) -> Self {
-        Self { comment: comment.map(str::to_owned), data: Key::new() }
+        Self { comment: comment.map(str::to_owned), data: Key::new(), verdict: None }
+    }
+
+    /// An element of a map of verdicts.
+    #[must_use]
+    pub fn leading_to(verdict: Verdict) -> Self {
+        Self { verdict: Some(verdict), ..Self::default() }
     }
 
     /// The comment; empty when there is none.

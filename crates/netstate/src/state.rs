@@ -4,11 +4,12 @@
 //! two objects that the kernel cannot hold side by side cannot stand side by side here either. The insert
 //! methods take the whole object; the iterators give it back whole.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 
-use crate::{LinkName, MAIN_TABLE, Mac, nft};
+use crate::{LinkName, MAIN_TABLE, Mac, WireGuard, WireGuardPeer, WireGuardPeerKey, nft};
 
 /// What one node's kernel holds, or should hold, for us.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -17,6 +18,10 @@ pub struct State {
     pub links: BTreeMap<LinkName, Link>,
     /// Addresses on links, with their prefix lengths.
     pub addresses: std::collections::BTreeSet<Address>,
+    /// What WireGuard devices are told of themselves.
+    pub wireguards: BTreeMap<LinkName, WireGuard>,
+    /// Peers of WireGuard devices.
+    pub wireguard_peers: BTreeMap<WireGuardPeerKey, WireGuardPeer>,
     /// Permanent neighbours.
     pub neighbours: BTreeMap<NeighbourKey, Mac>,
     /// Permanent forwarding entries: the underlay address behind a hardware address.
@@ -56,6 +61,10 @@ pub enum LinkKind {
     Vxlan(Vxlan),
     /// A link whose packets go to a program, through as many queues as it likes.
     Tun,
+    /// A tunnel of the kernel's that puts packets into IPv4 packets.
+    IpTunnel(IpTunnel),
+    /// A WireGuard device. What it is told stands in [`State::wireguards`] and [`State::wireguard_peers`].
+    WireGuard,
     /// A link with our mark that is not as we make any; in what was read back only, never wanted. The text says
     /// what is odd.
     Other(String),
@@ -72,6 +81,16 @@ pub struct Vxlan {
     pub local: IpAddr,
     /// The underlay's link, if the device is to be bound to one.
     pub parent: Option<LinkName>,
+}
+
+/// The parameters of an IP in IPv4 device (`ipip`, RFC 2003; `sit`, RFC 4213). It has no far end: the gateway of each route
+/// is where the outer packet goes, for IPv6 as an IPv4-compatible address. Outer packets live for 64 hops and are not cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IpTunnel {
+    /// True where the packets inside are IPv6.
+    pub v6: bool,
+    /// The underlay address that packets leave from, and are taken at.
+    pub local: Ipv4Addr,
 }
 
 /// An address on a link.
@@ -197,6 +216,16 @@ impl State {
     /// Puts an address in.
     pub fn insert_address(&mut self, address: Address) {
         self.addresses.insert(address);
+    }
+
+    /// Puts in what a WireGuard device is told of itself.
+    pub fn insert_wireguard(&mut self, link: LinkName, device: WireGuard) {
+        self.wireguards.insert(link, device);
+    }
+
+    /// Puts a peer of a WireGuard device in, in place of one with the same key.
+    pub fn insert_wireguard_peer(&mut self, key: WireGuardPeerKey, peer: WireGuardPeer) {
+        self.wireguard_peers.insert(key, peer);
     }
 
     /// Puts a neighbour in, in place of one with the same link and address.

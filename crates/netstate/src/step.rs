@@ -2,7 +2,10 @@
 
 use std::net::IpAddr;
 
-use crate::{Address, FdbEntry, Link, LinkName, Mac, Neighbour, PolicyRule, Route, RouteTarget, nft};
+use crate::{
+    Address, FdbEntry, Link, LinkName, Mac, Neighbour, PolicyRule, Route, RouteTarget, WireGuard,
+    WireGuardPeer, WireGuardPeerKey, nft,
+};
 
 /// One step. What a set-step replaces is told, so that a plan shows what was there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +34,26 @@ pub enum Step {
     AddAddress(Address),
     /// Remove an address.
     DeleteAddress(Address),
+    /// Tell a WireGuard device who it is and where it listens.
+    SetWireGuard {
+        /// The device.
+        link: LinkName,
+        /// What it is told.
+        device: WireGuard,
+        /// What it was told before.
+        was: Option<WireGuard>,
+    },
+    /// Make a peer of a WireGuard device, or change it; its session goes on.
+    SetWireGuardPeer {
+        /// Which.
+        key: WireGuardPeerKey,
+        /// What it is to be.
+        peer: WireGuardPeer,
+        /// What it is now.
+        was: Option<WireGuardPeer>,
+    },
+    /// Remove a peer of a WireGuard device.
+    DeleteWireGuardPeer(WireGuardPeerKey),
     /// Make or replace a neighbour.
     SetNeighbour {
         /// The neighbour.

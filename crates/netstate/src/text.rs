@@ -6,7 +6,7 @@ use std::fmt::{self, Display, Formatter};
 
 use crate::{
     Address, FdbEntry, Link, LinkKind, MAIN_TABLE, Neighbour, Plan, PolicyRule, Route, RouteKind,
-    RouteTarget, State, Step,
+    RouteTarget, State, Step, WireGuard, WireGuardPeer,
 };
 
 /// All of a state, one object a line, in the order in which it is made.
@@ -15,6 +15,10 @@ impl Display for State {
         self.links.values().try_for_each(|link| writeln!(f, "link {link}"))?;
         self.sysctls.iter().try_for_each(|(path, value)| writeln!(f, "sysctl {path} = {value}"))?;
         self.addresses.iter().try_for_each(|address| writeln!(f, "address {address}"))?;
+        self.wireguards.iter().try_for_each(|(link, device)| writeln!(f, "wireguard {link}{device}"))?;
+        self.wireguard_peers
+            .iter()
+            .try_for_each(|(key, peer)| writeln!(f, "peer {}{peer} dev {}", key.public_key, key.link))?;
         self.neighbours().try_for_each(|neighbour| writeln!(f, "neighbour {neighbour}"))?;
         self.fdb().try_for_each(|entry| writeln!(f, "fdb {entry}"))?;
         self.routes().try_for_each(|route| writeln!(f, "route {route}"))?;
@@ -46,6 +50,16 @@ impl Display for Step {
             }
             Self::AddAddress(address) => write!(f, "+ address {address}"),
             Self::DeleteAddress(address) => write!(f, "- address {address}"),
+            Self::SetWireGuard { link, device, was } => match was {
+                None => write!(f, "+ wireguard {link}{device}"),
+                Some(was) if was.port == device.port => write!(f, "~ wireguard {link}{device} (another key)"),
+                Some(was) => write!(f, "~ wireguard {link}{device} (was{was})"),
+            },
+            Self::SetWireGuardPeer { key, peer, was } => match was {
+                None => write!(f, "+ peer {}{peer} dev {}", key.public_key, key.link),
+                Some(was) => write!(f, "~ peer {}{peer} dev {} (was{was})", key.public_key, key.link),
+            },
+            Self::DeleteWireGuardPeer(key) => write!(f, "- peer {} dev {}", key.public_key, key.link),
             Self::SetNeighbour { neighbour, was } => set(f, ("neighbour", neighbour), was.as_ref()),
             Self::DeleteNeighbour(neighbour) => write!(f, "- neighbour {neighbour}"),
             Self::SetFdb { entry, was } => set(f, ("fdb", entry), was.as_ref()),
@@ -92,6 +106,10 @@ impl Display for LinkKind {
         match self {
             Self::Bridge => f.write_str("bridge"),
             Self::Tun => f.write_str("tun"),
+            Self::WireGuard => f.write_str("wireguard"),
+            Self::IpTunnel(tunnel) => {
+                write!(f, "{} local {}", if tunnel.v6 { "sit" } else { "ipip" }, tunnel.local)
+            }
             Self::Other(text) => write!(f, "({text})"),
             Self::Vxlan(vxlan) => {
                 write!(f, "vxlan id {} dstport {} local {}", vxlan.vni, vxlan.port, vxlan.local)?;
@@ -100,6 +118,29 @@ impl Display for LinkKind {
                     None => f.write_str(" nolearning"),
                 }
             }
+        }
+    }
+}
+
+/// Each part with a space before it. The private key is nobody's to see.
+impl Display for WireGuard {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, " private-key (hidden) listen-port {}", self.port)
+    }
+}
+
+/// Each part with a space before it.
+impl Display for WireGuardPeer {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        if let Some(endpoint) = self.endpoint {
+            write!(f, " endpoint {endpoint}")?;
+        }
+        for (number, net) in self.allowed_ips.iter().enumerate() {
+            write!(f, "{}{net}", if number == 0 { " allowed-ips " } else { "," })?;
+        }
+        match self.keepalive {
+            Some(seconds) => write!(f, " persistent-keepalive {seconds}"),
+            None => Ok(()),
         }
     }
 }

@@ -2,17 +2,20 @@
 //!
 //! Read [`design`]; it is a function of its [`Inputs`] and computes the whole state every time (5,000 peers take
 //! milliseconds), so the state after any history is the state of a fresh start. How a peer is reached is decided in
-//! `peers.rs`; what that takes stands in a file for each way: `vxlan.rs`, `host_gw.rs`, `tunnel.rs`. A peer that
+//! `peers.rs`; what that takes stands in a file for each way: `vxlan.rs`, `host_gw.rs`, `tunnel.rs` and, where the kernel
+//! carries such a tunnel itself, `kernel_tunnel.rs`. A peer that
 //! cannot be programmed whole is left out whole and reported as a [`Problem`].
 //!
 //! The node's own pod CIDRs lead to an `unreachable` route at a metric behind everything else: a pod's own
 //! route, more specific, wins, and so does a bridge's connected route; an address no pod has is answered at
 //! once instead of bouncing between nodes.
 //!
-//! `rp_filter` needs no change: what arrives by one way is also routed back by it, which even the strict form accepts, but
-//! for the two seconds in which two nodes change their backend one after the other.
+//! What arrives by one way is also routed back by it, which even a strict `rp_filter` accepts, but for the two seconds in which
+//! two nodes change their backend one after the other. So where it is strict the tunnels' own devices are made loose; the
+//! host's links are left as they are.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use cluster::{Backend, Lease, Snapshot};
@@ -23,7 +26,8 @@ use netstate::{Address, Link, LinkKind, LinkName, Route, RouteKey, RouteKind, Ro
 use crate::carried::{self, Overlaps};
 use crate::family::Family;
 use crate::host::Host;
-use crate::masquerade;
+use crate::kernel_tunnel::{self, InKernel};
+use crate::masquerade::{self, Masquerade};
 use crate::mtu;
 use crate::peers::{Peer, Seen, Way, carries, peers};
 use crate::problem::Problem;
@@ -51,14 +55,19 @@ pub struct Inputs<'a> {
     pub underlays: &'a BTreeMap<Family, Underlay>,
     /// The largest packet, in bytes, that the underlay carries.
     pub carried: u32,
+    /// The largest packet, in bytes, that was seen to reach an underlay address, where that is less than links and leases
+    /// say.
+    pub path_mtus: &'a BTreeMap<IpAddr, u32>,
     /// The VXLAN tunnels of the cluster.
     pub vxlan: VxlanSettings,
+    /// Which of the tunnels this host's kernel carries itself.
+    pub kernel: InKernel,
     /// The UDP port of [`TunnelKind::Udp`] and of [`TunnelKind::WireGuard`], where there are any.
     pub ports: TunnelPorts,
     /// The cluster's pod networks.
     pub cluster: &'a [IpNet],
-    /// Whether pod traffic that leaves the cluster is translated.
-    pub masquerade: bool,
+    /// How pod traffic that leaves the cluster is translated.
+    pub masquerade: Masquerade<'a>,
     /// The host's links and addresses.
     pub host: &'a Host,
 }
@@ -103,6 +112,8 @@ pub struct Path {
     pub way: Way,
     /// The largest packet that pods of this node send there, in bytes.
     pub mtu: u32,
+    /// What the largest packet on the way is, in bytes, as far as links and leases say: with what the tunnel adds.
+    pub full: u32,
 }
 
 /// Pod CIDRs of before of these nodes that others have now.
@@ -143,15 +154,17 @@ fn own_part(design: &mut Design, inputs: &Inputs<'_>, superseded: &Superseded<'_
     let backends: Vec<&Backend> =
         [inputs.sends, &inputs.lease.backend].into_iter().chain(inputs.keeps).collect();
     let mut devices: Vec<LinkName> = Vec::new();
-    // What is to be encrypted must not take the default route while there is no way to its peer.
     if backends.iter().any(|backend| matches!(backend, Backend::WireGuard { .. })) {
-        inputs.cluster.iter().for_each(|net| design.state.insert_route(unreachable(net.trunc())));
+        let families: Vec<Family> =
+            Family::ALL.into_iter().filter(|family| carries(inputs.lease, *family)).collect();
+        guard(inputs.cluster, &families).routes().for_each(|route| design.state.insert_route(route));
     }
     let is_vxlan = |backend: &&Backend| matches!(backend, Backend::Vxlan { .. });
     if backends.iter().any(is_vxlan) || used.iter().any(|way| matches!(way, Way::Vxlan { .. })) {
         let link = vxlan::device(inputs);
-        let links = link.into_iter().chain(vxlan::device_v6(inputs));
-        devices.extend(links.map(|link| device_part(&mut design.state, inputs, link)));
+        let devices_of = [(link, &Family::ALL[..]), (vxlan::device_v6(inputs), &[Family::V6])];
+        let made = devices_of.into_iter().filter_map(|(link, families)| Some((link?, families)));
+        devices.extend(made.map(|(link, families)| device_part(&mut design.state, inputs, link, families)));
     }
     for kind in TunnelKind::ALL {
         let uses = |way: &Way| matches!(way, Way::Tunnel { kind: of, .. } if *of == kind);
@@ -159,10 +172,21 @@ fn own_part(design: &mut Design, inputs: &Inputs<'_>, superseded: &Superseded<'_
             devices.extend(tunnel_part(design, inputs, kind, superseded));
         }
     }
-    if inputs.masquerade {
-        design.state.insert_table(masquerade::table(inputs.cluster, &devices));
+    if !inputs.masquerade.families.is_empty() {
+        design.state.insert_table(masquerade::table(&inputs.masquerade, inputs.cluster, &devices));
     }
     sysctls(&mut design.state, inputs);
+}
+
+/// What keeps packets to the cluster's pods from leaving by any way but one to their own node: where pods' packets are to
+/// be encrypted, they must not take the default route while there is no tunnel. It stays where a node leaves the cluster.
+/// `families` are those that the node takes part with: a kernel without IPv6 has no such routes either.
+#[must_use]
+pub fn guard(cluster: &[IpNet], families: &[Family]) -> State {
+    let mut state = State::default();
+    let networks = cluster.iter().filter(|net| families.contains(&Family::of_net(net)));
+    networks.for_each(|net| state.insert_route(unreachable(net.trunc())));
+    state
 }
 
 fn unreachable(destination: IpNet) -> Route {
@@ -171,43 +195,64 @@ fn unreachable(destination: IpNet) -> Route {
     Route { key, target }
 }
 
-/// A tunnel's device, with the base address of each of the node's pod CIDRs as the tunnel's end.
-fn device_part(state: &mut State, inputs: &Inputs<'_>, link: Link) -> LinkName {
+/// A tunnel's device for these families, with the base address of each of the node's pod CIDRs as the tunnel's end.
+fn device_part(state: &mut State, inputs: &Inputs<'_>, link: Link, families: &[Family]) -> LinkName {
     let name = link.name;
     state.insert_link(link);
-    // What is for IPv6 alone has the ends of that alone.
-    let has_end = |cidr: &&IpNet| name.as_str() != vxlan::DEVICE_V6 || cidr.addr().is_ipv6();
-    for cidr in inputs.lease.pod_cidrs.iter().filter(has_end) {
+    for cidr in inputs.lease.pod_cidrs.iter().filter(|cidr| families.contains(&Family::of_net(cidr))) {
         state.insert_address(Address { link: name, net: host_net(base_address(*cidr)) });
     }
-    if carries(inputs.lease, Family::V6) {
+    // Loose: while two nodes change their way one after the other, what comes by the tunnel is answered by another one.
+    if inputs.host.strict_reverse_path {
+        state.insert_sysctl(format!("net/ipv4/conf/{name}/rp_filter"), "2");
+    }
+    if families.contains(&Family::V6) && carries(inputs.lease, Family::V6) {
         state.insert_sysctl(format!("net/ipv6/conf/{name}/accept_ra"), "0");
         state.insert_sysctl(format!("net/ipv6/conf/{name}/disable_ipv6"), "0");
     }
     name
 }
 
-/// The device of a program's tunnel, and what the program is told.
+/// The devices of a tunnel, and what whoever carries it is told: the kernel, or a program.
 fn tunnel_part(
     design: &mut Design,
     inputs: &Inputs<'_>,
     kind: TunnelKind,
     superseded: &Superseded<'_>,
-) -> Option<LinkName> {
-    let device: LinkName = kind.device().parse().ok()?;
+) -> Vec<LinkName> {
+    let Ok(device) = kind.device().parse::<LinkName>() else { return Vec::new() };
     let mtu = inputs.carried.saturating_sub(kind.overhead(Family::of(inputs.underlay.address)));
+    let peers = tunnel_peers(design, inputs, kind, superseded);
+    if inputs.kernel.carries(kind) {
+        let devices = kernel_tunnel::devices(inputs, kind, mtu).into_iter();
+        let made: Vec<LinkName> =
+            devices.map(|(link, families)| device_part(&mut design.state, inputs, link, &families)).collect();
+        if kind == TunnelKind::WireGuard {
+            kernel_tunnel::configure(&mut design.state, inputs, device, peers);
+        }
+        return made;
+    }
     let link = Link { name: device, kind: LinkKind::Tun, mtu: Some(mtu), mac: None, up: true };
-    device_part(&mut design.state, inputs, link);
+    device_part(&mut design.state, inputs, link, &Family::ALL);
+    let tunnel =
+        TunnelDesign { device, port: own_port(inputs, kind), underlay: inputs.underlay.address, mtu, peers };
+    design.tunnels.insert(kind, tunnel);
+    vec![device]
+}
+
+/// With whom a tunnel speaks.
+fn tunnel_peers(
+    design: &Design,
+    inputs: &Inputs<'_>,
+    kind: TunnelKind,
+    superseded: &Superseded<'_>,
+) -> Vec<TunnelPeer> {
     let leases = design.peers.keys().filter_map(|node| inputs.snapshot.leases.get(node));
     let peers = leases.filter_map(|lease| {
         let cidrs = carried_by(lease, superseded).filter(|cidr| carries(inputs.lease, Family::of_net(cidr)));
         tunnel_peer(inputs, lease, kind, cidrs.collect())
     });
-    let peers = peers.collect();
-    let tunnel =
-        TunnelDesign { device, port: own_port(inputs, kind), underlay: inputs.underlay.address, mtu, peers };
-    design.tunnels.insert(kind, tunnel);
-    Some(device)
+    peers.collect()
 }
 
 /// The pod CIDRs of a peer, but those of before that are another node's now.
@@ -241,12 +286,16 @@ fn sysctls(state: &mut State, inputs: &Inputs<'_>) {
 fn peer_part(design: &mut Design, inputs: &Inputs<'_>, peer: &Peer<'_>, cidrs: &[IpNet]) {
     let mut paths = BTreeMap::new();
     for (family, way) in &peer.ways {
-        let mtu = path_mtu(inputs, peer.lease, *family, way);
-        paths.insert(*family, Path { way: *way, mtu });
+        let path = path(inputs, peer.lease, *family, way);
+        let mtu = path.mtu;
+        paths.insert(*family, path);
         for cidr in cidrs.iter().copied().filter(|cidr| Family::of_net(cidr) == *family) {
             let mut route = match way {
                 Way::Vxlan { mac, underlay } => {
                     vxlan::peer_part(&mut design.state, inputs, cidr, (*mac, *underlay))
+                }
+                Way::Tunnel { kind, underlay } if inputs.kernel.carries(*kind) => {
+                    kernel_tunnel::route(cidr, *kind, *underlay)
                 }
                 Way::Tunnel { kind, .. } => {
                     kind.device().parse().ok().map(|device| Route::on_link(cidr, device))
@@ -281,18 +330,24 @@ fn tunnel_peer(
     };
     let way = Way::Tunnel { kind, underlay };
     let families = Family::ALL.into_iter().filter(|family| carries(inputs.lease, *family));
-    let mtu = families.map(|family| path_mtu(inputs, lease, family, &way)).min().unwrap_or_default();
+    let mtu = families.map(|family| path(inputs, lease, family, &way).mtu).min().unwrap_or_default();
     Some(TunnelPeer { node: lease.node.clone(), underlay, port, pod_cidrs: cidrs, mtu, public_key })
 }
 
-/// The largest packet to a peer: the way, or the peer's pods, may take less than pods of this node send.
-fn path_mtu(inputs: &Inputs<'_>, lease: &Lease, family: Family, way: &Way) -> u32 {
-    let largest = match way {
-        Way::Vxlan { underlay, .. } => vxlan::largest(inputs, *underlay),
-        Way::Tunnel { kind, .. } => {
-            inputs.carried.saturating_sub(kind.overhead(Family::of(inputs.underlay.address)))
-        }
-        Way::Direct { .. } => inputs.carried,
+/// The path to a peer: the way, or the peer's pods, may take less than pods of this node send.
+fn path(inputs: &Inputs<'_>, lease: &Lease, family: Family, way: &Way) -> Path {
+    let overhead = match way {
+        Way::Vxlan { underlay, .. } => mtu::vxlan_overhead(Family::of(*underlay)),
+        Way::Tunnel { kind, .. } => kind.overhead(Family::of(inputs.underlay.address)),
+        Way::Direct { .. } => 0,
     };
-    largest.min(lease.mtu).min(inputs.lease.mtu).max(mtu::smallest(family))
+    let link = match way {
+        Way::Direct { link, .. } => inputs.host.link(link.as_str()).map(|link| link.mtu),
+        Way::Vxlan { underlay, .. } => Some(vxlan::carried(inputs, *underlay)),
+        Way::Tunnel { .. } => None,
+    };
+    let pods = lease.mtu.min(inputs.lease.mtu).saturating_add(overhead);
+    let full = inputs.carried.min(pods).min(link.unwrap_or(u32::MAX));
+    let seen = inputs.path_mtus.get(&way.underlay()).copied().unwrap_or(full);
+    Path { way: *way, mtu: full.min(seen).saturating_sub(overhead).max(mtu::smallest(family)), full }
 }

@@ -19,6 +19,9 @@ pub struct Host {
     pub addresses: Vec<HostAddress>,
     /// The unicast routes of the main table.
     pub routes: Vec<HostRoute>,
+    /// Whether a new link has the strict reverse-path filter (`rp_filter` 1): drops what comes by another link than its
+    /// answer would leave by.
+    pub strict_reverse_path: bool,
 }
 
 /// A link.
@@ -101,6 +104,16 @@ impl Host {
             })
             .filter(|route| route.link.is_some() && !route.ours)
             .min_by_key(|route| route.metric)
+    }
+
+    /// The link over which the kernel reaches an address without a router in between, as the main table's longest prefix has it.
+    pub(crate) fn link_without_router(&self, address: IpAddr) -> Option<&str> {
+        let best = self
+            .routes
+            .iter()
+            .filter(|route| route.destination.contains(&address) && !route.ours)
+            .max_by_key(|route| (route.destination.prefix_len(), std::cmp::Reverse(route.metric)))?;
+        best.link.as_deref().filter(|link| best.gateway.is_none() && self.is_outside(link))
     }
 
     /// The links that listen to router advertisements and live by them: they hold a global IPv6 address with a

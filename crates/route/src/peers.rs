@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use cluster::{Backend, Flannel, Lease, MacAddress};
+use cluster::{Backend, Flannel, Lease, MacAddress, PublicKey};
 use ipnet::IpNet;
 use netstate::{LinkName, Mac};
 
@@ -196,9 +196,9 @@ fn check_tunnel(inputs: &Inputs<'_>, lease: &Lease) -> Result<(), Problem> {
 
 fn way(inputs: &Inputs<'_>, lease: &Lease, family: Family, common: Common) -> Result<Way, Problem> {
     match common {
-        Common::HostGw => direct(inputs, lease, family),
+        Common::HostGw => direct(inputs, lease, family, Reach::AnyLink),
         Common::Vxlan if inputs.vxlan.direct_routing => {
-            direct(inputs, lease, family).or_else(|_| vxlan_way(inputs, lease, family))
+            direct(inputs, lease, family, Reach::Underlay).or_else(|_| vxlan_way(inputs, lease, family))
         }
         Common::Vxlan => vxlan_way(inputs, lease, family),
         Common::Tunnel(kind) => tunnel(inputs, lease, kind),
@@ -243,18 +243,33 @@ fn flannels_way(inputs: &Inputs<'_>, lease: &Lease, family: Family) -> Result<Wa
     Ok(Way::Vxlan { mac: Mac(mac.0), underlay })
 }
 
-fn direct(inputs: &Inputs<'_>, lease: &Lease, family: Family) -> Result<Way, Problem> {
+/// Which links a plain route may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// The underlay's alone: where there is a tunnel as well, a peer that sees things otherwise would answer by that.
+    Underlay,
+    /// Any on which the kernel sees the peer without a router.
+    AnyLink,
+}
+
+fn direct(inputs: &Inputs<'_>, lease: &Lease, family: Family, reach: Reach) -> Result<Way, Problem> {
     let gateway = underlay_of(lease, family)?;
     let missing = || Problem::OwnUnderlay { node: lease.node.clone(), family };
     let Underlay { link, address, .. } = inputs.underlays.get(&family).ok_or_else(missing)?;
     // A node that tells its peers another address than it has is reached by way of somebody else.
-    let shared = inputs.lease.underlay.contains(address)
-        && inputs.host.addresses.iter().any(|entry| {
-            let is_shared = entry.address.contains(&gateway) && entry.address.prefix_len() < family.bits();
-            entry.link == *link && is_shared
-        });
-    match link.parse() {
-        Ok(link) if shared => Ok(Way::Direct { link, gateway }),
+    let told = inputs.lease.underlay.contains(address);
+    let on_underlay = inputs.host.addresses.iter().any(|entry| {
+        let is_shared = entry.address.contains(&gateway) && entry.address.prefix_len() < family.bits();
+        entry.link == *link && is_shared
+    });
+    let found = match reach {
+        _ if !told => None,
+        _ if on_underlay => Some(link.as_str()),
+        Reach::Underlay => None,
+        Reach::AnyLink => inputs.host.link_without_router(gateway),
+    };
+    match found.map(str::parse) {
+        Some(Ok(link)) => Ok(Way::Direct { link, gateway }),
         _ => Err(Problem::OffLink { node: lease.node.clone(), address: gateway, link: link.clone() }),
     }
 }
@@ -264,20 +279,22 @@ fn underlay_of(lease: &Lease, family: Family) -> Result<IpAddr, Problem> {
     address.ok_or_else(|| Problem::Underlay { node: lease.node.clone(), family })
 }
 
-/// The underlay and link addresses in use, and by whom.
+/// The underlay and link addresses and WireGuard's keys in use, and by whom.
 pub(crate) struct Seen<'a> {
     underlay: HashMap<IpAddr, &'a Arc<str>>,
     macs: HashMap<MacAddress, &'a Arc<str>>,
+    keys: HashMap<PublicKey, &'a Arc<str>>,
 }
 
 impl<'a> Seen<'a> {
     pub(crate) fn of(inputs: &Inputs<'a>) -> Self {
-        let mut seen = Self { underlay: HashMap::new(), macs: HashMap::new() };
+        let mut seen = Self { underlay: HashMap::new(), macs: HashMap::new(), keys: HashMap::new() };
         let own = inputs.lease;
         seen.underlay.extend(own.underlay.iter().map(|address| (*address, &own.node)));
         seen.underlay.insert(inputs.underlay.address, &own.node);
         let mac = vxlan::tunnel_mac(&own.node);
         seen.macs.extend([mac, mac.over_ipv6()].map(|mac| (mac, &own.node)));
+        seen.keys.extend(key_of(own).map(|key| (key, &own.node)));
         seen
     }
 
@@ -296,6 +313,11 @@ impl<'a> Seen<'a> {
                 return problem(format!("link address {}", MacAddress(mac.0)), holder);
             }
         }
+        // A disk that was copied, with the key on it: a device cannot tell two peers with one key apart.
+        if let Some((key, holder)) = key_of(lease).and_then(|key| Some((key, self.keys.get(&key)?))) {
+            return problem(format!("WireGuard key {key}"), holder);
+        }
+        self.keys.extend(key_of(lease).map(|key| (key, &lease.node)));
         for way in ways.values() {
             self.underlay.insert(way.underlay(), &lease.node);
             if let Way::Vxlan { mac, .. } = way {
@@ -303,5 +325,12 @@ impl<'a> Seen<'a> {
             }
         }
         None
+    }
+}
+
+fn key_of(lease: &Lease) -> Option<PublicKey> {
+    match lease.backend {
+        Backend::WireGuard { public_key, .. } => Some(public_key),
+        _ => None,
     }
 }

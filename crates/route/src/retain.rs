@@ -12,6 +12,7 @@ use netstate::pool::{Pool, overlaps};
 
 use crate::allocate::Taken;
 use crate::host::{Host, HostRoute};
+use crate::kernel_tunnel::SIT;
 use crate::tunnel::TunnelKind;
 use crate::vxlan::DEVICE;
 
@@ -64,7 +65,9 @@ fn used(host: &Host, of: &Retention<'_>) -> BTreeSet<IpNet> {
 
 /// Whether a route leads to something on this very host.
 fn is_local(route: &HostRoute) -> bool {
-    let is_tunnel = |link: &str| link == DEVICE || TunnelKind::ALL.iter().any(|kind| kind.device() == link);
+    let is_tunnel = |link: &str| {
+        link == DEVICE || link == SIT || TunnelKind::ALL.iter().any(|kind| kind.device() == link)
+    };
     route.gateway.is_none() && route.link.as_deref().is_some_and(|link| !is_tunnel(link))
 }
 

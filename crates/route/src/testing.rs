@@ -50,5 +50,6 @@ pub(crate) fn host() -> Host {
             route("198.18.0.0/24", "eth0", None),
             route("::/0", "eth0", Some("fd00:198:18::1")),
         ],
+        strict_reverse_path: false,
     }
 }

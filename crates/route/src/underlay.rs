@@ -1,16 +1,23 @@
 //! Which of the host's links and addresses carries the tunnels.
 //!
 //! Read [`choose`], which answers for one family. First hit wins: the address the operator configured, the
-//! interface the operator configured, the node's own address from its Node object, the address chosen before
+//! interface the operator configured, what matches the pattern the operator configured, the way to the address the operator
+//! configured, the node's own address from its Node object, the address chosen before
 //! (while it is still there), the link of the default route, the only candidate there is. Nothing else about the
 //! host matters, so a second link or a virtual address that appears later is never chosen; and the agent asks
 //! again at every change, so an address that does change is noticed.
+//!
+//! A pattern is tried on addresses first, and on names only where no address matches. Of several that match, one
+//! whose link is up goes first, then the one of the Node object, then the one chosen before, then the default route's, then the
+//! kernel's order.
 //!
 //! Within a link: global before the rest, never a deprecated, temporary or tentative address, permanent before
 //! leased, an address with a subnet before a lone /32 (which is how virtual addresses are added), then the
 //! kernel's order.
 
 use std::net::IpAddr;
+
+use regex::bytes::Regex;
 
 use crate::family::Family;
 use crate::host::{Host, HostAddress};
@@ -28,11 +35,26 @@ pub struct Underlay {
     pub reason: &'static str,
 }
 
+/// How the kernel reaches an address now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reached {
+    /// The address.
+    pub target: IpAddr,
+    /// The link that packets to it leave by, where there is a way.
+    pub link: Option<String>,
+    /// The address they leave with.
+    pub source: Option<IpAddr>,
+}
+
 /// What is known beside the host itself.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Wish<'a> {
     /// The interface the operator configured.
     pub interface: Option<&'a str>,
+    /// What the operator configured that an address, else an interface's name, has to match.
+    pub pattern: Option<&'a Regex>,
+    /// The way to each address that the operator configured as one to be reached, at most one of each family.
+    pub reached: &'a [Reached],
     /// The addresses the operator configured, at most one of each family.
     pub addresses: &'a [IpAddr],
     /// The addresses of the node's Node object.
@@ -63,6 +85,31 @@ pub enum UnderlayError {
         family: Family,
         /// The interface configured.
         interface: String,
+        /// What there is, as text.
+        known: String,
+    },
+    /// Nothing matches the configured pattern.
+    #[error(
+        "choose the {family} underlay: no {family} address and no link's name matches {pattern}\nhint: this host has {known}"
+    )]
+    NoMatch {
+        /// The family asked for.
+        family: Family,
+        /// The pattern configured.
+        pattern: String,
+        /// What there is, as text.
+        known: String,
+    },
+    /// There is no way to the address that the operator configured.
+    #[error(
+        "choose the {family} underlay: no way leads from a link of this host to {target} (underlay.canReach)\nhint: add a \
+         route to it, or name another address; this host has {known}"
+    )]
+    NotReached {
+        /// The family asked for.
+        family: Family,
+        /// The address configured.
+        target: IpAddr,
         /// What there is, as text.
         known: String,
     },
@@ -102,6 +149,17 @@ pub fn choose(host: &Host, wish: &Wish<'_>, family: Family) -> Result<Underlay, 
     if let Some(interface) = wish.interface {
         return configured_interface(host, interface, wish, family);
     }
+    if let Some(pattern) = wish.pattern {
+        return matching(host, pattern, wish, family);
+    }
+    if let Some(reached) = wish.reached.iter().find(|reached| Family::of(reached.target) == family) {
+        return towards(host, reached, wish, family);
+    }
+    found_out(host, wish, family)
+}
+
+/// The underlay where the operator said nothing.
+fn found_out(host: &Host, wish: &Wish<'_>, family: Family) -> Result<Underlay, UnderlayError> {
     if let Some(holder) = wish
         .node
         .iter()
@@ -124,6 +182,81 @@ pub fn choose(host: &Host, wish: &Wish<'_>, family: Family) -> Result<Underlay, 
         }
         None => only_candidate(host, family),
     }
+}
+
+/// What matches the pattern: addresses first, then names.
+fn matching(
+    host: &Host,
+    pattern: &Regex,
+    wish: &Wish<'_>,
+    family: Family,
+) -> Result<Underlay, UnderlayError> {
+    let usable = |entry: &&HostAddress| {
+        Family::of_net(&entry.address) == family && host.is_outside(&entry.link) && reaches_far(entry)
+    };
+    let addresses = host.addresses.iter().filter(usable).filter(|entry| !entry.avoid);
+    let mut found: Vec<&HostAddress> =
+        addresses.filter(|entry| pattern.is_match(entry.address.addr().to_string().as_bytes())).collect();
+    if found.is_empty() {
+        let links = host.links.iter().map(|link| link.name.as_str());
+        let links = links.filter(|name| host.is_outside(name) && pattern.is_match(name.as_bytes()));
+        found = links.filter_map(|name| best_address(host, name, family)).collect();
+    }
+    let of_node = |entry: &HostAddress| wish.node.contains(&entry.address.addr());
+    let of_before =
+        |entry: &HostAddress| wish.previous.is_some_and(|previous| previous.address == entry.address.addr());
+    let way_out = host.default_route(family).and_then(|route| route.link.as_deref());
+    let is_up = |entry: &HostAddress| host.link(&entry.link).is_some_and(|link| link.up);
+    let rank = |entry: &&&HostAddress| {
+        (!is_up(entry), !of_node(entry), !of_before(entry), way_out != Some(entry.link.as_str()))
+    };
+    let best = found.iter().min_by_key(rank);
+    best.map(|holder| take(host, holder, "configured pattern")).ok_or_else(|| UnderlayError::NoMatch {
+        family,
+        pattern: pattern.as_str().to_owned(),
+        known: candidates_text(host, family),
+    })
+}
+
+const WAY: &str = "way to the address in underlay.canReach";
+const LAST_WAY: &str = "last way to the address in underlay.canReach, to which there is none now";
+
+/// The link and source by which the kernel reaches an address. The source need not be on that link. While there is no way, such
+/// as between two routes, what was chosen for the last one stays.
+fn towards(
+    host: &Host,
+    reached: &Reached,
+    wish: &Wish<'_>,
+    family: Family,
+) -> Result<Underlay, UnderlayError> {
+    let link = reached.link.as_deref().and_then(|name| host.link(name));
+    let Some(link) = link.filter(|link| host.is_outside(&link.name)) else {
+        let last = wish.previous.filter(|previous| [WAY, LAST_WAY].contains(&previous.reason));
+        let holder = last.filter(|last| host.link(&last.link).is_some()).and_then(|last| {
+            host.holder(last.address)
+                .filter(|holder| Family::of_net(&holder.address) == family && !holder.avoid)
+        });
+        let kept = last.zip(holder).map(|(last, holder)| on_way(host, &last.link, holder, LAST_WAY));
+        return kept.ok_or_else(|| UnderlayError::NotReached {
+            family,
+            target: reached.target,
+            known: candidates_text(host, family),
+        });
+    };
+    // A temporary address does not last.
+    let source = reached
+        .source
+        .and_then(|source| host.holder(source))
+        .filter(|holder| !holder.avoid && reaches_far(holder));
+    let holder = source.or_else(|| best_address(host, &link.name, family));
+    let missing = || UnderlayError::NoAddress { family, interface: link.name.clone() };
+    Ok(on_way(host, &link.name, holder.ok_or_else(missing)?, WAY))
+}
+
+/// The underlay that leaves by a link, with an address that need not be on it.
+fn on_way(host: &Host, link: &str, holder: &HostAddress, reason: &'static str) -> Underlay {
+    let mtu = host.link(link).map_or(0, |link| link.mtu);
+    Underlay { link: link.to_owned(), mtu, address: holder.address.addr(), reason }
 }
 
 fn configured_interface(
@@ -181,16 +314,16 @@ fn best_address<'a>(host: &'a Host, link: &str, family: Family) -> Option<&'a Ho
             let lone = entry.address.prefix_len() == family.bits();
             (!entry.global, lone, !entry.permanent)
         })
-        .filter(|entry| entry.global || family == Family::V4)
+        .filter(|entry| reaches_far(entry))
+}
+
+/// Whether peers can send to the address at all: a link-local one of IPv6 means something on its link alone.
+fn reaches_far(entry: &HostAddress) -> bool {
+    entry.global || Family::of_net(&entry.address) == Family::V4
 }
 
 fn take(host: &Host, holder: &HostAddress, reason: &'static str) -> Underlay {
-    Underlay {
-        link: holder.link.clone(),
-        mtu: host.link(&holder.link).map_or(0, |link| link.mtu),
-        address: holder.address.addr(),
-        reason,
-    }
+    on_way(host, &holder.link, holder, reason)
 }
 
 fn candidates_text(host: &Host, family: Family) -> String {
@@ -265,6 +398,140 @@ mod tests {
         let wish = Wish { addresses: &addresses, ..Wish::default() };
         let error = choose(&host(), &wish, Family::V4).unwrap_err().to_string();
         assert!(error.contains("192.0.2.1") && error.contains("198.18.0.5 on eth0"), "{error}");
+    }
+
+    /// The machine with a second link, `storage1`, and an address of each family on it.
+    fn with_storage() -> Host {
+        let mut machine = host();
+        machine.links.push(link("storage1"));
+        machine.addresses.push(address("storage1", "203.0.113.7/24"));
+        machine.addresses.push(address("storage1", "fd00:6::7/64"));
+        machine
+    }
+
+    #[test]
+    fn a_pattern_is_tried_on_addresses_before_names() {
+        let machine = with_storage();
+        let by = |pattern: &str, family| {
+            let pattern = Regex::new(pattern).unwrap();
+            choose(&machine, &Wish { pattern: Some(&pattern), ..Wish::default() }, family)
+        };
+        assert_eq!(by("^203\\.0\\.", Family::V4).unwrap().link, "storage1");
+        assert_eq!(by("^storage", Family::V4).unwrap().address.to_string(), "203.0.113.7");
+        assert_eq!(by("^storage", Family::V6).unwrap().address.to_string(), "fd00:6::7");
+        assert_eq!(by("7$", Family::V4).unwrap().link, "storage1");
+        assert_eq!(by("^(eth|storage)[0-9]$", Family::V4).unwrap().link, "eth0", "that of the default route");
+        let error = by("^wlan", Family::V4).unwrap_err().to_string();
+        assert!(error.contains("matches ^wlan") && error.contains("203.0.113.7 on storage1"), "{error}");
+    }
+
+    #[test]
+    fn of_several_that_match_a_pattern_the_nodes_own_goes_first_and_the_choice_stays() {
+        let machine = with_storage();
+        let pattern = Regex::new(".").unwrap();
+        let node = ["203.0.113.7".parse().unwrap()];
+        let mut wish = Wish { pattern: Some(&pattern), node: &node, ..Wish::default() };
+        let first = choose(&machine, &wish, Family::V4).unwrap();
+        assert_eq!(first.link, "storage1");
+        wish.node = &[];
+        wish.previous = Some(&first);
+        assert_eq!(choose(&machine, &wish, Family::V4).unwrap().link, "storage1");
+        wish.previous = None;
+        assert_eq!(choose(&machine, &wish, Family::V4).unwrap().link, "eth0");
+    }
+
+    #[test]
+    fn a_pattern_takes_a_link_that_is_up_before_one_that_is_down() {
+        let mut machine = with_storage();
+        let pattern = Regex::new(".").unwrap();
+        let node = ["203.0.113.7".parse().unwrap()];
+        let wish = Wish { pattern: Some(&pattern), node: &node, ..Wish::default() };
+        machine.links.last_mut().unwrap().up = false;
+        assert_eq!(choose(&machine, &wish, Family::V4).unwrap().link, "eth0");
+        machine.links.iter_mut().for_each(|link| link.up = false);
+        assert_eq!(choose(&machine, &wish, Family::V4).unwrap().link, "storage1", "better than none");
+    }
+
+    #[test]
+    fn the_way_to_an_address_decides_for_its_own_family_and_follows_the_kernel() {
+        let machine = with_storage();
+        let target = "192.0.2.1".parse().unwrap();
+        let by = |link: Option<&str>, source: Option<&str>| {
+            let source = source.map(|source| source.parse().unwrap());
+            let reached = [Reached { target, link: link.map(str::to_owned), source }];
+            let wish = Wish { reached: &reached, ..Wish::default() };
+            (choose(&machine, &wish, Family::V4), choose(&machine, &wish, Family::V6).unwrap().link)
+        };
+        let (four, six) = by(Some("storage1"), Some("203.0.113.7"));
+        let four = four.unwrap();
+        assert_eq!((four.link.as_str(), four.address.to_string()), ("storage1", "203.0.113.7".to_owned()));
+        assert_eq!(six, "eth0", "of the other family nothing was said");
+        assert_eq!(by(Some("storage1"), None).0.unwrap().address.to_string(), "203.0.113.7");
+        let from_elsewhere = by(Some("storage1"), Some("198.18.0.5")).0.unwrap();
+        assert_eq!((from_elsewhere.link.as_str(), from_elsewhere.mtu), ("storage1", 1500));
+        for (link, source) in [(None, None), (Some("lo"), Some("127.0.0.1"))] {
+            let error = by(link, source).0.unwrap_err().to_string();
+            assert!(error.contains("to 192.0.2.1") && error.contains("198.18.0.5 on eth0"), "{error}");
+        }
+    }
+
+    #[test]
+    fn while_there_is_no_way_to_the_address_the_last_one_stays() {
+        let mut machine = with_storage();
+        let target = "192.0.2.1".parse().unwrap();
+        let mut reached = [Reached { target, link: Some("storage1".into()), source: None }];
+        let first = choose(&machine, &Wish { reached: &reached, ..Wish::default() }, Family::V4).unwrap();
+        reached[0].link = None;
+        let again = |machine: &Host, previous| {
+            let wish = Wish { reached: &reached, previous: Some(previous), ..Wish::default() };
+            choose(machine, &wish, Family::V4)
+        };
+        let second = again(&machine, &first).unwrap();
+        assert_eq!((&second.link, second.address), (&first.link, first.address));
+        let third = again(&machine, &second).unwrap();
+        assert_eq!(third, second, "however often it is asked");
+        machine.addresses.retain(|entry| entry.address.addr() != first.address);
+        assert!(again(&machine, &second).is_err(), "its address is gone");
+    }
+
+    #[test]
+    fn a_link_local_ipv6_address_is_chosen_by_no_pattern_and_no_way() {
+        let machine = host();
+        let pattern = Regex::new("^fe80").unwrap();
+        let wish = Wish { pattern: Some(&pattern), ..Wish::default() };
+        assert!(choose(&machine, &wish, Family::V6).is_err());
+        let target = "fe80::1".parse().unwrap();
+        let source = Some("fe80::5".parse().unwrap());
+        let reached = [Reached { target, link: Some("eth0".into()), source }];
+        let wish = Wish { reached: &reached, ..Wish::default() };
+        assert_eq!(chosen(&machine, &wish, Family::V6), ("eth0".into(), "fd00:198:18::5".into()));
+    }
+
+    #[test]
+    fn what_is_configured_goes_in_the_order_address_interface_pattern_way() {
+        let machine = with_storage();
+        let pattern = Regex::new("^storage").unwrap();
+        let reached =
+            [Reached { target: "192.0.2.1".parse().unwrap(), link: Some("eth0".into()), source: None }];
+        let addresses = ["198.18.0.5".parse().unwrap()];
+        let mut wish = Wish {
+            addresses: &addresses,
+            interface: Some("storage1"),
+            pattern: Some(&pattern),
+            reached: &reached,
+            ..Wish::default()
+        };
+        let mut reasons = Vec::new();
+        let mut note = |wish: &Wish<'_>| reasons.push(choose(&machine, wish, Family::V4).unwrap().reason);
+        note(&wish);
+        wish.addresses = &[];
+        note(&wish);
+        wish.interface = None;
+        note(&wish);
+        wish.pattern = None;
+        note(&wish);
+        let way = "way to the address in underlay.canReach";
+        assert_eq!(reasons, ["configured address", "configured interface", "configured pattern", way]);
     }
 
     #[test]

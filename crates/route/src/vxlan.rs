@@ -75,11 +75,15 @@ fn name(inputs: &Inputs<'_>, underlay: IpAddr) -> &'static str {
     if underlay.is_ipv6() && inputs.underlay.address.is_ipv4() { DEVICE_V6 } else { DEVICE }
 }
 
+/// The largest packet, in bytes, that the underlay of that address's family carries.
+pub(crate) fn carried(inputs: &Inputs<'_>, underlay: IpAddr) -> u32 {
+    let own = inputs.underlays.get(&Family::of(underlay));
+    own.map_or(inputs.carried, |own| inputs.carried.min(own.mtu))
+}
+
 /// The largest packet that a tunnel to or from that underlay address takes, in bytes.
 pub(crate) fn largest(inputs: &Inputs<'_>, underlay: IpAddr) -> u32 {
-    let family = Family::of(underlay);
-    let carried = inputs.underlays.get(&family).map_or(inputs.carried, |own| inputs.carried.min(own.mtu));
-    carried.saturating_sub(mtu::vxlan_overhead(family))
+    carried(inputs, underlay).saturating_sub(mtu::vxlan_overhead(Family::of(underlay)))
 }
 
 /// What stands before the route to a pod CIDR of a peer, and that route.

@@ -4,18 +4,19 @@
 //! be read. Scenarios by number: the list in the project's notes on behaviours of node-to-node networking.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use cluster::{Backend, Change, Claim, Flannel, Key, Lease, MacAddress, Node, Object, PublicKey, Snapshot};
 use ipnet::IpNet;
+use netstate::SecretKey;
 use proptest::prelude::{Just, Strategy, any, prop_assert_eq, prop_oneof, proptest};
 use route::vxlan::tunnel_mac;
 use route::{
-    Design, Family, Host, HostAddress, HostLink, Inputs, Problem, TunnelKind, TunnelPorts, Underlay,
-    VxlanSettings, Way, design,
+    Design, Family, Host, HostAddress, HostLink, HostRoute, InKernel, Inputs, Masquerade, Problem,
+    TunnelKind, TunnelPorts, Underlay, VxlanSettings, Way, design, guard,
 };
 
 fn net(text: &str) -> IpNet {
@@ -90,6 +91,9 @@ struct Case {
     cluster: Vec<IpNet>,
     port: u16,
     direct_routing: bool,
+    masquerade: Masquerade<'static>,
+    path_mtus: BTreeMap<IpAddr, u32>,
+    kernel: InKernel,
     /// What is different about the host.
     host: fn(&mut Host),
 }
@@ -104,6 +108,9 @@ impl Case {
             cluster: vec![net("10.244.0.0/16"), net("fd00:10:244::/48")],
             port: 8472,
             direct_routing: false,
+            masquerade: Masquerade { families: &Family::ALL, fully_random: true, exceptions: &[] },
+            path_mtus: BTreeMap::new(),
+            kernel: InKernel::default(),
             host: |_| {},
         }
     }
@@ -123,13 +130,15 @@ impl Case {
             lease: &self.own,
             sends: &self.own.backend,
             keeps: &[],
+            kernel: self.kernel,
             ports: TunnelPorts { udp: 8285, wireguard: 51820 },
             underlay: &underlay(self.underlay),
             underlays: &each.collect(),
             carried: 1500,
             vxlan: VxlanSettings { vni: 1, port: self.port, direct_routing: self.direct_routing },
             cluster: &self.cluster,
-            masquerade: true,
+            masquerade: self.masquerade,
+            path_mtus: &self.path_mtus,
             host: &host,
         })
     }
@@ -317,6 +326,123 @@ fn host_gw_reaches_peers_by_plain_routes_and_has_no_tunnel() {
         text.starts_with("reach node node2: its address 198.18.0.3 is on none of the networks of eth0"),
         "{text}"
     );
+}
+
+#[test]
+fn scenario_16_host_gw_takes_the_link_on_which_the_kernel_sees_a_peer_and_its_mtu() {
+    let mut case = Case::node1();
+    case.host = |host| {
+        with_shared_link(host);
+        let on_second = |destination: &str, gateway: Option<&str>, metric| HostRoute {
+            destination: net(destination),
+            link: Some("eth1".to_owned()),
+            gateway: gateway.map(|gateway| gateway.parse().unwrap()),
+            source: None,
+            metric,
+            ours: false,
+        };
+        host.routes.push(on_second("203.0.113.0/24", None, 0));
+        host.routes.push(on_second("203.0.113.128/25", Some("203.0.113.1"), 0));
+        host.links.iter_mut().filter(|link| link.name == "eth1").for_each(|link| link.mtu = 1400);
+    };
+    case.own.backend = Backend::HostGw;
+    case.own.mtu = 1500;
+    let mut snapshot = Snapshot::default();
+    for (number, address) in [(2, "198.18.0.3"), (3, "203.0.113.9"), (4, "203.0.113.200"), (5, "192.0.2.1")] {
+        let underlay = Box::new([address.parse().unwrap()]);
+        let pod_cidrs = Box::new([lease(number).pod_cidrs[0]]);
+        let peer = Lease { backend: Backend::HostGw, mtu: 1500, underlay, pod_cidrs, ..lease(number) };
+        join(&mut snapshot, peer);
+    }
+    let design = case.design(&snapshot);
+    let text = design.state.to_string();
+    assert!(text.contains("route 10.244.2.0/24 via 198.18.0.3 dev eth0 onlink\n"), "{text}");
+    assert!(text.contains("route 10.244.3.0/24 via 203.0.113.9 dev eth1 onlink mtu 1400\n"), "{text}");
+    // Behind a router, and where nothing leads.
+    for node in ["node4", "node5"] {
+        assert!(matches!(problem(&design, node), Problem::OffLink { .. }), "{node}");
+    }
+    // Beside a tunnel only the underlay's own link is taken: the peer would answer by the tunnel.
+    case.own.backend = lease(1).backend;
+    case.direct_routing = true;
+    let mut snapshot = Snapshot::default();
+    join(&mut snapshot, Lease { underlay: Box::new(["203.0.113.9".parse().unwrap()]), ..lease(3) });
+    assert_eq!(case.design(&snapshot).peers["node3"][&Family::V4].way.name(), "vxlan");
+}
+
+#[test]
+fn scenario_15_a_peer_that_moves_onto_the_link_and_away_again_leaves_nothing_of_the_other_way() {
+    let mut case = Case::node1();
+    case.host = |host| with_shared_link(host);
+    case.direct_routing = true;
+    let near = cluster_of([1, 2]);
+    let mut far = cluster_of([1, 2]);
+    join(&mut far, Lease { underlay: Box::new(["203.0.113.9".parse().unwrap()]), ..lease(2) });
+    let (near, far) = (case.design(&near).state, case.design(&far).state);
+    assert_eq!((near.fdb().count(), near.neighbours().count()), (0, 0));
+    assert_eq!((far.fdb().count(), far.neighbours().count()), (1, 2));
+    for (from, to) in [(&near, &far), (&far, &near)] {
+        let text = netstate::diff(from, to).iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+        let replaced = text.matches("~ route").count();
+        assert!(replaced == 2 && !text.contains("- route"), "the routes are replaced, never away: {text}");
+    }
+}
+
+#[test]
+fn a_path_that_was_seen_to_carry_less_lowers_its_routes_alone_and_no_family_below_its_least() {
+    let mut case = Case::node1();
+    case.path_mtus.insert(lease(2).underlay[0], 1400);
+    case.path_mtus.insert(lease(3).underlay[0], 1300);
+    // More than links and leases say is no news.
+    case.path_mtus.insert(lease(4).underlay[0], 9000);
+    let design = case.design(&cluster_of([1, 2, 3, 4]));
+    let mtus = |node: &str| design.peers[node].values().map(|path| (path.mtu, path.full)).collect::<Vec<_>>();
+    assert_eq!(mtus("node2"), [(1350, 1500); 2]);
+    assert_eq!(mtus("node3"), [(1250, 1500), (1280, 1500)]);
+    assert_eq!(mtus("node4"), [(1450, 1500); 2]);
+    let text = design.state.to_string();
+    assert!(text.contains("route 10.244.2.0/24 via 10.244.2.0 dev fairlead0 onlink mtu 1350\n"), "{text}");
+    assert!(text.contains("route 10.244.4.0/24 via 10.244.4.0 dev fairlead0 onlink\n"), "{text}");
+    assert!(text.contains("nolearning mtu 1450"), "the device stays as it is: {text}");
+}
+
+#[test]
+fn a_programs_tunnel_is_told_what_the_path_to_each_peer_carries() {
+    let mut case = Case::node1();
+    case.own.backend = Backend::Udp { port: 8285 };
+    case.own.mtu = 1472;
+    case.path_mtus.insert(lease(2).underlay[0], 1400);
+    let mut snapshot = Snapshot::default();
+    for number in [2, 3] {
+        join(&mut snapshot, Lease { backend: Backend::Udp { port: 8285 }, mtu: 1472, ..lease(number) });
+    }
+    let design = case.design(&snapshot);
+    let told = design.tunnels[&TunnelKind::Udp].peers.iter().map(|peer| peer.mtu).collect::<Vec<_>>();
+    assert_eq!(told, [1372, 1472]);
+}
+
+#[test]
+fn where_a_new_link_would_filter_strictly_the_tunnels_devices_are_made_loose() {
+    let mut case = Case::node1();
+    let loose = "sysctl net/ipv4/conf/fairlead0/rp_filter = 2";
+    assert!(!case.design(&cluster_of([1, 2])).state.to_string().contains("rp_filter"));
+    case.host = |host| host.strict_reverse_path = true;
+    let text = case.design(&cluster_of([1, 2])).state.to_string();
+    assert!(text.contains(loose), "{text}");
+    assert_eq!(text.matches("rp_filter").count(), 1, "the host's links are its own: {text}");
+}
+
+#[test]
+fn what_is_translated_follows_the_configuration_family_by_family() {
+    let exceptions: &[IpNet] = Box::leak(Box::new(["10.0.0.0/8", "10.1.0.0/16", "fd00:99::/32"].map(net)));
+    let mut case = Case::node1();
+    case.masquerade = Masquerade { families: &Family::ALL, fully_random: false, exceptions };
+    golden("masquerade.txt", &case.design(&cluster_of([1])).state.to_string());
+    case.masquerade.families = &[Family::V6];
+    let text = case.design(&cluster_of([1])).state.to_string();
+    assert!(!text.contains("cluster4") && text.contains("ip6 daddr @exceptions6 return"), "{text}");
+    case.masquerade.families = &[];
+    assert!(!case.design(&cluster_of([1])).state.to_string().contains("table"), "nothing at all");
 }
 
 #[test]
@@ -716,4 +842,76 @@ proptest! {
         sorted.sort_unstable();
         prop_assert_eq!(case.design(&cluster_of(kept.iter().copied())), case.design(&cluster_of(sorted)));
     }
+}
+
+/// Two nodes of a backend, and what node1 has where its kernel carries it, as text.
+fn carried_by_the_kernel(backend: impl Fn(u8) -> Backend, mtu: u32, kernel: InKernel) -> Design {
+    let mut case = Case::node1();
+    case.own.backend = backend(1);
+    case.own.mtu = mtu;
+    case.kernel = kernel;
+    let mut snapshot = Snapshot::default();
+    join(&mut snapshot, Lease { backend: backend(2), mtu, ..lease(2) });
+    join(&mut snapshot, Lease { backend: backend(3), mtu: 1300, ..lease(3) });
+    case.design(&snapshot)
+}
+
+#[test]
+fn wireguard_of_the_kernel_is_a_device_with_a_peer_for_each_node() {
+    let backend = |byte| Backend::WireGuard { port: 51820, public_key: PublicKey([byte; 32]) };
+    let kernel = InKernel { wireguard: Some(SecretKey::new([9; 32])), ipip: true };
+    let design = carried_by_the_kernel(backend, 1440, kernel);
+    golden("kernel-wireguard.txt", &design.state.to_string());
+    assert!(design.tunnels.is_empty() && design.problems.is_empty(), "{:?}", design.problems);
+}
+
+#[test]
+fn ip_in_ip_of_the_kernel_is_a_device_for_each_family_and_routes_through_the_peers() {
+    let kernel = InKernel { wireguard: None, ipip: true };
+    let design = carried_by_the_kernel(|_| Backend::Ipip, 1480, kernel);
+    golden("kernel-ipip.txt", &design.state.to_string());
+    assert!(design.tunnels.is_empty() && design.problems.is_empty(), "{:?}", design.problems);
+}
+
+#[test]
+fn a_node_behind_address_translation_lets_its_peers_hear_of_it() {
+    let mut case = Case::node1();
+    case.own.backend = Backend::WireGuard { port: 51820, public_key: PublicKey([1; 32]) };
+    case.own.underlay = Box::new(["203.0.113.1".parse().unwrap()]);
+    case.kernel.wireguard = Some(SecretKey::new([9; 32]));
+    let mut snapshot = Snapshot::default();
+    let backend = Backend::WireGuard { port: 51820, public_key: PublicKey([2; 32]) };
+    join(&mut snapshot, Lease { backend, mtu: 1440, ..lease(2) });
+    let text = case.design(&snapshot).state.to_string();
+    assert!(text.contains("persistent-keepalive 25 dev fairlead-wg"), "{text}");
+}
+
+#[test]
+fn of_two_nodes_with_one_key_the_second_is_reported() {
+    let backend = |byte| Backend::WireGuard { port: 51820, public_key: PublicKey([byte; 32]) };
+    for kernel in [InKernel::default(), InKernel { wireguard: Some(SecretKey::new([9; 32])), ipip: false }] {
+        // node2 and node3 are copies of one machine, node4 one of this very node.
+        let mut case = Case::node1();
+        case.own.backend = backend(1);
+        case.kernel = kernel;
+        let mut snapshot = Snapshot::default();
+        for (number, key) in [(2, 7), (3, 7), (4, 1)] {
+            join(&mut snapshot, Lease { backend: backend(key), ..lease(number) });
+        }
+        let design = case.design(&snapshot);
+        assert_eq!(design.peers.keys().map(|node| &**node).collect::<Vec<_>>(), ["node2"]);
+        for (node, holder) in [("node3", "node2"), ("node4", "node1")] {
+            let told = problem(&design, node).to_string();
+            assert!(told.contains("WireGuard key") && told.contains(holder), "{told}");
+        }
+    }
+}
+
+#[test]
+fn a_node_that_has_left_still_lets_nothing_out_that_is_to_be_encrypted() {
+    let state = guard(&[net("10.244.0.0/16"), net("fd00:10:244::/48")], &Family::ALL);
+    assert_eq!(
+        state.to_string(),
+        "route unreachable 10.244.0.0/16 metric 65000\nroute unreachable fd00:10:244::/48 metric 65000\n"
+    );
 }

@@ -183,9 +183,12 @@ fn not_ours(key: Key) -> Error {
         Kind::PodStatus => "phase and addresses of a pod are written by the kubelet",
         Kind::Claim => "a claim is taken and released, so that two nodes cannot hold one CIDR",
         Kind::EndpointSlice => "EndpointSlices are kept by the cluster's own controller",
-        Kind::Namespace | Kind::Pod | Kind::Service | Kind::Lease => {
-            "it is written by those who use the cluster"
-        }
+        Kind::Namespace
+        | Kind::Pod
+        | Kind::Service
+        | Kind::Lease
+        | Kind::NetworkPolicy
+        | Kind::ClusterNetworkPolicy => "it is written by those who use the cluster",
     };
     Error::NotOurs { key, reason }
 }
@@ -208,7 +211,13 @@ async fn every_item(api: &Api, resource: Resource) -> Result<Vec<Item>, Error> {
     let (mut items, mut next) = (Vec::new(), None);
     loop {
         let call = Call::list(resource, api.namespace(), resource.page(), next.as_deref());
-        let body = api.answer(&call).await.map_err(|failure| api.error(&call, failure))?;
+        let body = match api.answer(&call).await {
+            Ok(body) => body,
+            Err(Failure::Refused(status)) if resource.may_be_undefined() && status.is_undefined() => {
+                return Ok(items);
+            }
+            Err(failure) => return Err(api.error(&call, failure)),
+        };
         let page = form::page(resource, &body);
         let page = page.map_err(|reason| api.error(&call, Failure::Unreadable(reason)))?;
         items.extend(page.items);

@@ -5,13 +5,15 @@
 //! values with their places, then taken apart field by field, so that every complaint names line, object and
 //! field. Kinds that pod networking does not decide by are passed over.
 //!
-//! Kubernetes API as of 1.35: `v1` Node, Namespace, Pod, Service, List; `discovery.k8s.io/v1` EndpointSlice.
+//! Kubernetes API as of 1.35: `v1` Node, Namespace, Pod, Service, List; `discovery.k8s.io/v1` EndpointSlice;
+//! `networking.k8s.io/v1` NetworkPolicy. Network Policy API: `policy.networking.k8s.io/v1alpha2` ClusterNetworkPolicy.
 //! Fairlead's own: `fairlead/v1` NodeLease, PodCIDRClaim, PodStatus.
 
 pub(crate) mod core;
 mod encode;
 pub(crate) mod field;
 pub(crate) mod own;
+pub(crate) mod policy;
 pub(crate) mod service;
 pub(crate) mod tree;
 
@@ -151,6 +153,10 @@ fn decode(version: &str, kind: &str, document: &Field<'_, '_>) -> Result<Option<
         ("v1", "Pod") => core::pod(document)?.into(),
         ("v1", "Service") => service::service(document)?.into(),
         ("discovery.k8s.io/v1", "EndpointSlice") => service::endpoint_slice(document)?.into(),
+        ("networking.k8s.io/v1", "NetworkPolicy") => policy::network_policy(document)?.into(),
+        ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy") => {
+            policy::cluster_network_policy(document)?.into()
+        }
         (OWN_API, "NodeLease") => own::lease(document)?.into(),
         (OWN_API, "PodCIDRClaim") => own::claim(document)?.into(),
         (OWN_API, "PodStatus") => own::pod_status(document)?.into(),

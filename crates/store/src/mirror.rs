@@ -372,6 +372,10 @@ fn keys(snapshot: &Snapshot, kind: Kind) -> Vec<Key> {
         Kind::EndpointSlice => snapshot.endpoint_slices.keys().cloned().map(Key::EndpointSlice).collect(),
         Kind::Lease => snapshot.leases.keys().cloned().map(Key::Lease).collect(),
         Kind::Claim => snapshot.claims.keys().copied().map(Key::Claim).collect(),
+        Kind::NetworkPolicy => snapshot.network_policies.keys().cloned().map(Key::NetworkPolicy).collect(),
+        Kind::ClusterNetworkPolicy => {
+            snapshot.cluster_network_policies.keys().cloned().map(Key::ClusterNetworkPolicy).collect()
+        }
     }
 }
 

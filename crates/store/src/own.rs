@@ -47,10 +47,14 @@ pub(crate) fn path(key: &Key) -> PathBuf {
     // A namespace has no dots, so the first dot parts it from the name.
     let namespaced = |name: &NamespacedName| format!("{}.{}", name.namespace, name.name);
     let name = match key {
-        Key::Node(name) | Key::Namespace(name) | Key::Lease(name) => name.to_string(),
-        Key::Pod(name) | Key::PodStatus(name) | Key::Service(name) | Key::EndpointSlice(name) => {
-            namespaced(name)
+        Key::Node(name) | Key::Namespace(name) | Key::Lease(name) | Key::ClusterNetworkPolicy(name) => {
+            name.to_string()
         }
+        Key::Pod(name)
+        | Key::PodStatus(name)
+        | Key::Service(name)
+        | Key::EndpointSlice(name)
+        | Key::NetworkPolicy(name) => namespaced(name),
         Key::Claim(cidr) => claim_name(*cidr),
     };
     Path::new(FOLDER).join(folder(key.kind())).join(format!("{}.json", fitting(name)))
@@ -67,6 +71,8 @@ pub(crate) fn folder(kind: Kind) -> &'static str {
         Kind::EndpointSlice => "endpoint-slices",
         Kind::Lease => "leases",
         Kind::Claim => "claims",
+        Kind::NetworkPolicy => "network-policies",
+        Kind::ClusterNetworkPolicy => "cluster-network-policies",
     }
 }
 

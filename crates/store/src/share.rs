@@ -7,13 +7,14 @@ use std::collections::HashSet;
 use std::hash::Hash;
 use std::sync::Arc;
 
-use cluster::{Endpoint, Labels, NamespacedName, Object};
+use cluster::{Endpoint, Labels, NamespacedName, NetworkPolicy, Object, Peer, Selector};
 
 /// What is kept once.
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
     texts: Pool<Arc<str>>,
     labels: Pool<Labels>,
+    selectors: Pool<Selector>,
 }
 
 impl Shared {
@@ -45,6 +46,22 @@ impl Shared {
             Object::Namespace(namespace) => self.texts.unite(&mut Arc::make_mut(namespace).name),
             Object::Lease(lease) => self.texts.unite(&mut Arc::make_mut(lease).node),
             Object::Claim(claim) => self.texts.unite(&mut Arc::make_mut(claim).node),
+            Object::NetworkPolicy(policy) => self.policy(Arc::make_mut(policy)),
+            // There are few, and they have little in common.
+            Object::ClusterNetworkPolicy(_) => {}
+        }
+    }
+
+    fn policy(&mut self, policy: &mut NetworkPolicy) {
+        self.name(&mut policy.name);
+        self.selectors.unite(&mut policy.subjects);
+        for rule in policy.ingress.iter_mut().chain(&mut policy.egress).flatten() {
+            for peer in rule.peers.iter_mut().flatten() {
+                if let Peer::Pods { namespaces, pods } = peer {
+                    namespaces.iter_mut().for_each(|selector| self.selectors.unite(selector));
+                    self.selectors.unite(pods);
+                }
+            }
         }
     }
 
@@ -84,6 +101,12 @@ impl Owned for Arc<str> {
 }
 
 impl Owned for Labels {
+    fn owners(&self) -> usize {
+        self.owner_count()
+    }
+}
+
+impl Owned for Selector {
     fn owners(&self) -> usize {
         self.owner_count()
     }

@@ -30,6 +30,7 @@ mod folders;
 /// `Changes` and `Problems` as they come. While a folder cannot be read, `InSync` waits, and `Changes` come first. `Unavailable` and `Available` may come at any time, also first; after
 /// `Available` follows what changed meanwhile. `Lost` comes after `InSync` only.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "a snapshot comes once")]
 pub enum Event {
     /// The whole cluster as it is, as far as it could be read. Comes once.
     Snapshot(Snapshot),

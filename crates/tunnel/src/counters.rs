@@ -29,8 +29,14 @@ pub enum DropReason {
     UnknownSender,
     /// It is for a peer whose WireGuard key is not known, or came from one.
     NoKey,
-    /// It was not sealed with the peer's key, or was heard before.
+    /// It was not sealed with the peer's key.
     Unsealed,
+    /// It was sealed for a WireGuard session that is not known here, as one of before this tunnel was started.
+    UnknownSession,
+    /// It was heard before, or comes so late that this cannot be told.
+    Replayed,
+    /// It waited for a WireGuard session with its peer, which did not answer, or for which too many waited.
+    NoSession,
     /// It came from a peer, but its own source address is not of that peer's pods.
     WrongSource,
     /// The underlay did not take it.
@@ -41,7 +47,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// All of them, in order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::NoPeer,
         Self::TooBig,
         Self::Malformed,
@@ -49,6 +55,9 @@ impl DropReason {
         Self::UnknownSender,
         Self::NoKey,
         Self::Unsealed,
+        Self::UnknownSession,
+        Self::Replayed,
+        Self::NoSession,
         Self::WrongSource,
         Self::NotSent,
         Self::NotDelivered,
@@ -65,6 +74,9 @@ impl DropReason {
             Self::UnknownSender => "unknown-sender",
             Self::NoKey => "no-key",
             Self::Unsealed => "unsealed",
+            Self::UnknownSession => "unknown-session",
+            Self::Replayed => "replayed",
+            Self::NoSession => "no-session",
             Self::WrongSource => "wrong-source",
             Self::NotSent => "not-sent",
             Self::NotDelivered => "not-delivered",

@@ -14,7 +14,7 @@ use crate::ipip;
 use crate::packet::Packet;
 use crate::peer::Remote;
 use crate::settings::{Encapsulation, Settings};
-use crate::wireguard::{HANDSHAKE, Opened};
+use crate::wireguard::{HANDSHAKE, Opened, Received};
 use crate::worker::Context;
 
 /// How many messages are received at once, each of which may be many datagrams.
@@ -115,7 +115,8 @@ impl Incoming {
         };
         let bytes = place.of(self.receiver.arena());
         let room = self.plain.get_mut(*used..).unwrap_or_default();
-        match session.open(remote.address.ip(), bytes, room, answer) {
+        let received = Received { from: remote.address.ip(), datagram: bytes };
+        match session.open(received, room, &context.shared.drops, answer) {
             Opened::Packet(length) => {
                 let place = Piece { start: *used, length };
                 *used += length;
@@ -128,7 +129,7 @@ impl Incoming {
                 }
             }
             Opened::Nothing => {}
-            Opened::Refused => context.shared.drops.add(DropReason::Unsealed, 1, place.length),
+            Opened::Refused(reason) => context.shared.drops.add(reason, 1, place.length),
         }
     }
 

@@ -50,6 +50,11 @@ pub(crate) fn write_outer(
     Some(OUTER)
 }
 
+/// Lets the way make fragments of a packet that was wrapped up.
+pub(crate) fn allow_fragments(bytes: &mut [u8]) {
+    packet::put(bytes, 6, [0, 0]);
+}
+
 /// Where in a packet that came from the underlay the inner packet lies. Congestion met on the way is noted in it; `None`
 /// when there is none, or when congestion was met by a packet whose sender cannot hear of it.
 pub(crate) fn inner(bytes: &mut [u8]) -> Option<Piece> {

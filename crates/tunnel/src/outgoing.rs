@@ -7,9 +7,11 @@
 //! the far one will; packets of a flow leave in the order they came; nothing is allocated per packet.
 
 use std::net::IpAddr;
+use std::ops::Range;
+use std::sync::Arc;
 
 use kernel::datagram::{Batch, Message, Piece, Sender, path_mtu};
-use kernel::tun::{GSO_NONE, LARGEST_READ, VNET_HEADER, VnetHeader};
+use kernel::tun::{GSO_NONE, VNET_HEADER, VnetHeader};
 use rustix::io::Errno;
 
 use crate::counters::DropReason;
@@ -31,10 +33,29 @@ pub(crate) struct Outgoing {
     complaints: Complaints,
     failed: Vec<(usize, Errno)>,
     single: Vec<Message>,
-    /// A packet in one piece, as a cipher wants it.
-    plain: Vec<u8>,
+    sealing: Sealing,
+    /// A message in one piece.
+    whole: Vec<u8>,
     /// Whether the underlay takes messages that gather several packets.
     gathers: bool,
+}
+
+/// The smallest packet that every way of IPv6 carries (RFC 8200, 5): no sender of IPv6 makes smaller ones for being told to.
+const SMALLEST_IPV6: usize = 1280;
+
+/// How many packets wait to be sealed at most.
+const MOST_SEALING: usize = 256;
+
+/// What is to be sealed when the batch is sent, and not before: see [`wireguard::Session::in_order`].
+#[derive(Default)]
+struct Sealing {
+    /// The packets, each in one piece as a cipher wants it.
+    plain: Vec<u8>,
+    packets: Vec<Piece>,
+    /// For whom they are, in runs.
+    runs: Vec<(Arc<Remote>, Range<usize>)>,
+    /// How much room they will take once sealed.
+    room: usize,
 }
 
 /// A packet that was read, and where it goes.
@@ -44,7 +65,7 @@ struct Taken<'a> {
     packet: Packet,
     /// Where it lies.
     place: Piece,
-    remote: &'a Remote,
+    remote: &'a Arc<Remote>,
     mtu: usize,
 }
 
@@ -57,7 +78,8 @@ impl Outgoing {
             complaints: Complaints::open(),
             failed: Vec::new(),
             single: Vec::new(),
-            plain: Vec::with_capacity(LARGEST_READ),
+            sealing: Sealing::default(),
+            whole: Vec::new(),
             gathers: true,
         }
     }
@@ -93,7 +115,10 @@ impl Outgoing {
             return dropped(DropReason::NoPeer);
         };
         let place = Piece { start: piece.start + VNET_HEADER, length: packet.length };
-        let mtu = remote.mtu(context.shared.settings.mtu);
+        let mut mtu = remote.mtu(context.shared.settings.mtu);
+        if packet.source.is_ipv6() {
+            mtu = mtu.max(SMALLEST_IPV6);
+        }
         let taken = Taken { vnet, packet, place, remote, mtu };
         if vnet.kind == GSO_NONE { self.one(context, &taken) } else { self.many(context, &taken) }
     }
@@ -152,7 +177,7 @@ impl Outgoing {
         if let Some(fragments) = Fragments::of(&packet, taken.mtu) {
             // What is written goes away when a batch is sent, so it must not be sent in between.
             let room = fragments.count() * (LONGEST_HEADER + wrapping(context, taken.mtu));
-            if self.outbox.is_full(room) {
+            if self.is_full(room, fragments.count()) {
                 return context.shared.drops.add(DropReason::NotSent, 1, place.length);
             }
             self.cut(context, taken.remote, place, fragments);
@@ -169,7 +194,7 @@ impl Outgoing {
         }
     }
 
-    fn cut(&mut self, context: &Context<'_>, remote: &Remote, place: Piece, fragments: Fragments) {
+    fn cut(&mut self, context: &Context<'_>, remote: &Arc<Remote>, place: Piece, fragments: Fragments) {
         for index in 0..fragments.count() {
             self.make_room(context, LONGEST_HEADER + wrapping(context, fragments.longest()));
             let length = self.write_fragment(place, fragments, index);
@@ -197,7 +222,7 @@ impl Outgoing {
     }
 
     /// Wraps a packet up and adds it to the batch, in which there is room for it.
-    fn push(&mut self, context: &Context<'_>, remote: &Remote, parts: &[Piece]) {
+    fn push(&mut self, context: &Context<'_>, remote: &Arc<Remote>, parts: &[Piece]) {
         match context.shared.settings.encapsulation {
             Encapsulation::Udp => self.outbox.push(remote.address, parts, self.gathers),
             Encapsulation::Ipip => self.push_ipip(context, remote, parts),
@@ -229,30 +254,69 @@ impl Outgoing {
         }
     }
 
-    fn push_wireguard(&mut self, context: &Context<'_>, remote: &Remote, parts: &[Piece]) {
-        self.plain.clear();
-        for part in parts {
-            self.plain.extend_from_slice(self.outbox.bytes(*part));
+    fn push_wireguard(&mut self, context: &Context<'_>, remote: &Arc<Remote>, parts: &[Piece]) {
+        let length = parts.iter().map(|part| part.length).sum();
+        if remote.session.is_none() {
+            return context.shared.drops.add(DropReason::NoKey, 1, length);
         }
-        let Some(session) = &remote.session else {
-            return context.shared.drops.add(DropReason::NoKey, 1, self.plain.len());
-        };
-        let (_, room) = self.outbox.split(Piece::default());
-        // Without one, it waits for the peer's answer.
-        if let Some(length) = session.close(&self.plain, room) {
-            let place = self.outbox.wrote(length);
-            self.outbox.push(remote.address, &[place], self.gathers);
+        let sealing = &mut self.sealing;
+        let start = sealing.plain.len();
+        for part in parts {
+            sealing.plain.extend_from_slice(self.outbox.bytes(*part));
+        }
+        sealing.room += wrapping(context, length);
+        sealing.packets.push(Piece { start, length });
+        let end = sealing.packets.len();
+        match sealing.runs.last_mut() {
+            Some((last, run)) if Arc::ptr_eq(last, remote) => run.end = end,
+            _ => sealing.runs.push((Arc::clone(remote), end - 1..end)),
         }
     }
 
     /// Sends what there is if there is no place for another packet.
     fn make_room(&mut self, context: &Context<'_>, room: usize) {
-        if self.outbox.is_full(room) {
+        if self.is_full(room, 1) {
             self.flush(context);
         }
     }
 
+    /// Whether there is no place for so many packets that need this much room.
+    fn is_full(&self, room: usize, packets: usize) -> bool {
+        self.outbox.is_full(room + self.sealing.room) || self.sealing.packets.len() + packets > MOST_SEALING
+    }
+
+    /// Sends what there is. What is to be sealed goes peer by peer.
     fn flush(&mut self, context: &Context<'_>) {
+        let mut runs = std::mem::take(&mut self.sealing.runs);
+        runs.sort_unstable_by_key(|(remote, packets)| (Arc::as_ptr(remote), packets.start));
+        for of_one in runs.chunk_by(|(one, _), (other, _)| Arc::ptr_eq(one, other)) {
+            let Some((remote, session)) =
+                of_one.first().and_then(|(remote, _)| Some((remote, remote.session.as_ref()?)))
+            else {
+                continue;
+            };
+            let _in_order = session.in_order();
+            for index in of_one.iter().flat_map(|(_, packets)| packets.clone()) {
+                let packet = self.sealing.packets.get(index).copied().unwrap_or_default();
+                let (_, room) = self.outbox.split(Piece::default());
+                // Without a session, it waits for the peer's answer.
+                let sealed = session.close(packet.of(&self.sealing.plain), room, &context.shared.drops);
+                if let Some(length) = sealed {
+                    let place = self.outbox.wrote(length);
+                    self.outbox.push(remote.address, &[place], self.gathers);
+                }
+            }
+            self.send(context);
+        }
+        runs.clear();
+        self.sealing.runs = runs;
+        self.sealing.packets.clear();
+        self.sealing.plain.clear();
+        self.sealing.room = 0;
+        self.send(context);
+    }
+
+    fn send(&mut self, context: &Context<'_>) {
         let batch = self.outbox.batch();
         let mut before = 0;
         for run in batch.messages.chunk_by(|a, b| a.to.is_ipv4() == b.to.is_ipv4()) {
@@ -290,6 +354,9 @@ impl Outgoing {
             if let Some(remote) = context.table.from(message.to.ip()) {
                 remote.learn(mtu);
             }
+            if size.saturating_sub(wrapped(context)) <= SMALLEST_IPV6 {
+                return self.send_in_fragments(context, index);
+            }
             return context.shared.drops.add(DropReason::TooBig, packets, length);
         }
         // Only several at once may be what was refused: for want of room, or of a way, one is refused as well.
@@ -305,6 +372,29 @@ impl Outgoing {
             lost = (lost.0 + 1, lost.1 + size)
         });
         context.shared.drops.add(DropReason::NotSent, lost.0, lost.1);
+    }
+}
+
+impl Outgoing {
+    /// Sends what the way does not take, and what nobody makes smaller, in fragments of the underlay's, as the kernel's own
+    /// tunnels do.
+    fn send_in_fragments(&mut self, context: &Context<'_>, index: usize) {
+        let Batch { arena, pieces, messages } = self.outbox.batch();
+        let Some(message) = messages.get(index) else { return };
+        let Some(socket) = context.ends.socket(message.to) else { return };
+        self.single.clear();
+        apart(message, pieces, &mut self.single);
+        for one in &self.single {
+            self.whole.clear();
+            let parts = pieces.get(one.pieces.clone()).unwrap_or_default();
+            parts.iter().for_each(|part| self.whole.extend_from_slice(part.of(arena)));
+            if context.shared.settings.encapsulation == Encapsulation::Ipip {
+                ipip::allow_fragments(&mut self.whole);
+            }
+            if socket.send_in_fragments(one.to, &self.whole).is_err() {
+                context.shared.drops.add(DropReason::NotSent, 1, self.whole.len());
+            }
+        }
     }
 }
 

@@ -1,10 +1,10 @@
 //! A tunnel's life: started, told its peers, handed over or stopped.
 //!
-//! Read [`Tunnel`].
+//! Read [`Tunnel`], then [`Handles`]: what a tunnel has open, apart from it, so that it can be kept or passed on.
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,7 +20,7 @@ use crate::peer::Remote;
 use crate::settings::{Encapsulation, Error, Peer, Settings};
 use crate::table::Table;
 use crate::wireguard::Identity;
-use crate::worker::{Ends, Shared, Worker};
+use crate::worker::{End, Ends, Shared, Worker};
 
 /// A running tunnel. Dropping it ends its threads; a persistent device stays.
 pub struct Tunnel {
@@ -30,12 +30,69 @@ pub struct Tunnel {
 
 /// What a tunnel works with, for another process to go on with: the open descriptors of its device and its sockets.
 /// What arrives meanwhile waits in them.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Handles {
     /// The queues of the device.
     pub queues: Vec<OwnedFd>,
     /// The sockets, in any order.
     pub sockets: Vec<OwnedFd>,
+}
+
+impl Handles {
+    /// Opens what a tunnel with these settings works with, in the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// When the settings contradict themselves, or the kernel refuses a device or a socket.
+    pub fn open(settings: &Settings) -> Result<Self, Error> {
+        check(settings)?;
+        let mut handles = Self::default();
+        for _ in 0..settings.queues {
+            let queue = Queue::open(&settings.device)
+                .map_err(|source| failed(settings, "open a queue of the device", source))?;
+            handles.queues.push(queue.into_descriptor());
+            let sockets =
+                listen(settings).map_err(|source| failed(settings, "listen to the underlay", source))?;
+            handles.sockets.extend(sockets.into_iter().flatten().map(Datagrams::into_descriptor));
+        }
+        Ok(handles)
+    }
+
+    /// What each thread of a tunnel with these settings has; an error when they are not exactly such a tunnel's.
+    fn ends(self, settings: &Settings) -> Result<Vec<Ends>, Error> {
+        let wrong = |reason| Err(Error::Handles { device: settings.device.clone(), reason });
+        let wanted = local(settings);
+        let mut sockets: [Vec<Datagrams>; 2] = Default::default();
+        for descriptor in self.sockets {
+            let socket = Datagrams::adopt(descriptor);
+            let bound = socket.local().map_err(|source| failed(settings, "take over a socket", source))?;
+            match wanted.iter().zip(&mut sockets).find(|(wanted, _)| **wanted == Some(bound)) {
+                Some((_, of_this_kind)) => of_this_kind.push(socket),
+                None => return wrong("a socket is bound to another address or port"),
+            }
+        }
+        let complete = |(wanted, sockets): (&Option<SocketAddr>, &Vec<Datagrams>)| {
+            sockets.len() == if wanted.is_some() { settings.queues } else { 0 }
+        };
+        if self.queues.len() != settings.queues || !wanted.iter().zip(&sockets).all(complete) {
+            // One too many would take its share of the packets, and nobody would read them.
+            return wrong("its number of queues or sockets is another");
+        }
+        let [mut four, mut six] = sockets;
+        let mut all = Vec::new();
+        for descriptor in self.queues {
+            let refused = |source| failed(settings, "take over a queue", source);
+            let queue = Queue::adopt(descriptor).map_err(refused)?;
+            if queue.device().map_err(refused)? != settings.device {
+                return wrong("a queue is another device's");
+            }
+            all.push(Ends { queue, sockets: [four.pop(), six.pop()] });
+        }
+        Ok(all)
+    }
+}
+
+fn failed(settings: &Settings, tried: &'static str, source: kernel::Error) -> Error {
+    Error::Kernel { device: settings.device.clone(), tried, source: Box::new(source) }
 }
 
 impl Tunnel {
@@ -45,59 +102,18 @@ impl Tunnel {
     /// # Errors
     /// When the settings contradict themselves, or the kernel refuses a device, a socket or a thread.
     pub fn start(settings: Settings, peers: &[Peer]) -> Result<Self, Error> {
-        check(&settings)?;
-        let failed = |tried, source| Error::Kernel {
-            device: settings.device.clone(),
-            tried,
-            source: Box::new(source),
-        };
-        let mut all = Vec::new();
-        for _ in 0..settings.queues {
-            let queue = Queue::open(&settings.device)
-                .map_err(|source| failed("open a queue of the device", source))?;
-            let sockets = listen(&settings).map_err(|source| failed("listen to the underlay", source))?;
-            all.push(Ends { queue, sockets });
-        }
-        Self::run(settings, all, peers)
+        let handles = Handles::open(&settings)?;
+        Self::adopt(settings, handles, peers)
     }
 
-    /// Goes on with what another tunnel has handed over; settings are as for that one. The peers are known before the
-    /// first packet is carried, or what waits in the handles would be dropped as from strangers.
+    /// Goes on with what another tunnel has handed over, or what was opened for these settings. The peers are known before
+    /// the first packet is carried, or what waits in the handles would be dropped as from strangers.
     ///
     /// # Errors
     /// When the handles are not those of such a tunnel, or the kernel refuses a thread.
     pub fn adopt(settings: Settings, handles: Handles, peers: &[Peer]) -> Result<Self, Error> {
         check(&settings)?;
-        let is_ipip = settings.encapsulation == Encapsulation::Ipip;
-        let wrong = |reason| Error::Handles { device: settings.device.clone(), reason };
-        let failed = |tried, source| Error::Kernel {
-            device: settings.device.clone(),
-            tried,
-            source: Box::new(source),
-        };
-        let mut sockets: [Vec<Datagrams>; 2] = Default::default();
-        for descriptor in handles.sockets {
-            let socket = Datagrams::adopt(descriptor);
-            let local = socket.local().map_err(|source| failed("take over a socket", source))?;
-            // A raw socket's port is its protocol number.
-            let second = local.is_ipv6() || is_ipip && local.port() == u16::from(ipip::IPV6);
-            let [four, six] = &mut sockets;
-            if second { six.push(socket) } else { four.push(socket) }
-        }
-        let [mut four, mut six] = sockets;
-        if handles.queues.len() != settings.queues {
-            return Err(wrong("its number of queues is another"));
-        }
-        let mut all = Vec::new();
-        for descriptor in handles.queues {
-            let queue = Queue::adopt(descriptor).map_err(|source| failed("take over a queue", source))?;
-            let ends = Ends { queue, sockets: [four.pop(), six.pop()] };
-            let expected = |four| is_ipip || settings.underlay.iter().any(|own| own.is_ipv4() == four);
-            if [true, false].map(expected) != ends.sockets.each_ref().map(Option::is_some) {
-                return Err(wrong("its sockets are not those of these underlay addresses"));
-            }
-            all.push(ends);
-        }
+        let all = handles.ends(&settings)?;
         Self::run(settings, all, peers)
     }
 
@@ -118,6 +134,7 @@ impl Tunnel {
             generation: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             wake,
+            end: End::default(),
         });
         let mut tunnel = Self { shared, threads: Vec::new() };
         tunnel.set_peers(peers);
@@ -160,10 +177,16 @@ impl Tunnel {
         Counters { peers: peers.collect(), drops: self.shared.drops.read() }
     }
 
-    /// Whether all of its threads are at work. They end by themselves only when the device is deleted.
+    /// Whether all of its threads are at work. They end by themselves only when the device is deleted or something is
+    /// broken.
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.threads.iter().all(|thread| !thread.is_finished())
+    }
+
+    /// Has this called by a thread that ends without having been told to, with the reason; at once if one has ended already.
+    pub fn on_end(&self, call: impl Fn(&str) + Send + 'static) {
+        self.shared.end.on_end(Box::new(call));
     }
 
     /// Stops, and gives out what it has worked with. A batch that is being carried is carried to its end. Sessions of
@@ -206,12 +229,23 @@ impl fmt::Debug for Tunnel {
 
 /// One thread's sockets.
 fn listen(settings: &Settings) -> Result<[Option<Datagrams>; 2], kernel::Error> {
+    let [four, six] = local(settings);
+    let open = |address: SocketAddr| match (settings.encapsulation, address) {
+        (Encapsulation::Ipip, SocketAddr::V4(four)) => {
+            Datagrams::raw(*four.ip(), u8::try_from(four.port()).unwrap_or_default())
+        }
+        _ => Datagrams::udp(address, settings.queues > 1),
+    };
+    Ok([four.map(open).transpose()?, six.map(open).transpose()?])
+}
+
+/// What they are bound to. The port of a raw socket is its protocol number.
+fn local(settings: &Settings) -> [Option<SocketAddr>; 2] {
     let own = |four| settings.underlay.iter().copied().find(|own| own.is_ipv4() == four);
-    if let (Encapsulation::Ipip, Some(IpAddr::V4(own))) = (settings.encapsulation, own(true)) {
-        return Ok([Some(Datagrams::raw(own, ipip::IPV4)?), Some(Datagrams::raw(own, ipip::IPV6)?)]);
+    if let (Encapsulation::Ipip, Some(own)) = (settings.encapsulation, own(true)) {
+        return [ipip::IPV4, ipip::IPV6].map(|protocol| Some(SocketAddr::new(own, protocol.into())));
     }
-    let bind = |own| Datagrams::udp(SocketAddr::new(own, settings.port), settings.queues > 1);
-    Ok([own(true).map(bind).transpose()?, own(false).map(bind).transpose()?])
+    [true, false].map(|four| Some(SocketAddr::new(own(four)?, settings.port)))
 }
 
 fn check(settings: &Settings) -> Result<(), Error> {

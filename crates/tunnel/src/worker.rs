@@ -49,6 +49,52 @@ pub(crate) struct Shared {
     /// The threads shall end, and the descriptor is readable.
     pub stopping: AtomicBool,
     pub wake: OwnedFd,
+    pub end: End,
+}
+
+/// What is to happen when a thread ends that was not told to.
+#[derive(Default)]
+pub(crate) struct End(Mutex<(Option<String>, Option<Call>)>);
+
+/// Is told the reason.
+pub(crate) type Call = Box<dyn Fn(&str) + Send>;
+
+impl End {
+    /// Has this called, at once if a thread has ended already.
+    pub(crate) fn on_end(&self, call: Call) {
+        let (reason, known) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(reason) = reason {
+            call(reason);
+        }
+        *known = Some(call);
+    }
+
+    /// A thread ends. The others of the tunnel may, too: it is told once.
+    fn tell(&self, why: String) {
+        let (reason, call) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if reason.is_none()
+            && let Some(call) = call
+        {
+            call(&why);
+        }
+        reason.get_or_insert(why);
+    }
+}
+
+/// Tells of the end of a thread, also where it panics.
+struct Telling<'a> {
+    shared: &'a Shared,
+    reason: Option<Errno>,
+}
+
+impl Drop for Telling<'_> {
+    fn drop(&mut self) {
+        match self.reason {
+            _ if self.shared.stopping.load(Ordering::Acquire) => {}
+            Some(errno) => self.shared.end.tell(errno.to_string()),
+            None => self.shared.end.tell("a thread of it has panicked".to_owned()),
+        }
+    }
 }
 
 impl Shared {
@@ -87,6 +133,7 @@ impl Worker {
     /// Carries packets until it is told to stop, or the device is gone. Gives back what it worked with.
     pub(crate) fn run(self) -> Ends {
         let Self { shared, ends, keeps_time } = self;
+        let mut telling = Telling { shared: &shared, reason: None };
         let mut outgoing = Outgoing::new();
         let mut incoming = Incoming::new(&shared.settings, ends.queue.takes_udp());
         let mut clock = keeps_time.then(Clock::new);
@@ -99,15 +146,26 @@ impl Worker {
                 table = shared.table();
             }
             let context = Context { shared: &shared, table: &table, ends: &ends };
-            let Ok(sent) = outgoing.carry(&context) else { break };
+            let sent = match outgoing.carry(&context) {
+                Ok(sent) => sent,
+                Err(errno) => {
+                    telling.reason = Some(errno);
+                    break;
+                }
+            };
             let received = incoming.carry(&context);
             if let Some(clock) = &mut clock {
                 clock.tick(&context);
             }
-            if !sent && !received && wait(&shared, &ends, keeps_time).is_err() {
+            if !sent
+                && !received
+                && let Err(errno) = wait(&shared, &ends, keeps_time)
+            {
+                telling.reason = Some(errno);
                 break;
             }
         }
+        drop(telling);
         ends
     }
 }

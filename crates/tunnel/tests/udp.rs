@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use harness::eventually;
 use rig::{PORT, Rig, echoes, verdict};
-use tunnel::{DropReason, Encapsulation, Peer, Tunnel};
+use tunnel::{DropReason, Encapsulation, Handles, Peer, Settings, Tunnel};
 
 fn udp() -> Option<Rig> {
     Rig::new(Encapsulation::Udp, 1472)
@@ -109,6 +109,29 @@ fn a_smaller_underlay_is_learned() {
 }
 
 #[test]
+fn an_underlay_that_is_too_small_for_ipv6_carries_it_in_fragments() {
+    for encapsulation in [Encapsulation::Udp, Encapsulation::Ipip] {
+        let Some(rig) = Rig::new(encapsulation, 1400) else { return };
+        let tunnels = rig.join(1);
+        for (node, other) in rig.nodes.iter().zip([2, 1]) {
+            node.ip(&format!("route add 192.0.2.{other}/32 dev u mtu lock 1200"));
+        }
+        // The pod is told of the smallest MTU that there is for it, and packets of that size arrive.
+        eventually("the pod is told", || {
+            let said = rig.ping("-n -c 1 -W 1 -M do -s 1352 fd00:2::2");
+            said.contains("mtu=1280").then_some(()).or_else(|| said.contains("mtu = 1280").then_some(()))
+        });
+        let said = rig.ping("-n -c 3 -W 5 -M do -s 1232 fd00:2::2");
+        assert!(said.contains(" 0% packet loss"), "{encapsulation:?}: {said}");
+        assert!(echoes(&rig.pods[0], &rig.pods[1], "fd00:2::2", 300_000), "{encapsulation:?}");
+        // What may be told smaller sizes is.
+        let said = rig.ping("-n -c 2 -W 1 -M do -s 1200 10.2.0.2");
+        assert!(said.contains("mtu = 11"), "{encapsulation:?}: {said}");
+        assert_eq!(tunnels[0].counters().dropped(DropReason::NotSent).packets, 0);
+    }
+}
+
+#[test]
 fn strangers_and_broken_packets_are_dropped_and_counted() {
     let Some(rig) = udp() else { return };
     let [first, second] = rig.join(1);
@@ -161,6 +184,29 @@ fn a_hand_over_loses_nothing() {
 }
 
 #[test]
+fn only_the_handles_of_such_a_tunnel_are_taken_over() {
+    let Some(rig) = udp() else { return };
+    let settings = rig.settings(1, 2);
+    let node = &rig.nodes[0];
+    node.inside(|| kernel::tun::create("other")).unwrap();
+    let open = |settings: &Settings| node.inside(|| Handles::open(settings)).unwrap();
+    let other_port = Settings { port: PORT + 1, ..settings.clone() };
+    let other_device = Settings { device: "other".to_owned(), ..settings.clone() };
+    for opened in [&other_port, &other_device, &rig.settings(1, 1), &rig.settings(1, 3)] {
+        let refused = Tunnel::adopt(settings.clone(), open(opened), &[]).err();
+        assert!(matches!(refused, Some(tunnel::Error::Handles { .. })), "{opened:?}: {refused:?}");
+    }
+    let mut one_too_many = open(&settings);
+    one_too_many.sockets.extend(open(&settings).sockets.pop());
+    assert!(Tunnel::adopt(settings.clone(), one_too_many, &[]).is_err(), "nobody would read it");
+    let of_before = open(&settings);
+    node.ip("link del tun0");
+    node.inside(|| kernel::tun::create("tun0")).unwrap();
+    assert!(Tunnel::adopt(settings.clone(), of_before, &[]).is_err(), "the device is another one now");
+    Tunnel::adopt(settings.clone(), open(&settings), &[]).unwrap().stop();
+}
+
+#[test]
 fn peers_are_replaced_under_traffic_and_keep_their_counts() {
     let Some(rig) = udp() else { return };
     let [first, _second] = rig.join(2);
@@ -195,7 +241,19 @@ fn a_persistent_device_outlives_its_tunnel_and_a_deleted_one_ends_it() {
     assert!(rig.nodes[0].link_names().contains(&"tun0".to_owned()));
     let tunnels = rig.join(1);
     assert!(rig.pods[0].pings("10.2.0.2"), "another goes on with it");
+    let (tell, told) = std::sync::mpsc::channel();
+    for (number, tunnel) in tunnels.iter().enumerate() {
+        let tell = tell.clone();
+        tunnel.on_end(move |reason| tell.send((number, reason.to_owned())).unwrap());
+    }
     rig.nodes[0].ip("link del tun0");
+    let (number, reason) = told.recv().unwrap();
+    assert!(number == 0 && !reason.is_empty(), "tunnel {number} ended: {reason}");
     eventually("its threads end", || (!tunnels[0].is_running()).then_some(()));
     assert!(tunnels[1].is_running());
+    let (tell, late) = std::sync::mpsc::channel();
+    tunnels[0].on_end(move |reason| tell.send(reason.to_owned()).unwrap());
+    assert_eq!(late.recv().unwrap(), reason, "whoever asks later is told as well");
+    tunnels.into_iter().for_each(Tunnel::stop);
+    assert_eq!(told.try_iter().count(), 0, "one that is stopped says nothing");
 }

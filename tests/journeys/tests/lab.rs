@@ -119,6 +119,35 @@ fn an_agent_that_is_killed_is_missed_by_nobody_and_comes_back() {
 }
 
 #[test]
+fn an_agent_that_is_killed_goes_on_with_the_descriptors_of_its_tunnel_that_the_lab_has_kept() {
+    let lab = TestLab::up(&["--nodes", "2", "--backend", "udp"]);
+    lab.put("a.yaml", &pod_manifest("a", "node1", 80));
+    lab.put("b.yaml", &pod_manifest("b", "node2", 80));
+    eventually("a runs", || lab.address("a", false));
+    let address = eventually("b runs", || lab.address("b", false));
+    assert!(lab.pings("a", &address));
+    let design = lab.store().with_file_name("node2").join("state/tunnels.json");
+    eventually("the design is on disk", || {
+        std::fs::read_to_string(&design).ok().filter(|text| text.contains("node1"))
+    });
+    let before = lab.node("node2")["agentPid"].as_u64().expect("an agent runs");
+    // The sockets of the tunnel, by which the kernel knows them.
+    let sockets = || lab.in_node("node2", "ss", &["-uanHe", "sport", "=", ":8285"]);
+    let inodes = |text: String| -> Vec<String> {
+        let mut found: Vec<String> =
+            text.split_whitespace().filter(|word| word.starts_with("ino:")).map(str::to_owned).collect();
+        found.sort();
+        found
+    };
+    let was = inodes(sockets());
+    assert!(!was.is_empty());
+    run_ok(Command::new("kill").args(["-9", &before.to_string()]));
+    eventually("the agent is back", || lab.node("node2")["agentPid"].as_u64().filter(|pid| *pid != before));
+    assert!(lab.pings("a", &address));
+    assert_eq!(inodes(sockets()), was);
+}
+
+#[test]
 fn with_no_restart_a_dead_agent_stays_dead_and_pods_talk_on() {
     let lab = TestLab::up(&["--nodes", "2", "--no-restart"]);
     lab.put("a.yaml", &pod_manifest("a", "node1", 80));

@@ -11,15 +11,16 @@ use std::time::Instant;
 
 use cluster::{Backend, Flannel, Lease, Node, PublicKey};
 use ipnet::IpNet;
+use netstate::State;
 use route::{
-    Design, Family, Host, Inputs, Networks, Retention, Taken, TunnelKind, TunnelPorts, Underlay,
+    Design, Family, Host, Inputs, Masquerade, Networks, Retention, Taken, TunnelKind, TunnelPorts, Underlay,
     VxlanSettings, Wish, choose_underlay, overlaps, pod_mtu, vxlan,
 };
 use tunnel::Secret;
 
 use super::NodeKeeper;
 use super::changeover::Changeover;
-use crate::config::{BackendKind, Config, VxlanConfig};
+use crate::config::{BackendKind, Config, Pattern, VxlanConfig};
 use crate::files::{FileError, private_key};
 use crate::report::{Reason, told};
 use crate::view::View;
@@ -47,7 +48,7 @@ impl NodeKeeper {
         let host = self.door.host().map_err(refused(Reason::NodeRefused))?;
         let tunnel = self.choose_underlays(&host, node)?;
         self.inherit(view);
-        let families: Vec<Family> = self.pools.iter().map(|pool| Family::of_net(&pool.cluster())).collect();
+        let families = self.families();
         let carried = self.carried(&tunnel);
         let public_key = self.take_key().map_err(refused(Reason::NodeRefused))?;
         let backend = self.options.config.backend_of(&self.options.node, public_key);
@@ -63,6 +64,7 @@ impl NodeKeeper {
         let changeover = self.changeover(view, &host, &backend, now);
         let (sends, keeps): (_, Vec<Backend>) =
             (changeover.sends(now).clone(), changeover.keeps(now).cloned().collect());
+        let kernel = self.in_kernel(view, &keeps.iter().chain([&backend, &sends]).collect::<Vec<_>>())?;
         let own = [self.remembered.as_slice(), &pod_cidrs].concat();
         let cluster = &self.options.config.cluster;
         let networks = Networks { cluster: &cluster.pod_cidrs, own: &own, allowed: &cluster.allow_overlap };
@@ -75,6 +77,8 @@ impl NodeKeeper {
             pod_mtu(&lease.backend, &over.link, carried.min(over.mtu), Family::V6, &[Family::V6])
                 .map_err(refused(Reason::UnderlayMissing))?;
         }
+        let translated = &self.options.config.masquerade;
+        let path_mtus = self.prober.limits();
         let design = route::design(&Inputs {
             snapshot: &view.snapshot,
             lease: &lease,
@@ -84,15 +88,36 @@ impl NodeKeeper {
             underlays: &self.underlays,
             carried,
             vxlan: vxlan_settings(&self.options.config),
+            kernel,
             ports: TunnelPorts {
                 udp: self.options.config.udp.port,
                 wireguard: self.options.config.wireguard.port,
             },
             cluster: &cluster.pod_cidrs,
-            masquerade: self.options.config.masquerade.enabled,
+            masquerade: Masquerade {
+                families: &translated.families(),
+                fully_random: translated.random_fully,
+                exceptions: &translated.exceptions,
+            },
+            path_mtus: &path_mtus,
             host: &host,
         });
         Ok(Decided { lease, design })
+    }
+
+    /// The families that the node takes part with.
+    pub(super) fn families(&self) -> Vec<Family> {
+        self.pools.iter().map(|pool| Family::of_net(&pool.cluster())).collect()
+    }
+
+    /// What a node outside the cluster keeps: nothing, but where pods' packets are to be encrypted. Pods that still run must
+    /// not send them in the clear when there is no tunnel any more.
+    pub(super) fn what_stays(&self) -> State {
+        let config = &self.options.config;
+        match config.backend {
+            BackendKind::WireGuard => route::guard(&config.cluster.pod_cidrs, &self.families()),
+            _ => State::default(),
+        }
     }
 
     /// This node's public key, where it needs one; its private key is made with it, or the one of before read. A node that
@@ -100,7 +125,7 @@ impl NodeKeeper {
     fn take_key(&mut self) -> Result<Option<PublicKey>, FileError> {
         let makes = self.options.config.backend == BackendKind::WireGuard;
         if self.key.is_none() {
-            self.key = private_key(&self.options.state_dir, makes)?.map(Secret);
+            self.key = private_key(&self.options.key_directories(), makes)?.map(Secret);
         }
         Ok(self.key.map(|key| PublicKey(key.public_key())))
     }
@@ -174,11 +199,14 @@ impl NodeKeeper {
     /// Chooses an underlay for each family that has one; the tunnel runs over IPv4 where there is one.
     fn choose_underlays(&mut self, host: &Host, node: &Node) -> Result<Underlay, Refusal> {
         let config = &self.options.config.underlay;
+        let reached = self.door.reached(&config.can_reach).map_err(refused(Reason::NodeRefused))?;
         let mut errors = Vec::new();
         let mut chosen = BTreeMap::new();
         for family in Family::ALL {
             let wish = Wish {
                 interface: config.interface.as_deref(),
+                pattern: config.interface_pattern.as_ref().map(Pattern::regex),
+                reached: &reached,
                 addresses: &config.addresses,
                 node: &node.addresses,
                 previous: self.underlays.get(&family),

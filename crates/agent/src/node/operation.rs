@@ -2,7 +2,7 @@
 //!
 //! Nothing here looks at the cluster or changes the kernel; the next pass does, by what was left here.
 
-use netstate::State;
+use cluster::NodeNetwork;
 
 use super::NodeKeeper;
 use crate::config::{Cluster, Config, FlannelConfig};
@@ -47,6 +47,19 @@ impl NodeKeeper {
         self.announcer.voice().notify(Reason::ConfigurationReloaded, text);
     }
 
+    /// Has flannel's file, where it is wanted. Pods need it not.
+    pub(super) fn keep_subnet_file(&mut self, network: &NodeNetwork) {
+        let config = &self.options.config;
+        let translated = config.masquerade.enabled && !config.masquerade.families().is_empty();
+        let kept = match &config.flannel.subnet_file {
+            Some(path) => self.subnet_file.keep(path, network, translated).map(drop),
+            None => self.subnet_file.withdraw().map(drop),
+        };
+        if let Err(error) = kept {
+            self.report.problem(Reason::NodeRefused, told(&error));
+        }
+    }
+
     /// Goes on with the configuration there is, for the new one cannot be used.
     pub(crate) fn refuse_configuration(&mut self, problem: String) {
         self.config_problem = Some(problem);
@@ -69,7 +82,7 @@ impl NodeKeeper {
         let absent = matches!(self.standing(view), Standing::Absent);
         let want = match &self.design {
             Some(design) => design.state.clone(),
-            None if view.in_sync && absent => State::default(),
+            None if view.in_sync && absent => self.what_stays(),
             None => return Err(format!("there is no plan yet: {}", self.report.reason())),
         };
         let plan = self.door.plan(&want).map_err(|error| told(&error))?;
@@ -80,8 +93,9 @@ impl NodeKeeper {
         })
     }
 
-    pub(crate) fn status(&self, view: &View) -> Status {
+    pub(crate) fn status(&mut self, view: &View) -> Status {
         let mut status = self.report.status();
+        status.kernel_peers = self.kernel_peers(view);
         status.node.clone_from(&self.options.node);
         status.cluster_cidrs.clone_from(&self.options.config.cluster.pod_cidrs);
         status.backend = crate::report::backend(&self.options, self.design.as_ref());
@@ -95,6 +109,13 @@ impl NodeKeeper {
         status.tunnels = self.tunnels.traffic();
         status.peers =
             crate::report::peers(&self.options.node, &view.snapshot, self.design.as_ref(), &self.changed);
+        self.prober.look(|found| {
+            for peer in &mut status.peers {
+                let paths = self.design.as_ref().and_then(|design| design.peers.get(peer.node.as_str()));
+                let sizes = paths.into_iter().flat_map(|paths| paths.values());
+                peer.probed_mtu = sizes.filter_map(|path| found.get(&path.way.underlay()).copied()).min();
+            }
+        });
         status
     }
 }

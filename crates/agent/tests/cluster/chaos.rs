@@ -81,7 +81,7 @@ fn chaos_leaves_every_node_as_its_plan_says_after_each_step() {
     let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     // A seed of zero would stay zero.
     let seed = setting("FAIRLEAD_CHAOS_SEED").unwrap_or(u64::from(clock.subsec_nanos())) | 1;
-    println!("FAIRLEAD_CHAOS_SEED={seed}");
+    eprintln!("FAIRLEAD_CHAOS_SEED={seed}");
     let mut chaos = Chaos::new(Random(seed));
     let end = Instant::now() + Duration::from_secs(seconds);
     let mut steps = 0;
@@ -90,13 +90,13 @@ fn chaos_leaves_every_node_as_its_plan_says_after_each_step() {
         for _ in 0..count {
             let event = EVENTS[chaos.random.below(EVENTS.len())];
             let node = chaos.random.below(chaos.rig.nodes.len());
-            println!("step {steps}: {event:?} on node{}", node + 1);
+            eprintln!("step {steps}: {event:?} on node{}", node + 1);
             chaos.happen(event, node);
         }
         chaos.check();
         steps += 1;
     }
-    println!("{steps} steps in {seconds} s");
+    eprintln!("{steps} steps in {seconds} s");
     chaos.clean();
 }
 
@@ -214,7 +214,7 @@ impl Chaos {
                 }
                 let now = format!("{}: {found:?}\nwanted: {wanted:?}\nplan: {:?}", node.name, plan.steps);
                 if now != last {
-                    println!("{now}");
+                    eprintln!("{now}");
                     last = now;
                 }
                 None

@@ -11,16 +11,20 @@
 
 mod backends;
 mod chaos;
+mod encryption;
 mod etcd;
 mod flannel;
 mod flannel_etcd;
 mod flanneld;
 mod healing;
 mod kubernetes;
+mod masquerade;
 mod membership;
 mod operation;
+mod path_mtu;
 mod proxy;
 mod restart;
 mod rig;
 mod store;
 mod underlay;
+mod uplinks;

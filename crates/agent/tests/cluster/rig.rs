@@ -11,6 +11,7 @@ use ::store::{Directory, Expect};
 use agent::{PeerState, Status};
 use cluster::{Backend, Claim, Flannel, Lease};
 use harness::{Namespace, eventually, run, run_ok};
+use kernel::notify::Keeper;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -34,6 +35,8 @@ pub(crate) struct Node {
     store: String,
     config: Option<PathBuf>,
     agent: Option<Child>,
+    /// What keeps the agent's descriptors while it is dead, as systemd would.
+    keeper: Option<Arc<Keeper>>,
 }
 
 impl Rig {
@@ -76,6 +79,7 @@ impl Rig {
             store: format!("dir:{}", self.store.path().display()),
             config: None,
             agent: None,
+            keeper: None,
         };
         self.put_node(&node.name, "");
         self.nodes.push(node);
@@ -189,6 +193,15 @@ impl Node {
         self.config = Some(path);
     }
 
+    /// From the next start on the agent has a service manager that keeps descriptors.
+    pub(crate) fn keep_descriptors(&mut self) {
+        let keeper = self.netns.inside(|| Keeper::open("service-manager")).unwrap();
+        let keeper = Arc::new(keeper);
+        let serving = Arc::clone(&keeper);
+        std::thread::spawn(move || serving.serve());
+        self.keeper = Some(keeper);
+    }
+
     /// The command line of the agent (or, with `clean` before the arguments, of the cleaning).
     pub(crate) fn command(&self, first: &[&str]) -> Command {
         let mut command = self.netns.command(harness::binary("examples/agent"));
@@ -205,6 +218,9 @@ impl Node {
         let mut command = self.command(&[]);
         let level = std::env::var("RUST_LOG").unwrap_or_else(|_| "debug".to_owned());
         command.env("RUST_LOG", level).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        if let Some(keeper) = &self.keeper {
+            keeper.pass(&mut command).unwrap();
+        }
         self.agent = Some(command.spawn().unwrap());
     }
 
@@ -403,6 +419,9 @@ impl Drop for Node {
         if let Some(agent) = &mut self.agent {
             let _ = agent.kill();
             let _ = agent.wait();
+        }
+        if let Some(keeper) = &self.keeper {
+            keeper.close();
         }
         if std::thread::panicking() {
             eprintln!("--- log of the agent of {}\n{}", self.name, self.log());

@@ -34,6 +34,42 @@ fn scenario_34_a_store_that_is_away_changes_nothing_and_is_caught_up_with_after(
 }
 
 #[test]
+fn an_agent_that_starts_while_the_store_is_away_carries_its_tunnels_as_they_were() {
+    for backend in ["udp", "wireguard"] {
+        let mut rig = Rig::new(2);
+        for node in &mut rig.nodes {
+            node.configure(&format!("backend: {backend}\ncluster: {{deletedNodeGraceSeconds: 0}}\n"));
+            node.start();
+        }
+        rig.await_joined();
+        rig.add_pods();
+        let design = rig.nodes[1].state_dir().join("tunnels.json");
+        eventually("the design is on disk", || {
+            std::fs::read_to_string(&design).ok().filter(|text| text.contains("node1"))
+        });
+        let pods = [rig.nodes[0].pod_addresses(), rig.nodes[1].pod_addresses()];
+        rig.nodes[1].kill();
+        let away = rig.store.path().with_extension("away");
+        std::fs::rename(rig.store.path(), &away).unwrap();
+        rig.nodes[1].start();
+        let status = rig.nodes[1].await_status("answers", |status| status.store.away.is_some());
+        assert!(!status.ready && !status.store.in_sync);
+        assert_eq!(status.tunnels.len(), 1, "{backend}");
+        // The first packet may find the peer with a session of before.
+        eventually("pods reach each other", || {
+            let [from, to] = &pods;
+            from.iter().zip(to).all(|(from, to)| rig.nodes[0].pings(from, to)).then_some(())
+        });
+        std::fs::rename(&away, rig.store.path()).unwrap();
+        rig.await_joined();
+        rig.assert_reachable();
+        // One that leaves the cluster takes its tunnel, and what it wrote of it, along.
+        rig.remove_node("node2");
+        eventually("the design is gone", || (!design.exists()).then_some(()));
+    }
+}
+
+#[test]
 fn scenario_35_a_store_that_lost_everything_is_not_followed() {
     let rig = Rig::joined(2);
     rig.add_pods();

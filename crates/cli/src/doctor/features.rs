@@ -111,7 +111,7 @@ const WORDS: [Words; Feature::ALL.len()] = [
     Words::new(
         Feature::Tun,
         "tun",
-        "the plugin tap and the backends udp, ipip and wireguard fail",
+        "the plugin tap and the backend udp fail, and ipip and wireguard where the kernel has none",
         ("CONFIG_TUN", "tun"),
     ),
     Words::new(

@@ -12,16 +12,19 @@ pub(super) struct Network {
     pub(super) links: Vec<Link>,
     /// The routes of all tables.
     pub(super) routes: Vec<Route>,
+    /// How the kernel reaches the addresses by which the underlay is to be chosen.
+    pub(super) reached: Vec<::route::Reached>,
 }
 
 impl Network {
-    /// Reads it. Needs no rights.
-    pub(super) fn read() -> Result<Self, kernel::Error> {
+    /// Reads it, for a configuration that chooses the underlay by the way to these addresses. Needs no rights.
+    pub(super) fn read(can_reach: &[std::net::IpAddr]) -> Result<Self, kernel::Error> {
         let mut socket = Socket::open(Protocol::Route)?;
         Ok(Self {
             host: ::agent::read_host(&mut socket)?,
             links: link::list(&mut socket, link::Filter::default())?,
             routes: route::list(&mut socket, route::Filter::default())?,
+            reached: ::agent::read_reached(&mut socket, can_reach)?,
         })
     }
 

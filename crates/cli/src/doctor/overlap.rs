@@ -65,7 +65,12 @@ mod tests {
             ours: false,
             accept_ra: None,
         };
-        Host { links: vec![link], addresses: Vec::new(), routes: destinations.iter().map(route).collect() }
+        Host {
+            links: vec![link],
+            addresses: Vec::new(),
+            routes: destinations.iter().map(route).collect(),
+            ..Host::default()
+        }
     }
 
     #[test]

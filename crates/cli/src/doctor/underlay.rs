@@ -2,9 +2,9 @@
 //!
 //! Which link it is the agent decides with the same functions ([`choose`]).
 
-use ::agent::Config;
+use ::agent::{Config, Pattern};
 use anyhow::Error;
-use route::{Family, Host, MtuError, Underlay, UnderlayError, Wish, choose_underlay, pod_mtu};
+use route::{Family, Host, MtuError, Reached, Underlay, UnderlayError, Wish, choose_underlay, pod_mtu};
 
 use super::explained;
 use crate::finding::Finding;
@@ -12,11 +12,13 @@ use crate::finding::Finding;
 /// The underlay of each family, or why there is none.
 pub(super) type Underlays = Vec<(Family, Result<Underlay, UnderlayError>)>;
 
-/// What the agent would choose, without a Node object.
-pub(super) fn choose(host: &Host, config: &Config) -> Underlays {
+/// What the agent would choose, without a Node object; `reached` is by which ways the kernel reaches what is named for it.
+pub(super) fn choose(host: &Host, config: &Config, reached: &[Reached]) -> Underlays {
     let wish = Wish {
         interface: config.underlay.interface.as_deref(),
+        pattern: config.underlay.interface_pattern.as_ref().map(Pattern::regex),
         addresses: &config.underlay.addresses,
+        reached,
         node: &[],
         previous: None,
     };
@@ -128,7 +130,12 @@ mod tests {
             avoid: false,
             permanent: true,
         };
-        Host { links: vec![link], addresses: vec![address], routes: vec![default_route("eth0")] }
+        Host {
+            links: vec![link],
+            addresses: vec![address],
+            routes: vec![default_route("eth0")],
+            ..Host::default()
+        }
     }
 
     fn default_route(link: &str) -> HostRoute {
@@ -143,13 +150,13 @@ mod tests {
     }
 
     fn found(host: &Host, config: &Config) -> Vec<Finding> {
-        judge(host, config, &choose(host, config))
+        judge(host, config, &choose(host, config, &[]))
     }
 
     #[test]
     fn an_ordinary_link_is_nothing_to_talk_about() {
         assert_eq!(found(&host(1500), &Config::default()), []);
-        assert_eq!(links(&choose(&host(1500), &Config::default())), ["eth0"]);
+        assert_eq!(links(&choose(&host(1500), &Config::default(), &[])), ["eth0"]);
     }
 
     #[test]

@@ -9,12 +9,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use netstate::{
-    LINK_ALIAS, LINK_GROUP, Link, LinkKind, LinkName, PolicyRule, ROUTE_PROTOCOL, Route, RouteKind, Step, nft,
+    LINK_ALIAS, LINK_GROUP, Link, LinkKind, LinkName, PolicyRule, ROUTE_PROTOCOL, Route, RouteKind, Step,
+    WireGuardPeerKey, nft,
 };
 
 use super::Host;
 use crate::netlink::{Batch, Request};
 use crate::nft::Transaction;
+use crate::wireguard::{self, PeerChange};
 use crate::{Error, Family, address, link, neighbour, route, rule, sysctl, tun};
 
 /// What came of a list of steps.
@@ -70,6 +72,8 @@ enum Group<'a> {
     /// One at a time: what follows needs to know what came of it.
     Link(LinkName),
     Sysctl,
+    /// Peers of one device.
+    WireGuard(LinkName),
     Nft(&'a nft::TableKey),
     Batch(std::mem::Discriminant<Step>),
 }
@@ -78,6 +82,7 @@ fn group(step: &Step) -> Group<'_> {
     match step {
         Step::CreateLink(link) | Step::ChangeLink { to: link, .. } => Group::Link(link.name),
         Step::SetSysctl { .. } => Group::Sysctl,
+        Step::SetWireGuardPeer { key, .. } | Step::DeleteWireGuardPeer(key) => Group::WireGuard(key.link),
         Step::Nft(step) => Group::Nft(step.table()),
         other => Group::Batch(std::mem::discriminant(other)),
     }
@@ -112,6 +117,18 @@ impl Work<'_> {
                     }
                 }
             }
+            Some(Step::SetWireGuard { .. }) => {
+                for step in steps {
+                    if let Step::SetWireGuard { link, device, .. } = step {
+                        let conversation = self.host.conversation();
+                        let done = conversation.and_then(|open| open.set_device(link.as_str(), device));
+                        self.note(step, done);
+                    }
+                }
+            }
+            Some(Step::SetWireGuardPeer { key, .. } | Step::DeleteWireGuardPeer(key)) => {
+                return self.change_peers(key.link, steps);
+            }
             Some(Step::Nft(_)) => self.transact(steps),
             _ => return self.send(steps),
         }
@@ -130,6 +147,11 @@ impl Work<'_> {
                 parent: vxlan.parent.map(|parent| self.index(parent)).transpose()?,
                 learning: false,
             }),
+            LinkKind::IpTunnel(tunnel) => link::NewKind::IpTunnel(link::NewIpTunnel {
+                inner: if tunnel.v6 { Family::V6 } else { Family::V4 },
+                local: tunnel.local,
+            }),
+            LinkKind::WireGuard => link::NewKind::Plain(wireguard::KIND),
             LinkKind::Other(kind) => link::NewKind::Plain(kind),
         };
         let new = link::NewLink {
@@ -172,6 +194,42 @@ impl Work<'_> {
             ..link::Change::default()
         };
         self.host.route.execute(link::change(to.name.as_str(), &change))
+    }
+
+    /// Peers of one WireGuard device, many in one message.
+    fn change_peers(&mut self, link: LinkName, steps: &[Step]) -> Result<(), Error> {
+        if !self.indexes.contains_key(&link) {
+            self.report.skipped += steps.len();
+            return Ok(());
+        }
+        let changes: Vec<(&Step, WireGuardPeerKey, PeerChange<'_>)> = steps
+            .iter()
+            .filter_map(|step| match step {
+                Step::SetWireGuardPeer { key, peer, .. } => {
+                    Some((step, *key, PeerChange::Set(key.public_key, peer)))
+                }
+                Step::DeleteWireGuardPeer(key) => Some((step, *key, PeerChange::Remove(key.public_key))),
+                _ => None,
+            })
+            .collect();
+        let wanted: Vec<PeerChange<'_>> = changes.iter().map(|(_, _, change)| *change).collect();
+        let refused = self.host.conversation()?.change_peers(link.as_str(), &wanted)?;
+        for (_, key, change) in &changes {
+            match change {
+                PeerChange::Set(_, peer) => match peer.endpoint {
+                    Some(endpoint) => drop(self.host.endpoints.insert(*key, endpoint)),
+                    None => drop(self.host.endpoints.remove(key)),
+                },
+                PeerChange::Remove(_) => drop(self.host.endpoints.remove(key)),
+            }
+        }
+        for (position, error) in refused {
+            if let Some((step, key, _)) = changes.get(position) {
+                self.host.endpoints.remove(key);
+                self.note(step, Err(error));
+            }
+        }
+        Ok(())
     }
 
     /// The steps of one table, all or nothing.
@@ -268,9 +326,13 @@ impl Work<'_> {
             Step::AddRule(wanted) => rule::add(&kernel_rule(wanted)),
             // The priority makes it ours, whoever put it there: no protocol means any.
             Step::DeleteRule(old) => rule::delete(&rule::Rule { protocol: 0, ..kernel_rule(old) }),
-            Step::CreateLink(_) | Step::ChangeLink { .. } | Step::SetSysctl { .. } | Step::Nft(_) => {
-                return None;
-            }
+            Step::CreateLink(_)
+            | Step::ChangeLink { .. }
+            | Step::SetSysctl { .. }
+            | Step::SetWireGuard { .. }
+            | Step::SetWireGuardPeer { .. }
+            | Step::DeleteWireGuardPeer(_)
+            | Step::Nft(_) => return None,
         })
     }
 

@@ -2,19 +2,20 @@
 //!
 //! An object is ours by its mark: a link by its alias (or, half made, by its group), a route by its protocol, a
 //! table by its name, a policy rule by its priority; addresses, neighbours and forwarding entries by being
-//! permanent on a link of ours. Link-local IPv6 addresses that the kernel makes itself are nobody's.
+//! permanent on a link of ours. Addresses that the kernel gives a link itself are nobody's: IPv6's link-local ones, and the
+//! IPv4-compatible ones of a `sit` device.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use netstate::{
-    Address, FdbEntry, ForeignLink, ForeignRoute, LINK_ALIAS, LINK_GROUP, Link, LinkKind, LinkName,
+    Address, FdbEntry, ForeignLink, ForeignRoute, IpTunnel, LINK_ALIAS, LINK_GROUP, Link, LinkKind, LinkName,
     Neighbour, Observed, PolicyRule, ROUTE_PROTOCOL, RULE_PRIORITIES, Route, RouteKey, RouteKind,
-    RouteTarget, State, Vxlan, owns_table,
+    RouteTarget, State, Vxlan, WireGuard, WireGuardPeerKey, owns_table,
 };
 
 use super::Host;
-use crate::{Error, Family, address, link, neighbour, route, rule, sysctl};
+use crate::{Error, Family, address, link, neighbour, route, rule, sysctl, wireguard};
 
 /// The links of the namespace by number.
 type Names = HashMap<u32, LinkName>;
@@ -35,7 +36,13 @@ impl Host {
             if is_ours(found) {
                 let wanted = want.links.get(&name);
                 observed.state.insert_link(read_link(found, name, wanted, &names));
-                match self.read_link_objects(found.index, name, want, &mut observed.state) {
+                let read = self.read_link_objects(found.index, name, want, &mut observed.state);
+                let read =
+                    read.and_then(|()| match &observed.state.links.get(&name).map(|link| &link.kind) {
+                        Some(LinkKind::WireGuard) => self.read_wireguard(name, want, &mut observed.state),
+                        _ => Ok(()),
+                    });
+                match read {
                     // Gone since it was listed, and all on it with it; the monitor tells.
                     Err(error) if error.is_missing() => {}
                     other => other?,
@@ -62,7 +69,7 @@ impl Host {
     ) -> Result<(), Error> {
         for found in address::list(&mut self.route, Some(index), None)? {
             let address = Address { link, net: found.net };
-            let automatic = is_link_local(found.net.addr()) && !want.addresses.contains(&address);
+            let automatic = is_automatic(found.net.addr()) && !want.addresses.contains(&address);
             if found.is_permanent() && !automatic {
                 state.insert_address(address);
             }
@@ -77,6 +84,31 @@ impl Host {
             {
                 state.insert_fdb(FdbEntry { link, mac: found.mac, destination });
             }
+        }
+        Ok(())
+    }
+
+    /// What a WireGuard device was told. A peer that has moved since it was told counts as told.
+    fn read_wireguard(&mut self, link: LinkName, want: &State, state: &mut State) -> Result<(), Error> {
+        let wireguard::Device { private_key, port, peers } = self.wireguard(link)?;
+        if let Some(private_key) = private_key {
+            state.insert_wireguard(link, WireGuard { private_key, port });
+        }
+        for (public_key, peer) in peers {
+            let key = WireGuardPeerKey { link, public_key };
+            let mut settings = peer.settings;
+            let wanted = want.wireguard_peers.get(&key).and_then(|wanted| wanted.endpoint);
+            match (settings.endpoint, wanted) {
+                // As if it had been told by us: it may have been, by the agent before.
+                (Some(endpoint), Some(wanted)) if endpoint == wanted => {
+                    self.endpoints.insert(key, endpoint);
+                }
+                (Some(_), Some(_)) if wanted == self.endpoints.get(&key).copied() => {
+                    settings.endpoint = wanted
+                }
+                _ => {}
+            }
+            state.insert_wireguard_peer(key, settings);
         }
         Ok(())
     }
@@ -154,13 +186,19 @@ fn read_kind(found: &link::Link, names: &Names) -> LinkKind {
             parent: found.parent.and_then(|parent| names.get(&parent).copied()),
         }),
         link::Kind::Tun { tap: false, multi_queue: true, .. } => LinkKind::Tun,
+        link::Kind::IpTunnel { inner, local, as_ours: true } => {
+            LinkKind::IpTunnel(IpTunnel { v6: *inner == Family::V6, local: *local })
+        }
+        link::Kind::Other(kind) if kind == wireguard::KIND => LinkKind::WireGuard,
         link::Kind::Vxlan { learning: true, .. } => LinkKind::Other("vxlan that learns".to_owned()),
         kind => LinkKind::Other(kind.name().unwrap_or("device").to_owned()),
     }
 }
 
-fn is_link_local(address: IpAddr) -> bool {
-    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+fn is_automatic(address: IpAddr) -> bool {
+    let IpAddr::V6(address) = address else { return false };
+    let is_compatible = address.segments()[..6] == [0; 6];
+    address.is_unicast_link_local() || is_compatible && !address.is_loopback()
 }
 
 fn read_route(found: &route::Route, names: &Names) -> Route {

@@ -6,10 +6,9 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use netstate::Mac;
 use rustix::io::Errno;
 
-use super::{Header, NewIpvlan, NewMacvlan, NewVlan};
-use crate::Error;
-use crate::abi;
+use super::{Header, NewIpTunnel, NewIpvlan, NewMacvlan, NewVlan};
 use crate::netlink::{Message, Purpose, Request, Socket};
+use crate::{Error, Family, abi, wireguard};
 
 /// A link to be made. Start with [`NewLink::new`] and set what matters:
 /// `NewLink { mtu: Some(1450), up: true, ..NewLink::new("fairlead0", kind) }`.
@@ -50,6 +49,8 @@ pub enum NewKind<'a> {
     Veth(NewPeer<'a>),
     /// A VXLAN tunnel end.
     Vxlan(NewVxlan),
+    /// What puts packets into IPv4 packets.
+    IpTunnel(NewIpTunnel),
     /// Another hardware address on a parent.
     Macvlan(NewMacvlan),
     /// Other IP addresses on a parent's hardware address.
@@ -186,6 +187,7 @@ impl NewKind<'_> {
             Self::Bridge(_) => "bridge",
             Self::Veth(_) => "veth",
             Self::Vxlan(_) => "vxlan",
+            Self::IpTunnel(tunnel) => NewIpTunnel::kind(tunnel.inner),
             Self::Macvlan(_) => "macvlan",
             Self::Ipvlan(_) => "ipvlan",
             Self::Vlan(_) => "vlan",
@@ -199,6 +201,7 @@ impl NewKind<'_> {
             Self::Bridge(_) => "create bridge",
             Self::Veth(_) => "create veth pair",
             Self::Vxlan(_) => "create vxlan device",
+            Self::IpTunnel(_) => "create IP in IP device",
             Self::Macvlan(_) => "create macvlan link",
             Self::Ipvlan(_) => "create ipvlan link",
             Self::Vlan(_) => "create vlan link",
@@ -215,11 +218,14 @@ impl NewKind<'_> {
             Self::Bridge(_) => Some("the kernel needs CONFIG_BRIDGE"),
             Self::Veth(_) => Some("the kernel needs CONFIG_VETH"),
             Self::Vxlan(_) => Some("the kernel needs CONFIG_VXLAN"),
+            Self::IpTunnel(NewIpTunnel { inner: Family::V4, .. }) => Some("the kernel needs CONFIG_NET_IPIP"),
+            Self::IpTunnel(_) => Some("the kernel needs CONFIG_IPV6_SIT"),
             Self::Macvlan(_) => Some("the kernel needs CONFIG_MACVLAN"),
             Self::Ipvlan(_) => Some("the kernel needs CONFIG_IPVLAN"),
             Self::Vlan(_) => Some("the kernel needs CONFIG_VLAN_8021Q"),
             Self::Vrf(_) => Some("the kernel needs CONFIG_NET_VRF"),
             Self::Plain("dummy") => Some("the kernel needs CONFIG_DUMMY"),
+            Self::Plain(wireguard::KIND) => Some("the kernel needs CONFIG_WIREGUARD"),
             Self::Plain("ifb") => Some("the kernel needs CONFIG_IFB"),
             Self::Plain(_) => None,
         }
@@ -232,7 +238,7 @@ impl NewKind<'_> {
             Self::Macvlan(macvlan) => Some(macvlan.parent),
             Self::Ipvlan(ipvlan) => Some(ipvlan.parent),
             Self::Vlan(vlan) => Some(vlan.parent),
-            Self::Bridge(_) | Self::Veth(_) | Self::Vrf(_) | Self::Plain(_) => None,
+            Self::Bridge(_) | Self::Veth(_) | Self::IpTunnel(_) | Self::Vrf(_) | Self::Plain(_) => None,
         }
     }
 
@@ -245,6 +251,7 @@ impl NewKind<'_> {
             Self::Bridge(bridge) => bridge.write(data),
             Self::Veth(peer) => peer.write(data),
             Self::Vxlan(vxlan) => vxlan.write(data),
+            Self::IpTunnel(tunnel) => tunnel.write(data),
             Self::Macvlan(macvlan) => macvlan.write(data),
             Self::Ipvlan(ipvlan) => ipvlan.write(data),
             Self::Vlan(vlan) => vlan.write(data),

@@ -4,9 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netstate::Mac;
 
-use super::{Header, Kind, Link, OperationalState, Port, upper};
-use crate::abi;
+use super::{Header, Kind, Link, OperationalState, Port, tunnel, upper};
 use crate::netlink::{Attribute, Attributes, Malformed, Reply};
+use crate::{Family, abi};
 
 impl Link {
     /// Decodes a message about one link: an answer, an echo, or a notification.
@@ -101,6 +101,8 @@ fn kind(info: Attributes<'_>) -> Result<Kind, Malformed> {
         }
         "veth" => Ok(Kind::Veth),
         "vxlan" => vxlan(data),
+        "ipip" => tunnel::read(Family::V4, data),
+        "sit" => tunnel::read(Family::V6, data),
         "macvlan" => {
             let (mode, broadcast_queue_length) = upper::macvlan(data)?;
             Ok(Kind::Macvlan { mode, broadcast_queue_length })

@@ -3,6 +3,7 @@
 //! A message is a 16-byte header, a fixed header of its family (`ifinfomsg`, `nfgenmsg`, ...) and attributes.
 //! Length, sequence number and the acknowledgement flag are filled in when the batch is sent.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use super::attribute::{ATTRIBUTE_HEADER, Attributes, Malformed, align};
@@ -13,10 +14,17 @@ pub(super) const MESSAGE_HEADER: usize = 16;
 const NESTED: u16 = 0x8000;
 
 /// A request under construction. Methods return `&mut Self` so that attributes can be chained.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Message {
     bytes: Vec<u8>,
     oversized: bool,
+}
+
+/// Not what is in it, which may be a key.
+impl fmt::Debug for Message {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Message").field("length", &self.bytes.len()).finish_non_exhaustive()
+    }
 }
 
 impl Message {

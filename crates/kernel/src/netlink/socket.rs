@@ -53,6 +53,8 @@ pub enum Protocol {
     Route,
     /// nf_tables and connection tracking.
     Netfilter,
+    /// Parts of the kernel that have their numbers given to them, WireGuard among them.
+    Generic,
 }
 
 /// A netlink socket of the network namespace in which it was opened; it stays there wherever its thread goes.
@@ -82,6 +84,7 @@ impl Socket {
         let protocol = match protocol {
             Protocol::Route => None,
             Protocol::Netfilter => Some(netlink::NETFILTER),
+            Protocol::Generic => Some(netlink::GENERIC),
         };
         let tried = "open a netlink socket";
         let descriptor =

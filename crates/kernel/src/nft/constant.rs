@@ -78,6 +78,8 @@ pub(super) const ELEMENT_INTERVAL_END: u32 = 1;
 // enum nft_data_attributes, nft_verdict_attributes
 pub(super) const DATA_VALUE: u16 = 1;
 pub(super) const DATA_VERDICT: u16 = 2;
+/// The type of data that is a verdict: `NFT_DATA_VERDICT`.
+pub(super) const TYPE_VERDICT: u32 = 0xffff_ff00;
 pub(super) const VERDICT_CODE: u16 = 1;
 pub(super) const VERDICT_CHAIN: u16 = 2;
 

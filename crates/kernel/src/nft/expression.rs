@@ -56,6 +56,9 @@ impl<'a> Writer<'a> {
             }
             Statement::DestinationIsLocal => self.destination_is_local(),
             Statement::Dnat { version, fields, map } => self.dnat(*version, fields, map),
+            Statement::VerdictMap { fields, map } => self.lookup(fields, map, |data| {
+                data.be32(c::LOOKUP_DESTINATION, c::REGISTER_VERDICT);
+            }),
             Statement::SetMark { mask, value } => self.set_mark(*mask, *value),
             Statement::Masquerade { fully_random } => self.expression("masq", |data| {
                 if *fully_random {
@@ -172,6 +175,7 @@ impl<'a> Writer<'a> {
             Field::EtherSource => self.payload(c::LINK_HEADER, 6, length, register),
             Field::SourcePort => self.payload(c::TRANSPORT_HEADER, 0, length, register),
             Field::DestinationPort => self.payload(c::TRANSPORT_HEADER, 2, length, register),
+            Field::IcmpType => self.payload(c::TRANSPORT_HEADER, 0, length, register),
             Field::InputLink => self.meta(c::META_INPUT_NAME, register),
             Field::OutputLink => self.meta(c::META_OUTPUT_NAME, register),
             Field::NetworkFamily => self.meta(c::META_FAMILY, register),
@@ -199,23 +203,9 @@ impl<'a> Writer<'a> {
     }
 
     fn verdict(&mut self, verdict: &Verdict) {
-        let (code, chain) = match verdict {
-            Verdict::Accept => (c::VERDICT_ACCEPT, None),
-            Verdict::Drop => (c::VERDICT_DROP, None),
-            Verdict::Return => (c::VERDICT_RETURN, None),
-            Verdict::Jump(chain) => (c::VERDICT_JUMP, Some(chain)),
-            Verdict::Goto(chain) => (c::VERDICT_GOTO, Some(chain)),
-        };
         self.expression("immediate", |data| {
             data.be32(c::IMMEDIATE_DESTINATION, c::REGISTER_VERDICT);
-            data.nest(c::IMMEDIATE_DATA, |data| {
-                data.nest(c::DATA_VERDICT, |data| {
-                    data.be32(c::VERDICT_CODE, code.cast_unsigned());
-                    if let Some(chain) = chain {
-                        data.text(c::VERDICT_CHAIN, chain);
-                    }
-                });
-            });
+            value::put_verdict(data, c::IMMEDIATE_DATA, verdict);
         });
     }
 
@@ -270,7 +260,7 @@ fn field_length(field: Field) -> u32 {
         Field::Source(IpVersion::V6) | Field::Destination(IpVersion::V6) => 16,
         Field::EtherSource | Field::EtherDestination => 6,
         Field::InputLink | Field::OutputLink => 16,
-        Field::NetworkFamily | Field::Protocol => 1,
+        Field::NetworkFamily | Field::Protocol | Field::IcmpType => 1,
         Field::SourcePort | Field::DestinationPort => 2,
         Field::Mark | Field::CtState | Field::CtStatus | Field::CtMark => 4,
     }

@@ -10,7 +10,7 @@ use netstate::nft::{
     BaseChain, Chain, ChainKind, Element, Family, Hook, Key, Policy, Rule, Set, Statement, Table, TableKey,
 };
 
-use super::value::{self, RawElement};
+use super::value::{self, Listed, RawElement};
 use super::{Elements, Nft, constant as c, family_number, key_text, message, message_of, userdata};
 use crate::Error;
 use crate::netlink::{Attributes, Malformed, Purpose, Reply, Request};
@@ -105,7 +105,7 @@ impl Nft {
     fn raw_element(&mut self, table: &TableKey, set: &str, key: &Key) -> Result<Option<RawElement>, Error> {
         let mut message = message(c::GET_ELEMENT, 0, table.family);
         message.text(c::ELEMENTS_TABLE, &table.name).text(c::ELEMENTS_SET, set);
-        message.nest(c::ELEMENTS_LIST, |list| value::put_element(list, key, &[], None));
+        message.nest(c::ELEMENTS_LIST, |list| value::put_element(list, &Listed::key(key)));
         let purpose = Purpose::new("find element", format!("{table} {set} {}", key_text(key)));
         let answer = self.socket.ask(&Request::new(message, purpose), |reply| {
             let (_, attributes) = reply.split::<4>()?;
@@ -272,10 +272,10 @@ fn read_set(attributes: Attributes<'_>) -> Result<Set, Malformed> {
     let flags = flags(attributes)?;
     let number = attributes.find(c::SET_KEY_TYPE)?.map_or(Ok(0), |number| number.be32())?;
     let data = match attributes.find(c::SET_DATA_TYPE)?.filter(|_| flags & c::FLAG_MAP != 0) {
-        Some(number) => value::type_of_number(number.be32()?),
+        Some(number) => value::data_of_number(number.be32()?),
         None => Some(Vec::new()),
     };
-    // Timeouts, verdicts and the like are never ours: no type, so that it differs from every wanted set.
+    // Timeouts and the like are never ours: no type, so that it differs from every wanted set.
     let plain = flags & !(c::FLAG_INTERVAL | c::FLAG_CONCATENATION | c::FLAG_MAP) == 0 && data.is_some();
     let key = value::type_of_number(number).filter(|_| plain).unwrap_or_default();
     let (data, interval) = (data.unwrap_or_default(), flags & c::FLAG_INTERVAL != 0);

@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netstate::nft::{Element, Key, KeyType, Set, Value};
+use netstate::nft::{Element, Key, KeyType, Set, Value, Verdict};
 use netstate::{LinkName, Mac};
 
 use super::{Elements, constant as c, userdata};
@@ -30,7 +30,7 @@ pub(super) fn put_set_type(message: &mut Message, set: &Set) {
     message.be32(c::SET_KEY_TYPE, type_number(&set.key));
     message.be32(c::SET_KEY_LENGTH, key_length(&set.key));
     if !set.data.is_empty() {
-        message.be32(c::SET_DATA_TYPE, type_number(&set.data));
+        message.be32(c::SET_DATA_TYPE, data_number(&set.data));
         message.be32(c::SET_DATA_LENGTH, key_length(&set.data));
     }
     if let [KeyType::Ifname | KeyType::Mark] = set.key.as_slice() {
@@ -51,6 +51,16 @@ pub(super) fn put_set_type(message: &mut Message, set: &Set) {
     }
 }
 
+/// The number of what a map leads to.
+fn data_number(data: &[KeyType]) -> u32 {
+    if data == [KeyType::Verdict] { c::TYPE_VERDICT } else { type_number(data) }
+}
+
+/// The type behind the number of what a map leads to.
+pub(super) fn data_of_number(number: u32) -> Option<Vec<KeyType>> {
+    if number == c::TYPE_VERDICT { Some(vec![KeyType::Verdict]) } else { type_of_number(number) }
+}
+
 /// The number `nft` knows a type by; a concatenation packs six bits for each part.
 pub(super) fn type_number(key: &[KeyType]) -> u32 {
     key.iter().fold(0, |number, part| {
@@ -62,6 +72,8 @@ pub(super) fn type_number(key: &[KeyType]) -> u32 {
             KeyType::Port => 13,
             KeyType::Mark => 19,
             KeyType::Ifname => 41,
+            // No part of any key.
+            KeyType::Verdict => 0,
         };
         number << 6 | part
     })
@@ -91,7 +103,8 @@ pub(super) fn type_of_number(mut number: u32) -> Option<Vec<KeyType>> {
 pub(super) fn type_length(part: KeyType) -> usize {
     match part {
         KeyType::Ipv4 | KeyType::Mark => 4,
-        KeyType::Ipv6 | KeyType::Ifname => 16,
+        // A verdict: the code and, aligned, the chain.
+        KeyType::Ipv6 | KeyType::Ifname | KeyType::Verdict => 16,
         KeyType::Ether => 6,
         KeyType::Protocol => 1,
         KeyType::Port => 2,
@@ -129,8 +142,25 @@ fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
+/// An element as it is written.
+#[derive(Clone, Copy)]
+pub(super) struct Listed<'a> {
+    pub(super) key: &'a Key,
+    pub(super) data: &'a [Value],
+    pub(super) verdict: Option<&'a Verdict>,
+    pub(super) comment: Option<&'a str>,
+}
+
+impl<'a> Listed<'a> {
+    /// A key alone.
+    pub(super) fn key(key: &'a Key) -> Self {
+        Self { key, data: &[], verdict: None, comment: None }
+    }
+}
+
 /// Adds one element to a list of them; a network to a set of single keys takes two entries.
-pub(super) fn put_element(list: &mut Message, key: &Key, data: &[Value], comment: Option<&str>) {
+pub(super) fn put_element(list: &mut Message, element: &Listed<'_>) {
+    let Listed { key, data, verdict, comment } = *element;
     let last: Vec<Value> = key.iter().map(last_of).collect();
     let ranged = last != *key || key.iter().any(|value| matches!(value, Value::Network(_)));
     let concatenated = key.len() > 1;
@@ -141,6 +171,9 @@ pub(super) fn put_element(list: &mut Message, key: &Key, data: &[Value], comment
         }
         if !data.is_empty() {
             put_data(entry, c::ELEMENT_DATA, &key_bytes(data));
+        }
+        if let Some(verdict) = verdict {
+            put_verdict(entry, c::ELEMENT_DATA, verdict);
         }
         if let Some(comment) = comment {
             entry.put(c::ELEMENT_USERDATA, &userdata::comment(comment));
@@ -163,6 +196,43 @@ pub(super) fn put_data(message: &mut Message, kind: u16, bytes: &[u8]) {
     message.nest(kind, |data| {
         data.put(c::DATA_VALUE, bytes);
     });
+}
+
+/// Adds a verdict as nf_tables wraps it.
+pub(super) fn put_verdict(message: &mut Message, kind: u16, verdict: &Verdict) {
+    let (code, chain) = match verdict {
+        Verdict::Accept => (c::VERDICT_ACCEPT, None),
+        Verdict::Drop => (c::VERDICT_DROP, None),
+        Verdict::Return => (c::VERDICT_RETURN, None),
+        Verdict::Jump(chain) => (c::VERDICT_JUMP, Some(chain)),
+        Verdict::Goto(chain) => (c::VERDICT_GOTO, Some(chain)),
+    };
+    message.nest(kind, |data| {
+        data.nest(c::DATA_VERDICT, |data| {
+            data.be32(c::VERDICT_CODE, code.cast_unsigned());
+            if let Some(chain) = chain {
+                data.text(c::VERDICT_CHAIN, chain);
+            }
+        });
+    });
+}
+
+fn read_verdict(attribute: &Attribute<'_>) -> Result<Option<Verdict>, Malformed> {
+    let Some(found) = attribute.nested().find(c::DATA_VERDICT)? else { return Ok(None) };
+    let what = Malformed::Missing { what: "code of a verdict" };
+    let code = found.nested().find(c::VERDICT_CODE)?.ok_or(what)?.be32()?;
+    let chain = || -> Result<String, Malformed> {
+        let what = Malformed::Missing { what: "chain of a verdict" };
+        Ok(found.nested().find(c::VERDICT_CHAIN)?.ok_or(what)?.foreign_text())
+    };
+    Ok(Some(match code.cast_signed() {
+        c::VERDICT_ACCEPT => Verdict::Accept,
+        c::VERDICT_DROP => Verdict::Drop,
+        c::VERDICT_RETURN => Verdict::Return,
+        c::VERDICT_JUMP => Verdict::Jump(chain()?),
+        c::VERDICT_GOTO => Verdict::Goto(chain()?),
+        _ => return Ok(None),
+    }))
 }
 
 fn last_of(value: &Value) -> Value {
@@ -202,19 +272,24 @@ pub(super) struct RawElement {
     key_end: Option<Vec<u8>>,
     interval_end: bool,
     data: Vec<u8>,
+    verdict: Option<Verdict>,
     pub(super) comment: Option<String>,
 }
 
 impl RawElement {
     pub(super) fn read(entry: &Attribute<'_>) -> Result<Self, Malformed> {
+        let (key, data) = (Vec::new(), Vec::new());
         let mut element =
-            Self { key: Vec::new(), key_end: None, interval_end: false, data: Vec::new(), comment: None };
+            Self { key, key_end: None, interval_end: false, data, verdict: None, comment: None };
         for attribute in entry.nested() {
             let attribute = attribute?;
             match attribute.kind {
-                c::ELEMENT_KEY => element.key = data(&attribute)?,
-                c::ELEMENT_KEY_END => element.key_end = Some(data(&attribute)?),
-                c::ELEMENT_DATA => element.data = data(&attribute)?,
+                c::ELEMENT_KEY => element.key = bytes_of(&attribute)?,
+                c::ELEMENT_KEY_END => element.key_end = Some(bytes_of(&attribute)?),
+                c::ELEMENT_DATA => match read_verdict(&attribute)? {
+                    None => element.data = bytes_of(&attribute)?,
+                    verdict => element.verdict = verdict,
+                },
                 c::ELEMENT_FLAGS => element.interval_end = attribute.be32()? & c::ELEMENT_INTERVAL_END != 0,
                 c::ELEMENT_USERDATA => {
                     element.comment = userdata::find_comment(attribute.value).map(str::to_owned)
@@ -226,7 +301,7 @@ impl RawElement {
     }
 }
 
-fn data(attribute: &Attribute<'_>) -> Result<Vec<u8>, Malformed> {
+fn bytes_of(attribute: &Attribute<'_>) -> Result<Vec<u8>, Malformed> {
     let value =
         attribute.nested().find(c::DATA_VALUE)?.ok_or(Malformed::Missing { what: "value of an element" })?;
     Ok(value.value.to_vec())
@@ -243,8 +318,14 @@ pub(super) fn elements(set: &Set, raw: Vec<RawElement>) -> Option<Elements> {
 
 /// What the set knows of a key.
 pub(super) fn element(set: &Set, raw: RawElement) -> Option<Element> {
-    let data = if set.data.is_empty() { Key::new() } else { split(&set.data, &raw.data)? };
-    Some(Element { comment: raw.comment, data })
+    let data = match set.data.as_slice() {
+        [] => Key::new(),
+        [KeyType::Verdict] => {
+            return Some(Element { comment: raw.comment, data: Key::new(), verdict: Some(raw.verdict?) });
+        }
+        types => split(types, &raw.data)?,
+    };
+    Some(Element { comment: raw.comment, data, verdict: None })
 }
 
 /// Puts the ends of intervals together: sorted by address, each start is followed by its end, or by nothing.
@@ -262,7 +343,7 @@ fn intervals(kind: KeyType, mut raw: Vec<RawElement>) -> Option<Elements> {
             None => vec![0xff; start.key.len()],
         };
         let net = network(parse(kind, &start.key)?, parse(kind, &last)?)?;
-        found.insert(vec![Value::Network(net)], Element { comment: start.comment, data: Key::new() });
+        found.insert(vec![Value::Network(net)], Element { comment: start.comment, ..Element::default() });
     }
     Some(found)
 }
@@ -314,6 +395,7 @@ fn parse(kind: KeyType, bytes: &[u8]) -> Option<Value> {
         KeyType::Protocol => Value::Protocol(*bytes.first()?),
         KeyType::Port => Value::Port(u16::from_be_bytes(bytes.try_into().ok()?)),
         KeyType::Mark => Value::Number(u32::from_ne_bytes(bytes.try_into().ok()?)),
+        KeyType::Verdict => return None,
         KeyType::Ifname => {
             let text = std::str::from_utf8(bytes).ok()?.trim_end_matches('\0');
             Value::Ifname(text.parse::<LinkName>().ok()?)
@@ -345,7 +427,9 @@ mod tests {
     fn listed(elements: &Elements) -> Vec<RawElement> {
         let mut message = Message::new(0, 0, &[]);
         elements.iter().for_each(|(key, element)| {
-            put_element(&mut message, key, &element.data, element.comment.as_deref());
+            let Element { data, verdict, comment } = element;
+            let (verdict, comment) = (verdict.as_ref(), comment.as_deref());
+            put_element(&mut message, &Listed { key, data, verdict, comment });
         });
         let entries = Attributes::new(message.bytes().get(16..).unwrap());
         entries.map(|entry| RawElement::read(&entry.unwrap()).unwrap()).collect()
@@ -387,6 +471,7 @@ mod tests {
             key_end: None,
             interval_end,
             data: Vec::new(),
+            verdict: None,
             comment: None,
         };
         let set = set(&[KeyType::Ipv4], true);
@@ -439,7 +524,7 @@ mod tests {
             };
             let elements: Elements = ports.into_iter().map(|((protocol, port), (bits, to))| {
                 let data = vec![address(bits), Value::Port(to)];
-                let element = Element { comment: Some("a pod".into()), data };
+                let element = Element { comment: Some("a pod".into()), data, verdict: None };
                 (vec![Value::Protocol(protocol), Value::Port(port)], element)
             }).collect();
             prop_assert_eq!(round_trip(&map, &elements), Some(elements));

@@ -1,6 +1,8 @@
 //! The nodes' agents: a thread each, inside the node's namespace, that starts the agent's process, waits for
 //! its end and starts it again.
 //!
+//! What an agent has open is kept for its next life ([`kernel::notify`]), so that the tunnels that it carries lose nothing.
+//!
 //! The thread lives as long as the agent: the kernel ends an agent with the thread that started it, so a
 //! supervisor that is killed takes its agents with it.
 
@@ -15,10 +17,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kernel::netns::Netns;
+use kernel::notify::Keeper as Descriptors;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::nodes::Node;
-use super::{Event, Options, backoff};
+use super::{Event, Options, backoff, log, thread};
 use crate::error::{Error, Result};
 use crate::home::{Home, NodeHome};
 
@@ -107,10 +110,20 @@ impl Keeper {
             Ok(inside) => inside,
             Err(error) => return self.tell_end(format!("cannot enter the node: {error}")),
         };
+        let descriptors = self.keep_descriptors();
+        self.keep_alive(descriptors.as_deref());
+        // What nobody goes on with holds the node's namespace, and draws packets.
+        if let Some(descriptors) = descriptors {
+            descriptors.close();
+        }
+    }
+
+    /// One life of the agent after the other.
+    fn keep_alive(&self, descriptors: Option<&Descriptors>) {
         let mut failures = 0;
         loop {
             let began = Instant::now();
-            match self.live() {
+            match self.live(descriptors) {
                 Ok(status) => self.tell_end(status.to_string()),
                 Err(error) => self.tell_end(format!("cannot start it: {error}")),
             }
@@ -126,9 +139,20 @@ impl Keeper {
         }
     }
 
+    /// Keeps for the agent what it has open, so that its next life goes on with it, as systemd would. Without, packets of
+    /// its tunnels are lost while it is dead.
+    fn keep_descriptors(&self) -> Option<Arc<Descriptors>> {
+        let opened = Descriptors::open(&format!("fairlead-lab/{}", self.name));
+        let told = |error| log(&format!("what the agent of {} has open ends with it: {error}", self.name));
+        let keeper = Arc::new(opened.map_err(told).ok()?);
+        let serving = Arc::clone(&keeper);
+        thread("descriptors", move || serving.serve()).ok()?;
+        Some(keeper)
+    }
+
     /// One life of the agent.
-    fn live(&self) -> io::Result<ExitStatus> {
-        let mut child = self.spawn()?;
+    fn live(&self, descriptors: Option<&Descriptors>) -> io::Result<ExitStatus> {
+        let mut child = self.spawn(descriptors)?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let descriptor = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         self.set_process(descriptor);
@@ -146,7 +170,7 @@ impl Keeper {
         *self.process.lock().unwrap_or_else(PoisonError::into_inner) = process;
     }
 
-    fn spawn(&self) -> io::Result<Child> {
+    fn spawn(&self, descriptors: Option<&Descriptors>) -> io::Result<Child> {
         let log = File::options().create(true).append(true).open(self.home.agent_log())?;
         let mut store = std::ffi::OsString::from("dir:");
         store.push(&self.store);
@@ -160,6 +184,11 @@ impl Keeper {
         command.args(["--parent", &std::process::id().to_string()]);
         command.arg("--config").arg(&self.config);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        // Who started the lab is no manager of its agents.
+        command.env_remove("NOTIFY_SOCKET");
+        if let Some(descriptors) = descriptors {
+            descriptors.pass(&mut command).map_err(io::Error::other)?;
+        }
         command.spawn()
     }
 

@@ -92,18 +92,24 @@ fn change(have: &Table, want: &Table) -> Vec<Step> {
     let mut steps = Vec::new();
     let rules =
         |table: &Table, name: &str| table.chains.get(name).map_or(Vec::new(), |chain| chain.rules.clone());
+    // What names a chain or a set goes before it, and comes after it.
     for (name, chain) in &have.chains {
         if !chain.rules.is_empty() && chain.rules != rules(want, name) {
             steps.push(Step::FlushChain(key.clone(), name.clone()));
         }
     }
+    let lead = |wanted: bool| move |set: &&Set| set.leads_to_chains() == wanted;
+    steps.extend(have.sets.values().filter(lead(true)).flat_map(|set| leave(key, set, want)));
     let gone = have.chains.keys().filter(|name| !want.chains.contains_key(*name));
     steps.extend(gone.map(|name| Step::DeleteChain(key.clone(), name.clone())));
-    let gone = have.sets.keys().filter(|name| !want.sets.contains_key(*name));
-    steps.extend(gone.map(|name| Step::DeleteSet(key.clone(), name.clone())));
-    for (name, set) in &want.sets {
-        steps.extend(change_set(key, have.sets.get(name), set));
-    }
+    steps.extend(have.sets.values().filter(lead(false)).flat_map(|set| leave(key, set, want)));
+    steps.extend(want.sets.values().flat_map(|set| {
+        let mut steps = make(key, set, have);
+        if !set.leads_to_chains() {
+            steps.extend(fill(key, set, have));
+        }
+        steps
+    }));
     for (name, chain) in &want.chains {
         if !have.chains.contains_key(name) {
             steps.push(Step::AddChain(key.clone(), Chain { rules: Vec::new(), ..chain.clone() }));
@@ -115,33 +121,34 @@ fn change(have: &Table, want: &Table) -> Vec<Step> {
             steps.extend(chain.rules.iter().map(add));
         }
     }
+    steps.extend(want.sets.values().filter(lead(true)).flat_map(|set| fill(key, set, have)));
     steps
 }
 
-fn change_set(key: &TableKey, have: Option<&Set>, want: &Set) -> Vec<Step> {
-    let mut steps = Vec::new();
-    let none = BTreeMap::new();
-    let held = have.map_or(&none, |set| &set.elements);
-    if have.is_none() {
-        steps.push(Step::AddSet(key.clone(), Set { elements: BTreeMap::new(), ..want.clone() }));
-    }
+/// Takes away what of `held` is not wanted: the set, or some of its elements.
+fn leave(table: &TableKey, held: &Set, want: &Table) -> Option<Step> {
+    let Some(want) = want.sets.get(&held.name) else {
+        return Some(Step::DeleteSet(table.clone(), held.name.clone()));
+    };
     // An element's comment and data cannot be changed in place: it leaves and comes back.
-    let gone: Vec<Key> = held
-        .iter()
-        .filter(|(key, element)| want.elements.get(*key) != Some(element))
-        .map(|(key, _)| key.clone())
-        .collect();
-    if !gone.is_empty() {
-        steps.push(Step::DeleteElements(key.clone(), want.name.clone(), gone));
-    }
-    let new: BTreeMap<Key, Element> = want
-        .elements
-        .iter()
-        .filter(|(key, element)| held.get(*key) != Some(element))
-        .map(|(key, element)| (key.clone(), element.clone()))
-        .collect();
-    if !new.is_empty() {
-        steps.push(Step::AddElements(key.clone(), want.name.clone(), new));
-    }
-    steps
+    let changed = held.elements.iter().filter(|(key, element)| want.elements.get(*key) != Some(element));
+    let gone: Vec<Key> = changed.map(|(key, _)| key.clone()).collect();
+    (!gone.is_empty()).then(|| Step::DeleteElements(table.clone(), held.name.clone(), gone))
+}
+
+/// Makes a set that is not there yet.
+fn make(table: &TableKey, want: &Set, have: &Table) -> Vec<Step> {
+    let missing = !have.sets.contains_key(&want.name);
+    let empty = || Set { elements: BTreeMap::new(), ..want.clone() };
+    missing.then(|| Step::AddSet(table.clone(), empty())).into_iter().collect()
+}
+
+/// Puts into a set what it does not hold yet.
+fn fill(table: &TableKey, want: &Set, have: &Table) -> Option<Step> {
+    let held = have.sets.get(&want.name);
+    let lacks =
+        |(key, element): &(&Key, &Element)| held.and_then(|set| set.elements.get(*key)) != Some(*element);
+    let new: BTreeMap<Key, Element> =
+        want.elements.iter().filter(lacks).map(|(key, element)| (key.clone(), element.clone())).collect();
+    (!new.is_empty()).then(|| Step::AddElements(table.clone(), want.name.clone(), new))
 }

@@ -100,6 +100,7 @@ impl Display for KeyType {
             Self::Protocol => "inet_proto",
             Self::Port => "inet_service",
             Self::Mark => "mark",
+            Self::Verdict => "verdict",
         })
     }
 }
@@ -146,6 +147,7 @@ impl Display for Statement {
                 let version = if *version == IpVersion::V4 { "ip" } else { "ip6" };
                 write!(f, "dnat {version} to {} map @{map}", Joined(fields, " . "))
             }
+            Self::VerdictMap { fields, map } => write!(f, "{} vmap @{map}", Joined(fields, " . ")),
             Self::SetMark { mask, value } => write!(f, "meta mark set meta mark & {:#x} | {value:#x}", !mask),
             Self::Masquerade { fully_random: true } => f.write_str("masquerade fully-random"),
             Self::Masquerade { fully_random: false } => f.write_str("masquerade"),
@@ -177,6 +179,7 @@ impl Display for Field {
             Self::Protocol => "meta l4proto",
             Self::SourcePort => "th sport",
             Self::DestinationPort => "th dport",
+            Self::IcmpType => "icmp type",
             Self::Mark => "meta mark",
             Self::CtState => "ct state",
             Self::CtStatus => "ct status",
@@ -234,6 +237,9 @@ impl Display for Entry<'_> {
         let Some(element) = self.1 else { return Ok(()) };
         if let Some(comment) = &element.comment {
             write!(f, " comment {comment:?}")?;
+        }
+        if let Some(verdict) = &element.verdict {
+            write!(f, " : {verdict}")?;
         }
         if element.data.is_empty() { Ok(()) } else { write!(f, " : {}", Joined(&element.data, " . ")) }
     }

@@ -5,7 +5,7 @@
 mod model;
 
 use model::Model;
-use netstate::{Foreign, ForeignLink, Observed, State, Step, diff, plan};
+use netstate::{Foreign, ForeignLink, Observed, SecretKey, State, Step, diff, plan};
 use proptest::prelude::*;
 
 /// What a sysctl was before is not ours to know, so only those that are wanted are read.
@@ -59,6 +59,8 @@ proptest! {
         let mut ours = read_for(&have, &want);
         ours.links.remove(&taken);
         ours.addresses.retain(|address| address.link != taken);
+        ours.wireguards.remove(&taken);
+        ours.wireguard_peers.retain(|key, _| key.link != taken);
         ours.neighbours.retain(|key, _| key.link != taken);
         ours.fdb.retain(|key, _| key.link != taken);
         ours.routes.retain(|_, target| target.link != Some(taken));
@@ -90,4 +92,44 @@ fn a_peer_that_moves_is_never_without_an_entry() {
     have = model::peer("fairlead0", 1, 0xb, "192.0.2.1");
     let steps: Vec<String> = diff(&have, &want).iter().map(Step::to_string).collect();
     assert_eq!(steps, ["~ fdb 02:00:00:00:00:0b dst 192.0.2.9 dev fairlead0 (was 192.0.2.1)"]);
+}
+
+#[test]
+fn of_wireguards_peers_only_those_that_differ_are_touched() {
+    let have = model::encrypted(&[(1, "192.0.2.1:51820"), (2, "192.0.2.2:51820"), (3, "192.0.2.3:51820")]);
+    let want = model::encrypted(&[(1, "192.0.2.1:51820"), (2, "192.0.2.9:51820"), (4, "192.0.2.4:51820")]);
+    let steps: Vec<String> = diff(&have, &want).iter().map(Step::to_string).collect();
+    assert_eq!(
+        steps,
+        [
+            "~ peer AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI= endpoint 192.0.2.9:51820 allowed-ips 10.244.2.0/24 dev \
+             fairlead0 (was endpoint 192.0.2.2:51820 allowed-ips 10.244.2.0/24)",
+            "+ peer BAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQ= endpoint 192.0.2.4:51820 allowed-ips 10.244.4.0/24 dev \
+             fairlead0",
+            "- peer AwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwM= dev fairlead0",
+        ]
+    );
+    // With the device go its peers: no step of their own.
+    let steps: Vec<String> = diff(&have, &State::default()).iter().map(Step::to_string).collect();
+    assert_eq!(steps, ["- link fairlead0"]);
+}
+
+#[test]
+fn a_private_key_is_in_no_text_of_a_state_or_a_step() {
+    let have = model::encrypted(&[]);
+    let mut want = have.clone();
+    let secret = SecretKey::new([0xab; 32]);
+    want.wireguards.values_mut().for_each(|device| device.private_key = secret);
+    let steps = diff(&have, &want);
+    assert_eq!(
+        steps.iter().map(Step::to_string).collect::<Vec<_>>(),
+        ["~ wireguard fairlead0 private-key (hidden) listen-port 51820 (another key)"]
+    );
+    for text in [format!("{want}"), format!("{want:?}"), format!("{steps:?}")] {
+        // As text, as numbers, or in base64.
+        assert!(
+            !["abab", "171, 171", "q6ur"].iter().any(|part| text.to_lowercase().contains(part)),
+            "{text}"
+        );
+    }
 }

@@ -8,8 +8,8 @@ use netstate::nft::{
     Statement, Table, Value, Verdict,
 };
 use netstate::{
-    Address, FdbEntry, Link, LinkKind, LinkName, Mac, Neighbour, PolicyRule, Route, RouteKey, State, Step,
-    Vxlan,
+    Address, FdbEntry, IpTunnel, Link, LinkKind, LinkName, Mac, Neighbour, PolicyRule, PublicKey, Route,
+    RouteKey, SecretKey, State, Step, Vxlan, WireGuard, WireGuardPeer, WireGuardPeerKey,
 };
 use proptest::prelude::*;
 
@@ -37,6 +37,20 @@ impl Model {
             }
             Step::AddAddress(address) => assert!(state.addresses.insert(*address), "{step}"),
             Step::DeleteAddress(address) => assert!(state.addresses.remove(address), "{step}"),
+            Step::SetWireGuard { link, device, was } => {
+                assert_eq!(state.links[link].kind, LinkKind::WireGuard, "{step}");
+                assert_eq!(state.wireguards.insert(*link, *device), *was, "{step}");
+            }
+            Step::SetWireGuardPeer { key, peer, .. } => {
+                assert!(state.wireguards.contains_key(&key.link), "{step}");
+                // A network has one peer: who is given it takes it from the other.
+                let others = state.wireguard_peers.iter_mut().filter(|(other, _)| other.link == key.link);
+                others.for_each(|(_, other)| other.allowed_ips.retain(|net| !peer.allowed_ips.contains(net)));
+                state.wireguard_peers.insert(*key, peer.clone());
+            }
+            Step::DeleteWireGuardPeer(key) => {
+                assert!(state.wireguard_peers.remove(key).is_some(), "{step}");
+            }
             Step::SetNeighbour { neighbour, was } => {
                 assert_eq!(state.neighbours.insert(neighbour.key(), neighbour.mac), *was, "{step}");
             }
@@ -61,6 +75,8 @@ impl Model {
         let state = &mut self.state;
         assert!(state.links.remove(&name).is_some(), "link {name} is there to be deleted");
         state.addresses.retain(|address| address.link != name);
+        state.wireguards.remove(&name);
+        state.wireguard_peers.retain(|key, _| key.link != name);
         state.neighbours.retain(|key, _| key.link != name);
         state.fdb.retain(|key, _| key.link != name);
         state.routes.retain(|_, target| target.link != Some(name));
@@ -87,6 +103,9 @@ impl Model {
                 assert!(table.sets.remove(name).is_some(), "{step}");
             }
             nft::Step::AddElements(_, name, elements) => {
+                let chains = &table.chains;
+                let led = elements.values().filter_map(led_to);
+                led.for_each(|chain| assert!(chains.contains_key(&chain), "{step}: no {chain}"));
                 let set = table.sets.get_mut(name).unwrap_or_else(|| panic!("{step}"));
                 for (key, element) in elements {
                     assert!(set.elements.insert(key.clone(), element.clone()).is_none(), "{step}");
@@ -118,13 +137,22 @@ impl Model {
 }
 
 fn names(table: &Table) -> Vec<String> {
-    table.chains.values().flat_map(|chain| &chain.rules).flat_map(rule_names).collect()
+    let of_rules = table.chains.values().flat_map(|chain| &chain.rules).flat_map(rule_names);
+    of_rules.chain(table.sets.values().flat_map(|set| set.elements.values()).filter_map(led_to)).collect()
+}
+
+/// The chain that an element of a verdict map leads to.
+fn led_to(element: &Element) -> Option<String> {
+    match &element.verdict {
+        Some(Verdict::Jump(chain) | Verdict::Goto(chain)) => Some(chain.clone()),
+        _ => None,
+    }
 }
 
 fn rule_names(rule: &Rule) -> Vec<String> {
     let name = |statement: &Statement| match statement {
         Statement::Lookup { set, .. } => Some(set.clone()),
-        Statement::Dnat { map, .. } => Some(map.clone()),
+        Statement::Dnat { map, .. } | Statement::VerdictMap { map, .. } => Some(map.clone()),
         Statement::Verdict(Verdict::Jump(chain) | Verdict::Goto(chain)) => Some(chain.clone()),
         _ => None,
     };
@@ -149,6 +177,23 @@ pub(crate) fn peer(tunnel: &str, number: u8, mac: u8, underlay: &str) -> State {
     state.insert_neighbour(Neighbour { link, address: base, mac });
     state.insert_fdb(FdbEntry { link, mac, destination: underlay.parse().unwrap() });
     state.insert_route(Route::via_onlink(v4(number), base, link));
+    state
+}
+
+/// A state with a WireGuard device and these peers, each with a number and its endpoint.
+pub(crate) fn encrypted(peers: &[(u8, &str)]) -> State {
+    let [link, ..] = links();
+    let mut state = State::default();
+    state.insert_link(Link { name: link, kind: LinkKind::WireGuard, mtu: Some(1420), mac: None, up: true });
+    state.insert_wireguard(link, WireGuard { private_key: SecretKey::new([1; 32]), port: 51820 });
+    for (number, endpoint) in peers {
+        let peer = WireGuardPeer {
+            endpoint: Some(endpoint.parse().unwrap()),
+            allowed_ips: [v4(*number)].into(),
+            keepalive: None,
+        };
+        state.insert_wireguard_peer(WireGuardPeerKey { link, public_key: PublicKey([*number; 32]) }, peer);
+    }
     state
 }
 
@@ -181,12 +226,32 @@ fn any_net() -> impl Strategy<Value = IpNet> {
 
 fn any_link() -> impl Strategy<Value = Link> {
     let mtu = prop::sample::select(vec![1400, 1450]);
-    (any_name(), prop::option::of(1..3_u32), mtu, any_mac(), any::<bool>()).prop_map(
-        |(name, vni, mtu, mac, up)| match vni {
-            Some(vni) => Link { mtu: Some(mtu), mac: Some(mac), up, ..tunnel_link(name, vni) },
-            None => Link { name, kind: LinkKind::Bridge, mtu: Some(mtu), mac: Some(mac), up },
-        },
-    )
+    (any_name(), 0..6_u32, mtu, any_mac(), any::<bool>()).prop_map(|(name, which, mtu, mac, up)| {
+        let kind = match which {
+            0 => LinkKind::Bridge,
+            1 => LinkKind::WireGuard,
+            2 | 3 => LinkKind::IpTunnel(IpTunnel { v6: which == 3, local: Ipv4Addr::new(192, 0, 2, 1) }),
+            vni => tunnel_link(name, vni).kind,
+        };
+        Link { name, kind, mtu: Some(mtu), mac: Some(mac), up }
+    })
+}
+
+/// Whom a WireGuard device speaks with: each network has one peer.
+fn any_peers() -> impl Strategy<Value = Vec<(PublicKey, WireGuardPeer)>> {
+    let owners = prop::collection::btree_map(any_net(), 0..3_u8, 0..4);
+    (owners, prop::collection::btree_map(0..3_u8, 1..3_u16, 0..3)).prop_map(|(owners, ports)| {
+        let peer = |(number, port): (u8, u16)| {
+            let endpoint = (IpAddr::from([192, 0, 2, number]), port).into();
+            let theirs = owners.iter().filter(|(_, owner)| **owner == number).map(|(net, _)| *net);
+            let keepalive = (port == 1).then_some(25);
+            (
+                PublicKey([number; 32]),
+                WireGuardPeer { endpoint: Some(endpoint), allowed_ips: theirs.collect(), keepalive },
+            )
+        };
+        ports.into_iter().map(peer).collect()
+    })
 }
 
 fn any_route() -> impl Strategy<Value = Route> {
@@ -223,7 +288,7 @@ fn any_set() -> impl Strategy<Value = Set> {
         for (net, comment) in elements {
             let value = if interval { Value::Network(net) } else { Value::Address(net.network()) };
             let data = if kind == 2 { vec![Value::Port(net.prefix_len().into())] } else { Vec::new() };
-            set.elements.insert(vec![value], Element { comment, data });
+            set.elements.insert(vec![value], Element { comment, data, verdict: None });
         }
         set
     })
@@ -258,7 +323,12 @@ fn any_table() -> impl Strategy<Value = Table> {
             }
             table = table.with_chain(chain);
         }
-        table
+        let mut ways = Set::verdict_map("ways", [KeyType::Ipv4]);
+        for (number, name) in (0..).zip(names) {
+            let address = Value::Address(Ipv4Addr::new(10, 0, 0, number).into());
+            ways.elements.insert(vec![address], Element::leading_to(Verdict::Jump(name)));
+        }
+        table.with_set(ways)
     })
 }
 
@@ -269,6 +339,7 @@ fn without_orphans(mut state: State) -> State {
         [first, second].into_iter().filter(|name| !state.links.contains_key(name)).collect();
     state.links.remove(&foreign);
     state.addresses.retain(|address| !missing.contains(&address.link));
+    state.wireguard_peers.retain(|key, _| state.wireguards.contains_key(&key.link));
     state.neighbours.retain(|key, _| !missing.contains(&key.link));
     state.fdb.retain(|key, _| !missing.contains(&key.link));
     state.routes.retain(|_, target| target.link.is_none_or(|link| !missing.contains(&link)));
@@ -281,7 +352,7 @@ pub(crate) fn state() -> impl Strategy<Value = State> {
     let few = 0..5;
     let sysctl = prop::sample::select(vec!["net/ipv4/ip_forward", "net/ipv6/conf/fairlead0/accept_ra"]);
     (
-        prop::collection::vec(any_link(), 0..3),
+        (prop::collection::vec(any_link(), 0..3), 1..3_u16, any_peers()),
         prop::collection::vec((any_name(), any_net()), few.clone()),
         prop::collection::vec((any_name(), any_net(), any_mac()), few.clone()),
         prop::collection::vec((any_name(), any_mac(), any_underlay()), few.clone()),
@@ -292,7 +363,20 @@ pub(crate) fn state() -> impl Strategy<Value = State> {
     )
         .prop_map(|(links, addresses, neighbours, fdb, routes, rules, tables, sysctls)| {
             let mut state = State::default();
+            let (links, port, peers) = links;
             links.into_iter().for_each(|link| state.insert_link(link));
+            state.links.remove(&self::links()[2]);
+            let encrypting = state.links.values().filter(|link| link.kind == LinkKind::WireGuard);
+            for link in encrypting.map(|link| link.name).collect::<Vec<_>>() {
+                let private_key = SecretKey::new([port as u8; 32]);
+                state.insert_wireguard(link, WireGuard { private_key, port });
+                for (public_key, peer) in &peers {
+                    state.insert_wireguard_peer(
+                        WireGuardPeerKey { link, public_key: *public_key },
+                        peer.clone(),
+                    );
+                }
+            }
             addresses.into_iter().for_each(|(link, net)| state.insert_address(Address { link, net }));
             for (link, net, mac) in neighbours {
                 state.insert_neighbour(Neighbour { link, address: net.network(), mac });

@@ -124,10 +124,14 @@ impl Keys {
     /// The key of an object.
     pub(crate) fn of(&self, key: &Key) -> String {
         let name = match key {
-            Key::Node(name) | Key::Namespace(name) | Key::Lease(name) => name.to_string(),
-            Key::Pod(name) | Key::PodStatus(name) | Key::Service(name) | Key::EndpointSlice(name) => {
-                format!("{}/{}", name.namespace, name.name)
+            Key::Node(name) | Key::Namespace(name) | Key::Lease(name) | Key::ClusterNetworkPolicy(name) => {
+                name.to_string()
             }
+            Key::Pod(name)
+            | Key::PodStatus(name)
+            | Key::Service(name)
+            | Key::EndpointSlice(name)
+            | Key::NetworkPolicy(name) => format!("{}/{}", name.namespace, name.name),
             Key::Claim(cidr) => own::claim_name(*cidr),
         };
         self.folder(key.kind()) + &name
@@ -166,6 +170,8 @@ impl Keys {
             Kind::PodStatus => namespaced().map(Key::PodStatus),
             Kind::Service => namespaced().map(Key::Service),
             Kind::EndpointSlice => namespaced().map(Key::EndpointSlice),
+            Kind::NetworkPolicy => namespaced().map(Key::NetworkPolicy),
+            Kind::ClusterNetworkPolicy => named().map(Key::ClusterNetworkPolicy),
             // One name for one CIDR: neither host bits nor another spelling.
             Kind::Claim => own::cidr_of_claim(name)
                 .filter(|cidr| cidr.trunc() == *cidr && own::claim_name(*cidr) == name)
@@ -255,6 +261,8 @@ fn example(kind: Kind) -> &'static str {
         Kind::Service => "a service, such as services/default/web",
         Kind::EndpointSlice => "an endpoint slice, such as endpoint-slices/default/web",
         Kind::Claim => "a claim, such as claims/10.244.3.0-24",
+        Kind::NetworkPolicy => "a network policy, such as network-policies/default/web",
+        Kind::ClusterNetworkPolicy => "a cluster network policy, such as cluster-network-policies/tenants",
     }
 }
 

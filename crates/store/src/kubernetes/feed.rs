@@ -29,6 +29,8 @@ const LASTS: (u32, u32) = (240, 480);
 const GRACE: Duration = Duration::from_secs(30);
 /// The longest line that is read: no object of etcd is nearly as large.
 const LONGEST_LINE: usize = 32 << 20;
+/// How often it is asked whether a resource that nobody has defined is defined by now.
+const DEFINED_AGAIN: Duration = Duration::from_secs(30);
 /// A watch that ends sooner, having said nothing, counts as a failure.
 const TOO_SOON: Duration = Duration::from_secs(2);
 
@@ -134,6 +136,11 @@ impl Feed {
                 Err(Failure::Refused(status)) if next.is_some() && status.is_expired() => {
                     return Err(Trouble::Expired);
                 }
+                Err(Failure::Refused(status))
+                    if self.resource.may_be_undefined() && status.is_undefined() =>
+                {
+                    return self.wait_for_definition().await;
+                }
                 Err(failure) => return Err(Trouble::failed(call, failure)),
             };
             let page = form::page(self.resource, &body);
@@ -151,6 +158,16 @@ impl Feed {
             self.reach();
             return Ok(self.tell(News::Listed { part: self.resource, items, lost })?);
         }
+    }
+
+    /// Nobody has defined the resource, so there are none of it. A server does not tell when that changes.
+    async fn wait_for_definition(&mut self) -> Result<(), Trouble> {
+        (self.version, self.newest, self.suspect) = (None, 0, false);
+        self.reach();
+        self.tell(News::Listed { part: self.resource, items: Vec::new(), lost: false })?;
+        self.tell(News::Reached(self.resource))?;
+        tokio::time::sleep(DEFINED_AGAIN).await;
+        Ok(())
     }
 
     /// Whether the server that was away still has what it had.

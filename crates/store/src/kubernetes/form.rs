@@ -19,7 +19,7 @@ use super::resource::Resource;
 use crate::Problem;
 use crate::manifest::field::{Fault, Field};
 use crate::manifest::tree::{self, Data, JsonTree, Tree};
-use crate::manifest::{core, own, service};
+use crate::manifest::{core, own, policy, service};
 use crate::mirror::Item;
 
 /// The annotation of a Node that holds its lease.
@@ -75,6 +75,11 @@ impl Status {
     /// How long to wait before the next try, if it says so.
     pub(crate) fn retry_after(&self) -> Option<u32> {
         self.details.as_ref()?.retry_after_seconds
+    }
+
+    /// True if the server knows no such resource.
+    pub(crate) fn is_undefined(&self) -> bool {
+        self.code == 404
     }
 
     /// True if the version asked for is too old to go on from, or is one that the server never had.
@@ -204,6 +209,8 @@ fn item_of(resource: Resource, tree: &Tree) -> Result<Item, String> {
         Resource::Services => service::service(&root).map(Object::from),
         Resource::EndpointSlices => service::endpoint_slice(&root).map(Object::from),
         Resource::Claims => claim::decode(&root).map(Object::from),
+        Resource::NetworkPolicies => policy::network_policy(&root).map(Object::from),
+        Resource::ClusterNetworkPolicies => policy::cluster_network_policy(&root).map(Object::from),
     };
     match (decoded, item.keys.first()) {
         // Nobody's key but its own, so that it is found again.

@@ -26,12 +26,24 @@ pub(crate) enum Resource {
     EndpointSlices,
     /// Lease objects (`coordination.k8s.io`) that are claims of pod CIDRs.
     Claims,
+    /// NetworkPolicies.
+    NetworkPolicies,
+    /// ClusterNetworkPolicies, which an API server has only where somebody defined them.
+    ClusterNetworkPolicies,
 }
 
 impl Resource {
     /// All of them.
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Nodes, Self::Namespaces, Self::Pods, Self::Services, Self::EndpointSlices, Self::Claims];
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Nodes,
+        Self::Namespaces,
+        Self::Pods,
+        Self::Services,
+        Self::EndpointSlices,
+        Self::Claims,
+        Self::NetworkPolicies,
+        Self::ClusterNetworkPolicies,
+    ];
 
     /// The resources that tell of these kinds.
     pub(crate) fn of(kinds: &[Kind]) -> Vec<Self> {
@@ -53,6 +65,8 @@ impl Resource {
             Self::Services => &[Kind::Service],
             Self::EndpointSlices => &[Kind::EndpointSlice],
             Self::Claims => &[Kind::Claim],
+            Self::NetworkPolicies => &[Kind::NetworkPolicy],
+            Self::ClusterNetworkPolicies => &[Kind::ClusterNetworkPolicy],
         }
     }
 
@@ -61,8 +75,20 @@ impl Resource {
         match self {
             Self::EndpointSlices => "discovery.k8s.io",
             Self::Claims => "coordination.k8s.io",
+            Self::NetworkPolicies => "networking.k8s.io",
+            Self::ClusterNetworkPolicies => "policy.networking.k8s.io",
             _ => "",
         }
+    }
+
+    /// The version of the group that is asked for.
+    pub(crate) fn version(self) -> &'static str {
+        if self == Self::ClusterNetworkPolicies { "v1alpha2" } else { "v1" }
+    }
+
+    /// Whether an API server knows it only where somebody has defined it.
+    pub(crate) fn may_be_undefined(self) -> bool {
+        self == Self::ClusterNetworkPolicies
     }
 
     /// The resource, as a role spells it.
@@ -74,6 +100,8 @@ impl Resource {
             Self::Services => "services",
             Self::EndpointSlices => "endpointslices",
             Self::Claims => "leases",
+            Self::NetworkPolicies => "networkpolicies",
+            Self::ClusterNetworkPolicies => "clusternetworkpolicies",
         }
     }
 
@@ -88,19 +116,27 @@ impl Resource {
         match self.group() {
             "" => format!("/api/v1/{plural}"),
             group if self.is_ours() => format!("/apis/{group}/v1/namespaces/{own}/{plural}"),
-            group => format!("/apis/{group}/v1/{plural}"),
+            group => format!("/apis/{group}/{}/{plural}", self.version()),
         }
     }
 
     /// The path of one object.
     pub(crate) fn path_of(self, key: &Key, own: &str) -> String {
         let (group, plural) = (self.group(), self.plural());
-        let root = if group.is_empty() { "/api/v1".to_owned() } else { format!("/apis/{group}/v1") };
+        let version = self.version();
+        let root =
+            if group.is_empty() { format!("/api/{version}") } else { format!("/apis/{group}/{version}") };
         match key {
-            Key::Pod(name) | Key::PodStatus(name) | Key::Service(name) | Key::EndpointSlice(name) => {
+            Key::Pod(name)
+            | Key::PodStatus(name)
+            | Key::Service(name)
+            | Key::EndpointSlice(name)
+            | Key::NetworkPolicy(name) => {
                 format!("{root}/namespaces/{}/{plural}/{}", name.namespace, name.name)
             }
-            Key::Node(name) | Key::Namespace(name) | Key::Lease(name) => format!("{root}/{plural}/{name}"),
+            Key::Node(name) | Key::Namespace(name) | Key::Lease(name) | Key::ClusterNetworkPolicy(name) => {
+                format!("{root}/{plural}/{name}")
+            }
             Key::Claim(cidr) => format!("{root}/namespaces/{own}/{plural}/{}", claim::name(*cidr)),
         }
     }
@@ -130,7 +166,11 @@ impl Resource {
         match self {
             Self::Nodes => 100,
             Self::Pods | Self::EndpointSlices => 250,
-            Self::Namespaces | Self::Services | Self::Claims => 500,
+            Self::Namespaces
+            | Self::Services
+            | Self::Claims
+            | Self::NetworkPolicies
+            | Self::ClusterNetworkPolicies => 500,
         }
     }
 
@@ -144,6 +184,8 @@ impl Resource {
             Self::Services => vec![Key::Service(namespaced())],
             Self::EndpointSlices => vec![Key::EndpointSlice(namespaced())],
             Self::Claims => claim::cidr(name).map(Key::Claim).into_iter().collect(),
+            Self::NetworkPolicies => vec![Key::NetworkPolicy(namespaced())],
+            Self::ClusterNetworkPolicies => vec![Key::ClusterNetworkPolicy(name.into())],
         }
     }
 }

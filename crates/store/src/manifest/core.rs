@@ -87,6 +87,7 @@ pub(crate) fn pod(document: &Field<'_, '_>) -> Result<Pod, Fault> {
         ports: container_ports(&spec.get("containers")?)?,
         phase: phase(&status.get("phase")?)?,
         addresses: pod_addresses(&status)?,
+        terminating: !metadata.get("deletionTimestamp")?.is_absent(),
     })
 }
 

@@ -3,6 +3,8 @@
 //! The same object gives the same bytes: what stands in an object's file is also what its version is a
 //! digest of.
 
+mod policy;
+
 use cluster::{
     Backend, Claim, ContainerPort, Endpoint, EndpointSlice, Flannel, Labels, Lease, NamespacedName, Node,
     Object, Pod, PodStatus, Service, TargetPort,
@@ -17,7 +19,7 @@ use super::service::SERVICE_NAME;
 
 /// The object's own file: one JSON object, a line break at the end.
 pub(crate) fn encode(object: &Object) -> Vec<u8> {
-    let value = without_nothing(value_of(object));
+    let value = value_of(object);
     // A value built here cannot fail to print: its keys are text and its numbers finite.
     let mut text = format!("{value:#}").into_bytes();
     text.push(b'\n');
@@ -26,7 +28,7 @@ pub(crate) fn encode(object: &Object) -> Vec<u8> {
 
 /// Several objects as one file: a List.
 pub(crate) fn encode_list<'o>(objects: impl Iterator<Item = &'o Object>) -> Vec<u8> {
-    let items: Value = objects.map(|object| without_nothing(value_of(object))).collect();
+    let items: Value = objects.map(value_of).collect();
     format!("{:#}\n", json!({"apiVersion": "v1", "kind": "List", "items": items})).into_bytes()
 }
 
@@ -36,7 +38,10 @@ pub(crate) fn encode_spec(lease: &Lease) -> String {
 }
 
 fn value_of(object: &Object) -> Value {
-    match object {
+    without_nothing(match object {
+        // An empty selector is not nothing.
+        Object::NetworkPolicy(policy) => return policy::of_network_policy(policy),
+        Object::ClusterNetworkPolicy(policy) => return policy::of_cluster_network_policy(policy),
         Object::Node(node) => of_node(node),
         Object::Namespace(namespace) => json!({
             "apiVersion": "v1", "kind": "Namespace",
@@ -48,7 +53,7 @@ fn value_of(object: &Object) -> Value {
         Object::EndpointSlice(slice) => of_endpoint_slice(slice),
         Object::Lease(lease) => of_lease(lease),
         Object::Claim(claim) => of_claim(claim),
-    }
+    })
 }
 
 fn of_node(node: &Node) -> Value {
@@ -69,6 +74,8 @@ fn of_node(node: &Node) -> Value {
 fn of_pod(pod: &Pod) -> Value {
     let mut metadata = of_name(&pod.name, &pod.labels);
     metadata["annotations"] = of_labels(&pod.annotations);
+    // When it is to end is not kept.
+    metadata["deletionTimestamp"] = pod.terminating.then_some("1970-01-01T00:00:00Z").into();
     // Which container a port belongs to is not kept; one stands for all.
     let containers = if pod.ports.is_empty() {
         Value::Null

@@ -21,6 +21,8 @@ fn complaint(text: impl AsRef<[u8]>) -> String {
     format!("{place} {} {} {}{hint}", part(&fault.object), part(&fault.field), fault.reason)
 }
 
+mod policy;
+
 const POD: &str = "apiVersion: v1
 kind: Pod
 metadata: {name: web-0, namespace: shop, labels: {app: web, 'example.org/tier': front}}

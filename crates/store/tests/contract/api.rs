@@ -88,6 +88,12 @@ fn path(key: &Key) -> Option<(String, String)> {
         Key::EndpointSlice(name) => {
             (format!("/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices", name.namespace), &name.name)
         }
+        Key::NetworkPolicy(name) => {
+            (format!("/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies", name.namespace), &name.name)
+        }
+        Key::ClusterNetworkPolicy(name) => {
+            ("/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies".to_owned(), name)
+        }
         Key::PodStatus(_) | Key::Lease(_) | Key::Claim(_) => return None,
     };
     Some((list.clone(), format!("{list}/{name}")))

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use cluster::{
     Backend, Claim, ContainerPort, Endpoint, EndpointPort, EndpointSlice, Flannel, Key, Kind, Labels, Lease,
-    MacAddress, Namespace, NamespacedName, Node, Object, Phase, Pod, PodStatus, Protocol, Service,
-    ServicePort, ServiceType, Snapshot, TargetPort,
+    MacAddress, Namespace, NamespacedName, NetworkPolicy, Node, Object, Peer, Phase, Pod, PodStatus,
+    PortMatch, Protocol, Requirement, Rule, Selector, Service, ServicePort, ServiceType, Snapshot,
+    TargetPort,
 };
 use ipnet::IpNet;
 use store::{Claimed, Error, Event, Expect, Listing, Notice, Report, Version};
@@ -193,7 +194,19 @@ fn everything_else() -> Vec<Object> {
         pod.into(),
         service.into(),
         slice.into(),
+        policy(name()).into(),
     ]
+}
+
+/// A policy with an empty selector, which no store may lose: it is about every pod.
+fn policy(name: NamespacedName) -> NetworkPolicy {
+    let peers: [Peer; 1] = [Peer::Pods { namespaces: Some(Selector::default()), pods: Selector::default() }];
+    let ports =
+        [PortMatch::Range(Protocol::Tcp, 80, 90), PortMatch::Named(Some(Protocol::Udp), "dns".into())];
+    let rule = Rule { peers: Some(peers.into()), ports: Some(ports.into()) };
+    let subjects = [Requirement::equal("app", "web")].into_iter().collect();
+    let (ingress, faults) = (Some(Box::from([rule])), Box::default());
+    NetworkPolicy { name, subjects, ingress, egress: Some(Box::default()), faults }
 }
 
 fn status(name: &str, last: u8) -> Object {

@@ -1,0 +1,139 @@
+//! Agents on a kernel that carries WireGuard and IP in IP itself: what they make, what they heal, and that it makes no
+//! difference to a peer who carries. Where the kernel has none of it, a test says so.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    reason = "a test that cannot go on has failed, and tools are what it asserts with"
+)]
+
+#[path = "../cluster/rig.rs"]
+#[allow(dead_code, reason = "another suite's, of which this one needs a part")]
+mod rig;
+
+use harness::{Namespace, eventually, not_run, run, run_ok};
+
+use rig::{Node, Rig};
+
+/// Whether the kernel makes links of these kinds.
+fn has(kinds: &[&str]) -> bool {
+    let namespace = Namespace::new();
+    let makes = |kind: &&&str| {
+        // Without a local address it would be the kernel's own, which is there already.
+        let local = if **kind == "wireguard" { "" } else { "local 127.0.0.1" };
+        let words = format!("link add one type {kind} {local}");
+        run(namespace.command("ip").args(words.split_whitespace())).status.success()
+            && run(namespace.command("ip").args(["link", "delete", "one"])).status.success()
+    };
+    let missing = kinds.iter().find(|kind| !makes(kind));
+    if let Some(kind) = missing {
+        not_run(&format!("this kernel has no {kind}"));
+    }
+    missing.is_none()
+}
+
+/// Two nodes with these configurations and a pod each.
+fn joined(configs: [&str; 2]) -> Rig {
+    let mut rig = Rig::new(2);
+    for (node, config) in rig.nodes.iter_mut().zip(configs) {
+        node.configure(config);
+        node.start();
+    }
+    rig.await_joined();
+    rig.add_pods();
+    rig
+}
+
+fn carrier(node: &Node) -> String {
+    node.status().and_then(|status| status.backend.carrier).unwrap_or_default()
+}
+
+fn kind_of(node: &Node, link: &str) -> String {
+    let shown = run(node.netns.command("ip").args(["-d", "-j", "link", "show", link]));
+    let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap_or_default();
+    shown[0]["linkinfo"]["info_kind"].as_str().unwrap_or_default().to_owned()
+}
+
+/// Every pod reaches every other one in both families, at the latest in a moment.
+fn await_reachable(rig: &Rig) {
+    for (from, to) in [(&rig.nodes[0], &rig.nodes[1]), (&rig.nodes[1], &rig.nodes[0])] {
+        for (source, target) in from.pod_addresses().iter().zip(to.pod_addresses()) {
+            let what = format!("{} {source} reaches {target}", from.name);
+            eventually(&what, || from.pings(source, &target).then_some(()));
+        }
+    }
+}
+
+#[test]
+fn the_kernel_carries_wireguard_and_what_is_taken_from_it_comes_back() {
+    if !has(&["wireguard"]) {
+        return;
+    }
+    let rig = joined(["backend: wireguard\n"; 2]);
+    await_reachable(&rig);
+    let first = &rig.nodes[0];
+    assert_eq!((carrier(first).as_str(), kind_of(first, "fairlead-wg").as_str()), ("kernel", "wireguard"));
+    assert_eq!(first.netns.ip_json("link show fairlead-wg")[0]["mtu"], 1440);
+    let status = first.status().unwrap();
+    let [peer] = &status.kernel_peers[..] else { panic!("{:?}", status.kernel_peers) };
+    assert!(peer.last_handshake.is_some() && peer.received_bytes > 0, "{peer:?}");
+    assert!(status.tunnels.is_empty() && status.ready, "{status:?}");
+    let private = std::fs::read_to_string(first.state_dir().join("wireguard.key")).unwrap();
+    assert!(!first.log().contains(private.trim()), "the log has the key");
+
+    let peers = || run_ok(first.netns.command("wg").args(["show", "fairlead-wg", "allowed-ips"]));
+    let before = peers();
+    let key = before.split_whitespace().next().unwrap();
+    run_ok(first.netns.command("wg").args(["set", "fairlead-wg", "peer", key, "remove"]));
+    // The kernel tells nobody of that; the next thing that it does tell of has the agent look.
+    first.netns.ip(&format!("route delete {}", rig.nodes[1].pod_cidrs()[0]));
+    eventually("the peer is back", || (peers() == before).then_some(()));
+    first.netns.ip("link delete fairlead-wg");
+    eventually("the device is back with its peer", || {
+        (kind_of(first, "fairlead-wg") == "wireguard").then_some(())
+    });
+    await_reachable(&rig);
+    assert_eq!(peers(), before);
+}
+
+#[test]
+fn a_node_whose_agent_carries_wireguard_and_one_whose_kernel_does_are_one_cluster_and_may_change_places() {
+    if !has(&["wireguard"]) {
+        return;
+    }
+    let [user, kernel] = ["user", "kernel"]
+        .map(|datapath| format!("backend: wireguard\nwireguard: {{datapath: {datapath}}}\n"));
+    let mut rig = joined([&user, &kernel]);
+    await_reachable(&rig);
+    assert_eq!([carrier(&rig.nodes[0]), carrier(&rig.nodes[1])], ["agent", "kernel"]);
+    // While an agent runs, and across its death.
+    rig.nodes[0].configure(&kernel);
+    rig.nodes[1].kill();
+    rig.nodes[1].configure(&user);
+    rig.nodes[1].start();
+    for (node, wanted) in [(0, "kernel"), (1, "agent")] {
+        eventually("the other one carries", || (carrier(&rig.nodes[node]) == wanted).then_some(()));
+    }
+    assert_eq!([0, 1].map(|node| kind_of(&rig.nodes[node], "fairlead-wg")), ["wireguard", "tun"]);
+    await_reachable(&rig);
+}
+
+#[test]
+fn the_kernel_carries_ip_in_ip_also_to_a_node_whose_agent_does() {
+    if !has(&["ipip", "sit"]) {
+        return;
+    }
+    let rig = joined(["backend: ipip\n", "backend: ipip\nipip: {datapath: user}\n"]);
+    await_reachable(&rig);
+    let [first, second] = &rig.nodes[..] else { panic!("two nodes") };
+    assert_eq!([carrier(first), carrier(second)], ["kernel", "agent"]);
+    assert_eq!(["fairlead-ipip", "fairlead-sit"].map(|link| kind_of(first, link)), ["ipip", "sit"]);
+    assert_eq!(kind_of(second, "fairlead-ipip"), "tun");
+    first.netns.ip("link delete fairlead-sit");
+    eventually("the device is back", || (kind_of(first, "fairlead-sit") == "sit").then_some(()));
+    await_reachable(&rig);
+    first.await_settled();
+    assert!(first.status().unwrap().ready);
+}

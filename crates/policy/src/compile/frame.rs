@@ -1,0 +1,115 @@
+//! The part of the table that never changes.
+//!
+//! Read [`frame`]. Three base chains, each a decision of its own: `egress` for what local pods send through the node,
+//! `host` for what they send to it, and, after `egress`, `ingress` for what reaches local pods. They see packets after the
+//! translation of a Service's address (prerouting) and before any masquerade (postrouting). What the node itself sends
+//! passes none of them: a pod's own node may always reach it.
+//!
+//! Packets of connections that exist pass at once, and so do ICMP errors about them. So does IPv6 neighbour discovery,
+//! without which a pod has no network. ARP is not seen here at all.
+
+use std::net::IpAddr;
+
+use cluster::Direction;
+use netstate::nft::{
+    BaseChain, Chain, ChainKind, Element, Family, Field, Hook, IpVersion, Key, Operator, Policy, Rule, Set,
+    Statement, Table, Value, Verdict, ct_state, priority,
+};
+
+use super::set::VERSIONS;
+
+/// The name of the table.
+pub const TABLE: &str = "fairlead_policy";
+
+/// The protocol number of ICMPv6.
+const ICMPV6: u8 = 58;
+/// Router and neighbour solicitations and advertisements, and redirects (RFC 4861).
+const NEIGHBOUR_DISCOVERY: (u8, u8) = (133, 137);
+
+/// The table without pods.
+pub(crate) fn frame() -> Table {
+    let mut table = empty();
+    for version in VERSIONS {
+        for direction in Direction::ALL {
+            table = table.with_set(Set::verdict_map(map(direction, version), [version.key_type()]));
+        }
+        let own = Set::new(itself(version), [version.key_type(), version.key_type()]);
+        table = table.with_set(own);
+    }
+    table
+        .with_chain(base("egress", Hook::Forward, priority::FILTER, Direction::Egress))
+        .with_chain(base("host", Hook::Input, priority::FILTER, Direction::Egress))
+        .with_chain(base("ingress", Hook::Forward, priority::FILTER + 1, Direction::Ingress))
+}
+
+/// The table without anything in it.
+pub(crate) fn empty() -> Table {
+    Table::new(Family::Inet, TABLE)
+}
+
+fn base(name: &str, hook: Hook, priority: i32, direction: Direction) -> Chain {
+    let base = BaseChain { kind: ChainKind::Filter, hook, priority, policy: Policy::Accept };
+    let accept = Statement::Verdict(Verdict::Accept);
+    let (first, last) = NEIGHBOUR_DISCOVERY;
+    let discovery = Statement::Between {
+        field: Field::IcmpType,
+        operator: Operator::Equal,
+        first: Value::Protocol(first),
+        last: Value::Protocol(last),
+    };
+    let icmp = Statement::equal(Field::Protocol, Value::Protocol(ICMPV6));
+    let mut chain = Chain::base(name, base)
+        .with_rule(Rule::new([
+            Statement::ct_state(ct_state::ESTABLISHED | ct_state::RELATED),
+            accept.clone(),
+        ]))
+        .with_rule(Rule::new([icmp, discovery, accept]).with_comment("neighbour discovery"));
+    for version in VERSIONS {
+        let address = match direction {
+            Direction::Ingress => Field::Destination(version),
+            Direction::Egress => Field::Source(version),
+        };
+        let dispatch = Statement::VerdictMap { fields: vec![address], map: map(direction, version) };
+        chain = chain.with_rule(Rule::new([dispatch]));
+    }
+    chain
+}
+
+/// The name of the map from a local pod's address to its chain for a direction.
+pub(crate) fn map(direction: Direction, version: IpVersion) -> String {
+    format!("{}{}", direction.as_str(), digit(version))
+}
+
+/// The name of the set of pairs of a local pod's address with itself.
+pub(crate) fn itself(version: IpVersion) -> String {
+    format!("itself{}", digit(version))
+}
+
+/// The packet is from a local pod to the same one.
+pub(crate) fn is_itself(version: IpVersion) -> Statement {
+    Statement::in_set([Field::Source(version), Field::Destination(version)], itself(version))
+}
+
+/// What an address of a local pod puts into the frame's sets: its chain for a direction.
+pub(crate) fn dispatch(address: IpAddr, direction: Direction, chain: String) -> (String, Key, Element) {
+    let key = vec![Value::Address(address)];
+    (map(direction, IpVersion::of(address)), key, Element::leading_to(Verdict::Jump(chain)))
+}
+
+/// What the addresses of a local pod put into the frame's sets: that each of them is its own.
+pub(crate) fn own(addresses: &[IpAddr]) -> impl Iterator<Item = (String, Key, Element)> {
+    addresses.iter().flat_map(move |one| {
+        let same = addresses.iter().filter(|other| other.is_ipv4() == one.is_ipv4());
+        same.map(|other| {
+            let key = vec![Value::Address(*one), Value::Address(*other)];
+            (itself(IpVersion::of(*one)), key, Element::default())
+        })
+    })
+}
+
+fn digit(version: IpVersion) -> char {
+    match version {
+        IpVersion::V4 => '4',
+        IpVersion::V6 => '6',
+    }
+}

@@ -1,0 +1,168 @@
+//! Which policies are about a pod, and the chains that follow from it.
+//!
+//! Read [`Profile`]. Pods of one workload have the same profile, so a node has as many chains of this kind as it has
+//! different ones. [`Chain`] names every chain that is not part of the frame by what it stands for.
+
+use std::sync::Arc;
+
+use cluster::{Direction, NamespacedName, Tier};
+use netstate::nft::{self, Rule, Statement, Verdict};
+
+use super::rules::{self, Compiled};
+use super::set::VERSIONS;
+use super::{frame, named};
+use crate::view::{Cluster, Member};
+
+/// The policies that are about a pod in one direction, by name and in the order in which they are asked.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Profile {
+    /// The direction.
+    pub(crate) direction: Direction,
+    /// Those of the Admin tier.
+    pub(crate) admin: Arc<[Arc<str>]>,
+    /// The NetworkPolicies that isolate it.
+    pub(crate) isolating: Arc<[NamespacedName]>,
+    /// Those of the Baseline tier; none if it is isolated, for they are not asked then.
+    pub(crate) baseline: Arc<[Arc<str>]>,
+}
+
+/// A chain, by what it stands for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Chain {
+    /// What a pod of this profile may receive or send.
+    Profile(Profile),
+    /// What these policies of a tier decide.
+    Tier(Tier, Direction, Arc<[Arc<str>]>),
+    /// What a NetworkPolicy allows.
+    Policy(Direction, NamespacedName),
+}
+
+/// A chain with its name, which is made once: a profile can be about a thousand policies.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Named {
+    /// What it stands for.
+    pub(crate) chain: Chain,
+    /// Its name in the table.
+    pub(crate) name: Arc<str>,
+}
+
+impl Named {
+    /// A chain with the name that follows from it.
+    pub(crate) fn new(chain: Chain) -> Arc<Self> {
+        let name = chain.name().into();
+        Arc::new(Self { chain, name })
+    }
+}
+
+/// A chain's rules, and what they lean on.
+#[derive(Debug, Default)]
+pub(crate) struct Written {
+    /// In order.
+    pub(crate) rules: Compiled,
+    /// The chains that they jump to.
+    pub(crate) chains: Vec<Arc<Named>>,
+}
+
+impl Profile {
+    /// The profile of a pod; `None` if no policy is about it in this direction.
+    pub(crate) fn of(cluster: &Cluster, member: &Member, direction: Direction) -> Option<Self> {
+        let pod = &member.pod;
+        let isolating: Arc<[NamespacedName]> = cluster
+            .network_policies(&pod.name.namespace)
+            .filter(|policy| policy.rules(direction).is_some() && policy.subjects.matches(&pod.labels))
+            .map(|policy| policy.name.clone())
+            .collect();
+        let of_tier = |tier| -> Arc<[Arc<str>]> {
+            let policies = cluster.cluster_policies(tier).into_iter().filter(|policy| {
+                let about = policy.subject.as_ref();
+                !policy.rules(direction).is_empty()
+                    && about.is_some_and(|subject| crate::judge::selects(cluster, subject, member))
+            });
+            policies.map(|policy| policy.name.clone()).collect()
+        };
+        let baseline = if isolating.is_empty() { of_tier(Tier::Baseline) } else { Arc::default() };
+        let profile = Self { direction, admin: of_tier(Tier::Admin), isolating, baseline };
+        let empty = profile.admin.is_empty() && profile.isolating.is_empty() && profile.baseline.is_empty();
+        (!empty).then_some(profile)
+    }
+}
+
+impl Profile {
+    /// The profile with one NetworkPolicy more or less; `None` unless it is isolated before and after, for otherwise
+    /// the Baseline tier has a word in it.
+    pub(crate) fn with(&self, policy: &NamespacedName, isolates: bool) -> Option<Self> {
+        let others = self.isolating.iter().filter(|name| *name != policy);
+        let mut isolating: Vec<NamespacedName> = others.chain(isolates.then_some(policy)).cloned().collect();
+        isolating.sort_unstable();
+        let stays = !self.isolating.is_empty() && !isolating.is_empty();
+        stays.then(|| Self { isolating: isolating.into(), ..self.clone() })
+    }
+}
+
+impl Chain {
+    fn name(&self) -> String {
+        let (kind, direction) = match self {
+            Self::Profile(profile) => ("pod", profile.direction),
+            Self::Tier(Tier::Admin, direction, _) => ("admin", *direction),
+            Self::Tier(Tier::Baseline, direction, _) => ("baseline", *direction),
+            Self::Policy(direction, _) => ("policy", *direction),
+        };
+        named(&format!("{}-{kind}", direction.as_str()), &format!("{self:?}"))
+    }
+
+    /// Whether its rules come from the policy of the cluster of this name.
+    pub(crate) fn is_made_of(&self, policy: &str) -> bool {
+        matches!(self, Self::Tier(_, _, policies) if policies.iter().any(|name| **name == *policy))
+    }
+
+    /// Its rules, as the cluster is.
+    pub(crate) fn write(&self, cluster: &Cluster) -> Written {
+        let rules = match self {
+            Self::Profile(profile) => return write_profile(profile),
+            Self::Policy(direction, name) => {
+                let policy = cluster.snapshot().network_policies.get(name);
+                policy.map_or_else(Compiled::default, |policy| rules::network_policy(policy, *direction))
+            }
+            Self::Tier(_, direction, names) => {
+                let all = &cluster.snapshot().cluster_network_policies;
+                rules::tier(names.iter().filter_map(|name| all.get(name)), *direction)
+            }
+        };
+        Written { rules, chains: Vec::new() }
+    }
+}
+
+fn write_profile(profile: &Profile) -> Written {
+    let mut written = Written::default();
+    let mut jump = |chain: Chain, comment: Option<String>| {
+        let chain = Named::new(chain);
+        let rule = Rule::new([Statement::Verdict(Verdict::Jump(chain.name.to_string()))]);
+        written.rules.rules.push(Rule { comment, ..rule });
+        written.chains.push(chain);
+    };
+    let direction = profile.direction;
+    if !profile.admin.is_empty() {
+        jump(Chain::Tier(Tier::Admin, direction, profile.admin.clone()), None);
+    }
+    if !profile.baseline.is_empty() {
+        jump(Chain::Tier(Tier::Baseline, direction, profile.baseline.clone()), None);
+    }
+    if profile.isolating.is_empty() {
+        return written;
+    }
+    for name in &*profile.isolating {
+        jump(Chain::Policy(direction, name.clone()), Some(name.to_string()));
+    }
+    // A pod that reaches itself through a Service: its own policies do not keep it from that.
+    let itself =
+        VERSIONS.map(|version| Rule::new([frame::is_itself(version), Statement::Verdict(Verdict::Accept)]));
+    written.rules.rules.extend(itself);
+    let last = Rule::new([Statement::Verdict(Verdict::Drop)]).with_comment("isolated, and nothing allows it");
+    written.rules.rules.push(last);
+    written
+}
+
+/// A chain with these rules.
+pub(crate) fn chain(name: String, rules: Vec<Rule>) -> nft::Chain {
+    nft::Chain { rules, ..nft::Chain::regular(name) }
+}

@@ -1,0 +1,195 @@
+//! Sets of a node's table, by what they hold.
+//!
+//! Read [`Set`]. A set's name is made from what it holds, so equal wishes meet in one set. Sets of pods, nodes and domain
+//! names change with the cluster; those of networks and ports never do.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use cluster::{Protocol, Selector, domain_matches};
+use ipnet::IpNet;
+use netstate::nft::{self, Element, IpVersion, Key, KeyType, Value};
+
+use super::named;
+use crate::view::{Cluster, Member};
+
+/// What a set holds.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Set {
+    /// The addresses of pods.
+    Pods(Scope, IpVersion),
+    /// Address, protocol and number of the ports that pods give a name.
+    NamedPorts(Scope, PortName, IpVersion),
+    /// The addresses of nodes.
+    Nodes(Selector, IpVersion),
+    /// The addresses of domain names.
+    DomainNames(Box<[Box<str>]>, IpVersion),
+    /// Networks of one version that do not overlap.
+    Networks(Box<[IpNet]>, IpVersion),
+    /// Pairs of protocol and port.
+    Numbers(Box<[(Protocol, u16)]>),
+}
+
+/// Some of the cluster's pods.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Scope {
+    /// Those of one namespace.
+    Within(Arc<str>, Selector),
+    /// Those of the namespaces that the first selects.
+    Across(Selector, Selector),
+    /// All of this node.
+    Local,
+}
+
+/// A port's name, as a rule has it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct PortName {
+    /// Of this protocol; of any if `None`.
+    pub(crate) protocol: Option<Protocol>,
+    /// The name.
+    pub(crate) name: Box<str>,
+}
+
+/// Both versions of the internet protocol.
+pub(crate) const VERSIONS: [IpVersion; 2] = [IpVersion::V4, IpVersion::V6];
+
+/// The protocol's number in IP.
+pub(crate) fn number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => 6,
+        Protocol::Udp => 17,
+        Protocol::Sctp => 132,
+    }
+}
+
+impl Scope {
+    /// All pods of the cluster.
+    pub(crate) fn everywhere() -> Self {
+        Self::Across(Selector::default(), Selector::default())
+    }
+
+    /// Whether a pod of a namespace in scope is in it; `node` is this one.
+    fn selects(&self, member: &Member, node: &str) -> bool {
+        match self {
+            Self::Within(_, pods) | Self::Across(_, pods) => pods.matches(&member.pod.labels),
+            Self::Local => member.node.as_deref() == Some(node),
+        }
+    }
+}
+
+impl Set {
+    /// Its name in the table.
+    pub(crate) fn name(&self) -> String {
+        let kind = match self {
+            Self::Pods(..) => "pods",
+            Self::NamedPorts(..) => "named",
+            Self::Nodes(..) => "nodes",
+            Self::DomainNames(..) => "names",
+            Self::Networks(..) => "nets",
+            Self::Numbers(_) => "ports",
+        };
+        let version = match self.version() {
+            Some(IpVersion::V4) => "4",
+            Some(IpVersion::V6) => "6",
+            None => "",
+        };
+        named(&format!("{kind}{version}"), &format!("{self:?}"))
+    }
+
+    fn version(&self) -> Option<IpVersion> {
+        match self {
+            Self::Pods(_, version)
+            | Self::NamedPorts(_, _, version)
+            | Self::Nodes(_, version)
+            | Self::DomainNames(_, version)
+            | Self::Networks(_, version) => Some(*version),
+            Self::Numbers(_) => None,
+        }
+    }
+
+    /// It without elements.
+    pub(crate) fn empty(&self) -> nft::Set {
+        let address = self.version().map_or(KeyType::Protocol, IpVersion::key_type);
+        match self {
+            Self::NamedPorts(..) => nft::Set::new(self.name(), [address, KeyType::Protocol, KeyType::Port]),
+            Self::Networks(..) => nft::Set::interval(self.name(), [address]),
+            Self::Numbers(_) => nft::Set::new(self.name(), [KeyType::Protocol, KeyType::Port]),
+            Self::Pods(..) | Self::Nodes(..) | Self::DomainNames(..) => nft::Set::new(self.name(), [address]),
+        }
+    }
+
+    /// The pods it is about, if it is about pods.
+    pub(crate) fn scope(&self) -> Option<&Scope> {
+        match self {
+            Self::Pods(scope, _) | Self::NamedPorts(scope, ..) => Some(scope),
+            _ => None,
+        }
+    }
+
+    /// What a pod puts into it, given that its namespace is in scope; `node` is this one.
+    pub(crate) fn keys_of(&self, member: &Member, node: &str) -> Vec<Key> {
+        let Some((scope, version)) = self.scope().zip(self.version()) else { return Vec::new() };
+        if !scope.selects(member, node) {
+            return Vec::new();
+        }
+        let addresses = of_version(&member.addresses, version);
+        let Self::NamedPorts(_, wanted, _) = self else {
+            return addresses.map(|address| vec![Value::Address(address)]).collect();
+        };
+        let of_name = |address| {
+            let ports = member.pod.ports.iter().filter(|port| {
+                port.name.as_deref() == Some(&*wanted.name)
+                    && wanted.protocol.is_none_or(|protocol| protocol == port.protocol)
+            });
+            ports.map(move |port| {
+                vec![Value::Address(address), Value::Protocol(number(port.protocol)), Value::Port(port.port)]
+            })
+        };
+        let mut keys: Vec<Key> = addresses.flat_map(of_name).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    }
+
+    /// What it holds that does not come from pods.
+    pub(crate) fn keys(&self, cluster: &Cluster) -> Vec<Key> {
+        let mut keys: Vec<Key> = match self {
+            Self::Nodes(selector, version) => {
+                let nodes = cluster.snapshot().nodes.values().filter(|node| selector.matches(&node.labels));
+                nodes.flat_map(|node| of_version(&node.addresses, *version)).map(single).collect()
+            }
+            Self::DomainNames(patterns, version) => {
+                let means = |name: &str| patterns.iter().any(|pattern| domain_matches(pattern, name));
+                let names = cluster.resolved_names().filter(|name| means(&name.name));
+                names.flat_map(|name| of_version(&name.addresses, *version)).map(single).collect()
+            }
+            Self::Networks(networks, _) => {
+                networks.iter().map(|network| vec![Value::Network(*network)]).collect()
+            }
+            Self::Numbers(ports) => {
+                let key = |(protocol, port): &(Protocol, u16)| {
+                    vec![Value::Protocol(number(*protocol)), Value::Port(*port)]
+                };
+                ports.iter().map(key).collect()
+            }
+            Self::Pods(..) | Self::NamedPorts(..) => Vec::new(),
+        };
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    }
+}
+
+/// Elements without anything but their keys.
+pub(crate) fn elements(keys: impl IntoIterator<Item = Key>) -> BTreeMap<Key, Element> {
+    keys.into_iter().map(|key| (key, Element::default())).collect()
+}
+
+fn single(address: IpAddr) -> Key {
+    vec![Value::Address(address)]
+}
+
+fn of_version(addresses: &[IpAddr], version: IpVersion) -> impl Iterator<Item = IpAddr> {
+    addresses.iter().copied().filter(move |address| IpVersion::of(*address) == version)
+}

@@ -1,0 +1,455 @@
+//! The policies of one node, kept up to date change by change.
+//!
+//! Read [`Policies::apply`]. A change goes through four questions, each answered by an index: which pods are different,
+//! which sets they leave and enter, which local pods have another profile now, and which chains say something else. The
+//! whole table, computed anew ([`Policies::full`] of a fresh value), is what a property test compares with.
+//!
+//! What stays true: chains and sets are there exactly while somebody needs them; the steps of a change turn the table of
+//! before into the table of after; nothing here depends on the order in which the cluster came to be as it is.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use cluster::{Change, Direction, Key, NamespacedName, NetworkPolicy, Object, ResolvedName, Snapshot};
+use netstate::nft::{self, Element, Rule, Step, Table};
+
+use crate::compile::frame;
+use crate::compile::profile::{Chain, Named, Profile, chain};
+use crate::compile::set::Set;
+use crate::delta::Delta;
+use crate::explain::{Explanation, explain};
+use crate::judge::{Flow, Judgement, judge};
+use crate::select::{Index, difference};
+use crate::view::{Cluster, Member};
+
+/// What this node's kernel is to enforce, and what any flow of the cluster is judged by.
+#[derive(Debug, Clone)]
+pub struct Policies {
+    node: Arc<str>,
+    cluster: Cluster,
+    locals: BTreeMap<NamespacedName, Local>,
+    chains: HashMap<Arc<str>, Held>,
+    index: Index,
+    frame: Table,
+}
+
+/// A pod of this node.
+#[derive(Debug, Clone)]
+struct Local {
+    member: Member,
+    /// For ingress and egress; `None` where no policy is about it.
+    profiles: [Option<Arc<Named>>; 2],
+}
+
+/// A chain of the table.
+#[derive(Debug, Clone)]
+struct Held {
+    chain: Arc<Named>,
+    users: usize,
+    rules: Vec<Rule>,
+    sets: Vec<Set>,
+    chains: Vec<Arc<Named>>,
+}
+
+/// What a change makes of the table.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Emitted {
+    /// In the order in which the kernel can take them, in one transaction.
+    pub steps: Vec<Step>,
+}
+
+/// What goes on while a change is worked in.
+struct Work {
+    /// `None` while nobody asks, because the whole table will be.
+    delta: Option<Delta>,
+    /// Needs that ended. They are given up last, so that what is needed again at once never goes.
+    chains_left: Vec<Arc<Named>>,
+    sets_left: Vec<Set>,
+}
+
+impl Work {
+    fn new(delta: Option<Delta>) -> Self {
+        Self { delta, chains_left: Vec::new(), sets_left: Vec::new() }
+    }
+}
+
+impl Policies {
+    /// The policies of the node `node` in that cluster.
+    pub fn new(node: impl Into<Arc<str>>, snapshot: Snapshot) -> Self {
+        let cluster = Cluster::new(snapshot);
+        let index = Index::new(cluster.namespaces());
+        let (locals, chains) = (BTreeMap::new(), HashMap::new());
+        let frame = frame::frame();
+        let mut policies = Self { node: node.into(), cluster, locals, chains, index, frame };
+        let here: Vec<NamespacedName> = policies.pods_here().collect();
+        let mut work = Work::new(None);
+        here.iter().for_each(|name| policies.settle(name, &mut work));
+        policies
+    }
+
+    /// Takes one change of the cluster. Kinds that policies do not decide by change nothing.
+    pub fn apply(&mut self, change: &Change) -> Emitted {
+        let mut work = Work::new(Some(Delta::default()));
+        match change.key() {
+            Key::Pod(_) | Key::PodStatus(_) => self.change_pod(change, &mut work),
+            Key::Namespace(name) => self.change_namespace(&name, change, &mut work),
+            Key::Node(_) => {
+                self.change_others(&mut work, |cluster| cluster.apply(change));
+            }
+            Key::NetworkPolicy(name) => self.change_policy(&name, change, &mut work),
+            Key::ClusterNetworkPolicy(name) => self.change_cluster_policy(&name, change, &mut work),
+            Key::Service(_) | Key::EndpointSlice(_) | Key::Lease(_) | Key::Claim(_) => {}
+        }
+        self.finish(work)
+    }
+
+    /// Takes what a domain name resolves to from now on.
+    pub fn resolve(&mut self, name: ResolvedName) -> Emitted {
+        let mut work = Work::new(Some(Delta::default()));
+        self.change_others(&mut work, |cluster| cluster.resolve(name));
+        self.finish(work)
+    }
+
+    /// The whole table.
+    pub fn full(&self) -> Table {
+        let mut table = self.frame.clone();
+        for (name, held) in &self.chains {
+            table = table.with_chain(chain(name.to_string(), held.rules.clone()));
+        }
+        for set in self.index.sets() {
+            table = table.with_set(self.index.filled(set, &self.cluster, &self.node));
+        }
+        for local in self.locals.values() {
+            for (set, key, element) in entries(local) {
+                if let Some(set) = table.sets.get_mut(&set) {
+                    set.elements.insert(key, element);
+                }
+            }
+        }
+        table
+    }
+
+    /// What becomes of a flow between any two ends.
+    pub fn verdict(&self, flow: &Flow) -> Judgement {
+        judge(&self.cluster, flow)
+    }
+
+    /// What becomes of a flow, and why.
+    pub fn explain(&self, flow: &Flow) -> Explanation {
+        explain(&self.cluster, flow)
+    }
+
+    /// The cluster as policies see it.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    fn pods_here(&self) -> impl Iterator<Item = NamespacedName> {
+        let snapshot = self.cluster.snapshot();
+        let here = |name: &&NamespacedName| snapshot.pod_node(name) == Some(&self.node);
+        snapshot.pods.keys().filter(here).cloned()
+    }
+
+    fn change_pod(&mut self, change: &Change, work: &mut Work) {
+        let touched = self.cluster.touched(change);
+        let before: Vec<Option<Member>> = touched.iter().map(|name| self.cluster.member(name)).collect();
+        if !self.cluster.apply(change) {
+            return;
+        }
+        // First the sets that are there: those that chains are about to need will be made of what is then.
+        let mut settled = Vec::new();
+        for (name, before) in touched.into_iter().zip(before) {
+            let after = self.cluster.member(&name);
+            if before != after {
+                self.move_between_sets(&name.namespace, [before.as_ref(), after.as_ref()], work);
+                settled.push(name);
+            }
+        }
+        settled.iter().for_each(|name| self.settle(name, work));
+    }
+
+    /// Lets a pod leave the sets that it was in, and enter those that it is in now.
+    fn move_between_sets(&mut self, namespace: &Arc<str>, member: [Option<&Member>; 2], work: &mut Work) {
+        // A namespace need not have an object; its first pod is enough.
+        if !self.index.knows(namespace) {
+            self.index.look_again(namespace, &self.cluster);
+        }
+        for set in self.index.about(namespace) {
+            let keys =
+                |member: Option<&Member>| member.map_or(Vec::new(), |member| set.keys_of(member, &self.node));
+            let [before, after] = member.map(keys);
+            if before == after {
+                continue;
+            }
+            let (gone, new) = difference(before, after);
+            if let Some(delta) = &mut work.delta {
+                delta.elements(&set.empty(), gone, new);
+            }
+        }
+    }
+
+    fn change_namespace(&mut self, name: &Arc<str>, change: &Change, work: &mut Work) {
+        if !self.cluster.apply(change) {
+            return;
+        }
+        let (entered, left) = self.index.look_again(name, &self.cluster);
+        for (sets, enters) in [(entered, true), (left, false)] {
+            for set in sets {
+                let members = self.cluster.members_of(name);
+                let keys = members.flat_map(|member| set.keys_of(&member, &self.node)).collect();
+                let (gone, new) =
+                    if enters { difference(Vec::new(), keys) } else { difference(keys, Vec::new()) };
+                if let Some(delta) = &mut work.delta {
+                    delta.elements(&set.empty(), gone, new);
+                }
+            }
+        }
+        self.settle_namespace(name, work);
+    }
+
+    /// A change that is not about pods: sets of nodes and names may hold others than before.
+    fn change_others(&mut self, work: &mut Work, change: impl FnOnce(&mut Cluster) -> bool) {
+        let concerned = |set: &&Set| matches!(set, Set::Nodes(..) | Set::DomainNames(..));
+        let sets: Vec<Set> = self.index.sets().filter(concerned).cloned().collect();
+        let before: Vec<_> = sets.iter().map(|set| set.keys(&self.cluster)).collect();
+        if !change(&mut self.cluster) {
+            return;
+        }
+        for (set, before) in sets.iter().zip(before) {
+            let (gone, new) = difference(before, set.keys(&self.cluster));
+            if let Some(delta) = &mut work.delta {
+                delta.elements(&set.empty(), gone, new);
+            }
+        }
+    }
+
+    fn change_policy(&mut self, name: &NamespacedName, change: &Change, work: &mut Work) {
+        let policy = |policies: &Self| policies.cluster.snapshot().network_policies.get(name).cloned();
+        let before = policy(self);
+        if !self.cluster.apply(change) {
+            return;
+        }
+        self.settle_for(name, [before, policy(self)], work);
+        for direction in Direction::ALL {
+            self.rewrite(&Named::new(Chain::Policy(direction, name.clone())), work);
+        }
+    }
+
+    fn change_cluster_policy(&mut self, name: &str, change: &Change, work: &mut Work) {
+        if !self.cluster.apply(change) {
+            return;
+        }
+        let here: Vec<NamespacedName> = self.locals.keys().cloned().collect();
+        here.iter().for_each(|pod| self.settle(pod, work));
+        let made = self.chains.values().map(|held| &held.chain).filter(|named| named.chain.is_made_of(name));
+        let made: Vec<Arc<Named>> = made.cloned().collect();
+        made.iter().for_each(|chain| self.rewrite(chain, work));
+    }
+
+    fn settle_namespace(&mut self, namespace: &Arc<str>, work: &mut Work) {
+        let own = self.locals.keys().filter(|name| name.namespace == *namespace);
+        let own: Vec<NamespacedName> = own.cloned().collect();
+        own.iter().for_each(|name| self.settle(name, work));
+    }
+
+    /// Brings what the table has of a pod up to date, if it is one of this node's.
+    fn settle(&mut self, name: &NamespacedName, work: &mut Work) {
+        let member = self.cluster.member(name).filter(|member| member.node.as_ref() == Some(&self.node));
+        let after = member.map(|member| {
+            let profile = |direction| {
+                Profile::of(&self.cluster, &member, direction)
+                    .map(|profile| Named::new(Chain::Profile(profile)))
+            };
+            Local { profiles: Direction::ALL.map(profile), member }
+        });
+        self.put(name, after, work);
+    }
+
+    /// Brings this node's pods up to date with a NetworkPolicy that was one thing and is another now. Only where it is
+    /// newly about a pod, or not any more, something changes; and pods that were alike stay alike.
+    fn settle_for(
+        &mut self,
+        name: &NamespacedName,
+        policies: [Option<Arc<NetworkPolicy>>; 2],
+        work: &mut Work,
+    ) {
+        let mut known: HashMap<Arc<str>, Arc<Named>> = HashMap::new();
+        let of_namespace = self.locals.range(NamespacedName::new(name.namespace.clone(), "")..);
+        let own = of_namespace.take_while(|(pod, _)| pod.namespace == name.namespace);
+        let own: Vec<(NamespacedName, Local)> =
+            own.map(|(pod, local)| (pod.clone(), local.clone())).collect();
+        for (pod, local) in own {
+            let mut after = local.clone();
+            for (direction, profile) in Direction::ALL.into_iter().zip(&mut after.profiles) {
+                let [was, is] = policies.each_ref().map(|policy| {
+                    policy.as_ref().is_some_and(|policy| {
+                        policy.rules(direction).is_some() && policy.subjects.matches(&local.member.pod.labels)
+                    })
+                });
+                if was == is {
+                    continue;
+                }
+                let old = profile.as_ref().map(|named| named.name.clone());
+                if let Some(alike) = old.as_ref().and_then(|old| known.get(old)) {
+                    *profile = Some(alike.clone());
+                    continue;
+                }
+                let one_more = profile.as_ref().and_then(|named| match &named.chain {
+                    Chain::Profile(profile) => profile.with(name, is),
+                    _ => None,
+                });
+                let Some((old, one_more)) = old.zip(one_more) else {
+                    let anew = Profile::of(&self.cluster, &local.member, direction);
+                    *profile = anew.map(|profile| Named::new(Chain::Profile(profile)));
+                    continue;
+                };
+                let named = Named::new(Chain::Profile(one_more));
+                known.insert(old, named.clone());
+                *profile = Some(named);
+            }
+            if after.profiles != local.profiles {
+                self.put(&pod, Some(after), work);
+            }
+        }
+    }
+
+    /// Puts a pod in place of what it was, or away.
+    fn put(&mut self, name: &NamespacedName, after: Option<Local>, work: &mut Work) {
+        for chain in after.iter().flat_map(|local| local.profiles.iter().flatten()) {
+            self.acquire(chain, work);
+        }
+        let before = match after.clone() {
+            Some(local) => self.locals.insert(name.clone(), local),
+            None => self.locals.remove(name),
+        };
+        if let Some(delta) = &mut work.delta {
+            let listed = |local: &Option<Local>| local.as_ref().map_or(Vec::new(), entries);
+            move_entries(delta, &self.frame, listed(&before), listed(&after));
+        }
+        work.chains_left.extend(before.into_iter().flat_map(|local| local.profiles).flatten());
+    }
+
+    fn acquire(&mut self, named: &Arc<Named>, work: &mut Work) {
+        if let Some(held) = self.chains.get_mut(&named.name) {
+            held.users += 1;
+            return;
+        }
+        let written = named.chain.write(&self.cluster);
+        written.chains.iter().for_each(|other| self.acquire(other, work));
+        written.rules.sets.iter().for_each(|set| self.acquire_set(set, work));
+        let (rules, sets) = (written.rules.rules, written.rules.sets);
+        if let Some(delta) = &mut work.delta {
+            delta.chain_made(chain(named.name.to_string(), rules.clone()));
+        }
+        let held = Held { chain: named.clone(), users: 1, rules, sets, chains: written.chains };
+        self.chains.insert(named.name.clone(), held);
+    }
+
+    fn acquire_set(&mut self, set: &Set, work: &mut Work) {
+        if self.index.acquire(set, &self.cluster)
+            && let Some(delta) = &mut work.delta
+        {
+            delta.set_made(self.index.filled(set, &self.cluster, &self.node));
+        }
+    }
+
+    /// Writes a chain again whose policies say something else now.
+    fn rewrite(&mut self, named: &Named, work: &mut Work) {
+        if !self.chains.contains_key(&named.name) {
+            return;
+        }
+        let rules = named.chain.write(&self.cluster).rules;
+        rules.sets.iter().for_each(|set| self.acquire_set(set, work));
+        let Some(held) = self.chains.get_mut(&named.name) else { return };
+        work.sets_left.append(&mut held.sets);
+        held.sets = rules.sets;
+        let old = std::mem::replace(&mut held.rules, rules.rules);
+        if let Some(delta) = work.delta.as_mut().filter(|_| old != held.rules) {
+            delta.chain_changed(old, chain(named.name.to_string(), held.rules.clone()));
+        }
+    }
+
+    fn finish(&mut self, mut work: Work) -> Emitted {
+        while let Some(chain) = work.chains_left.pop() {
+            self.release(&chain, &mut work);
+        }
+        for set in std::mem::take(&mut work.sets_left) {
+            if self.index.release(&set)
+                && let Some(delta) = &mut work.delta
+            {
+                delta.set_left(set.empty());
+            }
+        }
+        Emitted { steps: work.delta.map_or(Vec::new(), |delta| delta.steps()) }
+    }
+
+    fn release(&mut self, named: &Named, work: &mut Work) {
+        let Some(held) = self.chains.get_mut(&named.name) else { return };
+        held.users -= 1;
+        if held.users > 0 {
+            return;
+        }
+        if let Some(held) = self.chains.remove(&named.name) {
+            if let Some(delta) = &mut work.delta {
+                delta.chain_left(chain(named.name.to_string(), held.rules));
+            }
+            work.chains_left.extend(held.chains);
+            work.sets_left.extend(held.sets);
+        }
+    }
+}
+
+/// What a local pod puts into the frame's sets: set, key, element.
+type Entries = Vec<(String, nft::Key, Element)>;
+
+fn entries(local: &Local) -> Entries {
+    let mut entries = Entries::new();
+    for (direction, chain) in Direction::ALL.into_iter().zip(&local.profiles) {
+        let Some(named) = chain else { continue };
+        for address in &local.member.addresses {
+            entries.push(frame::dispatch(*address, direction, named.name.to_string()));
+        }
+    }
+    if !entries.is_empty() {
+        entries.extend(frame::own(&local.member.addresses));
+    }
+    entries
+}
+
+fn move_entries(delta: &mut Delta, frame: &Table, before: Entries, after: Entries) {
+    let mut parts: BTreeMap<String, [BTreeMap<nft::Key, Element>; 2]> = BTreeMap::new();
+    for (part, entries) in [before, after].into_iter().enumerate() {
+        for (set, key, element) in entries {
+            if let Some(part) = parts.entry(set).or_default().get_mut(part) {
+                part.insert(key, element);
+            }
+        }
+    }
+    for (set, [mut gone, mut new]) in parts {
+        let same: Vec<nft::Key> = gone
+            .iter()
+            .filter(|(key, element)| new.get(*key) == Some(element))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in same {
+            gone.remove(&key);
+            new.remove(&key);
+        }
+        if let Some(set) = frame.sets.get(&set) {
+            delta.elements(set, gone, new);
+        }
+    }
+}
+
+/// Whether an object is one that policies decide by.
+pub fn concerns(object: &Object) -> bool {
+    matches!(
+        object,
+        Object::Pod(_)
+            | Object::PodStatus(_)
+            | Object::Namespace(_)
+            | Object::Node(_)
+            | Object::NetworkPolicy(_)
+            | Object::ClusterNetworkPolicy(_)
+    )
+}

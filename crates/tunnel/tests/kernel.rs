@@ -1,0 +1,102 @@
+//! A program's tunnel at one node and the kernel's own at the other: they speak the same on the wire. The kernel's is made
+//! with `ip` and `wg`.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure here is a failure of the test")]
+
+mod rig;
+
+use std::fs;
+
+use harness::{Namespace, eventually, not_run, run, run_ok};
+use netstate::PublicKey;
+use rig::{DEVICE, PORT, Rig, echoes};
+use tunnel::{Encapsulation, Peer, Secret, Settings, Tunnel};
+
+/// Whether the kernel makes links of these kinds.
+fn has(kinds: &[&str]) -> bool {
+    let namespace = Namespace::new();
+    let makes = |kind: &&&str| {
+        // Without a local address it would be the kernel's own, which is there already.
+        let local = if **kind == "wireguard" { "" } else { "local 127.0.0.1" };
+        let words = format!("link add one type {kind} {local}");
+        run(namespace.command("ip").args(words.split_whitespace())).status.success()
+            && run(namespace.command("ip").args(["link", "delete", "one"])).status.success()
+    };
+    let missing = kinds.iter().find(|kind| !makes(kind));
+    if let Some(kind) = missing {
+        not_run(&format!("this kernel has no {kind}"));
+    }
+    missing.is_none()
+}
+
+/// Gives the second node the kernel's devices, for IPv4 and for IPv6 within, in place of the program's.
+fn replace_device(rig: &Rig, devices: [(&str, &str); 2], gateways: [&str; 2]) {
+    let node = &rig.nodes[1];
+    node.ip(&format!("link delete {DEVICE}"));
+    for (device, words) in devices.into_iter().filter(|(_, words)| !words.is_empty()) {
+        node.ip(&format!("link add {device} {words}"));
+        node.ip(&format!("link set {device} mtu {} up", rig.mtu));
+    }
+    node.ip(&format!("address add 10.2.0.0/32 dev {}", devices[0].0));
+    node.ip(&format!("route add 10.1.0.0/24 dev {} {}", devices[0].0, gateways[0]));
+    node.ip(&format!("route add fd00:1::/64 dev {} {}", devices[1].0, gateways[1]));
+}
+
+/// Pods of both nodes reach each other with packets of all sizes, in both families.
+fn assert_joined(rig: &Rig) {
+    for address in ["10.2.0.2", "fd00:2::2"] {
+        eventually(&format!("{address} answers"), || rig.pods[0].pings(address).then_some(()));
+        assert!(echoes(&rig.pods[0], &rig.pods[1], address, 200_000), "{address}");
+    }
+    // Headers of 28 bytes, or of 48.
+    for (address, size) in [("10.2.0.2", rig.mtu - 28), ("fd00:2::2", rig.mtu - 48)] {
+        let answer = rig.ping(&format!("-n -c 1 -W 5 -M do -s {size} {address}"));
+        assert!(answer.contains(" 0% packet loss"), "{answer}");
+    }
+}
+
+#[test]
+fn ip_in_ip_of_a_program_and_of_the_kernel_are_the_same() {
+    if !has(&["ipip", "sit"]) {
+        return;
+    }
+    let Some(rig) = Rig::new(Encapsulation::Ipip, 1480) else { return };
+    let tunnel = rig.start(1, 1);
+    rig.wait_for_device(1);
+    tunnel.set_peers(&[rig.peer(2)]);
+    let local = "local 192.0.2.2 remote any ttl 64";
+    let devices = [("four0", &*format!("type ipip {local}")), ("six0", &*format!("type sit {local}"))];
+    replace_device(&rig, devices, ["via 192.0.2.1 onlink", "via ::192.0.2.1"]);
+    assert_joined(&rig);
+}
+
+#[test]
+fn wireguard_of_a_program_and_of_the_kernel_are_the_same() {
+    if !has(&["wireguard"]) {
+        return;
+    }
+    let (ours, theirs) = (Secret([1; 32]), Secret([2; 32]));
+    let encapsulation = Encapsulation::WireGuard { private_key: ours };
+    let Some(rig) = Rig::new(encapsulation, 1440) else { return };
+    let settings = Settings { encapsulation, ..rig.settings(1, 1) };
+    let tunnel = rig.nodes[0].inside(|| Tunnel::start(settings, &[])).unwrap();
+    rig.wait_for_device(1);
+    tunnel.set_peers(&[Peer { public_key: Some(theirs.public_key()), ..rig.peer(2) }]);
+    replace_device(&rig, [("wg0", "type wireguard"), ("wg0", "")], ["", ""]);
+    let key = std::env::temp_dir().join("fairlead-tunnel-test.key");
+    fs::write(&key, PublicKey(theirs.0).to_string()).unwrap();
+    let peer = PublicKey(ours.public_key());
+    let words = format!(
+        "set wg0 private-key {} listen-port {PORT} peer {peer} endpoint 192.0.2.1:{PORT} allowed-ips \
+         10.1.0.0/24,fd00:1::/64",
+        key.display()
+    );
+    run_ok(rig.nodes[1].command("wg").args(words.split_whitespace()));
+    fs::remove_file(key).unwrap();
+    assert_joined(&rig);
+    // The other way round: the kernel's begins.
+    let answered = || {
+        let ping = rig.pods[1].command("ping").args(["-n", "-c", "1", "-W", "2", "10.1.0.2"]).output();
+        ping.unwrap().status.success().then_some(())
+    };
+    eventually("the first node's pod answers", answered);
+}
