@@ -20,12 +20,13 @@ mod subject;
 mod tunnel;
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
 
 use anyhow::Context;
+use harness::Namespace;
 
 use crate::{packages, process, workspace};
 
@@ -83,6 +84,28 @@ pub(crate) fn inside(part: &str) -> anyhow::Result<()> {
 pub(crate) fn release(name: &str) -> anyhow::Result<PathBuf> {
     let triple = process::output(Command::new("rustc").args(["--print", "host-tuple"]))?;
     Ok(workspace::root().join("target").join(triple.trim()).join("release").join(name))
+}
+
+/// The command of node `name`'s agent, with the files it has of its own, its configuration among them, in `directory`.
+pub(crate) fn agent(netns: &Namespace, name: &str, store: &str, directory: &Path) -> anyhow::Result<Command> {
+    let mut command = netns.command(release("fairlead")?);
+    command.args(["agent", "--node", name, "--store", store]);
+    for (option, file) in [
+        ("--config", "config.yaml"),
+        ("--state-dir", "run"),
+        ("--conf-dir", "net.d"),
+        ("--ipam-dir", "networks"),
+    ] {
+        command.arg(option).arg(directory.join(file));
+    }
+    Ok(command)
+}
+
+/// Writes a file of a store's directory that nobody sees half.
+pub(crate) fn put(folder: &Path, name: &str, text: &str) -> anyhow::Result<()> {
+    let half = folder.join(format!(".{name}.half"));
+    std::fs::write(&half, text)?;
+    Ok(std::fs::rename(half, folder.join(name))?)
 }
 
 /// How long a command takes from start to end; it must succeed.

@@ -14,16 +14,14 @@ use kernel::monitor::{self, Monitor, Notification, Topic};
 use kernel::netlink::{Protocol, Socket};
 use kernel::route::LOCAL_TABLE;
 use kernel::{features, wireguard};
-use netstate::{
-    LINK_ALIAS, LinkName, MAIN_TABLE, POD_ROUTE_PROTOCOL, Plan, RULE_PRIORITIES, State, Step, owns_table,
-};
+use netstate::{LinkName, MAIN_TABLE, POD_ROUTE_PROTOCOL, Plan, RULE_PRIORITIES, State, Step, owns_table};
 use route::vxlan::{DEVICE, DEVICE_V6};
 use route::{Family, Host, Reached, TunnelKind};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::event::{Event, Touched};
 use crate::freed::{Addresses, Freed};
-use crate::host::{is_pod_alias, read_host, read_reached};
+use crate::host::{is_agents, is_pod_alias, read_host, read_reached};
 
 /// The kernel could not be read or changed. Looked at again soon.
 #[derive(Debug, thiserror::Error)]
@@ -154,7 +152,7 @@ impl Door {
     /// Whether there is a link of this name that carries the agent's mark.
     pub(crate) fn is_marked(&mut self, link: LinkName) -> bool {
         match link::find(&mut self.facts, link.as_str()) {
-            Ok(found) => found.is_some_and(|link| link.alias.as_deref() == Some(LINK_ALIAS)),
+            Ok(found) => found.is_some_and(|link| is_agents(&link)),
             // One that cannot be looked for is no reason to let go of what runs.
             Err(_) => true,
         }

@@ -79,9 +79,12 @@ fn host_link(link: &link::Link) -> HostLink {
 
 /// Whether a link carries the agent's mark or that of the plugins.
 fn is_ours(link: &link::Link) -> bool {
-    link.alias
-        .as_deref()
-        .is_some_and(|alias| alias == LINK_ALIAS || alias == BRIDGE_ALIAS || is_pod_alias(alias))
+    is_agents(link) || link.alias.as_deref().is_some_and(|alias| alias == BRIDGE_ALIAS || is_pod_alias(alias))
+}
+
+/// Whether a link carries the agent's mark.
+pub(crate) fn is_agents(link: &link::Link) -> bool {
+    link.alias.as_deref() == Some(LINK_ALIAS)
 }
 
 pub(crate) fn is_pod_alias(alias: &str) -> bool {

@@ -19,12 +19,13 @@ use std::thread::available_parallelism;
 
 use kernel::link::{self, Kind, Link};
 use kernel::netlink::{Protocol, Socket};
-use netstate::{LINK_ALIAS, LinkName};
+use netstate::LinkName;
 use route::{TunnelDesign, TunnelKind, TunnelPeer};
 use tunnel::{Encapsulation, Handles, Peer, Secret, Settings, Tunnel};
 
 use crate::event::Event;
 use crate::files::private_key;
+use crate::host::is_agents;
 use crate::options::Options;
 use crate::report::told;
 use crate::status::{PeerTraffic, TunnelTraffic};
@@ -77,9 +78,7 @@ impl Tunnels {
         for (kind, design) in designs {
             let runs = self.running.get(&kind).is_some_and(|running| running.tunnel.is_running());
             let found = socket.as_mut().map(|socket| link::find(socket, design.device.as_str()));
-            let ours = |link: &Link| {
-                link.alias.as_deref() == Some(LINK_ALIAS) && matches!(link.kind, Kind::Tun { tap: false, .. })
-            };
+            let ours = |link: &Link| is_agents(link) && matches!(link.kind, Kind::Tun { tap: false, .. });
             if runs || !matches!(found, Some(Ok(Some(link))) if ours(&link)) {
                 continue;
             }

@@ -219,7 +219,8 @@ fn filter(family: Family, identifier: u16) -> Vec<libc::sock_filter> {
 }
 
 /// The Internet checksum (RFC 1071) of an even number of bytes; zeros behind them change nothing.
-fn checksum(bytes: &[u8]) -> u16 {
+#[must_use]
+pub fn checksum(bytes: &[u8]) -> u16 {
     let words = bytes.chunks_exact(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));
     let mut sum: u32 = words.sum();
     while sum > 0xffff {

@@ -36,6 +36,9 @@ const SOCKET: &str = "NOTIFY_SOCKET";
 /// How many descriptors go into one message; systemd takes more, this buffer does not.
 const MOST: usize = 32;
 
+/// How long a message may take to be taken: a manager that hangs does not make the service hang.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// A service's way to its manager.
 #[derive(Debug)]
 pub struct Notifier {
@@ -58,6 +61,7 @@ impl Notifier {
         };
         let socket = UnixDatagram::unbound().map_err(failed)?;
         socket.connect_addr(&address.map_err(failed)?).map_err(failed)?;
+        socket.set_write_timeout(Some(PATIENCE)).map_err(failed)?;
         Ok(Self { socket })
     }
 
@@ -110,7 +114,7 @@ impl Notifier {
         if !descriptors.is_empty() {
             control.push(SendAncillaryMessage::ScmRights(descriptors));
         }
-        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        let flags = SendFlags::NOSIGNAL;
         sendmsg(&self.socket, &[IoSlice::new(text.as_bytes())], &mut control, flags).map(drop).map_err(
             |errno| Error::System { tried: "tell the service manager something", source: errno.into() },
         )

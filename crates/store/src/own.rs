@@ -19,7 +19,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use cluster::{Key, Kind, NamespacedName};
+use cluster::{Key, Kind};
 use ipnet::IpNet;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::Deserialize;
@@ -45,8 +45,13 @@ pub(crate) fn report_path(node: &str) -> PathBuf {
 /// The file that holds an object of ours, relative to the store directory.
 pub(crate) fn path(key: &Key) -> PathBuf {
     // A namespace has no dots, so the first dot parts it from the name.
-    let namespaced = |name: &NamespacedName| format!("{}.{}", name.namespace, name.name);
-    let name = match key {
+    let name = name(key, '.');
+    Path::new(FOLDER).join(folder(key.kind())).join(format!("{}.json", fitting(name)))
+}
+
+/// An object's name, behind its namespace where it has one.
+pub(crate) fn name(key: &Key, separator: char) -> String {
+    match key {
         Key::Node(name) | Key::Namespace(name) | Key::Lease(name) | Key::ClusterNetworkPolicy(name) => {
             name.to_string()
         }
@@ -54,10 +59,9 @@ pub(crate) fn path(key: &Key) -> PathBuf {
         | Key::PodStatus(name)
         | Key::Service(name)
         | Key::EndpointSlice(name)
-        | Key::NetworkPolicy(name) => namespaced(name),
+        | Key::NetworkPolicy(name) => format!("{}{separator}{}", name.namespace, name.name),
         Key::Claim(cidr) => claim_name(*cidr),
-    };
-    Path::new(FOLDER).join(folder(key.kind())).join(format!("{}.json", fitting(name)))
+    }
 }
 
 /// The folder of all objects of a kind.

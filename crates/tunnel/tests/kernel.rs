@@ -6,27 +6,10 @@ mod rig;
 
 use std::fs;
 
-use harness::{Namespace, eventually, not_run, run, run_ok};
+use harness::{eventually, has_tunnels, run_ok};
 use netstate::PublicKey;
 use rig::{DEVICE, PORT, Rig, echoes};
 use tunnel::{Encapsulation, Peer, Secret, Settings, Tunnel};
-
-/// Whether the kernel makes links of these kinds.
-fn has(kinds: &[&str]) -> bool {
-    let namespace = Namespace::new();
-    let makes = |kind: &&&str| {
-        // Without a local address it would be the kernel's own, which is there already.
-        let local = if **kind == "wireguard" { "" } else { "local 127.0.0.1" };
-        let words = format!("link add one type {kind} {local}");
-        run(namespace.command("ip").args(words.split_whitespace())).status.success()
-            && run(namespace.command("ip").args(["link", "delete", "one"])).status.success()
-    };
-    let missing = kinds.iter().find(|kind| !makes(kind));
-    if let Some(kind) = missing {
-        not_run(&format!("this kernel has no {kind}"));
-    }
-    missing.is_none()
-}
 
 /// Gives the second node the kernel's devices, for IPv4 and for IPv6 within, in place of the program's.
 fn replace_device(rig: &Rig, devices: [(&str, &str); 2], gateways: [&str; 2]) {
@@ -56,7 +39,7 @@ fn assert_joined(rig: &Rig) {
 
 #[test]
 fn ip_in_ip_of_a_program_and_of_the_kernel_are_the_same() {
-    if !has(&["ipip", "sit"]) {
+    if !has_tunnels(&["ipip", "sit"]) {
         return;
     }
     let Some(rig) = Rig::new(Encapsulation::Ipip, 1480) else { return };
@@ -71,7 +54,7 @@ fn ip_in_ip_of_a_program_and_of_the_kernel_are_the_same() {
 
 #[test]
 fn wireguard_of_a_program_and_of_the_kernel_are_the_same() {
-    if !has(&["wireguard"]) {
+    if !has_tunnels(&["wireguard"]) {
         return;
     }
     let (ours, theirs) = (Secret([1; 32]), Secret([2; 32]));

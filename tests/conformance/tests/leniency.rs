@@ -5,7 +5,8 @@
 //! reference: both refuse or both accept, and then say the same.
 //!
 //! Left out on purpose: a key that is there twice with an object first, which Go lays over each other and ours does not; and
-//! twice with a first value that is nonsense, which ours never looks at.
+//! twice with a first value that is nonsense, which ours never looks at; and a route that is `null`, which the reference hands
+//! on as it is, to break the plugin that takes it, and ours refuses.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::Write;
@@ -196,6 +197,7 @@ proptest! {
         let text = Text::Object(members).write();
         // A `dataDir` that is gone means the machine's own, which is no test's business.
         prop_assume!(text.contains("\"@\""));
+        prop_assume!(!text.to_lowercase().contains("\"routes\":[null]"));
         let answers: Vec<Option<Value>> = subjects().iter().map(|subject| ask(subject, &text)).collect();
         for answer in &answers {
             prop_assert_eq!(answer, &answers[0], "{}", text);

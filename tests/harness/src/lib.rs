@@ -31,7 +31,7 @@ pub use api_server::{ApiServer, Credential};
 pub use call::{Call, Reply};
 pub use disturbance::{Disturbance, Outcome, Step, Stopped, every_step, strace_works};
 pub use etcd::Etcd;
-pub use namespace::{Namespace, run, run_ok};
+pub use namespace::{Namespace, has_tunnels, run, run_ok};
 pub use service::Service;
 pub use wait::{eventually, not_run};
 

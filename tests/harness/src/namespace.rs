@@ -11,6 +11,8 @@ use std::{
 
 use serde_json::Value;
 
+use crate::not_run;
+
 /// A network namespace of its own, empty but for `lo` (down).
 #[derive(Debug)]
 pub struct Namespace {
@@ -156,4 +158,21 @@ fn json(text: &str) -> Value {
         return Value::Array(Vec::new());
     }
     serde_json::from_str(text).unwrap_or_else(|error| panic!("JSON from a tool: {error}\n{text}"))
+}
+
+/// Whether the kernel makes tunnels of these kinds of link (`wireguard`, `ipip`, `sit`); says so where it does not.
+pub fn has_tunnels(kinds: &[&str]) -> bool {
+    let namespace = Namespace::new();
+    let makes = |kind: &&&str| {
+        // Without a local address it would be the kernel's own, which is there already.
+        let local = if **kind == "wireguard" { "" } else { "local 127.0.0.1" };
+        let words = format!("link add one type {kind} {local}");
+        run(namespace.command("ip").args(words.split_whitespace())).status.success()
+            && run(namespace.command("ip").args(["link", "delete", "one"])).status.success()
+    };
+    let missing = kinds.iter().find(|kind| !makes(kind));
+    if let Some(kind) = missing {
+        not_run(&format!("this kernel has no {kind}"));
+    }
+    missing.is_none()
 }

@@ -23,6 +23,7 @@ use harness::{ApiServer, Credential, Namespace, Service, eventually};
 use serde_json::{Value, json};
 
 use super::{
+    agent,
     cluster::{memory, ticks},
     median, release,
 };
@@ -179,11 +180,9 @@ impl Agent {
         let at = |name: &str| directory.path().join(name);
         fs::write(at("config.yaml"), format!("cluster: {{podCIDRs: [{}]}}\n", objects::POD_NETWORK))?;
         let program = release("fairlead")?;
-        let mut command = netns.command(&program);
-        command.args(["agent", "--node", &objects::node_name(OURS), "--health", "127.0.0.1:7670", "--store"]);
-        command.arg(format!("kubernetes:{}", kubeconfig.display())).arg("--config").arg(at("config.yaml"));
-        command.arg("--state-dir").arg(at("run")).arg("--conf-dir").arg(at("net.d"));
-        command.arg("--ipam-dir").arg(at("networks"));
+        let store = format!("kubernetes:{}", kubeconfig.display());
+        let mut command = agent(&netns, &objects::node_name(OURS), &store, directory.path())?;
+        command.args(["--health", "127.0.0.1:7670"]);
         let start = Instant::now();
         let mut service = Service::start(&mut command, at("agent.log"));
         // Until then it is not asked, which would keep it from work.

@@ -9,11 +9,12 @@ mod rig;
 use std::{
     io::{BufRead, BufReader},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, ensure};
-use harness::eventually;
+use harness::{Namespace, eventually};
 use serde_json::Value;
 
 use self::rig::{Node, Rig, peer_cidr};
@@ -108,10 +109,7 @@ fn peers(count: usize, goal: &str, memory_goal: &str) -> anyhow::Result<()> {
         let cidr = peer_cidr(count + number);
         let mut monitor = node.netns.command("ip");
         let witness = Witness::start(monitor.args(["monitor", "route"]), &cidr)?;
-        // The monitor has to listen before there is something to hear.
-        node.netns.ip("route add 192.0.2.0/24 dev lo");
-        node.netns.ip("route del 192.0.2.0/24 dev lo");
-        let witness = witness.heard("192.0.2.0/24")?;
+        let witness = listening(&node.netns, witness)?;
         rig.put_peer(number, count + number)?;
         let put = Instant::now();
         changes.push(witness.first()?.saturating_duration_since(put));
@@ -126,13 +124,29 @@ fn peers(count: usize, goal: &str, memory_goal: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The same witness once it listens: until then it would not hear what is done.
+fn listening(netns: &Namespace, witness: Witness) -> anyhow::Result<Witness> {
+    let is_heard = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_heard.load(Ordering::Acquire) {
+                netns.ip("route add 192.0.2.0/24 dev lo");
+                netns.ip("route del 192.0.2.0/24 dev lo");
+            }
+        });
+        let heard = witness.heard("192.0.2.0/24");
+        is_heard.store(true, Ordering::Release);
+        heard
+    })
+}
+
 /// A pod of one node asks one of the other, while the agents of both are killed. The lab starts them again.
 fn killed(backend: &str) -> anyhow::Result<()> {
     let program = release("fairlead")?;
     let lab = |words: &[&str]| {
         process::output(Command::new(&program).arg("lab").args(words).args(["--name", "bench"]))
     };
-    let pods = tempfile::NamedTempFile::new()?;
+    let pods = tempfile::Builder::new().suffix(".yaml").tempfile()?;
     std::fs::write(pods.path(), [rig::pod(1), rig::pod(2)].concat())?;
     let from = pods.path().to_str().context("a path of the temporary directory is text")?;
     lab(&["up", "--nodes", "2", "--backend", backend, "--from", from])?;

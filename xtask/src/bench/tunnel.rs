@@ -181,31 +181,15 @@ fn agent(node: &Namespace, backend: &str, number: u8, directory: &Path) -> anyho
     let cidr = format!("10.{number}.0.0/24");
     let spec = format!("spec: {{podCIDRs: [{cidr}]}}");
     let manifest = format!("apiVersion: v1\nkind: Node\nmetadata: {{name: node{number}}}\n{spec}\n");
-    let half = store.join(format!(".node{number}"));
-    std::fs::write(&half, manifest)?;
-    std::fs::rename(half, store.join(format!("node{number}.yaml")))?;
+    super::put(&store, &format!("node{number}.yaml"), &manifest)?;
     let own = directory.join(format!("of-node{number}"));
     std::fs::create_dir(&own)?;
     let config = format!(
         "backend: {backend}\nunderlay: {{interface: u}}\ncluster: {{podCIDRs: [10.0.0.0/8], allowOverlap: [{cidr}]}}\n"
     );
     std::fs::write(own.join("config.yaml"), config)?;
-    let mut command = node.command(super::release("fairlead")?);
-    command.args([
-        "agent",
-        "--node",
-        &format!("node{number}"),
-        "--store",
-        &format!("dir:{}", store.display()),
-    ]);
-    for (option, name) in [
-        ("--config", "config.yaml"),
-        ("--state-dir", "run"),
-        ("--conf-dir", "net.d"),
-        ("--ipam-dir", "networks"),
-    ] {
-        command.arg(option).arg(own.join(name));
-    }
+    let store = format!("dir:{}", store.display());
+    let mut command = super::agent(node, &format!("node{number}"), &store, &own)?;
     Ok(Service::start(&mut command, own.join("agent.log")))
 }
 

@@ -13,26 +13,9 @@
 #[allow(dead_code, reason = "another suite's, of which this one needs a part")]
 mod rig;
 
-use harness::{Namespace, eventually, not_run, run, run_ok};
+use harness::{eventually, has_tunnels, run, run_ok};
 
 use rig::{Node, Rig};
-
-/// Whether the kernel makes links of these kinds.
-fn has(kinds: &[&str]) -> bool {
-    let namespace = Namespace::new();
-    let makes = |kind: &&&str| {
-        // Without a local address it would be the kernel's own, which is there already.
-        let local = if **kind == "wireguard" { "" } else { "local 127.0.0.1" };
-        let words = format!("link add one type {kind} {local}");
-        run(namespace.command("ip").args(words.split_whitespace())).status.success()
-            && run(namespace.command("ip").args(["link", "delete", "one"])).status.success()
-    };
-    let missing = kinds.iter().find(|kind| !makes(kind));
-    if let Some(kind) = missing {
-        not_run(&format!("this kernel has no {kind}"));
-    }
-    missing.is_none()
-}
 
 /// Two nodes with these configurations and a pod each.
 fn joined(configs: [&str; 2]) -> Rig {
@@ -68,7 +51,7 @@ fn await_reachable(rig: &Rig) {
 
 #[test]
 fn the_kernel_carries_wireguard_and_what_is_taken_from_it_comes_back() {
-    if !has(&["wireguard"]) {
+    if !has_tunnels(&["wireguard"]) {
         return;
     }
     let rig = joined(["backend: wireguard\n"; 2]);
@@ -100,7 +83,7 @@ fn the_kernel_carries_wireguard_and_what_is_taken_from_it_comes_back() {
 
 #[test]
 fn a_node_whose_agent_carries_wireguard_and_one_whose_kernel_does_are_one_cluster_and_may_change_places() {
-    if !has(&["wireguard"]) {
+    if !has_tunnels(&["wireguard"]) {
         return;
     }
     let [user, kernel] = ["user", "kernel"]
@@ -122,7 +105,7 @@ fn a_node_whose_agent_carries_wireguard_and_one_whose_kernel_does_are_one_cluste
 
 #[test]
 fn the_kernel_carries_ip_in_ip_also_to_a_node_whose_agent_does() {
-    if !has(&["ipip", "sit"]) {
+    if !has_tunnels(&["ipip", "sit"]) {
         return;
     }
     let rig = joined(["backend: ipip\n", "backend: ipip\nipip: {datapath: user}\n"]);

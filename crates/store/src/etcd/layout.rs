@@ -123,18 +123,7 @@ impl Keys {
 
     /// The key of an object.
     pub(crate) fn of(&self, key: &Key) -> String {
-        let name = match key {
-            Key::Node(name) | Key::Namespace(name) | Key::Lease(name) | Key::ClusterNetworkPolicy(name) => {
-                name.to_string()
-            }
-            Key::Pod(name)
-            | Key::PodStatus(name)
-            | Key::Service(name)
-            | Key::EndpointSlice(name)
-            | Key::NetworkPolicy(name) => format!("{}/{}", name.namespace, name.name),
-            Key::Claim(cidr) => own::claim_name(*cidr),
-        };
-        self.folder(key.kind()) + &name
+        self.folder(key.kind()) + &own::name(key, '/')
     }
 
     /// The key of what a node reports; without a node, what all of them begin with.

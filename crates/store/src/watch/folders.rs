@@ -110,13 +110,27 @@ impl Folders {
     }
 
     /// Waits for the directory itself to come: every event of the nearest folder above it that is there.
+    ///
+    /// A nearer one may come after it was asked for and before the farther one is listened to, which then says
+    /// nothing of what happens below. So it is asked again until nothing nearer has come.
     pub(super) fn await_root(&mut self) {
-        for above in self.root.clone().ancestors().skip(1) {
-            let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
-            if self.listen(above).is_ok() {
+        let mut nearest = None;
+        loop {
+            let heard = self.listen_above();
+            if heard == nearest {
                 return;
             }
+            nearest = heard;
         }
+    }
+
+    /// Listens to the nearest folder above the directory that is there, and says how far above it is.
+    fn listen_above(&mut self) -> Option<usize> {
+        let root = self.root.clone();
+        root.ancestors().skip(1).position(|above| {
+            let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+            self.listen(above).is_ok()
+        })
     }
 
     /// Stops listening to `path` and everything below.

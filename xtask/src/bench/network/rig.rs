@@ -2,18 +2,14 @@
 //!
 //! Node N has 198.18.0.N. A peer is number N of the store; it has nothing in the kernel of this machine.
 
-use std::{
-    cell::RefCell,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{cell::RefCell, fs, path::PathBuf};
 
 use anyhow::Context;
 use harness::{Namespace, Service};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::bench::release;
+use crate::bench::{agent, put};
 
 /// The pods of all nodes: enough for every peer, in both families.
 const NETWORKS: &str = "cluster: {podCIDRs: [10.0.0.0/9, 'fd00:10::/32']}\n";
@@ -119,23 +115,13 @@ pub(super) fn pod(node: usize) -> String {
     )
 }
 
-/// Writes a file that nobody sees half.
-fn put(folder: &Path, name: &str, text: &str) -> anyhow::Result<()> {
-    let half = folder.join(format!(".{name}.half"));
-    fs::write(&half, text)?;
-    Ok(fs::rename(half, folder.join(name))?)
-}
-
 impl Node {
     /// Starts its agent.
     pub(super) fn start(&self) -> anyhow::Result<()> {
-        let at = |name: &str| self.directory.path().join(name);
-        let mut command = self.netns.command(release("fairlead")?);
-        command.args(["agent", "--node", &format!("node{}", self.number), "--store"]);
-        command.arg(format!("dir:{}", self.store.display())).arg("--config").arg(at("config.yaml"));
-        command.arg("--state-dir").arg(self.state_dir()).arg("--conf-dir").arg(at("net.d"));
-        command.arg("--ipam-dir").arg(at("networks"));
-        *self.agent.borrow_mut() = Some(Service::start(&mut command, at("agent.log")));
+        let own = self.directory.path();
+        let store = format!("dir:{}", self.store.display());
+        let mut command = agent(&self.netns, &format!("node{}", self.number), &store, own)?;
+        *self.agent.borrow_mut() = Some(Service::start(&mut command, own.join("agent.log")));
         Ok(())
     }
 
