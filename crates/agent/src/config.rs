@@ -13,7 +13,7 @@
 //! ```
 
 mod flannel;
-mod net_conf;
+pub(crate) mod net_conf;
 mod pattern;
 #[cfg(test)]
 mod schema;
@@ -425,18 +425,22 @@ impl Config {
     /// # Errors
     /// When it is no configuration, or there is no such file, or the two contradict each other.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        Self::load(text).map(|loaded| loaded.config)
+        Self::load_with(text, net_conf::read).map(|loaded| loaded.config)
     }
 
-    /// The same, with what is needed to read it again without the file that it names.
-    pub(crate) fn load(text: &str) -> Result<Loaded, ConfigError> {
+    /// The same, with what is needed to read it again without the file that it names, which `read` reads.
+    pub(crate) fn load_with(
+        text: &str,
+        read: impl FnOnce(&Path) -> Result<String, ConfigError>,
+    ) -> Result<Loaded, ConfigError> {
         let config = Self::as_it_stands(text)?;
         let Some(path) = config.flannel.net_conf.clone() else {
             config.check()?;
             return Ok(Loaded { config, whole: text.to_owned() });
         };
-        let net_conf = NetConf::read(&path)?;
-        let file: Value = serde_saphyr::from_str(text).map_err(|error| explain(&error, text))?;
+        let net_conf = NetConf::parse(&path, &read(&path)?)?;
+        let mut file: Value = serde_saphyr::from_str(text).map_err(|error| explain(&error, text))?;
+        net_conf::restore_texts(&config, &mut file);
         let mut whole = net_conf.lay_under(file)?;
         if let Some(flannel) = whole["flannel"].as_object_mut() {
             flannel.remove("netConf");
