@@ -176,6 +176,9 @@ pub struct WireGuardConfig {
     pub port: u16,
     /// Who carries the packets. Default: `auto`.
     pub datapath: Datapath,
+    /// Of which generation the nodes' keys are: with a larger number each node changes its key for a new one, and no packet
+    /// is lost by it. Default: 0.
+    pub key_generation: u32,
 }
 
 /// Key `ipip`.
@@ -302,7 +305,7 @@ impl Default for UdpConfig {
 
 impl Default for WireGuardConfig {
     fn default() -> Self {
-        Self { port: tunnel::WIREGUARD_PORT, datapath: Datapath::Auto }
+        Self { port: tunnel::WIREGUARD_PORT, datapath: Datapath::Auto, key_generation: 0 }
     }
 }
 
@@ -487,15 +490,15 @@ impl Config {
         Ok(pools)
     }
 
-    /// What a node of that name tells its peers of how it is reached. The key is for WireGuard; without one it is none
-    /// that anybody could have, for those who ask for something else.
+    /// What a node of that name tells its peers of how it is reached. For WireGuard it is a key that nobody could have, for
+    /// those who ask for something else.
     #[must_use]
-    pub fn backend_of(&self, node: &str, public_key: Option<PublicKey>) -> Backend {
-        self.backend_if(self.backend, node, public_key)
+    pub fn backend_of(&self, node: &str) -> Backend {
+        self.backend_if(self.backend, node)
     }
 
     /// The same if the node's backend were this one.
-    pub(crate) fn backend_if(&self, kind: BackendKind, node: &str, public_key: Option<PublicKey>) -> Backend {
+    pub(crate) fn backend_if(&self, kind: BackendKind, node: &str) -> Backend {
         match kind {
             BackendKind::Vxlan => {
                 let mac = route::vxlan::tunnel_mac(node);
@@ -504,11 +507,18 @@ impl Config {
             BackendKind::HostGw => Backend::HostGw,
             BackendKind::Udp => Backend::Udp { port: self.udp.port },
             BackendKind::Ipip => Backend::Ipip,
-            BackendKind::WireGuard => Backend::WireGuard {
-                port: self.wireguard.port,
-                public_key: public_key.unwrap_or(PublicKey([0; 32])),
-            },
+            BackendKind::WireGuard => Backend::wireguard(self.wireguard.port, PublicKey([0; 32])),
             BackendKind::None => Backend::None,
+        }
+    }
+
+    /// Why the port after this one is not to be had.
+    fn taken_beside(&self, port: u16) -> Option<&'static str> {
+        match port.checked_add(1) {
+            None => Some("there is none"),
+            next if next == Some(self.vxlan.port) => Some("that is vxlan.port"),
+            next if next == Some(self.udp.port) => Some("that is udp.port"),
+            _ => None,
         }
     }
 
@@ -539,6 +549,13 @@ impl Config {
         }
         if self.wireguard.port == self.vxlan.port {
             return Err(value("wireguard.port", format!("is {}, and so is vxlan.port", self.vxlan.port)));
+        }
+        // The port of every other key; a cluster that never changes its keys does without.
+        if let (1.., Some(taken)) = (self.wireguard.key_generation, self.taken_beside(self.wireguard.port)) {
+            return Err(value(
+                "wireguard.port",
+                format!("is {}: keys that change need the next one, and {taken}", self.wireguard.port),
+            ));
         }
         if self.underlay.mtu.is_some_and(|mtu| !(576..=65_535).contains(&mtu)) {
             return Err(value("underlay.mtu", "is not between 576 and 65535".to_owned()));

@@ -141,7 +141,7 @@ impl Door {
             TunnelKind::Udp => false,
             TunnelKind::Ipip => inner
                 .try_fold(true, |all, family| features::has_ip_tunnel(facts, family).map(|has| all && has))?,
-            TunnelKind::WireGuard => features::has_wireguard(facts)?,
+            TunnelKind::WireGuard | TunnelKind::WireGuardOdd => features::has_wireguard(facts)?,
         };
         let carrier = if has { "the kernel" } else { "the agent, for the kernel cannot" };
         tracing::info!(tunnel = kind.name(), "carried by {carrier}");

@@ -8,6 +8,8 @@
 mod changeover;
 mod decide;
 mod in_kernel;
+mod key_turn;
+mod keys;
 mod operation;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -23,6 +25,7 @@ use tunnel::Secret;
 
 use self::changeover::Changeover;
 use self::decide::{Decided, Refusal};
+use self::key_turn::KeyTurn;
 use crate::announce::Announcer;
 use crate::door::Door;
 use crate::files::{Conflist, NetworkFile};
@@ -88,8 +91,10 @@ pub(crate) struct NodeKeeper {
     collected: bool,
     /// The tunnels that this process carries.
     tunnels: Tunnels,
-    /// This node's private key of WireGuard, once it has needed one.
-    key: Option<Secret>,
+    /// This node's private keys of WireGuard by generation, once it has needed one.
+    keys: BTreeMap<u32, Secret>,
+    /// The node's change from one of them to another.
+    key_turn: Option<KeyTurn>,
     /// When the paths to each peer last became what they are, in milliseconds since 1970.
     changed: BTreeMap<Arc<str>, u64>,
     /// The node's change from one backend to another; none before the first.
@@ -141,7 +146,8 @@ impl NodeKeeper {
             config_problem,
             collected: false,
             tunnels,
-            key: None,
+            keys: BTreeMap::new(),
+            key_turn: None,
             changed: BTreeMap::new(),
             changeover: None,
             prober,
@@ -243,6 +249,7 @@ impl NodeKeeper {
                 self.report.problem(Reason::PeerIgnored, told(problem))
             }
         }
+        self.tunnels.learn(&design.tunnels);
         let made = self.make(&design.state, outcome);
         let kept = self.keep_tunnels(&design.tunnels, outcome);
         let made = made && kept && self.report.is_ready();
@@ -270,7 +277,7 @@ impl NodeKeeper {
         // tunnel has it. So a tunnel whose device was deleted a moment ago ends, and begins anew with the next look.
         let mut standing = wanted.clone();
         standing.retain(|_, design| self.door.is_marked(design.device));
-        let kept = self.tunnels.keep(&standing, self.key);
+        let kept = self.tunnels.keep(&standing, &self.keys);
         if let Err(error) = &kept {
             self.report.not_ready(Reason::NodeRefused, told(error));
             outcome.failed = true;

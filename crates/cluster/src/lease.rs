@@ -124,10 +124,10 @@ pub enum Backend {
     Ipip,
     /// Encrypted, by WireGuard.
     WireGuard {
-        /// The UDP port.
-        port: u16,
-        /// The node's public key.
-        public_key: PublicKey,
+        /// The key in force.
+        key: WireGuardKey,
+        /// The one that takes its place, while it does: the node receives by both.
+        next: Option<WireGuardKey>,
     },
     /// By whatever others see to: the node has its pod CIDRs, and nobody is told a way.
     None,
@@ -148,6 +148,32 @@ impl Backend {
             Self::Other(name) => name,
         }
     }
+
+    /// The keys of WireGuard that it has, the one in force first.
+    pub fn keys(&self) -> impl Iterator<Item = WireGuardKey> {
+        let (key, next) = match self {
+            Self::WireGuard { key, next } => (Some(*key), *next),
+            _ => (None, None),
+        };
+        key.into_iter().chain(next)
+    }
+
+    /// WireGuard by a key of the first generation.
+    #[must_use]
+    pub fn wireguard(port: u16, public_key: PublicKey) -> Self {
+        Self::WireGuard { key: WireGuardKey { port, public_key, generation: 0 }, next: None }
+    }
+}
+
+/// A key by which a node is known over WireGuard, and where it is used: each has a device of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WireGuardKey {
+    /// The UDP port of its device.
+    pub port: u16,
+    /// The node's public key.
+    pub public_key: PublicKey,
+    /// Which of the cluster's keys it is: two nodes that have one of the same generation speak by those.
+    pub generation: u32,
 }
 
 /// A public key of WireGuard: a point of Curve25519.

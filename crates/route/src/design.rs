@@ -27,6 +27,7 @@ use crate::carried::{self, Overlaps};
 use crate::family::Family;
 use crate::host::Host;
 use crate::kernel_tunnel::{self, InKernel};
+use crate::keys;
 use crate::masquerade::{self, Masquerade};
 use crate::mtu;
 use crate::peers::{Peer, Seen, Way, carries, peers};
@@ -47,6 +48,8 @@ pub struct Inputs<'a> {
     pub lease: &'a Lease,
     /// By what this node sends: the backend of its lease, but while it changes from another one.
     pub sends: &'a Backend,
+    /// Whether its peers have had the time to hear of the key that takes the place of the one in force.
+    pub sends_next: bool,
     /// What it had before, while there may be peers that have not heard yet that it changes: it receives by that, too.
     pub keeps: &'a [Backend],
     /// Where tunnels start.
@@ -62,8 +65,8 @@ pub struct Inputs<'a> {
     pub vxlan: VxlanSettings,
     /// Which of the tunnels this host's kernel carries itself.
     pub kernel: InKernel,
-    /// The UDP port of [`TunnelKind::Udp`] and of [`TunnelKind::WireGuard`], where there are any.
-    pub ports: TunnelPorts,
+    /// The UDP port of [`TunnelKind::Udp`], where there is one.
+    pub udp_port: u16,
     /// The cluster's pod networks.
     pub cluster: &'a [IpNet],
     /// How pod traffic that leaves the cluster is translated.
@@ -81,15 +84,6 @@ pub struct VxlanSettings {
     pub port: u16,
     /// Whether peers on the underlay's own link are reached without a tunnel.
     pub direct_routing: bool,
-}
-
-/// On which ports programs' tunnels of this node listen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TunnelPorts {
-    /// That of [`TunnelKind::Udp`].
-    pub udp: u16,
-    /// That of [`TunnelKind::WireGuard`].
-    pub wireguard: u16,
 }
 
 /// The wanted state of a node, and what could not be part of it.
@@ -168,7 +162,8 @@ fn own_part(design: &mut Design, inputs: &Inputs<'_>, superseded: &Superseded<'_
     }
     for kind in TunnelKind::ALL {
         let uses = |way: &Way| matches!(way, Way::Tunnel { kind: of, .. } if *of == kind);
-        if backends.iter().any(|backend| TunnelKind::of(backend) == Some(kind)) || used.iter().any(uses) {
+        let takes = |backend: &&Backend| TunnelKind::all_of(backend).any(|taken| taken == kind);
+        if backends.iter().any(takes) || used.iter().any(uses) {
             devices.extend(tunnel_part(design, inputs, kind, superseded));
         }
     }
@@ -227,15 +222,16 @@ fn tunnel_part(
         let devices = kernel_tunnel::devices(inputs, kind, mtu).into_iter();
         let made: Vec<LinkName> =
             devices.map(|(link, families)| device_part(&mut design.state, inputs, link, &families)).collect();
-        if kind == TunnelKind::WireGuard {
-            kernel_tunnel::configure(&mut design.state, inputs, device, peers);
+        if kind.is_wireguard() {
+            kernel_tunnel::configure(&mut design.state, inputs, kind, device, peers);
         }
         return made;
     }
     let link = Link { name: device, kind: LinkKind::Tun, mtu: Some(mtu), mac: None, up: true };
     device_part(&mut design.state, inputs, link, &Family::ALL);
-    let tunnel =
-        TunnelDesign { device, port: own_port(inputs, kind), underlay: inputs.underlay.address, mtu, peers };
+    let generation = keys::own(inputs, kind).map_or(0, |key| key.generation);
+    let (port, underlay) = (own_port(inputs, kind), inputs.underlay.address);
+    let tunnel = TunnelDesign { device, generation, port, underlay, mtu, peers };
     design.tunnels.insert(kind, tunnel);
     vec![device]
 }
@@ -260,10 +256,11 @@ fn carried_by<'a>(lease: &'a Lease, superseded: &'a Superseded<'_>) -> impl Iter
     lease.pod_cidrs.iter().copied().filter(|cidr| !superseded.contains(&(&lease.node, *cidr)))
 }
 
-fn own_port(inputs: &Inputs<'_>, kind: TunnelKind) -> u16 {
+/// The port that a tunnel of this node listens on; 0 for what has none.
+pub(crate) fn own_port(inputs: &Inputs<'_>, kind: TunnelKind) -> u16 {
     match kind {
-        TunnelKind::Udp => inputs.ports.udp,
-        TunnelKind::WireGuard => inputs.ports.wireguard,
+        TunnelKind::Udp => inputs.udp_port,
+        TunnelKind::WireGuard | TunnelKind::WireGuardOdd => keys::own(inputs, kind).map_or(0, |key| key.port),
         TunnelKind::Ipip => 0,
     }
 }
@@ -324,8 +321,10 @@ fn tunnel_peer(
     let (port, public_key) = match (kind, &lease.backend) {
         // A node of flannel does not tell its port.
         (TunnelKind::Udp, Backend::Udp { port }) if !lease.flannel.is_member() => (*port, None),
-        (TunnelKind::WireGuard, Backend::WireGuard { port, public_key }) => (*port, Some(*public_key)),
-        (TunnelKind::WireGuard, _) => return None,
+        (kind, theirs) if kind.is_wireguard() => {
+            let key = keys::of_peer(inputs, kind, theirs)?;
+            (key.port, Some(key.public_key))
+        }
         (kind, _) => (own_port(inputs, kind), None),
     };
     let way = Way::Tunnel { kind, underlay };

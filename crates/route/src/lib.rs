@@ -24,6 +24,7 @@ mod family;
 mod host;
 mod host_gw;
 mod kernel_tunnel;
+mod keys;
 mod masquerade;
 mod mtu;
 mod overlap;
@@ -37,7 +38,7 @@ mod underlay;
 pub mod vxlan;
 
 pub use allocate::{AllocateError, Request, Taken, choose as choose_pod_cidr};
-pub use design::{Design, Inputs, Path, TunnelPorts, UNREACHABLE_METRIC, VxlanSettings, design, guard};
+pub use design::{Design, Inputs, Path, UNREACHABLE_METRIC, VxlanSettings, design, guard};
 pub use family::Family;
 pub use host::{Host, HostAddress, HostLink, HostRoute};
 pub use kernel_tunnel::InKernel;

@@ -18,6 +18,7 @@ use netstate::{LinkName, Mac};
 
 use crate::design::Inputs;
 use crate::family::Family;
+use crate::keys;
 use crate::problem::Problem;
 use crate::tunnel::TunnelKind;
 use crate::underlay::Underlay;
@@ -83,7 +84,7 @@ fn between(inputs: &Inputs<'_>, theirs: &Backend) -> Option<Common> {
     match (inputs.sends, theirs) {
         // As soon as both have said that they have it: there is no other way from one to the other.
         (_, Backend::WireGuard { .. }) if matches!(inputs.lease.backend, Backend::WireGuard { .. }) => {
-            Some(Common::Tunnel(TunnelKind::WireGuard))
+            keys::between(inputs, theirs).map(Common::Tunnel)
         }
         (ours, theirs) => ranked(ours)
             .zip(ranked(theirs))
@@ -294,7 +295,7 @@ impl<'a> Seen<'a> {
         seen.underlay.insert(inputs.underlay.address, &own.node);
         let mac = vxlan::tunnel_mac(&own.node);
         seen.macs.extend([mac, mac.over_ipv6()].map(|mac| (mac, &own.node)));
-        seen.keys.extend(key_of(own).map(|key| (key, &own.node)));
+        seen.keys.extend(own.backend.keys().map(|key| (key.public_key, &own.node)));
         seen
     }
 
@@ -314,10 +315,11 @@ impl<'a> Seen<'a> {
             }
         }
         // A disk that was copied, with the key on it: a device cannot tell two peers with one key apart.
-        if let Some((key, holder)) = key_of(lease).and_then(|key| Some((key, self.keys.get(&key)?))) {
+        let keys = || lease.backend.keys().map(|key| key.public_key);
+        if let Some((key, holder)) = keys().find_map(|key| Some((key, self.keys.get(&key)?))) {
             return problem(format!("WireGuard key {key}"), holder);
         }
-        self.keys.extend(key_of(lease).map(|key| (key, &lease.node)));
+        self.keys.extend(keys().map(|key| (key, &lease.node)));
         for way in ways.values() {
             self.underlay.insert(way.underlay(), &lease.node);
             if let Way::Vxlan { mac, .. } = way {
@@ -325,12 +327,5 @@ impl<'a> Seen<'a> {
             }
         }
         None
-    }
-}
-
-fn key_of(lease: &Lease) -> Option<PublicKey> {
-    match lease.backend {
-        Backend::WireGuard { public_key, .. } => Some(public_key),
-        _ => None,
     }
 }

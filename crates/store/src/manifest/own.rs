@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use cluster::{Backend, Claim, Flannel, Lease, MacAddress, PodStatus, check_subdomain};
+use cluster::{Backend, Claim, Flannel, Lease, MacAddress, PodStatus, WireGuardKey, check_subdomain};
 use ipnet::IpNet;
 
 use super::core;
@@ -89,14 +89,25 @@ fn backend(field: &Field<'_, '_>) -> Result<Backend, Fault> {
         "udp" => Ok(Backend::Udp { port: port(field)? }),
         "ipip" => Ok(Backend::Ipip),
         "wireguard" => {
-            let key = field.get("publicKey")?;
-            let public_key =
-                key.required_text()?.parse().map_err(|error| key.because(format!("is wrong: {error}")))?;
-            Ok(Backend::WireGuard { port: port(field)?, public_key })
+            let (key, next) = (wireguard_key(field)?, field.get("next")?);
+            let next = (!next.is_absent()).then(|| wireguard_key(&next)).transpose()?;
+            if next.is_some_and(|next| next.generation % 2 == key.generation % 2) {
+                let reason = "is of a generation whose device the key in force has".to_owned();
+                return Err(field.get("next")?.fault(reason));
+            }
+            Ok(Backend::WireGuard { key, next })
         }
         "none" => Ok(Backend::None),
         other => Ok(Backend::Other(other.into())),
     }
+}
+
+fn wireguard_key(field: &Field<'_, '_>) -> Result<WireGuardKey, Fault> {
+    let key = field.get("publicKey")?;
+    let public_key =
+        key.required_text()?.parse().map_err(|error| key.because(format!("is wrong: {error}")))?;
+    let generation = field.get("generation")?.number(0, u32::MAX)?.unwrap_or(0);
+    Ok(WireGuardKey { port: port(field)?, public_key, generation })
 }
 
 fn port(backend: &Field<'_, '_>) -> Result<u16, Fault> {

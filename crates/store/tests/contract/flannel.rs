@@ -105,7 +105,7 @@ fn nodes_of_flannel_are_told_what_they_know_and_no_longer_than_wanted() {
     };
     for (backend, want) in [
         (Backend::HostGw, texts("host-gw", "null")),
-        (Backend::WireGuard { port: 51820, public_key: PublicKey([1; 32]) }, nothing.clone()),
+        (Backend::wireguard(51820, PublicKey([1; 32])), nothing.clone()),
         (Backend::Udp { port: 8285 }, texts("udp", "null")),
         (Backend::None, nothing.clone()),
     ] {

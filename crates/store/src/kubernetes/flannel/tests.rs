@@ -265,7 +265,7 @@ fn what_flannel_is_told_is_what_it_would_write_itself_and_reads_back() {
         assert_eq!(read_back.pod_cidrs.len(), if kind == "udp" { 1 } else { 2 });
     }
     assert_eq!(told(&of(vxlan(7), &["fd00::1"])), untold(), "there is no address to send to");
-    let key = Backend::WireGuard { port: 51820, public_key: PublicKey([1; 32]) };
+    let key = Backend::wireguard(51820, PublicKey([1; 32]));
     for backend in [key, Backend::Ipip, Backend::None, Backend::Other("x".into())] {
         assert_eq!(told(&of(backend, &both)), untold(), "flannel knows no such backend");
     }
