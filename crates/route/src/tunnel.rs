@@ -84,7 +84,7 @@ impl TunnelKind {
     /// The kind of tunnel that a key is for.
     #[must_use]
     pub fn by(key: WireGuardKey) -> Self {
-        if key.generation % 2 == 0 { Self::WireGuard } else { Self::WireGuardOdd }
+        if key.generation.is_multiple_of(2) { Self::WireGuard } else { Self::WireGuardOdd }
     }
 
     /// Whether it is one of WireGuard's.

@@ -28,7 +28,7 @@ impl NodeKeeper {
         if keys().next().is_some() && self.is_kernels(TunnelKind::WireGuard, wireguard)? {
             let [even, odd] = &mut kernel.wireguard;
             for key in keys() {
-                let device = if key.generation % 2 == 0 { &mut *even } else { &mut *odd };
+                let device = if key.generation.is_multiple_of(2) { &mut *even } else { &mut *odd };
                 *device = self.keys.get(&key.generation).map(|key| SecretKey::new(key.0));
             }
         }

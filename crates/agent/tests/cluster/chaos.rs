@@ -107,19 +107,6 @@ impl Chaos {
 
     fn happen(&mut self, event: Event, index: usize) {
         let node = &mut self.rig.nodes[index];
-        let tool = |program: &str, words: &str| {
-            run_ok(node.netns.command(program).args(words.split(' ')));
-        };
-        // What the node may not have at this moment: its backend is another one, or its agent has not mended it yet.
-        let if_there = |object: &str, program: &str, words: &str| {
-            let done = run(node.netns.command(program).args(words.split(' ')));
-            let why = String::from_utf8_lossy(&done.stderr).into_owned();
-            let is_missing = ["Cannot find device", "does not exist", "No such"];
-            assert!(
-                done.status.success() || is_missing.iter().any(|words| why.contains(words)),
-                "{object}: {program} {words}: {why}"
-            );
-        };
         match event {
             Event::AgentKilled => {
                 node.kill();
@@ -136,25 +123,25 @@ impl Chaos {
             }
             Event::DeviceDeleted => {
                 for device in ["fairlead0", "fairlead-udp"] {
-                    if_there(device, "ip", &format!("link del {device}"));
+                    if_there(node, "ip", &format!("link del {device}"));
                 }
             }
             Event::RoutesFlushed => {
-                tool("ip", "-4 route flush proto 70");
-                tool("ip", "-6 route flush proto 70");
+                if_there(node, "ip", "-4 route flush proto 70");
+                if_there(node, "ip", "-6 route flush proto 70");
             }
             Event::NeighboursFlushed => {
-                if_there("fairlead0", "ip", "neigh flush nud permanent dev fairlead0");
+                if_there(node, "ip", "neigh flush nud permanent dev fairlead0");
             }
             Event::RulesetFlushed => {
-                if_there("the table", "nft", "delete table inet fairlead");
+                if_there(node, "nft", "delete table inet fairlead");
             }
             Event::ForwardingOff => {
-                tool("sysctl", "-q -w net/ipv4/ip_forward=0");
-                tool("sysctl", "-q -w net/ipv6/conf/all/forwarding=0");
+                tool(node, "sysctl", "-q -w net/ipv4/ip_forward=0");
+                tool(node, "sysctl", "-q -w net/ipv6/conf/all/forwarding=0");
             }
             Event::DeviceShrunk => {
-                if_there("fairlead0", "ip", "link set fairlead0 mtu 1301 down");
+                if_there(node, "ip", "link set fairlead0 mtu 1301 down");
             }
             Event::ForeignThings => self.add_foreign(index),
             Event::NodeMoved => self.move_node(index),
@@ -265,6 +252,21 @@ impl Chaos {
             assert!(!rules.contains("fairlead"), "{rules}");
         }
     }
+}
+
+fn tool(node: &Node, program: &str, words: &str) {
+    run_ok(node.netns.command(program).args(words.split(' ')));
+}
+
+/// The same with what the node may not have (any more) at this moment: its backend is another one, or its agent has not mended it yet.
+fn if_there(node: &Node, program: &str, words: &str) {
+    let done = run(node.netns.command(program).args(words.split(' ')));
+    let why = String::from_utf8_lossy(&done.stderr).into_owned();
+    let is_missing = ["Cannot find device", "does not exist", "No such"];
+    assert!(
+        done.status.success() || is_missing.iter().any(|words| why.contains(words)),
+        "{program} {words}: {why}"
+    );
 }
 
 /// The destinations of the agent's routes, both families.
