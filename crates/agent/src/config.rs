@@ -176,8 +176,8 @@ pub struct WireGuardConfig {
     pub port: u16,
     /// Who carries the packets. Default: `auto`.
     pub datapath: Datapath,
-    /// Of which generation the nodes' keys are: with a larger number each node changes its key for a new one, and no packet
-    /// is lost by it. Default: 0.
+    /// Of which generation the nodes' keys are: with a larger number each node changes its key for a new one, and traffic
+    /// goes on. Default: 0.
     pub key_generation: u32,
 }
 

@@ -12,22 +12,10 @@
 #[path = "../cluster/rig.rs"]
 #[allow(dead_code, reason = "another suite's, of which this one needs a part")]
 mod rig;
-#[path = "../cluster/rotation.rs"]
-mod rotation;
-#[path = "../cluster/witness.rs"]
-#[allow(dead_code, reason = "another suite's, of which this one needs a part")]
-mod witness;
 
 use harness::{eventually, has_tunnels, run, run_ok};
 
 use rig::{Node, Rig};
-
-/// Who carries WireGuard here.
-const DATAPATH: &str = "kernel";
-
-fn can_run() -> bool {
-    has_tunnels(&["wireguard"])
-}
 
 /// Two nodes with these configurations and a pod each.
 fn joined(configs: [&str; 2]) -> Rig {
