@@ -13,7 +13,7 @@
 //! ```
 
 mod flannel;
-mod net_conf;
+pub(crate) mod net_conf;
 mod pattern;
 mod policy;
 #[cfg(test)]
@@ -180,6 +180,9 @@ pub struct WireGuardConfig {
     pub port: u16,
     /// Who carries the packets. Default: `auto`.
     pub datapath: Datapath,
+    /// Of which generation the nodes' keys are: with a larger number each node changes its key for a new one, and traffic
+    /// goes on. Default: 0.
+    pub key_generation: u32,
 }
 
 /// Key `ipip`.
@@ -306,7 +309,7 @@ impl Default for UdpConfig {
 
 impl Default for WireGuardConfig {
     fn default() -> Self {
-        Self { port: tunnel::WIREGUARD_PORT, datapath: Datapath::Auto }
+        Self { port: tunnel::WIREGUARD_PORT, datapath: Datapath::Auto, key_generation: 0 }
     }
 }
 
@@ -429,18 +432,22 @@ impl Config {
     /// # Errors
     /// When it is no configuration, or there is no such file, or the two contradict each other.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        Self::load(text).map(|loaded| loaded.config)
+        Self::load_with(text, net_conf::read).map(|loaded| loaded.config)
     }
 
-    /// The same, with what is needed to read it again without the file that it names.
-    pub(crate) fn load(text: &str) -> Result<Loaded, ConfigError> {
+    /// The same, with what is needed to read it again without the file that it names, which `read` reads.
+    pub(crate) fn load_with(
+        text: &str,
+        read: impl FnOnce(&Path) -> Result<String, ConfigError>,
+    ) -> Result<Loaded, ConfigError> {
         let config = Self::as_it_stands(text)?;
         let Some(path) = config.flannel.net_conf.clone() else {
             config.check()?;
             return Ok(Loaded { config, whole: text.to_owned() });
         };
-        let net_conf = NetConf::read(&path)?;
-        let file: Value = serde_saphyr::from_str(text).map_err(|error| explain(&error, text))?;
+        let net_conf = NetConf::parse(&path, &read(&path)?)?;
+        let mut file: Value = serde_saphyr::from_str(text).map_err(|error| explain(&error, text))?;
+        net_conf::restore_texts(&config, &mut file);
         let mut whole = net_conf.lay_under(file)?;
         if let Some(flannel) = whole["flannel"].as_object_mut() {
             flannel.remove("netConf");
@@ -487,15 +494,15 @@ impl Config {
         Ok(pools)
     }
 
-    /// What a node of that name tells its peers of how it is reached. The key is for WireGuard; without one it is none
-    /// that anybody could have, for those who ask for something else.
+    /// What a node of that name tells its peers of how it is reached. For WireGuard it is a key that nobody could have, for
+    /// those who ask for something else.
     #[must_use]
-    pub fn backend_of(&self, node: &str, public_key: Option<PublicKey>) -> Backend {
-        self.backend_if(self.backend, node, public_key)
+    pub fn backend_of(&self, node: &str) -> Backend {
+        self.backend_if(self.backend, node)
     }
 
     /// The same if the node's backend were this one.
-    pub(crate) fn backend_if(&self, kind: BackendKind, node: &str, public_key: Option<PublicKey>) -> Backend {
+    pub(crate) fn backend_if(&self, kind: BackendKind, node: &str) -> Backend {
         match kind {
             BackendKind::Vxlan => {
                 let mac = route::vxlan::tunnel_mac(node);
@@ -504,11 +511,18 @@ impl Config {
             BackendKind::HostGw => Backend::HostGw,
             BackendKind::Udp => Backend::Udp { port: self.udp.port },
             BackendKind::Ipip => Backend::Ipip,
-            BackendKind::WireGuard => Backend::WireGuard {
-                port: self.wireguard.port,
-                public_key: public_key.unwrap_or(PublicKey([0; 32])),
-            },
+            BackendKind::WireGuard => Backend::wireguard(self.wireguard.port, PublicKey([0; 32])),
             BackendKind::None => Backend::None,
+        }
+    }
+
+    /// Why the port after this one is not to be had.
+    fn taken_beside(&self, port: u16) -> Option<&'static str> {
+        match port.checked_add(1) {
+            None => Some("there is none"),
+            next if next == Some(self.vxlan.port) => Some("that is vxlan.port"),
+            next if next == Some(self.udp.port) => Some("that is udp.port"),
+            _ => None,
         }
     }
 
@@ -539,6 +553,13 @@ impl Config {
         }
         if self.wireguard.port == self.vxlan.port {
             return Err(value("wireguard.port", format!("is {}, and so is vxlan.port", self.vxlan.port)));
+        }
+        // The port of every other key; a cluster that never changes its keys does without.
+        if let (1.., Some(taken)) = (self.wireguard.key_generation, self.taken_beside(self.wireguard.port)) {
+            return Err(value(
+                "wireguard.port",
+                format!("is {}: keys that change need the next one, and {taken}", self.wireguard.port),
+            ));
         }
         if self.underlay.mtu.is_some_and(|mtu| !(576..=65_535).contains(&mtu)) {
             return Err(value("underlay.mtu", "is not between 576 and 65535".to_owned()));

@@ -17,10 +17,10 @@ use kernel::route::LOCAL_TABLE;
 use kernel::{features, wireguard};
 use netstate::pool::overlaps;
 use netstate::{
-    LinkName, MAIN_TABLE, POD_ROUTE_PROTOCOL, POLICY_TABLE, Plan, ROUTE_PROTOCOL, RULE_PRIORITIES, State,
-    Step, owns_table,
+    FdbKey, LinkName, MAIN_TABLE, NeighbourKey, POD_ROUTE_PROTOCOL, POLICY_TABLE, Plan, ROUTE_PROTOCOL,
+    RULE_PRIORITIES, State, Step, owns_table,
 };
-use route::vxlan::DEVICE;
+use route::vxlan::{DEVICE, DEVICE_V6};
 use route::{Family, Host, Reached, TunnelKind};
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -127,9 +127,12 @@ impl Door {
         let ruleset = Monitor::open_nft()?;
         let host = kernel::Host::open()?;
         let mut facts = Socket::open(Protocol::Route)?;
-        let device = link::find(&mut facts, DEVICE)?.map(|link| link.index);
+        let mut devices = BTreeMap::new();
+        for name in [DEVICE, DEVICE_V6] {
+            devices.extend(link::find(&mut facts, name)?.and_then(|link| named(&link)));
+        }
         let pods = Addresses::read(&mut facts)?;
-        let watcher = Watcher { network, ruleset, interest: interest.clone(), device, pods, policing: None };
+        let watcher = Watcher { network, ruleset, interest: interest.clone(), devices, pods, policing: None };
         Ok((Self { host, facts, interest, carries: BTreeMap::new() }, watcher))
     }
 
@@ -159,7 +162,7 @@ impl Door {
             TunnelKind::Udp => false,
             TunnelKind::Ipip => inner
                 .try_fold(true, |all, family| features::has_ip_tunnel(facts, family).map(|has| all && has))?,
-            TunnelKind::WireGuard => features::has_wireguard(facts)?,
+            TunnelKind::WireGuard | TunnelKind::WireGuardOdd => features::has_wireguard(facts)?,
         };
         let carrier = if has { "the kernel" } else { "the agent, for the kernel cannot" };
         tracing::info!(tunnel = kind.name(), "carried by {carrier}");
@@ -219,14 +222,19 @@ impl Door {
     }
 }
 
+/// A device's index and name.
+fn named(link: &link::Link) -> Option<(u32, LinkName)> {
+    Some((link.index, link.name.parse().ok()?))
+}
+
 /// The kernel's notifications, for a thread of their own.
 #[derive(Debug)]
 pub(crate) struct Watcher {
     network: Monitor,
     ruleset: Monitor,
     interest: Interest,
-    /// The index of the tunnel's device, once there is one.
-    device: Option<u32>,
+    /// The tunnels' devices by their indices, once there are any.
+    devices: BTreeMap<u32, LinkName>,
     /// The addresses of the pods that there are.
     pods: Addresses,
     /// Who keeps the table of policies.
@@ -317,28 +325,36 @@ impl Watcher {
 
     fn learn_device(&mut self, event: &monitor::Event) {
         match event {
-            monitor::Event::Link(link) if link.name == DEVICE => self.device = Some(link.index),
-            monitor::Event::LinkGone(link) if Some(link.index) == self.device => self.device = None,
+            monitor::Event::Link(link) if [DEVICE, DEVICE_V6].contains(&&*link.name) => {
+                self.devices.extend(named(link));
+            }
+            monitor::Event::LinkGone(link) => drop(self.devices.remove(&link.index)),
             _ => {}
         }
     }
 
-    /// What a notification says of an entry of the device, if it is about one.
+    /// What a notification says of an entry of a tunnel's device, if it is about one.
     fn entry(&self, event: &monitor::Event) -> Option<Entry> {
         use monitor::Event as Kernel;
-        let on_device = |index: u32| Some(index) == self.device;
-        match event {
-            Kernel::Neighbour(found) if on_device(found.link) => {
-                Some(Entry::Neighbour(found.address, found.mac.filter(|_| found.is_permanent())))
+        let device = |index: u32| self.devices.get(&index).copied();
+        Some(match event {
+            Kernel::Neighbour(found) => {
+                let mac = found.mac.filter(|_| found.is_permanent());
+                Entry::Neighbour(NeighbourKey { link: device(found.link)?, address: found.address }, mac)
             }
-            Kernel::NeighbourGone(gone) if on_device(gone.link) => Some(Entry::Neighbour(gone.address, None)),
-            Kernel::Fdb(found) if on_device(found.link) => {
+            Kernel::NeighbourGone(gone) => {
+                Entry::Neighbour(NeighbourKey { link: device(gone.link)?, address: gone.address }, None)
+            }
+            Kernel::Fdb(found) => {
                 let lasts = found.is_permanent() && found.is_own();
-                Some(Entry::Forwarding(found.mac, found.destination.filter(|_| lasts)))
+                let to = found.destination.filter(|_| lasts);
+                Entry::Forwarding(FdbKey { link: device(found.link)?, mac: found.mac }, to)
             }
-            Kernel::FdbGone(gone) if on_device(gone.link) => Some(Entry::Forwarding(gone.mac, None)),
-            _ => None,
-        }
+            Kernel::FdbGone(gone) => {
+                Entry::Forwarding(FdbKey { link: device(gone.link)?, mac: gone.mac }, None)
+            }
+            _ => return None,
+        })
     }
 
     /// Whether a notification could concern the node's network.

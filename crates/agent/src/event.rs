@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::sync::mpsc::Sender;
 
-use netstate::Mac;
+use netstate::{FdbKey, Mac, NeighbourKey};
 
 use crate::config::Config;
 use crate::status::{Answer, Request};
@@ -16,7 +16,7 @@ pub(crate) enum Event {
     Store(Box<store::Event>),
     /// The kernel's network changed, or may have: see [`Touched`].
     Kernel(Touched),
-    /// So entries of the tunnel's device are now. Of most that the agent makes itself the kernel does not say who made them.
+    /// So entries of the tunnels' devices are now. Of most that the agent makes itself the kernel does not say who made them.
     Entries(Vec<Entry>),
     /// The configuration file has another text: what it says, or why it cannot be used.
     Configuration(Box<Result<Config, String>>),
@@ -37,13 +37,13 @@ pub(crate) enum Event {
     Lost(String),
 }
 
-/// An entry of the tunnel's device, as it is now; none where it is gone, or not one that lasts.
+/// An entry of a tunnel's device, as it is now; none where it is gone, or not one that lasts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Entry {
     /// The link address of a neighbour.
-    Neighbour(IpAddr, Option<Mac>),
+    Neighbour(NeighbourKey, Option<Mac>),
     /// The underlay address behind a link address.
-    Forwarding(Mac, Option<IpAddr>),
+    Forwarding(FdbKey, Option<IpAddr>),
 }
 
 /// What changed in the kernel, as far as the loop must know.

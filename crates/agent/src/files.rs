@@ -5,11 +5,11 @@
 //! half file under a name nobody reads, which the next write replaces.
 
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use cluster::{NodeNetwork, NodeNetworkError, PublicKey};
+use cluster::{NodeNetwork, NodeNetworkError};
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
@@ -154,83 +154,6 @@ fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// The name of the file of this node's private key of WireGuard.
-const KEY: &str = "wireguard.key";
-
-/// This node's private key of WireGuard, which only root reads: the one that is there, or, if it `makes` one, a new one. Of
-/// the directories where it may be the first is where it shall be; one that is found elsewhere is moved there. Where that
-/// directory cannot be written, the next one is taken.
-pub(crate) fn private_key(directories: &[PathBuf], makes: bool) -> Result<Option<[u8; 32]>, FileError> {
-    for (number, directory) in directories.iter().enumerate() {
-        if let Some(key) = read_key(&directory.join(KEY))? {
-            if number > 0 {
-                move_key(&key, directory, &directories[..number]);
-            }
-            return Ok(Some(key));
-        }
-    }
-    if !makes {
-        return Ok(None);
-    }
-    let random = Path::new("/dev/urandom");
-    let mut bytes = [0; 32];
-    fs::File::open(random)
-        .and_then(|mut file| file.read_exact(&mut bytes))
-        .map_err(failed("read", random))?;
-    let mut refused = None;
-    for directory in directories {
-        match write_key(&bytes, directory) {
-            Ok(path) => {
-                tracing::info!(path = %path.display(), "a new WireGuard key was made");
-                return Ok(Some(bytes));
-            }
-            Err(error) => refused = Some(error),
-        }
-    }
-    refused.map_or(Ok(None), Err)
-}
-
-fn read_key(path: &Path) -> Result<Option<[u8; 32]>, FileError> {
-    match fs::read_to_string(path) {
-        // Both kinds of key look the same in base64.
-        Ok(text) => {
-            let key = text.trim().parse::<PublicKey>();
-            // What stands there is nobody's to see, not even where it is wrong.
-            let wrong = |_| io::Error::new(io::ErrorKind::InvalidData, "it is not 32 bytes in base64");
-            key.map(|key| Some(key.0)).map_err(wrong).map_err(failed("use the key in", path))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(failed("read", path)(error)),
-    }
-}
-
-fn write_key(key: &[u8; 32], directory: &Path) -> Result<PathBuf, FileError> {
-    let path = directory.join(KEY);
-    write_whole(&path, format!("{}\n", PublicKey(*key)).as_bytes(), 0o600)?;
-    Ok(path)
-}
-
-/// Moves a key that is used already to where it shall be; one that cannot be moved stays.
-fn move_key(key: &[u8; 32], from: &Path, to: &[PathBuf]) {
-    for directory in to {
-        match write_key(key, directory).and_then(|path| remove(&from.join(KEY)).map(|_| path)) {
-            Ok(path) => return tracing::info!(path = %path.display(), "the WireGuard key has moved"),
-            Err(error) => tracing::debug!(%error, "the WireGuard key stays where it is"),
-        }
-    }
-}
-
-/// Removes the private key from wherever it is; returns where it was.
-pub(crate) fn forget_key(directories: &[PathBuf]) -> Result<Vec<PathBuf>, FileError> {
-    let paths = directories.iter().map(|directory| directory.join(KEY));
-    let removed = paths.map(|path| {
-        // An agent that was killed while it wrote one may have left it.
-        remove(&half_of(&path))?;
-        Ok(remove(&path)?.then_some(path))
-    });
-    removed.filter_map(Result::transpose).collect()
-}
-
 /// Makes a directory and those above it.
 pub(crate) fn make_directory(path: &Path) -> Result<(), FileError> {
     fs::create_dir_all(path).map_err(failed("make directory", path))
@@ -281,7 +204,7 @@ pub(crate) fn remove(path: &Path) -> Result<bool, FileError> {
     }
 }
 
-fn failed(tried: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
+pub(crate) fn failed(tried: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
     let path = path.to_owned();
     move |source| FileError::Io { tried, path, source }
 }
@@ -338,31 +261,6 @@ mod tests {
         bad.pod_cidrs.clear();
         assert!(file.write(&bad).is_err());
         assert_eq!(file.remembered("node1"), network().pod_cidrs);
-    }
-
-    #[test]
-    fn a_key_is_made_once_moves_to_where_a_reboot_leaves_it_and_is_forgotten_everywhere() {
-        use std::os::unix::fs::PermissionsExt;
-        let directory = tempfile::tempdir().unwrap();
-        let [lasting, run] = ["lasting", "run"].map(|name| directory.path().join(name));
-        std::fs::create_dir(&run).unwrap();
-        let places = [lasting.clone(), run.clone()];
-        assert_eq!(super::private_key(&places, false).unwrap(), None);
-        let key = super::private_key(&places, true).unwrap().unwrap();
-        assert!(run.join("wireguard.key").exists(), "there is no better place");
-        std::fs::create_dir(&lasting).unwrap();
-        for _ in 0..2 {
-            assert_eq!(super::private_key(&places, true).unwrap(), Some(key));
-            assert!(lasting.join("wireguard.key").exists() && !run.join("wireguard.key").exists());
-        }
-        let mode = std::fs::metadata(lasting.join("wireguard.key")).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-        std::fs::write(run.join("wireguard.key"), "of before").unwrap();
-        assert_eq!(super::forget_key(&places).unwrap().len(), 2);
-        assert_eq!(super::private_key(&places, false).unwrap(), None);
-        std::fs::write(run.join("wireguard.key"), "MySecretIsNotYours").unwrap();
-        let error = super::private_key(&places, true).unwrap_err();
-        assert!(!crate::report::told(&error).contains("MySecret"), "{error}");
     }
 
     #[test]

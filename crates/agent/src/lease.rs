@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use cluster::{Change, Key, Lease, Node, Object, Snapshot};
+use cluster::{Change, Key, Lease, Node, Object, Snapshot, is_flannel_name};
 use ipnet::IpNet;
 use netstate::pool::Pool;
 use route::{AllocateError, Request, Taken, choose_pod_cidr};
@@ -246,7 +246,13 @@ fn taken_by_others(snapshot: &Snapshot, node: &str) -> Vec<Taken> {
         .values()
         .filter(|lease| snapshot.nodes.contains_key(&lease.node))
         .flat_map(|lease| lease.current().map(move |cidr| (&lease.node, cidr)));
-    let others = claims.chain(leases).filter(|(holder, _)| ***holder != *node);
+    // A node of flannel asks nobody for what is its own, nor does a place that a person keeps among flannel's keys.
+    let flannels = snapshot
+        .nodes
+        .values()
+        .filter(|node| is_flannel_name(&node.name))
+        .flat_map(|node| node.pod_cidrs.iter().map(move |cidr| (&node.name, *cidr)));
+    let others = claims.chain(leases).chain(flannels).filter(|(holder, _)| ***holder != *node);
     others.map(|(holder, cidr)| Taken { cidr, node: holder.clone() }).collect()
 }
 
@@ -319,6 +325,24 @@ mod tests {
         assert_eq!(join(&store, "node1", &[]), Ok(vec![net("10.244.0.0/24")]));
         assert_eq!(join(&store, "node2", &[]), Ok(vec![net("10.244.1.0/24")]));
         assert_eq!(join(&store, "node1", &[]), Ok(vec![net("10.244.0.0/24")]));
+    }
+
+    #[test]
+    fn what_a_node_of_flannel_has_is_taken_and_not_merely_promised() {
+        let (_directory, store) = store(&[("node1", "")]);
+        let leases = Leases::new(std::sync::Arc::new(store.clone()), "node1");
+        let mut snapshot = seen(&store);
+        let pod_cidrs = Box::new([net("10.244.0.0/24")]);
+        let place = Node { pod_cidrs, ..Node::named("flannel-10.244.0.0-24") };
+        snapshot.apply(Change::Set(place.into()));
+        let mut node = snapshot.nodes["node1"].clone();
+        // What the node held before is kept also where another's manifest gives it away, but not from flannel's.
+        snapshot.apply(Change::Set(lease("node1", &[net("10.244.0.0/24")]).into()));
+        let cidrs = leases.claim(&mut snapshot, &node, &pools(), &[]).unwrap();
+        assert_eq!(cidrs, [net("10.244.1.0/24")]);
+        std::sync::Arc::make_mut(&mut node).pod_cidrs = Box::new([net("10.244.0.0/24")]);
+        let error = leases.claim(&mut snapshot, &node, &pools(), &[]).unwrap_err();
+        assert!(error.to_string().contains("node flannel-10.244.0.0-24 holds"), "{error}");
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod files;
 mod freed;
 mod health;
 mod host;
+mod key_files;
 mod lease;
 mod metrics;
 mod node;
@@ -51,7 +52,7 @@ pub use policy::{GateError, PolicyChange, PolicyStatus};
 pub use run::{Error, clean, run};
 pub use server::ServerError;
 pub use status::{
-    Answer, AskError, BackendStatus, KernelPeer, PeerState, PeerStatus, PeerTraffic, PlanReport, Probed,
-    ReconcileStatus, Request, SOCKET, Status, StoreStatus, TunnelStatus, TunnelTraffic, UnderlayStatus,
-    ask_plan, ask_status,
+    Answer, AskError, BackendStatus, KernelPeer, KeyStatus, PeerState, PeerStatus, PeerTraffic, PlanReport,
+    Probed, ReconcileStatus, Request, SOCKET, Status, StoreStatus, TunnelStatus, TunnelTraffic,
+    UnderlayStatus, ask_plan, ask_status,
 };

@@ -8,6 +8,8 @@
 mod changeover;
 mod decide;
 mod in_kernel;
+mod key_turn;
+mod keys;
 mod known;
 mod operation;
 mod paths;
@@ -16,7 +18,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use cluster::{Flannel, Lease, Node, NodeNetwork};
+use cluster::{Lease, Node, NodeNetwork};
 use ipnet::IpNet;
 use netstate::pool::Pool;
 use netstate::{Conflict, RouteKind, State, Step};
@@ -25,6 +27,7 @@ use tunnel::Secret;
 
 use self::changeover::Changeover;
 use self::decide::{Decided, Refusal};
+use self::key_turn::KeyTurn;
 use self::known::Known;
 use crate::announce::Announcer;
 use crate::door::Door;
@@ -90,8 +93,10 @@ pub(crate) struct NodeKeeper {
     collected: bool,
     /// The tunnels that this process carries.
     tunnels: Tunnels,
-    /// This node's private key of WireGuard, once it has needed one.
-    key: Option<Secret>,
+    /// This node's private keys of WireGuard by generation, once it has needed one.
+    keys: BTreeMap<u32, Secret>,
+    /// The node's change from one of them to another.
+    key_turn: Option<KeyTurn>,
     /// When the paths to each peer last became what they are, in milliseconds since 1970.
     changed: BTreeMap<Arc<str>, u64>,
     /// The node's change from one backend to another; none before the first.
@@ -149,7 +154,8 @@ impl NodeKeeper {
             config_problem,
             collected: false,
             tunnels,
-            key: None,
+            keys: BTreeMap::new(),
+            key_turn: None,
             changed: BTreeMap::new(),
             changeover: None,
             prober,
@@ -258,6 +264,7 @@ impl NodeKeeper {
                 self.report.problem(Reason::PeerIgnored, told(problem))
             }
         }
+        self.tunnels.learn(&design.tunnels);
         let steps = self.known_steps(extent, &design, amendment.as_ref());
         let amended = steps.is_some_and(|steps| self.amend(&steps, outcome));
         let made = amended || self.make(&design.state, outcome);
@@ -275,7 +282,7 @@ impl NodeKeeper {
         // A node whose kernel refuses the tunnel must not draw its peers' packets; one that carried them before
         // goes on. What flannel left is no lease of ours.
         let before = view.snapshot.leases.get(&lease.node);
-        if !made && before.is_none_or(|before| before.flannel == Flannel::Member) {
+        if !made && before.is_none_or(|before| before.flannel.is_member()) {
             return;
         }
         outcome.contested = self.has_a_double(view, &lease);
@@ -292,7 +299,7 @@ impl NodeKeeper {
         // tunnel has it. So a tunnel whose device was deleted a moment ago ends, and begins anew with the next look.
         let mut standing = wanted.clone();
         standing.retain(|_, design| self.door.is_marked(design.device));
-        let kept = self.tunnels.keep(&standing, self.key);
+        let kept = self.tunnels.keep(&standing, &self.keys);
         if let Err(error) = &kept {
             self.report.not_ready(Reason::NodeRefused, told(error));
             outcome.failed = true;
@@ -340,7 +347,7 @@ impl NodeKeeper {
         // What was published before may be told only now. Who changed what flannel's nodes are told is no agent.
         let same =
             |published: &Lease| *published == Lease { flannel: published.flannel, ..(**theirs).clone() };
-        let contested = theirs.flannel != Flannel::Member && !same(lease) && !self.published.iter().any(same);
+        let contested = !theirs.flannel.is_member() && !same(lease) && !self.published.iter().any(same);
         if contested {
             self.report.problem(Reason::LeaseContested, format!(
                 "publish the lease of node {node}: somebody else has published another one, with underlay {underlay:?}\n\

@@ -14,7 +14,7 @@ use std::sync::mpsc::Sender;
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, net_conf};
 use crate::event::Event;
 use crate::files;
 use crate::report::told;
@@ -28,7 +28,7 @@ pub(crate) struct ConfigFile {
     /// The same in a text that names no other file.
     whole: String,
     /// The net-conf.json that the file names, and what that said.
-    beside: Option<(PathBuf, Vec<u8>)>,
+    beside: Option<(PathBuf, String)>,
 }
 
 /// What was found at the start.
@@ -121,10 +121,15 @@ impl ConfigFile {
         self.text.clear();
         let read = fs::read_to_string(&self.path);
         self.text = read.map_err(|source| ConfigError::Read { path: self.path.clone(), source })?;
-        let named = Config::as_it_stands(&self.text).ok().and_then(|config| config.flannel.net_conf);
-        self.beside = named.map(|path| (path.clone(), fs::read(path).unwrap_or_default()));
-        let loaded = Config::load(&self.text)
-            .map_err(|fault| ConfigError::File { path: self.path.clone(), fault: Box::new(fault) })?;
+        let mut beside = None;
+        let loaded = Config::load_with(&self.text, |path| {
+            let read = net_conf::read(path);
+            beside = Some((path.to_owned(), read.as_ref().map_or_else(|_| String::new(), Clone::clone)));
+            read
+        });
+        self.beside = beside;
+        let loaded =
+            loaded.map_err(|fault| ConfigError::File { path: self.path.clone(), fault: Box::new(fault) })?;
         self.whole = loaded.whole;
         Ok(loaded.config)
     }
@@ -132,7 +137,7 @@ impl ConfigFile {
     /// Whether the net-conf.json says something else than before. One that is away or empty is about to be written.
     fn has_news_beside(&self) -> bool {
         let Some((path, before)) = &self.beside else { return false };
-        fs::read(path).is_ok_and(|now| !now.is_empty() && now != *before)
+        net_conf::read(path).is_ok_and(|now| !now.is_empty() && now != *before)
     }
 
     /// The configuration, or what is wrong with it, if the file says something else than before.
@@ -240,7 +245,7 @@ mod tests {
         assert_eq!(next(&events).unwrap().vxlan.vni, 8);
         say(0);
         let error = next(&events).unwrap_err();
-        assert!(error.contains("vxlan.vni is 0"), "{error}");
+        assert!(error.contains("Backend.VNI is 0"), "{error}");
         fs::remove_file(&net_conf).unwrap();
         let Opened { config, refused, .. } = ConfigFile::open(&path, directory.path()).unwrap();
         assert_eq!((config.vxlan.vni, config.udp.port), (8, 9));

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use cluster::{Backend, Flannel, Lease, Snapshot};
+use cluster::{Backend, Flannel, Lease, Snapshot, WireGuardKey};
 use netstate::pool::base_address;
 use netstate::{Conflict, LinkKind};
 use route::{ByFamily, Design, Family, Path, TunnelKind, Underlay, Way, vxlan};
@@ -17,7 +17,8 @@ use store::Notice;
 use crate::node::Outcome;
 use crate::options::Options;
 use crate::status::{
-    BackendStatus, PeerState, PeerStatus, Probed, ReconcileStatus, Status, TunnelStatus, UnderlayStatus,
+    BackendStatus, KeyStatus, PeerState, PeerStatus, Probed, ReconcileStatus, Status, TunnelStatus,
+    UnderlayStatus,
 };
 
 /// What an Event about the node is called, in the words that an operator will look for.
@@ -39,6 +40,8 @@ pub(crate) enum Reason {
     NetworkOverlap,
     /// A peer cannot be programmed.
     PeerIgnored,
+    /// An old WireGuard key stays in use for peers that have no new one.
+    KeyRetained,
     /// A path to a peer carries less than the links at its ends.
     PathCarriesLess,
     /// Something foreign in the kernel is in the way.
@@ -70,6 +73,7 @@ impl Reason {
             Self::UnderlayMissing => "UnderlayMissing",
             Self::NetworkOverlap => "NetworkOverlap",
             Self::PeerIgnored => "PeerIgnored",
+            Self::KeyRetained => "KeyRetained",
             Self::PathCarriesLess => "PathCarriesLess",
             Self::ForeignObject => "ForeignObject",
             Self::NodeRefused => "NodeRefused",
@@ -277,7 +281,7 @@ pub(crate) fn probed(snapshot: &Snapshot, design: &Design, turn: usize) -> Vec<P
         .filter_map(|(node, paths)| {
             let (family, path) = paths.iter().next()?;
             // Of a node of flannel's nobody knows whether it is still there.
-            let lease = snapshot.leases.get(node).filter(|lease| lease.flannel != Flannel::Member)?;
+            let lease = snapshot.leases.get(node).filter(|lease| !lease.flannel.is_member())?;
             let cidrs = &lease.pod_cidrs;
             let address = match &path.way {
                 Way::Vxlan { .. } | Way::Tunnel { .. } => {
@@ -300,7 +304,7 @@ pub(crate) fn summary(lease: &Lease, tunnel: Option<&Underlay>) -> String {
 
 /// How packets travel.
 pub(crate) fn backend(options: &Options, design: Option<&Design>) -> BackendStatus {
-    let kind = options.config.backend_of(&options.node, None).name().to_owned();
+    let kind = options.config.backend_of(&options.node).name().to_owned();
     let has_device =
         design.is_some_and(|design| design.state.links.keys().any(|name| name.as_str() == vxlan::DEVICE));
     let tunnel = has_device.then(|| TunnelStatus {
@@ -309,9 +313,15 @@ pub(crate) fn backend(options: &Options, design: Option<&Design>) -> BackendStat
         port: options.config.vxlan.port,
         mac: vxlan::tunnel_mac(&options.node).to_string(),
     });
-    let own = TunnelKind::of(&options.config.backend_of(&options.node, None));
-    let carrier = own.zip(design).and_then(|(kind, design)| carrier(kind, design)).map(str::to_owned);
-    BackendStatus { kind, carrier, tunnel }
+    let own = TunnelKind::of(&options.config.backend_of(&options.node));
+    let kinds = TunnelKind::ALL.into_iter().filter(|kind| own.is_some_and(|own| own.name() == kind.name()));
+    let carrier = design.and_then(|design| kinds.into_iter().find_map(|kind| carrier(kind, design)));
+    BackendStatus { kind, carrier: carrier.map(str::to_owned), tunnel, keys: Vec::new() }
+}
+
+/// A WireGuard key as people see it.
+pub(crate) fn key(key: WireGuardKey) -> KeyStatus {
+    KeyStatus { generation: key.generation, port: key.port, public_key: key.public_key.to_string() }
 }
 
 /// Who carries a tunnel, where it is there.
@@ -352,7 +362,7 @@ pub(crate) fn peers(
                 (Some(_), _) => PeerState::Programmed,
                 (None, Some(_)) => PeerState::Ignored,
                 (None, None) if lease.is_some() && routes_nothing => PeerState::Unrouted,
-                (None, None) if is_apart && lease.is_some_and(|lease| lease.flannel == Flannel::Member) => {
+                (None, None) if is_apart && lease.is_some_and(|lease| lease.flannel.is_member()) => {
                     PeerState::Unrouted
                 }
                 (None, None) => PeerState::Waiting,

@@ -17,9 +17,10 @@ use crate::announce::{Announcer, tell_at_once};
 use crate::config::ConfigError;
 use crate::door::{Door, DoorError, Watcher};
 use crate::event::Event;
-use crate::files::{Conflist, FileError, NetworkFile, forget_key, make_directory};
+use crate::files::{Conflist, FileError, NetworkFile, make_directory};
 use crate::freed;
 use crate::health::{Health, HealthError, Serves};
+use crate::key_files::forget_keys_but;
 use crate::lease::Leases;
 use crate::node::{NodeKeeper, Parts};
 use crate::options::Options;
@@ -254,7 +255,7 @@ fn clean_alone(
     if DesignFile::forget(&options.state_dir)? {
         said.push(format!("- file {}", options.state_dir.join(DESIGN_FILE).display()));
     }
-    let keys = forget_key(&options.key_directories())?;
+    let keys = forget_keys_but(&options.key_directories(), &[])?;
     said.extend(keys.iter().map(|key| format!("- file {}", key.display())));
     if policy::clean(&options.state_dir)? {
         said.push(format!("- table inet {}", netstate::POLICY_TABLE));

@@ -135,6 +135,21 @@ pub struct BackendStatus {
     /// This node's VXLAN tunnel, where it has one: with another backend it does while there are peers that need it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tunnel: Option<TunnelStatus>,
+    /// This node's WireGuard keys, the one in force first; a second one while they change.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<KeyStatus>,
+}
+
+/// A WireGuard key of this node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyStatus {
+    /// Which of the node's keys it is.
+    pub generation: u32,
+    /// The UDP port of its device.
+    pub port: u16,
+    /// What peers know it by.
+    pub public_key: String,
 }
 
 /// This node's end of the VXLAN tunnels.

@@ -11,7 +11,7 @@
 mod descriptors;
 mod design_file;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -24,8 +24,8 @@ use route::{TunnelDesign, TunnelKind, TunnelPeer};
 use tunnel::{Encapsulation, Handles, Peer, Secret, Settings, Tunnel};
 
 use crate::event::Event;
-use crate::files::private_key;
 use crate::host::is_agents;
+use crate::key_files::private_key;
 use crate::options::Options;
 use crate::report::told;
 use crate::status::{PeerTraffic, TunnelTraffic};
@@ -66,13 +66,12 @@ impl Tunnels {
     }
 
     /// Goes on with the tunnels of the agent before, as they were when they last changed, if their devices are still there.
-    /// What fails is left to be done when the cluster is known. This node's key is in one of `key_directories`.
+    /// What fails is left to be done when the cluster is known. This node's keys are in `key_directories`.
     pub(crate) fn resume(&mut self, key_directories: &[PathBuf]) {
         let designs = self.file.read();
         if designs.is_empty() {
             return;
         }
-        let key = private_key(key_directories, false).unwrap_or_default().map(Secret);
         let mut socket = Socket::open(Protocol::Route).ok();
         let count = designs.len();
         for (kind, design) in designs {
@@ -82,6 +81,7 @@ impl Tunnels {
             if runs || !matches!(found, Some(Ok(Some(link))) if ours(&link)) {
                 continue;
             }
+            let key = || Some(Secret(private_key(key_directories, design.generation, false).ok()??));
             let Some(settings) = settings(kind, &design, key, self.queues) else { continue };
             if let Err(error) = self.start(kind, settings, Arc::new(design)) {
                 let tunnel = kind.name();
@@ -102,14 +102,29 @@ impl Tunnels {
         }
     }
 
-    /// Makes it so that exactly these run. `key` is this node's, for WireGuard.
+    /// Tells tunnels that run as designed of peers that are new to them, before routes lead there; what is not designed any
+    /// more stays until it has been left.
+    pub(crate) fn learn(&self, wanted: &BTreeMap<TunnelKind, TunnelDesign>) {
+        for (kind, design) in wanted {
+            let Some(running) = self.running.get(kind).filter(|running| *running.design != *design) else {
+                continue;
+            };
+            let named: HashMap<&str, &TunnelPeer> =
+                design.peers.iter().map(|peer| (&*peer.node, peer)).collect();
+            let left = running.design.peers.iter().filter(|peer| !named.contains_key(&*peer.node));
+            let peers: Vec<Peer> = design.peers.iter().chain(left).map(peer_of).collect();
+            running.tunnel.set_peers(&peers);
+        }
+    }
+
+    /// Makes it so that exactly these run. `keys` are this node's for WireGuard, by generation.
     ///
     /// # Errors
     /// When one cannot be started; the others run.
     pub(crate) fn keep(
         &mut self,
         wanted: &BTreeMap<TunnelKind, TunnelDesign>,
-        key: Option<Secret>,
+        keys: &BTreeMap<u32, Secret>,
     ) -> Result<(), tunnel::Error> {
         let before = self.designs();
         for kind in TunnelKind::ALL.into_iter().filter(|kind| !wanted.contains_key(kind)) {
@@ -117,6 +132,7 @@ impl Tunnels {
         }
         let mut outcome = Ok(());
         for (kind, design) in wanted {
+            let key = || keys.get(&design.generation).copied();
             let Some(settings) = settings(*kind, design, key, self.queues) else { continue };
             let kept = self.keep_one(*kind, settings, design);
             outcome = outcome.and(kept);
@@ -223,11 +239,16 @@ fn same(before: &Designs, after: &Designs) -> bool {
 }
 
 /// None for WireGuard without a key, which a node that never had it does not need.
-fn settings(kind: TunnelKind, design: &TunnelDesign, key: Option<Secret>, queues: usize) -> Option<Settings> {
+fn settings(
+    kind: TunnelKind,
+    design: &TunnelDesign,
+    key: impl FnOnce() -> Option<Secret>,
+    queues: usize,
+) -> Option<Settings> {
     let encapsulation = match kind {
         TunnelKind::Udp => Encapsulation::Udp,
         TunnelKind::Ipip => Encapsulation::Ipip,
-        TunnelKind::WireGuard => Encapsulation::WireGuard { private_key: key? },
+        TunnelKind::WireGuard | TunnelKind::WireGuardOdd => Encapsulation::WireGuard { private_key: key()? },
     };
     Some(Settings {
         device: design.device.to_string(),
@@ -269,7 +290,7 @@ fn traffic(kind: TunnelKind, running: &Running) -> TunnelTraffic {
     });
     let dropped = counters.drops.iter().map(|(reason, traffic)| (reason.label().to_owned(), traffic.packets));
     TunnelTraffic {
-        kind: kind.name().to_owned(),
+        kind: kind.label().to_owned(),
         device: running.settings.device.clone(),
         peers: peers.collect(),
         dropped: dropped.collect(),

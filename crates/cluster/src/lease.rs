@@ -43,7 +43,18 @@ pub enum Flannel {
     Overwritten,
     /// It is one of flannel's. It knows its one backend, and does not tell on which port its peers are to reach it: they
     /// take their own.
-    Member,
+    Member {
+        /// The link address of its tunnel over IPv6, where it has one: see [`Lease::mac_over_ipv6`].
+        mac_over_ipv6: Option<MacAddress>,
+    },
+}
+
+impl Flannel {
+    /// Whether the node is one of flannel's.
+    #[must_use]
+    pub fn is_member(self) -> bool {
+        matches!(self, Self::Member { .. })
+    }
 }
 
 impl Lease {
@@ -55,6 +66,32 @@ impl Lease {
     /// The pod CIDRs that the node had before, and that pods of it still have addresses of.
     pub fn retained(&self) -> impl Iterator<Item = IpNet> {
         self.pod_cidrs.iter().copied().filter(|cidr| self.is_retained(cidr))
+    }
+
+    /// The link address of the node's other VXLAN tunnel, none if it has no other one.
+    ///
+    /// flannel carries IPv6 pods over IPv6, by a tunnel beside that for IPv4. A node of Fairlead's that flannel's nodes
+    /// are told of has that one for them, where it has pods and an underlay of both families; among themselves
+    /// Fairlead's nodes have one tunnel for both.
+    #[must_use]
+    pub fn mac_over_ipv6(&self) -> Option<MacAddress> {
+        match (self.flannel, &self.backend) {
+            (Flannel::Member { mac_over_ipv6 }, _) => mac_over_ipv6,
+            (Flannel::Told | Flannel::Overwritten, Backend::Vxlan { mac, .. }) => {
+                self.has_both_families().then(|| mac.over_ipv6())
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether there are pods and an underlay of both families.
+    #[must_use]
+    pub fn has_both_families(&self) -> bool {
+        let both = [true, false];
+        both.iter().all(|is_ipv4| {
+            self.pod_cidrs.iter().any(|cidr| cidr.addr().is_ipv4() == *is_ipv4)
+                && self.underlay.iter().any(|address| address.is_ipv4() == *is_ipv4)
+        })
     }
 
     /// Whether a CIDR of this lease is one of before.
@@ -87,10 +124,10 @@ pub enum Backend {
     Ipip,
     /// Encrypted, by WireGuard.
     WireGuard {
-        /// The UDP port.
-        port: u16,
-        /// The node's public key.
-        public_key: PublicKey,
+        /// The key in force.
+        key: WireGuardKey,
+        /// The one that takes its place, while it does: the node receives by both.
+        next: Option<WireGuardKey>,
     },
     /// By whatever others see to: the node has its pod CIDRs, and nobody is told a way.
     None,
@@ -111,6 +148,32 @@ impl Backend {
             Self::Other(name) => name,
         }
     }
+
+    /// The keys of WireGuard that it has, the one in force first.
+    pub fn keys(&self) -> impl Iterator<Item = WireGuardKey> {
+        let (key, next) = match self {
+            Self::WireGuard { key, next } => (Some(*key), *next),
+            _ => (None, None),
+        };
+        key.into_iter().chain(next)
+    }
+
+    /// WireGuard by a key of the first generation.
+    #[must_use]
+    pub fn wireguard(port: u16, public_key: PublicKey) -> Self {
+        Self::WireGuard { key: WireGuardKey { port, public_key, generation: 0 }, next: None }
+    }
+}
+
+/// A key by which a node is known over WireGuard, and where it is used: each has a device of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WireGuardKey {
+    /// The UDP port of its device.
+    pub port: u16,
+    /// The node's public key.
+    pub public_key: PublicKey,
+    /// Which of the cluster's keys it is: two nodes that have one of the same generation speak by those.
+    pub generation: u32,
 }
 
 /// A public key of WireGuard: a point of Curve25519.
@@ -160,6 +223,17 @@ pub struct MacAddress(pub [u8; 6]);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a link-layer address; one is six bytes in hexadecimal, such as 0a:58:c6:33:64:01")]
 pub struct MacAddressError(pub String);
+
+impl MacAddress {
+    /// The link address of a node's tunnel over IPv6, from that of its first tunnel: another one, of the same kind.
+    #[must_use]
+    pub fn over_ipv6(self) -> Self {
+        let Self([first, rest @ ..]) = self;
+        let [b, c, d, e, f] = rest;
+        // The lowest two bits say what kind of address it is.
+        Self([first ^ 0x04, b, c, d, e, f])
+    }
+}
 
 impl fmt::Display for MacAddress {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -225,6 +299,28 @@ mod tests {
         let texts = |nets: Vec<ipnet::IpNet>| nets.iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(texts(lease.current().collect()), cidrs[..2]);
         assert_eq!(texts(lease.retained().collect()), cidrs[2..]);
+    }
+
+    #[test]
+    fn a_node_that_flannel_is_told_of_has_a_second_tunnel_where_it_has_both_families() {
+        let mac: MacAddress = "02:00:00:00:00:01".parse().unwrap();
+        let lease = Lease {
+            node: "node1".into(),
+            pod_cidrs: ["10.244.1.0/24", "fd00:1::/64"].map(|cidr| cidr.parse().unwrap()).into(),
+            underlay: ["198.18.0.1", "fd00::1"].map(|address| address.parse().unwrap()).into(),
+            backend: Backend::Vxlan { vni: 1, port: 8472, mac },
+            mtu: 1450,
+            flannel: Flannel::Told,
+        };
+        assert_eq!(lease.mac_over_ipv6(), Some(MacAddress([6, 0, 0, 0, 0, 1])));
+        let mut others = vec![lease.clone(); 4];
+        others[0].flannel = Flannel::Apart;
+        others[1].backend = Backend::HostGw;
+        others[2].pod_cidrs = Box::new([lease.pod_cidrs[0]]);
+        others[3].underlay = Box::new([lease.underlay[0]]);
+        others.iter().for_each(|other| assert_eq!(other.mac_over_ipv6(), None, "{other:?}"));
+        let flannel = Flannel::Member { mac_over_ipv6: Some(mac) };
+        assert_eq!(Lease { flannel, ..lease }.mac_over_ipv6(), Some(mac), "it says so itself");
     }
 
     #[test]

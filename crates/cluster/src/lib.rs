@@ -33,7 +33,9 @@ mod snapshot;
 pub use attachment::{ATTACHMENTS, Attachment, Enforced, EnforcedAnswer};
 pub use flannel::{flannel_name, is_flannel_name};
 pub use labels::Labels;
-pub use lease::{Backend, Claim, Flannel, Lease, MacAddress, MacAddressError, PublicKey, PublicKeyError};
+pub use lease::{
+    Backend, Claim, Flannel, Lease, MacAddress, MacAddressError, PublicKey, PublicKeyError, WireGuardKey,
+};
 pub use name::{NameError, NamespacedName, check_label, check_subdomain};
 pub use network::{Enforcement, NodeNetwork, NodeNetworkError};
 pub use node::{Namespace, Node};

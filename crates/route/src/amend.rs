@@ -11,17 +11,17 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use cluster::{Backend, Lease};
+use cluster::{Backend, Lease, PublicKey};
 use ipnet::IpNet;
 use netstate::State;
 use netstate::pool::overlaps;
 
 use crate::by_family::ByFamily;
-use crate::design::{Design, Inputs, Path, TunnelPorts, VxlanSettings, peer_part, tunnel_peer};
+use crate::design::{Design, Inputs, Path, VxlanSettings, peer_part, tunnel_peer};
 use crate::family::Family;
 use crate::host::Host;
 use crate::kernel_tunnel::{self, InKernel};
-use crate::peers::{Peer, Seen, Way, carries, key_of, peers};
+use crate::peers::{Peer, Seen, Way, carries, peers};
 use crate::problem::Problem;
 use crate::tunnel::TunnelKind;
 use crate::underlay::Underlay;
@@ -42,6 +42,7 @@ pub struct Basis {
 struct Own {
     lease: Lease,
     sends: Backend,
+    sends_next: bool,
     keeps: Vec<Backend>,
     underlay: Underlay,
     underlays: BTreeMap<Family, Underlay>,
@@ -49,7 +50,7 @@ struct Own {
     path_mtus: BTreeMap<IpAddr, u32>,
     vxlan: VxlanSettings,
     kernel: InKernel,
-    ports: TunnelPorts,
+    udp_port: u16,
     cluster: Vec<IpNet>,
     translated: (Vec<Family>, bool, Vec<IpNet>),
     host: Arc<Host>,
@@ -80,6 +81,7 @@ impl Own {
         Self {
             lease: inputs.lease.clone(),
             sends: inputs.sends.clone(),
+            sends_next: inputs.sends_next,
             keeps: inputs.keeps.to_vec(),
             underlay: inputs.underlay.clone(),
             underlays: inputs.underlays.clone(),
@@ -87,7 +89,7 @@ impl Own {
             path_mtus: inputs.path_mtus.clone(),
             vxlan: inputs.vxlan,
             kernel: inputs.kernel,
-            ports: inputs.ports,
+            udp_port: inputs.udp_port,
             cluster: inputs.cluster.to_vec(),
             translated: (
                 masquerade.families.to_vec(),
@@ -208,12 +210,12 @@ fn check<'a>(
     let is_changed =
         |node: &Arc<str>| changed.binary_search_by(|one| one.node.as_ref().cmp(node.as_ref())).is_ok();
     let new: Vec<&Peer<'_>> = checked.iter().flatten().flatten().collect();
-    let keys: Vec<_> = new.iter().filter_map(|peer| key_of(peer.lease)).collect();
+    let keys: Vec<_> = new.iter().flat_map(|peer| public_keys(peer.lease)).collect();
     let others = || design.peers.iter().filter(|(node, _)| !is_changed(node));
     let has_twin = others().any(|(_, paths)| new.iter().any(|peer| is_twin(&peer.ways, paths)));
     let unchanged = || basis.leases.iter().filter(|lease| !is_changed(&lease.node));
     let has_key = |lease: &Arc<Lease>| {
-        design.peers.contains_key(&lease.node) && key_of(lease).is_some_and(|key| keys.contains(&key))
+        design.peers.contains_key(&lease.node) && public_keys(lease).any(|key| keys.contains(&key))
     };
     if has_twin || !keys.is_empty() && unchanged().any(has_key) {
         return None;
@@ -222,6 +224,10 @@ fn check<'a>(
     let still = others().flat_map(|(_, paths)| paths.values()).fold(0, |all, path| all | device(&path.way));
     let uses = new.iter().flat_map(|peer| peer.ways.values()).fold(still, |all, way| all | device(way));
     (used == uses).then_some(checked)
+}
+
+fn public_keys(lease: &Lease) -> impl Iterator<Item = PublicKey> {
+    lease.backend.keys().map(|key| key.public_key)
 }
 
 /// Whether two peers are reached at one address.
@@ -245,6 +251,7 @@ fn device(way: &Way) -> u8 {
         Way::Tunnel { kind: TunnelKind::Udp, .. } => 2,
         Way::Tunnel { kind: TunnelKind::Ipip, .. } => 4,
         Way::Tunnel { kind: TunnelKind::WireGuard, .. } => 8,
+        Way::Tunnel { kind: TunnelKind::WireGuardOdd, .. } => 16,
     }
 }
 
@@ -290,12 +297,14 @@ fn put_in(
     wireguard_part(design, part, inputs, peer.lease);
 }
 
-/// What the kernel's WireGuard is told of a peer, where there is such a device.
+/// What the kernel's WireGuard is told of a peer, by each such device.
 fn wireguard_part(design: &Design, part: &mut State, inputs: &Inputs<'_>, lease: &Lease) {
-    let kind = TunnelKind::WireGuard;
-    for device in design.state.wireguards.keys() {
+    for kind in [TunnelKind::WireGuard, TunnelKind::WireGuardOdd] {
+        let device = design.state.wireguards.keys().find(|device| device.as_str() == kind.device());
         let told = tunnel_peer(inputs, lease, kind, carried(inputs, lease));
-        kernel_tunnel::tell(part, inputs, *device, told.into_iter().collect());
+        if let (Some(device), Some(told)) = (device, told) {
+            kernel_tunnel::tell(part, inputs, *device, vec![told]);
+        }
     }
 }
 

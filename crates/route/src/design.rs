@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use cluster::{Backend, Flannel, Lease, Snapshot};
+use cluster::{Backend, Lease, Snapshot};
 use ipnet::IpNet;
 use netstate::pool::{base_address, host as host_net};
 use netstate::{Address, Link, LinkKind, LinkName, Route, RouteKey, RouteKind, RouteTarget, State};
@@ -28,6 +28,7 @@ use crate::carried::{self, Overlaps};
 use crate::family::Family;
 use crate::host::Host;
 use crate::kernel_tunnel::{self, InKernel};
+use crate::keys;
 use crate::masquerade::{self, Masquerade};
 use crate::mtu;
 use crate::peers::{Peer, Seen, Way, carries, peers};
@@ -48,6 +49,8 @@ pub struct Inputs<'a> {
     pub lease: &'a Lease,
     /// By what this node sends: the backend of its lease, but while it changes from another one.
     pub sends: &'a Backend,
+    /// Whether its peers have had the time to hear of the key that takes the place of the one in force.
+    pub sends_next: bool,
     /// What it had before, while there may be peers that have not heard yet that it changes: it receives by that, too.
     pub keeps: &'a [Backend],
     /// Where tunnels start.
@@ -63,8 +66,8 @@ pub struct Inputs<'a> {
     pub vxlan: VxlanSettings,
     /// Which of the tunnels this host's kernel carries itself.
     pub kernel: InKernel,
-    /// The UDP port of [`TunnelKind::Udp`] and of [`TunnelKind::WireGuard`], where there are any.
-    pub ports: TunnelPorts,
+    /// The UDP port of [`TunnelKind::Udp`], where there is one.
+    pub udp_port: u16,
     /// The cluster's pod networks.
     pub cluster: &'a [IpNet],
     /// How pod traffic that leaves the cluster is translated.
@@ -82,15 +85,6 @@ pub struct VxlanSettings {
     pub port: u16,
     /// Whether peers on the underlay's own link are reached without a tunnel.
     pub direct_routing: bool,
-}
-
-/// On which ports programs' tunnels of this node listen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TunnelPorts {
-    /// That of [`TunnelKind::Udp`].
-    pub udp: u16,
-    /// That of [`TunnelKind::WireGuard`].
-    pub wireguard: u16,
 }
 
 /// The wanted state of a node, and what could not be part of it.
@@ -164,11 +158,14 @@ fn own_part(design: &mut Design, inputs: &Inputs<'_>, superseded: &Superseded<'_
     let is_vxlan = |backend: &&Backend| matches!(backend, Backend::Vxlan { .. });
     if backends.iter().any(is_vxlan) || used.iter().any(|way| matches!(way, Way::Vxlan { .. })) {
         let link = vxlan::device(inputs);
-        devices.extend(link.map(|link| device_part(&mut design.state, inputs, link, &Family::ALL)));
+        let devices_of = [(link, &Family::ALL[..]), (vxlan::device_v6(inputs), &[Family::V6])];
+        let made = devices_of.into_iter().filter_map(|(link, families)| Some((link?, families)));
+        devices.extend(made.map(|(link, families)| device_part(&mut design.state, inputs, link, families)));
     }
     for kind in TunnelKind::ALL {
         let uses = |way: &Way| matches!(way, Way::Tunnel { kind: of, .. } if *of == kind);
-        if backends.iter().any(|backend| TunnelKind::of(backend) == Some(kind)) || used.iter().any(uses) {
+        let takes = |backend: &&Backend| TunnelKind::all_of(backend).any(|taken| taken == kind);
+        if backends.iter().any(takes) || used.iter().any(uses) {
             devices.extend(tunnel_part(design, inputs, kind, superseded));
         }
     }
@@ -227,15 +224,16 @@ fn tunnel_part(
         let devices = kernel_tunnel::devices(inputs, kind, mtu).into_iter();
         let made: Vec<LinkName> =
             devices.map(|(link, families)| device_part(&mut design.state, inputs, link, &families)).collect();
-        if kind == TunnelKind::WireGuard {
-            kernel_tunnel::configure(&mut design.state, inputs, device, peers);
+        if kind.is_wireguard() {
+            kernel_tunnel::configure(&mut design.state, inputs, kind, device, peers);
         }
         return made;
     }
     let link = Link { name: device, kind: LinkKind::Tun, mtu: Some(mtu), mac: None, up: true };
     device_part(&mut design.state, inputs, link, &Family::ALL);
-    let tunnel =
-        TunnelDesign { device, port: own_port(inputs, kind), underlay: inputs.underlay.address, mtu, peers };
+    let generation = keys::own(inputs, kind).map_or(0, |key| key.generation);
+    let (port, underlay) = (own_port(inputs, kind), inputs.underlay.address);
+    let tunnel = TunnelDesign { device, generation, port, underlay, mtu, peers };
     design.tunnels.insert(kind, tunnel);
     vec![device]
 }
@@ -260,10 +258,11 @@ fn carried_by<'a>(lease: &'a Lease, superseded: &'a Superseded<'_>) -> impl Iter
     lease.pod_cidrs.iter().copied().filter(|cidr| !superseded.contains(&(&lease.node, *cidr)))
 }
 
-fn own_port(inputs: &Inputs<'_>, kind: TunnelKind) -> u16 {
+/// The port that a tunnel of this node listens on; 0 for what has none.
+pub(crate) fn own_port(inputs: &Inputs<'_>, kind: TunnelKind) -> u16 {
     match kind {
-        TunnelKind::Udp => inputs.ports.udp,
-        TunnelKind::WireGuard => inputs.ports.wireguard,
+        TunnelKind::Udp => inputs.udp_port,
+        TunnelKind::WireGuard | TunnelKind::WireGuardOdd => keys::own(inputs, kind).map_or(0, |key| key.port),
         TunnelKind::Ipip => 0,
     }
 }
@@ -297,7 +296,7 @@ pub(crate) fn peer_part(
         paths.insert(family, path);
         for cidr in cidrs.iter().copied().filter(|cidr| Family::of_net(cidr) == family) {
             let mut route = match way {
-                Way::Vxlan { mac, underlay } => vxlan::peer_part(state, cidr, *mac, *underlay),
+                Way::Vxlan { mac, underlay } => vxlan::peer_part(state, inputs, cidr, (*mac, *underlay)),
                 Way::Tunnel { kind, underlay } if inputs.kernel.carries(*kind) => {
                     kernel_tunnel::route(cidr, *kind, *underlay)
                 }
@@ -327,9 +326,11 @@ pub(crate) fn tunnel_peer(
     let underlay = lease.underlay.iter().copied().find(|address| Family::of(*address) == family)?;
     let (port, public_key) = match (kind, &lease.backend) {
         // A node of flannel does not tell its port.
-        (TunnelKind::Udp, Backend::Udp { port }) if lease.flannel != Flannel::Member => (*port, None),
-        (TunnelKind::WireGuard, Backend::WireGuard { port, public_key }) => (*port, Some(*public_key)),
-        (TunnelKind::WireGuard, _) => return None,
+        (TunnelKind::Udp, Backend::Udp { port }) if !lease.flannel.is_member() => (*port, None),
+        (kind, theirs) if kind.is_wireguard() => {
+            let key = keys::of_peer(inputs, kind, theirs)?;
+            (key.port, Some(key.public_key))
+        }
         (kind, _) => (own_port(inputs, kind), None),
     };
     let way = Way::Tunnel { kind, underlay };
@@ -341,13 +342,14 @@ pub(crate) fn tunnel_peer(
 /// The path to a peer: the way, or the peer's pods, may take less than pods of this node send.
 fn path(inputs: &Inputs<'_>, lease: &Lease, family: Family, way: &Way) -> Path {
     let overhead = match way {
-        Way::Vxlan { .. } => mtu::vxlan_overhead(Family::of(inputs.underlay.address)),
+        Way::Vxlan { underlay, .. } => mtu::vxlan_overhead(Family::of(*underlay)),
         Way::Tunnel { kind, .. } => kind.overhead(Family::of(inputs.underlay.address)),
         Way::Direct { .. } => 0,
     };
     let link = match way {
         Way::Direct { link, .. } => inputs.host.link(link.as_str()).map(|link| link.mtu),
-        Way::Vxlan { .. } | Way::Tunnel { .. } => None,
+        Way::Vxlan { underlay, .. } => Some(vxlan::carried(inputs, *underlay)),
+        Way::Tunnel { .. } => None,
     };
     let pods = lease.mtu.min(inputs.lease.mtu).saturating_add(overhead);
     let full = inputs.carried.min(pods).min(link.unwrap_or(u32::MAX));

@@ -15,7 +15,7 @@ use netstate::{
     WireGuardPeerKey,
 };
 
-use crate::design::Inputs;
+use crate::design::{Inputs, own_port};
 use crate::family::Family;
 use crate::peers::carries;
 use crate::tunnel::{TunnelKind, TunnelPeer};
@@ -29,8 +29,8 @@ const KEEPALIVE: u16 = 25;
 /// What of a program's tunnels the host's kernel carries itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct InKernel {
-    /// This node's private key, where the kernel carries WireGuard.
-    pub wireguard: Option<SecretKey>,
+    /// This node's private keys of an even and of an odd generation, where the kernel carries WireGuard.
+    pub wireguard: [Option<SecretKey>; 2],
     /// Whether it carries IP in IP.
     pub ipip: bool,
 }
@@ -42,8 +42,13 @@ impl InKernel {
         match kind {
             TunnelKind::Udp => false,
             TunnelKind::Ipip => self.ipip,
-            TunnelKind::WireGuard => self.wireguard.is_some(),
+            TunnelKind::WireGuard | TunnelKind::WireGuardOdd => self.key(kind).is_some(),
         }
+    }
+
+    fn key(&self, kind: TunnelKind) -> Option<SecretKey> {
+        let [even, odd] = self.wireguard;
+        if kind == TunnelKind::WireGuardOdd { odd } else { even }
     }
 }
 
@@ -54,7 +59,7 @@ pub(crate) fn devices(inputs: &Inputs<'_>, kind: TunnelKind, mtu: u32) -> Vec<(L
         Some((Link { name, kind, mtu: Some(mtu), mac: None, up: true }, families.to_vec()))
     };
     match (kind, inputs.underlay.address) {
-        (TunnelKind::WireGuard, _) => {
+        (TunnelKind::WireGuard | TunnelKind::WireGuardOdd, _) => {
             device(kind.device(), LinkKind::WireGuard, &Family::ALL).into_iter().collect()
         }
         (TunnelKind::Ipip, IpAddr::V4(local)) => {
@@ -92,9 +97,15 @@ fn gateway(family: Family, far: Ipv4Addr) -> IpAddr {
 }
 
 /// What a WireGuard device is told: this node's key and port, and its peers.
-pub(crate) fn configure(state: &mut State, inputs: &Inputs<'_>, link: LinkName, peers: Vec<TunnelPeer>) {
-    let Some(private_key) = inputs.kernel.wireguard else { return };
-    state.insert_wireguard(link, WireGuard { private_key, port: inputs.ports.wireguard });
+pub(crate) fn configure(
+    state: &mut State,
+    inputs: &Inputs<'_>,
+    kind: TunnelKind,
+    link: LinkName,
+    peers: Vec<TunnelPeer>,
+) {
+    let Some(private_key) = inputs.kernel.key(kind) else { return };
+    state.insert_wireguard(link, WireGuard { private_key, port: own_port(inputs, kind) });
     tell(state, inputs, link, peers);
 }
 

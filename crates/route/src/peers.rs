@@ -19,6 +19,7 @@ use netstate::{LinkName, Mac};
 use crate::by_family::ByFamily;
 use crate::design::Inputs;
 use crate::family::Family;
+use crate::keys;
 use crate::problem::Problem;
 use crate::tunnel::TunnelKind;
 use crate::underlay::Underlay;
@@ -84,7 +85,7 @@ fn between(inputs: &Inputs<'_>, theirs: &Backend) -> Option<Common> {
     match (inputs.sends, theirs) {
         // As soon as both have said that they have it: there is no other way from one to the other.
         (_, Backend::WireGuard { .. }) if matches!(inputs.lease.backend, Backend::WireGuard { .. }) => {
-            Some(Common::Tunnel(TunnelKind::WireGuard))
+            keys::between(inputs, theirs).map(Common::Tunnel)
         }
         (ours, theirs) => ranked(ours)
             .zip(ranked(theirs))
@@ -95,7 +96,7 @@ fn between(inputs: &Inputs<'_>, theirs: &Backend) -> Option<Common> {
 /// How this node talks to the one of that lease. A node of flannel has no way but its own.
 fn common(inputs: &Inputs<'_>, lease: &Lease) -> Option<Common> {
     let same = std::mem::discriminant(inputs.sends) == std::mem::discriminant(&lease.backend);
-    if lease.flannel == Flannel::Member && !same { None } else { between(inputs, &lease.backend) }
+    if lease.flannel.is_member() && !same { None } else { between(inputs, &lease.backend) }
 }
 
 /// What a backend has to offer a node of another one, and its place in the order.
@@ -126,7 +127,7 @@ pub(crate) fn peers<'a>(inputs: &Inputs<'a>) -> impl Iterator<Item = &'a Arc<Lea
         .leases
         .values()
         .filter(move |lease| lease.node != own.node && snapshot.nodes.contains_key(&lease.node))
-        .filter(|lease| lease.flannel != Flannel::Member || own.flannel == Flannel::Told)
+        .filter(|lease| !lease.flannel.is_member() || own.flannel == Flannel::Told)
 }
 
 impl<'a> Peer<'a> {
@@ -180,7 +181,7 @@ pub(crate) fn carries(lease: &Lease, family: Family) -> bool {
 fn check_tunnel(inputs: &Inputs<'_>, lease: &Lease) -> Result<(), Problem> {
     let own = inputs.vxlan;
     // A node of flannel does not tell its port.
-    let differs = |port| lease.flannel != Flannel::Member && port != own.port;
+    let differs = |port| !lease.flannel.is_member() && port != own.port;
     match lease.backend {
         Backend::Vxlan { vni, port, .. } if vni != own.vni || differs(port) => {
             let text = |vni, port| format!("VNI {vni} on port {port}");
@@ -198,9 +199,9 @@ fn way(inputs: &Inputs<'_>, lease: &Lease, family: Family, common: Common) -> Re
     match common {
         Common::HostGw => direct(inputs, lease, family, Reach::AnyLink),
         Common::Vxlan if inputs.vxlan.direct_routing => {
-            direct(inputs, lease, family, Reach::Underlay).or_else(|_| vxlan_way(inputs, lease))
+            direct(inputs, lease, family, Reach::Underlay).or_else(|_| vxlan_way(inputs, lease, family))
         }
-        Common::Vxlan => vxlan_way(inputs, lease),
+        Common::Vxlan => vxlan_way(inputs, lease, family),
         Common::Tunnel(kind) => tunnel(inputs, lease, kind),
     }
 }
@@ -215,13 +216,31 @@ fn tunnel(inputs: &Inputs<'_>, lease: &Lease, kind: TunnelKind) -> Result<Way, P
     Ok(Way::Tunnel { kind, underlay: underlay_of(lease, family)? })
 }
 
-fn vxlan_way(inputs: &Inputs<'_>, lease: &Lease) -> Result<Way, Problem> {
+fn vxlan_way(inputs: &Inputs<'_>, lease: &Lease, family: Family) -> Result<Way, Problem> {
+    if lease.flannel.is_member() {
+        return flannels_way(inputs, lease, family);
+    }
     let underlay = underlay_of(lease, Family::of(inputs.underlay.address))?;
     let mac = match lease.backend {
         Backend::Vxlan { mac, .. } => mac,
         // It makes its end as soon as it hears of this node.
         _ => vxlan::tunnel_mac(&lease.node),
     };
+    Ok(Way::Vxlan { mac: Mac(mac.0), underlay })
+}
+
+/// In flannel's VXLAN each family travels over its own, by a tunnel of its own.
+fn flannels_way(inputs: &Inputs<'_>, lease: &Lease, family: Family) -> Result<Way, Problem> {
+    let node = || lease.node.clone();
+    let underlay = underlay_of(lease, family)?;
+    let (has_tunnel, mac) = match (family, &lease.backend) {
+        (Family::V4, Backend::Vxlan { mac, .. }) => (inputs.underlay.address.is_ipv4(), Some(*mac)),
+        _ => (vxlan::over_ipv6(inputs).is_some(), lease.mac_over_ipv6()),
+    };
+    if !has_tunnel {
+        return Err(Problem::OwnUnderlay { node: node(), family });
+    }
+    let mac = mac.ok_or_else(|| Problem::Underlay { node: node(), family })?;
     Ok(Way::Vxlan { mac: Mac(mac.0), underlay })
 }
 
@@ -274,8 +293,9 @@ impl<'a> Seen<'a> {
         let own = inputs.lease;
         seen.underlay.extend(own.underlay.iter().map(|address| (*address, &own.node)));
         seen.underlay.insert(inputs.underlay.address, &own.node);
-        seen.macs.insert(vxlan::tunnel_mac(&own.node), &own.node);
-        seen.keys.extend(key_of(own).map(|key| (key, &own.node)));
+        let mac = vxlan::tunnel_mac(&own.node);
+        seen.macs.extend([mac, mac.over_ipv6()].map(|mac| (mac, &own.node)));
+        seen.keys.extend(own.backend.keys().map(|key| (key.public_key, &own.node)));
         seen
     }
 
@@ -295,10 +315,11 @@ impl<'a> Seen<'a> {
             }
         }
         // A disk that was copied, with the key on it: a device cannot tell two peers with one key apart.
-        if let Some((key, holder)) = key_of(lease).and_then(|key| Some((key, self.keys.get(&key)?))) {
+        let keys = || lease.backend.keys().map(|key| key.public_key);
+        if let Some((key, holder)) = keys().find_map(|key| Some((key, self.keys.get(&key)?))) {
             return problem(format!("WireGuard key {key}"), holder);
         }
-        self.keys.extend(key_of(lease).map(|key| (key, &lease.node)));
+        self.keys.extend(keys().map(|key| (key, &lease.node)));
         for way in ways.values() {
             self.underlay.insert(way.underlay(), &lease.node);
             if let Way::Vxlan { mac, .. } = way {
@@ -306,12 +327,5 @@ impl<'a> Seen<'a> {
             }
         }
         None
-    }
-}
-
-pub(crate) fn key_of(lease: &Lease) -> Option<PublicKey> {
-    match lease.backend {
-        Backend::WireGuard { public_key, .. } => Some(public_key),
-        _ => None,
     }
 }

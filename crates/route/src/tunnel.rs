@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use cluster::{Backend, PublicKey};
+use cluster::{Backend, PublicKey, WireGuardKey};
 use ipnet::IpNet;
 use netstate::LinkName;
 
@@ -20,8 +20,10 @@ pub enum TunnelKind {
     Udp,
     /// The packet is the payload of an IPv4 packet (RFC 2003, 4213).
     Ipip,
-    /// WireGuard.
+    /// WireGuard by a key of an even generation, as nodes have that know of one alone.
     WireGuard,
+    /// The same by a key of an odd one: while keys are changed a node receives by both.
+    WireGuardOdd,
 }
 
 /// A tunnel that the program is to have.
@@ -29,6 +31,8 @@ pub enum TunnelKind {
 pub struct TunnelDesign {
     /// The TUN device.
     pub device: LinkName,
+    /// Which generation the key is of by which this node is known; of no account but for WireGuard.
+    pub generation: u32,
     /// The UDP port; of no account for [`TunnelKind::Ipip`].
     pub port: u16,
     /// The host's address that packets leave from.
@@ -58,17 +62,35 @@ pub struct TunnelPeer {
 
 impl TunnelKind {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Udp, Self::Ipip, Self::WireGuard];
+    pub const ALL: [Self; 4] = [Self::Udp, Self::Ipip, Self::WireGuard, Self::WireGuardOdd];
 
-    /// The kind that a backend is, if it is one.
+    /// The kind that a backend is, if it is one; of two keys that of the one in force.
     #[must_use]
     pub fn of(backend: &Backend) -> Option<Self> {
         match backend {
             Backend::Udp { .. } => Some(Self::Udp),
             Backend::Ipip => Some(Self::Ipip),
-            Backend::WireGuard { .. } => Some(Self::WireGuard),
+            Backend::WireGuard { key, .. } => Some(Self::by(*key)),
             Backend::Vxlan { .. } | Backend::HostGw | Backend::None | Backend::Other(_) => None,
         }
+    }
+
+    /// All kinds that a backend takes, which are two while a key of WireGuard gives way to the next.
+    pub fn all_of(backend: &Backend) -> impl Iterator<Item = Self> {
+        let first = Self::of(backend);
+        first.into_iter().chain(backend.keys().skip(1).map(Self::by))
+    }
+
+    /// The kind of tunnel that a key is for.
+    #[must_use]
+    pub fn by(key: WireGuardKey) -> Self {
+        if key.generation.is_multiple_of(2) { Self::WireGuard } else { Self::WireGuardOdd }
+    }
+
+    /// Whether it is one of WireGuard's.
+    #[must_use]
+    pub fn is_wireguard(self) -> bool {
+        matches!(self, Self::WireGuard | Self::WireGuardOdd)
     }
 
     /// The name of its device.
@@ -78,6 +100,7 @@ impl TunnelKind {
             Self::Udp => "fairlead-udp",
             Self::Ipip => "fairlead-ipip",
             Self::WireGuard => "fairlead-wg",
+            Self::WireGuardOdd => "fairlead-wg1",
         }
     }
 
@@ -87,7 +110,16 @@ impl TunnelKind {
         match self {
             Self::Udp => "udp",
             Self::Ipip => "ipip",
-            Self::WireGuard => "wireguard",
+            Self::WireGuard | Self::WireGuardOdd => "wireguard",
+        }
+    }
+
+    /// By what it is told apart from the others, which a name does not do: two of them are WireGuard.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::WireGuardOdd => "wireguard-odd",
+            other => other.name(),
         }
     }
 
@@ -101,7 +133,7 @@ impl TunnelKind {
             Self::Udp => network + 8,
             Self::Ipip => network,
             // Header, counter and tag.
-            Self::WireGuard => network + 8 + 32,
+            Self::WireGuard | Self::WireGuardOdd => network + 8 + 32,
         }
     }
 }

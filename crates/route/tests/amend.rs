@@ -6,14 +6,14 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use cluster::{Backend, Change, Flannel, Key, Lease, Node, PublicKey, Snapshot};
+use cluster::{Backend, Change, Flannel, Key, Lease, Node, PublicKey, Snapshot, WireGuardKey};
 use ipnet::IpNet;
 use netstate::{SecretKey, diff};
 use proptest::prelude::{Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
 use proptest::sample::select;
 use route::vxlan::tunnel_mac;
 use route::{
-    Basis, Design, Family, Host, HostAddress, HostLink, InKernel, Inputs, Masquerade, TunnelPorts, Underlay,
+    Basis, Design, Family, Host, HostAddress, HostLink, InKernel, Inputs, Masquerade, Underlay,
     VxlanSettings, amend, design,
 };
 
@@ -33,7 +33,12 @@ struct Said {
     families: u8,
     mtu: u32,
     member: bool,
+    /// Which generations of WireGuard's keys it has, of [`GENERATIONS`].
+    keys: usize,
 }
+
+/// What a node may have of keys: before a change, in it, and after it.
+const GENERATIONS: [&[u32]; 4] = [&[0], &[0, 1], &[1], &[1, 2]];
 
 impl Said {
     fn of(node: u16) -> Self {
@@ -45,25 +50,34 @@ impl Said {
             families: 0,
             mtu: 1450,
             member: false,
+            keys: 0,
         }
     }
 }
 
-fn backend(number: u8, node: u16, key: u16) -> Backend {
+fn backend(number: u8, node: u16, key: u16, keys: usize) -> Backend {
     let [_, key] = key.to_be_bytes();
+    let of_generation = |generation: u32| WireGuardKey {
+        port: 51820 + u16::from(generation % 2 == 1),
+        public_key: PublicKey([key.wrapping_add(u8::try_from(generation * 60).unwrap()); 32]),
+        generation,
+    };
     match number {
         0 => Backend::Vxlan { vni: 1, port: 8472, mac: tunnel_mac(&format!("node{node}")) },
         1 => Backend::HostGw,
         2 => Backend::Udp { port: 8285 },
         3 => Backend::Ipip,
-        4 => Backend::WireGuard { port: 51820, public_key: PublicKey([key; 32]) },
+        4 => Backend::WireGuard {
+            key: of_generation(GENERATIONS[keys][0]),
+            next: GENERATIONS[keys].get(1).copied().map(of_generation),
+        },
         5 => Backend::None,
         _ => Backend::Other("new".into()),
     }
 }
 
 fn lease(node: u16, said: Said) -> Lease {
-    let Said { backend: number, cidrs, retained, underlay, families, mtu, member } = said;
+    let Said { backend: number, cidrs, retained, underlay, families, mtu, member, keys } = said;
     let of = |number: u16| {
         [
             net(&format!("10.{}.{}.0/24", 240 + number / 256, number % 256)),
@@ -72,8 +86,9 @@ fn lease(node: u16, said: Said) -> Lease {
     };
     let kept = |net: &IpNet| families == 0 || net.addr().is_ipv4() == (families == 1);
     let pod_cidrs = of(cidrs).into_iter().chain(retained.into_iter().flat_map(of)).filter(kept).collect();
+    let mac_over_ipv6 = (mtu == 1300).then(|| tunnel_mac(&format!("the other of node{node}")));
     // Nodes that have one key have the same numbers, but perhaps in different families.
-    let backend = backend(number, node, cidrs);
+    let backend = backend(number, node, cidrs, keys);
     Lease {
         node: format!("node{node}").into(),
         pod_cidrs,
@@ -83,7 +98,7 @@ fn lease(node: u16, said: Said) -> Lease {
         ]),
         backend,
         mtu,
-        flannel: if member { Flannel::Member } else { Flannel::Apart },
+        flannel: if member { Flannel::Member { mac_over_ipv6 } } else { Flannel::Apart },
     }
 }
 
@@ -95,11 +110,13 @@ struct Own {
     direct_routing: bool,
     in_kernel: bool,
     narrow: bool,
+    keys: usize,
+    sends_next: bool,
 }
 
 impl Own {
     fn with_inputs<T>(&self, snapshot: &Snapshot, ask: impl FnOnce(&Inputs<'_>) -> T) -> T {
-        let said = Said { backend: self.backend, ..Said::of(1) };
+        let said = Said { backend: self.backend, keys: self.keys, ..Said::of(1) };
         let flannel = if self.tells { Flannel::Told } else { Flannel::Apart };
         let own = Lease { flannel, ..lease(1, said) };
         let underlay = |address: IpAddr| Underlay {
@@ -133,6 +150,7 @@ impl Own {
             snapshot,
             lease: &own,
             sends: &own.backend,
+            sends_next: self.sends_next,
             keeps: &[],
             underlay: &underlay(own.underlay[0]),
             underlays: &own.underlay.iter().map(|one| (Family::of(*one), underlay(*one))).collect(),
@@ -140,10 +158,11 @@ impl Own {
             path_mtus: if self.narrow { &narrow } else { const { &BTreeMap::new() } },
             vxlan: VxlanSettings { vni: 1, port: 8472, direct_routing: self.direct_routing },
             kernel: InKernel {
-                wireguard: (self.in_kernel && self.backend == 4).then(|| SecretKey::new([9; 32])),
+                wireguard: [9, 10]
+                    .map(|key| (self.in_kernel && self.backend == 4).then(|| SecretKey::new([key; 32]))),
                 ipip: self.in_kernel,
             },
-            ports: TunnelPorts { udp: 8285, wireguard: 51820 },
+            udp_port: 8285,
             cluster: &[net("10.240.0.0/12"), net("fd00:10:244::/48")],
             masquerade: Masquerade { families: &Family::ALL, fully_random: true, exceptions: &[] },
             host: &Arc::new(host),
@@ -169,10 +188,12 @@ fn event() -> impl Strategy<Value = Event> {
         let retained = prop_oneof![4 => select(vec![None]), 1 => (1_u16..12).prop_map(Some)];
         let mtu = select(vec![1450, 1300, 1500]);
         let families = prop_oneof![4 => select(vec![0_u8]), 1 => 1_u8..3];
-        (0_u8..7, number(node), retained, number(node), families, mtu, proptest::bool::weighted(0.1))
-            .prop_map(move |(backend, cidrs, retained, underlay, families, mtu, member)| {
-                Event::Says(node, Said { backend, cidrs, retained, underlay, families, mtu, member })
-            })
+        let member = proptest::bool::weighted(0.1);
+        (0_u8..7, number(node), retained, number(node), families, mtu, member, 0..GENERATIONS.len()).prop_map(
+            move |(backend, cidrs, retained, underlay, families, mtu, member, keys)| {
+                Event::Says(node, Said { backend, cidrs, retained, underlay, families, mtu, member, keys })
+            },
+        )
     });
     prop_oneof![
         8 => says,
@@ -184,13 +205,16 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 fn own() -> impl Strategy<Value = Own> {
-    (0_u8..6, any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
-        |(backend, tells, direct_routing, in_kernel, narrow)| Own {
+    let flags = any::<[bool; 5]>();
+    (0_u8..6, flags, 0..GENERATIONS.len()).prop_map(
+        |(backend, [tells, direct_routing, in_kernel, narrow, sends_next], keys)| Own {
             backend,
             tells,
             direct_routing,
             in_kernel,
             narrow,
+            keys,
+            sends_next,
         },
     )
 }
@@ -260,7 +284,7 @@ proptest! {
         // The node's own address, number 1, and those of nodes 2 to 5 are taken.
         (cidrs, underlay) in (20_u16..90, 20_u16..90),
     ) {
-        let own = Own { backend, tells: false, direct_routing: false, in_kernel, narrow: false };
+        let own = Own { backend, tells: false, direct_routing: false, in_kernel, narrow: false, keys: 0, sends_next: false };
         let mut snapshot = Snapshot::default();
         for node in 1..=5 {
             snapshot.apply(Change::Set(Node::named(format!("node{node}")).into()));
@@ -282,7 +306,15 @@ proptest! {
 
 #[test]
 fn a_peer_that_comes_to_have_anothers_key_is_for_the_whole_computation() {
-    let own = Own { backend: 4, tells: false, direct_routing: false, in_kernel: true, narrow: false };
+    let own = Own {
+        backend: 4,
+        tells: false,
+        direct_routing: false,
+        in_kernel: true,
+        narrow: false,
+        keys: 0,
+        sends_next: false,
+    };
     let mut snapshot = Snapshot::default();
     let mut put = |node: u16, families: u8, key: u16| {
         let said = Said { backend: 4, families, cidrs: key, ..Said::of(node) };

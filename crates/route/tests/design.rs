@@ -9,14 +9,16 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use cluster::{Backend, Change, Claim, Flannel, Key, Lease, MacAddress, Node, Object, PublicKey, Snapshot};
+use cluster::{
+    Backend, Change, Claim, Flannel, Key, Lease, MacAddress, Node, Object, PublicKey, Snapshot, WireGuardKey,
+};
 use ipnet::IpNet;
 use netstate::SecretKey;
 use proptest::prelude::{Just, Strategy, any, prop_assert_eq, prop_oneof, proptest};
 use route::vxlan::tunnel_mac;
 use route::{
     Design, Family, Host, HostAddress, HostLink, HostRoute, InKernel, Inputs, Masquerade, Problem,
-    TunnelKind, TunnelPorts, Underlay, VxlanSettings, Way, design, guard,
+    TunnelKind, Underlay, VxlanSettings, Way, design, guard,
 };
 
 fn net(text: &str) -> IpNet {
@@ -94,6 +96,7 @@ struct Case {
     masquerade: Masquerade<'static>,
     path_mtus: BTreeMap<IpAddr, u32>,
     kernel: InKernel,
+    sends_next: bool,
     /// What is different about the host.
     host: fn(&mut Host),
 }
@@ -111,6 +114,7 @@ impl Case {
             masquerade: Masquerade { families: &Family::ALL, fully_random: true, exceptions: &[] },
             path_mtus: BTreeMap::new(),
             kernel: InKernel::default(),
+            sends_next: false,
             host: |_| {},
         }
     }
@@ -131,7 +135,8 @@ impl Case {
             sends: &self.own.backend,
             keeps: &[],
             kernel: self.kernel,
-            ports: TunnelPorts { udp: 8285, wireguard: 51820 },
+            udp_port: 8285,
+            sends_next: self.sends_next,
             underlay: &underlay(self.underlay),
             underlays: &each.collect(),
             carried: 1500,
@@ -520,7 +525,7 @@ fn of_flannel(number: u16, backend: Backend) -> Lease {
         underlay: Box::new([whole.underlay[0]]),
         backend,
         mtu: 65_535,
-        flannel: Flannel::Member,
+        flannel: Flannel::Member { mac_over_ipv6: None },
         ..whole
     }
 }
@@ -552,6 +557,51 @@ fn a_node_of_flannel_is_reached_by_ipv4_as_it_says_whatever_port_the_cluster_has
     assert!(problem(&case.design(&snapshot), "node2").to_string().contains("VNI 9"));
 }
 
+/// The same of both families, each over its own underlay.
+fn of_flannel_with_ipv6(number: u16, backend: Backend) -> Lease {
+    let mac_over_ipv6 = Some(MacAddress([0xba, 0x1d, 0, 0, 0, 6]));
+    let Lease { pod_cidrs, underlay, .. } = lease(number);
+    Lease { pod_cidrs, underlay, flannel: Flannel::Member { mac_over_ipv6 }, ..of_flannel(number, backend) }
+}
+
+#[test]
+fn a_node_of_flannel_has_a_tunnel_of_its_own_for_ipv6_and_fairleads_nodes_have_one_for_both() {
+    let mut case = Case::node1();
+    case.own.flannel = Flannel::Told;
+    let mut snapshot = cluster_of([3]);
+    join(&mut snapshot, of_flannel_with_ipv6(2, flannels_vxlan()));
+    let design = case.design(&snapshot);
+    assert!(design.problems.is_empty(), "{:?}", design.problems);
+    golden("flannel-dual-stack.txt", &design.state.to_string());
+    let mtu = |node: &str| [Family::V4, Family::V6].map(|family| design.peers[node].get(family).unwrap().mtu);
+    assert_eq!((mtu("node2"), mtu("node3")), ([1450, 1430], [1450, 1450]));
+
+    // Without an underlay of IPv6 it is reached by IPv4 alone.
+    case.own.underlay = Box::new([case.own.underlay[0]]);
+    let design = case.design(&snapshot);
+    assert!(problem(&design, "node2").to_string().contains("this node has no IPv6 underlay address"));
+    assert_eq!(design.peers["node2"].iter().map(|(family, _)| family).collect::<Vec<_>>(), [Family::V4]);
+    assert!(!design.state.to_string().contains("fairlead-v6"));
+}
+
+#[test]
+fn the_tunnel_for_flannels_ipv6_is_there_while_flannel_is_told_and_by_vxlan_alone() {
+    let mut case = Case::node1();
+    let has_tunnel = |case: &Case| {
+        case.design(&Snapshot::default()).state.links.keys().any(|name| name.as_str() == "fairlead-v6")
+    };
+    assert!(!has_tunnel(&case));
+    case.own.flannel = Flannel::Told;
+    assert!(has_tunnel(&case));
+    case.own.backend = Backend::HostGw;
+    case.host = |host| with_shared_link(host);
+    assert!(!has_tunnel(&case));
+    let mut snapshot = Snapshot::default();
+    join(&mut snapshot, of_flannel_with_ipv6(2, Backend::HostGw));
+    let text = case.design(&snapshot).state.to_string();
+    assert!(text.contains("route fd00:10:244:2::/64 via fd00:198:18::2 dev eth0"), "{text}");
+}
+
 #[test]
 fn a_node_of_flannel_is_reached_by_its_own_backend_or_not_at_all() {
     let mut case = Case::node1();
@@ -579,7 +629,7 @@ fn a_node_of_flannel_is_reached_by_its_own_backend_or_not_at_all() {
 
 #[test]
 fn what_is_to_be_encrypted_goes_encrypted_or_not_at_all() {
-    let key = |byte| Backend::WireGuard { port: 51820, public_key: PublicKey([byte; 32]) };
+    let key = |byte| Backend::wireguard(51820, PublicKey([byte; 32]));
     let mut case = Case::node1();
     case.own.backend = key(1);
     case.own.mtu = 1440;
@@ -813,16 +863,79 @@ fn carried_by_the_kernel(backend: impl Fn(u8) -> Backend, mtu: u32, kernel: InKe
 
 #[test]
 fn wireguard_of_the_kernel_is_a_device_with_a_peer_for_each_node() {
-    let backend = |byte| Backend::WireGuard { port: 51820, public_key: PublicKey([byte; 32]) };
-    let kernel = InKernel { wireguard: Some(SecretKey::new([9; 32])), ipip: true };
+    let backend = |byte| Backend::wireguard(51820, PublicKey([byte; 32]));
+    let kernel = InKernel { wireguard: [Some(SecretKey::new([9; 32])), None], ipip: true };
     let design = carried_by_the_kernel(backend, 1440, kernel);
     golden("kernel-wireguard.txt", &design.state.to_string());
     assert!(design.tunnels.is_empty() && design.problems.is_empty(), "{:?}", design.problems);
 }
 
+/// WireGuard by keys of these generations, the first in force.
+fn with_keys(byte: u8, generations: &[u32]) -> Backend {
+    let mut keys = generations.iter().map(|generation| WireGuardKey {
+        port: 51820 + u16::from(generation % 2 == 1),
+        public_key: PublicKey([byte + u8::try_from(*generation).unwrap(); 32]),
+        generation: *generation,
+    });
+    Backend::WireGuard { key: keys.next().unwrap(), next: keys.next() }
+}
+
+#[test]
+fn scenario_51_two_nodes_speak_by_the_newest_key_that_both_have_and_receive_by_both() {
+    // What each has; whether this node's peers have heard; by what it sends; and the peer's keys in its tunnels, of even
+    // and of odd generations.
+    for (own, theirs, heard, sends, even, odd) in [
+        (&[0][..], &[0][..], true, "fairlead-wg", Some(20), None),
+        (&[0, 1], &[0], true, "fairlead-wg", Some(20), None),
+        (&[0, 1], &[0, 1], false, "fairlead-wg", Some(20), Some(21)),
+        (&[0, 1], &[0, 1], true, "fairlead-wg1", Some(20), Some(21)),
+        (&[0], &[0, 1], true, "fairlead-wg", Some(20), None),
+        // One has given the old key up, and waited for us to have heard.
+        (&[0, 1], &[1], false, "fairlead-wg1", None, Some(21)),
+        (&[1], &[0, 1], false, "fairlead-wg1", None, Some(21)),
+        // One that has just joined, of a generation that we are about to have.
+        (&[0], &[1], false, "fairlead-wg", Some(21), None),
+        (&[1], &[0], false, "fairlead-wg1", None, Some(20)),
+        (&[1, 2], &[0], true, "fairlead-wg1", None, Some(20)),
+    ] {
+        for kernel in [false, true] {
+            let mut case = Case::node1();
+            (case.own.backend, case.own.mtu, case.sends_next) = (with_keys(10, own), 1440, heard);
+            if kernel {
+                case.kernel.wireguard = [Some(SecretKey::new([9; 32])), Some(SecretKey::new([8; 32]))];
+            }
+            let mut snapshot = Snapshot::default();
+            join(&mut snapshot, Lease { backend: with_keys(20, theirs), mtu: 1440, ..lease(2) });
+            let design = case.design(&snapshot);
+            let what = format!("{own:?} {theirs:?} {heard} {kernel}\n{}", design.state);
+            let routed = format!("route 10.244.2.0/24 dev {sends}");
+            assert!(
+                design
+                    .state
+                    .to_string()
+                    .lines()
+                    .any(|line| line.starts_with(&routed) && !line.starts_with(&format!("{routed}1"))),
+                "{what}"
+            );
+            for (kind, wanted) in [(TunnelKind::WireGuard, even), (TunnelKind::WireGuardOdd, odd)] {
+                let of_program = design.tunnels.get(&kind).into_iter().flat_map(|tunnel| &tunnel.peers);
+                let of_program = of_program.filter_map(|peer| peer.public_key.map(|key| key.0[0]));
+                let of_kernel = design.state.wireguard_peers.keys();
+                let of_kernel = of_kernel.filter(|peer| peer.link.as_str() == kind.device());
+                let found: Vec<u8> = of_program.chain(of_kernel.map(|peer| peer.public_key.0[0])).collect();
+                assert_eq!(found, wanted.into_iter().collect::<Vec<u8>>(), "{kind:?} {what}");
+                let there = design.state.links.keys().any(|link| link.as_str() == kind.device());
+                let has =
+                    own.iter().any(|generation| (generation % 2 == 1) == (kind == TunnelKind::WireGuardOdd));
+                assert_eq!(there, has, "{kind:?} {what}");
+            }
+        }
+    }
+}
+
 #[test]
 fn ip_in_ip_of_the_kernel_is_a_device_for_each_family_and_routes_through_the_peers() {
-    let kernel = InKernel { wireguard: None, ipip: true };
+    let kernel = InKernel { wireguard: [None; 2], ipip: true };
     let design = carried_by_the_kernel(|_| Backend::Ipip, 1480, kernel);
     golden("kernel-ipip.txt", &design.state.to_string());
     assert!(design.tunnels.is_empty() && design.problems.is_empty(), "{:?}", design.problems);
@@ -831,11 +944,11 @@ fn ip_in_ip_of_the_kernel_is_a_device_for_each_family_and_routes_through_the_pee
 #[test]
 fn a_node_behind_address_translation_lets_its_peers_hear_of_it() {
     let mut case = Case::node1();
-    case.own.backend = Backend::WireGuard { port: 51820, public_key: PublicKey([1; 32]) };
+    case.own.backend = Backend::wireguard(51820, PublicKey([1; 32]));
     case.own.underlay = Box::new(["203.0.113.1".parse().unwrap()]);
-    case.kernel.wireguard = Some(SecretKey::new([9; 32]));
+    case.kernel.wireguard[0] = Some(SecretKey::new([9; 32]));
     let mut snapshot = Snapshot::default();
-    let backend = Backend::WireGuard { port: 51820, public_key: PublicKey([2; 32]) };
+    let backend = Backend::wireguard(51820, PublicKey([2; 32]));
     join(&mut snapshot, Lease { backend, mtu: 1440, ..lease(2) });
     let text = case.design(&snapshot).state.to_string();
     assert!(text.contains("persistent-keepalive 25 dev fairlead-wg"), "{text}");
@@ -843,8 +956,10 @@ fn a_node_behind_address_translation_lets_its_peers_hear_of_it() {
 
 #[test]
 fn of_two_nodes_with_one_key_the_second_is_reported() {
-    let backend = |byte| Backend::WireGuard { port: 51820, public_key: PublicKey([byte; 32]) };
-    for kernel in [InKernel::default(), InKernel { wireguard: Some(SecretKey::new([9; 32])), ipip: false }] {
+    let backend = |byte| Backend::wireguard(51820, PublicKey([byte; 32]));
+    for kernel in
+        [InKernel::default(), InKernel { wireguard: [Some(SecretKey::new([9; 32])), None], ipip: false }]
+    {
         // node2 and node3 are copies of one machine, node4 one of this very node.
         let mut case = Case::node1();
         case.own.backend = backend(1);

@@ -44,7 +44,7 @@ use feed::{Feed, Source};
 use flannel::hold::{Hold, hold, let_go};
 use form::{KeyValue, Ranged, Transacted};
 use gateway::{Call, Gateway, step};
-use layout::Keys;
+use layout::{Keys, Part};
 
 mod access;
 mod feed;
@@ -126,9 +126,12 @@ impl Store for Etcd {
         let (sender, news) = mpsc::channel();
         let reached = Arc::new(Notify::new());
         let (gateway, keys, held) = (self.gateway.clone(), self.keys.clone(), self.held.clone());
+        let parts = self.keys.parts(kinds);
+        if parts.contains(&Part::Flannel) {
+            held.tell(sender.clone());
+        }
         let source = Source { gateway, keys, held };
         let feed = |part| Feed::new(source.clone(), part, sender.clone(), reached.clone()).run();
-        let parts = self.keys.parts(kinds);
         let mirror = Mirror::new(kinds, self.keys.clone());
         Ok(Box::new(Watching::start(&self.runtime, mirror, news, parts.into_iter().map(feed))))
     }

@@ -5,7 +5,9 @@
 //!
 //! flannel 0.28, `LeaseAttrs`.
 
-use cluster::Backend;
+use std::net::IpAddr;
+
+use cluster::{Backend, Lease, MacAddress};
 use serde_json::{Value, json};
 
 use crate::manifest::field::{Fault, Field};
@@ -37,6 +39,29 @@ pub(crate) fn backend(kind: &str, vxlan: impl FnOnce() -> Result<Backend, Fault>
 pub(crate) fn vxlan(data: &Field<'_, '_>) -> Result<Backend, Fault> {
     let vni = data.get("VNI")?.number(1, (1 << 24) - 1)?.unwrap_or(VNI);
     Ok(Backend::Vxlan { vni, port: VXLAN_PORT, mac: own::unicast(&data.get("VtepMAC")?)? })
+}
+
+/// What a node says of its tunnel over IPv6, flannel's second one, which has the network of the first.
+pub(crate) fn mac_over_ipv6(backend: &Backend, data: &Field<'_, '_>) -> Result<MacAddress, Fault> {
+    let vni = data.get("VNI")?;
+    let theirs = vni.number(1, (1 << 24) - 1)?.unwrap_or(VNI);
+    match backend {
+        Backend::Vxlan { vni: ours, .. } if *ours != theirs => {
+            Err(vni.fault(format!("is {theirs}, and that of its tunnel over IPv4 is {ours}")))
+        }
+        _ => own::unicast(&data.get("VtepMAC")?),
+    }
+}
+
+/// Where and by what the IPv6 pods of a node of ours are reached by flannel's nodes: the address, and the data, which is
+/// `null` where there is nothing to say; nothing if they are not. By flannel's `udp` there is no IPv6.
+pub(crate) fn over_ipv6(lease: &Lease) -> Option<(IpAddr, Value)> {
+    let data = match (&lease.backend, lease.mac_over_ipv6()) {
+        (Backend::Vxlan { vni, .. }, Some(mac)) => json!({"VNI": vni, "VtepMAC": mac.to_string()}),
+        (Backend::HostGw, _) if lease.has_both_families() => Value::Null,
+        _ => return None,
+    };
+    Some((lease.underlay.iter().copied().find(IpAddr::is_ipv6)?, data))
 }
 
 /// What flannel itself has for that backend: `null` where there is nothing to say; nothing for one that it does not know.

@@ -253,7 +253,7 @@ async fn put_lease(
         if lease.is_some() && found == version {
             return Ok(true);
         }
-        if lease.is_none() && (there == Ok(None) || before == Flannel::Member) {
+        if lease.is_none() && (there == Ok(None) || before.is_member()) {
             return Ok(false);
         }
         let patch = json!({"metadata": {
@@ -285,7 +285,7 @@ fn annotations(lease: Option<&Lease>, before: Flannel) -> serde_json::Map<String
         Some(lease) if lease.flannel == Flannel::Told => Some(flannel::told(lease)),
         // What flannel itself said of this node, before it was changed over, is not true any more; but where Fairlead
         // routes nothing, flannel may be at work beside it.
-        Some(lease) if before == Flannel::Member => (lease.backend != Backend::None).then(flannel::untold),
+        Some(lease) if before.is_member() => (lease.backend != Backend::None).then(flannel::untold),
         _ => matches!(before, Flannel::Told | Flannel::Overwritten).then(flannel::untold),
     };
     let own = (LEASE, lease.map(manifest::encode_spec));

@@ -68,6 +68,8 @@ pub(crate) enum News<P> {
     Changed(P, Vec<Delta>),
     /// The places of a part that hold what nobody reads, all of them.
     Strays(P, BTreeMap<PathBuf, Fault>),
+    /// What the store has beside objects is not as it is to be: the place and what is wrong; none once it is.
+    Troubled(P, Option<(PathBuf, Fault)>),
     /// The watch was cut; whether the store is still what it was is being found out.
     Doubted(P),
     /// The store answers.
@@ -95,6 +97,7 @@ pub(crate) struct Mirror<L: Layout> {
     shared: Shared,
     problems: BTreeMap<Key, Problem>,
     strays: BTreeMap<L::Part, BTreeMap<PathBuf, Fault>>,
+    troubles: BTreeMap<L::Part, (PathBuf, Fault)>,
     /// What was lost with the store's objects, and stays in force.
     orphans: BTreeSet<Key>,
     told: bool,
@@ -126,6 +129,7 @@ impl<L: Layout> Mirror<L> {
             shared: Shared::default(),
             problems: BTreeMap::new(),
             strays: BTreeMap::new(),
+            troubles: BTreeMap::new(),
             orphans: BTreeSet::new(),
             told: false,
             told_problems: Vec::new(),
@@ -160,6 +164,13 @@ impl<L: Layout> Mirror<L> {
             }
             News::Strays(part, strays) => {
                 self.strays.insert(part, strays);
+                self.tell(Vec::new());
+            }
+            News::Troubled(part, trouble) => {
+                match trouble {
+                    Some(trouble) => drop(self.troubles.insert(part, trouble)),
+                    None => drop(self.troubles.remove(&part)),
+                }
                 self.tell(Vec::new());
             }
             News::Changed(_, deltas) => {
@@ -349,7 +360,8 @@ impl<L: Layout> Mirror<L> {
 
     fn all_problems(&self) -> Vec<Problem> {
         let mut problems: Vec<Problem> = self.problems.values().cloned().collect();
-        let strays = self.strays.values().flatten();
+        let troubles = self.troubles.values().map(|(place, fault)| (place, fault));
+        let strays = self.strays.values().flatten().chain(troubles);
         problems.extend(strays.map(|(place, fault)| Problem::of(place.clone(), fault.clone())));
         if !self.orphans.is_empty() {
             let reason = format!("lost {} of its objects; they stay in force", self.orphans.len());

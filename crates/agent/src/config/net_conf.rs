@@ -1,6 +1,6 @@
 //! flannel's configuration document, net-conf.json, as a source of Fairlead's.
 //!
-//! Read [`NetConf::read`], then [`NetConf::lay_under`]. What the document says becomes keys of the configuration, as if they
+//! Read [`read`] and [`NetConf::parse`], then [`NetConf::lay_under`]. What the document says becomes keys of the configuration, as if they
 //! stood in its file. A key that stands there too and says something else is refused: one of the two is out of date, and
 //! nobody can tell which. What flannel takes for granted where the document is silent gives way to the file.
 //!
@@ -11,13 +11,13 @@
 //! flannel 0.28: `Network`, `SubnetLen`, `Backend` and their like.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
-use super::ConfigError;
+use super::{Config, ConfigError};
 
 /// The largest document that is read, in bytes.
 const LARGEST: u64 = 1 << 20;
@@ -47,21 +47,47 @@ struct Part<'p> {
     members: Map<String, Value>,
 }
 
+/// The document's text.
+///
+/// # Errors
+/// When there is no such file, or one that can be none.
+pub(crate) fn read(path: &Path) -> Result<String, ConfigError> {
+    let failed = |source| ConfigError::Read { path: path.to_owned(), source };
+    let refused = || failed(io::Error::other("it is no file of at most 1 MiB"));
+    // What is no file may never end, or wait for somebody who writes.
+    if !fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(refused());
+    }
+    let mut text = String::new();
+    let file = fs::File::open(path).map_err(failed)?;
+    file.take(LARGEST + 1).read_to_string(&mut text).map_err(failed)?;
+    if text.len() as u64 > LARGEST { Err(refused()) } else { Ok(text) }
+}
+
+/// What reads like a number in YAML is one in the tree of the file, though it was written where a text belongs: it gets the
+/// text back that `config`, read from the file alone, has there.
+pub(super) fn restore_texts(config: &Config, tree: &mut Value) {
+    let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+    let pattern = config.underlay.interface_pattern.as_ref();
+    for (section, key, text) in [
+        ("underlay", "interface", config.underlay.interface.clone()),
+        ("underlay", "interfacePattern", pattern.map(|pattern| pattern.regex().as_str().to_owned())),
+        ("flannel", "etcdPrefix", config.flannel.etcd_prefix.clone()),
+        ("flannel", "subnetFile", path(&config.flannel.subnet_file)),
+    ] {
+        let there = tree.get_mut(section).and_then(|section| section.get_mut(key));
+        if let Some((there, text)) = there.zip(text) {
+            *there = Value::String(text);
+        }
+    }
+}
+
 impl NetConf {
-    /// Reads the document.
+    /// Takes the document apart; `path` is where it stands, for people.
     ///
     /// # Errors
-    /// When there is none, it is no JSON, or it says what Fairlead cannot do.
-    pub(super) fn read(path: &Path) -> Result<Self, ConfigError> {
-        let failed = |source| ConfigError::Read { path: path.to_owned(), source };
-        let metadata = fs::metadata(path).map_err(failed)?;
-        if !metadata.is_file() || metadata.len() > LARGEST {
-            return Err(failed(io::Error::other("it is no file of at most 1 MiB")));
-        }
-        Self::parse(path, &fs::read_to_string(path).map_err(failed)?)
-    }
-
-    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+    /// When it is no JSON, or it says what Fairlead cannot do.
+    pub(super) fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let document: Value =
             serde_json::from_str(text).map_err(|error| wrong(path, "the document", error.to_string()))?;
         let mut read = Self { path: path.to_owned(), says: Vec::new(), without_effect: Vec::new() };
@@ -103,6 +129,11 @@ impl NetConf {
             }
             networks.push(net.to_string());
             let told = part.number(length)?;
+            if told == Some(0) {
+                let reason =
+                    "is 0: say how long the prefix of a node's piece is, or leave the key out".to_owned();
+                return Err(wrong(self.path.as_path(), length, reason));
+            }
             let piece = told.unwrap_or_else(|| u64::from(net.prefix_len()).saturating_add(2).max(usual));
             let by = told.map(|_| length);
             self.says.push(Says { section: Some("cluster"), key, value: json!(piece), by });
@@ -150,6 +181,10 @@ impl NetConf {
         }
         self.no_effect_if(part, "Learning", "every entry is told, none is learned")?;
         if let Some(vni) = part.number("VNI")? {
+            if vni == 0 {
+                let reason = "is 0, which is no network identifier: 1 to 16777215".to_owned();
+                return Err(wrong(self.path.as_path(), "Backend.VNI", reason));
+            }
             self.say("Backend.VNI", "vxlan", "vni", json!(vni));
         }
         self.port(part, "vxlan")?;
@@ -371,6 +406,7 @@ mod tests {
             (r#"{"Type": "vxlan", "GBP": true}"#, "Backend.GBP is true"),
             (r#"{"Type": "wireguard", "PSK": "c2VjcmV0"}"#, "Backend.PSK is set"),
             (r#"{"Type": "vxlan", "VNI": "7"}"#, r#"VNI is "7", not a number"#),
+            (r#"{"Type": "vxlan", "VNI": 0}"#, "Backend.VNI is 0"),
             (r#""vxlan""#, "Backend is no object"),
         ] {
             let error =
@@ -382,6 +418,7 @@ mod tests {
             (r#"{"Network": "10.20.0.0/16", "EnableIPv6": true}"#, "IPv6Network is missing"),
             (r#"{"Network": "fd20::/48"}"#, "the other family"),
             (r#"{"Network": "10.20.0.0"}"#, "Network is"),
+            (r#"{"Network": "10.20.0.0/16", "SubnetLen": 0}"#, "SubnetLen is 0"),
             (r#"{"EnableIPv4": false}"#, "pods have no address"),
             ("Network: 10.20.0.0/16", "the document"),
         ] {
@@ -396,6 +433,27 @@ mod tests {
             told.len() == 2 && told[0].starts_with("SubnetMin") && told[1].starts_with("Backend.Learning"),
             "{told:?}"
         );
+    }
+
+    #[test]
+    fn a_text_of_the_file_that_reads_like_a_number_is_a_text_beside_the_document_as_without_it() {
+        let read = |_: &Path| Ok(r#"{"Network": "10.20.0.0/16", "Backend": {"Type": "vxlan"}}"#.to_owned());
+        let text = "flannel: {netConf: /net-conf.json}\nunderlay: {interface: 0}\n";
+        let loaded = Config::load_with(text, read).unwrap();
+        assert_eq!(loaded.config.underlay.interface.as_deref(), Some("0"));
+        assert_eq!(Config::parse(&loaded.whole).unwrap().underlay, loaded.config.underlay);
+    }
+
+    #[test]
+    fn a_document_is_a_file_and_not_a_large_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("net-conf.json");
+        let error = |path: &Path| format!("{:?}", super::read(path).unwrap_err());
+        assert!(error(directory.path()).contains("no file of at most 1 MiB"));
+        std::fs::write(&path, vec![b' '; (1 << 20) + 1]).unwrap();
+        assert!(error(&path).contains("no file of at most 1 MiB"));
+        std::fs::write(&path, "{}").unwrap();
+        assert_eq!(super::read(&path).unwrap(), "{}");
     }
 
     #[test]

@@ -9,19 +9,17 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use cluster::{Backend, Flannel, Lease, Node, PublicKey};
+use cluster::{Backend, Flannel, Lease, Node};
 use ipnet::IpNet;
 use netstate::State;
 use route::{
-    Amendment, Design, Family, Host, Inputs, Masquerade, Networks, Retention, Taken, TunnelKind, TunnelPorts,
-    Underlay, VxlanSettings, Wish, choose_underlay, overlaps, pod_mtu, vxlan,
+    Amendment, Design, Family, Host, Inputs, Masquerade, Networks, Retention, Taken, TunnelKind, Underlay,
+    VxlanSettings, Wish, choose_underlay, overlaps, pod_mtu, vxlan,
 };
-use tunnel::Secret;
 
 use super::NodeKeeper;
 use super::changeover::Changeover;
 use crate::config::{BackendKind, Config, Pattern, VxlanConfig};
-use crate::files::{FileError, private_key};
 use crate::reconcile::Extent;
 use crate::report::{Reason, told};
 use crate::view::View;
@@ -60,8 +58,9 @@ impl NodeKeeper {
         self.inherit(view);
         let families = self.families();
         let carried = self.carried(&tunnel);
-        let public_key = self.take_key().map_err(refused(Reason::NodeRefused))?;
-        let backend = self.options.config.backend_of(&self.options.node, public_key);
+        let now = Instant::now();
+        let keys = self.take_keys(view, now).map_err(refused(Reason::NodeRefused))?;
+        let backend = self.backend_of(self.options.config.backend, &self.options.node, keys.as_ref());
         let mtu = pod_mtu(&backend, &tunnel.link, carried, Family::of(tunnel.address), &families)
             .map_err(refused(Reason::UnderlayMissing))?;
         let liked = [self.remembered.as_slice(), &self.wished].concat();
@@ -75,8 +74,7 @@ impl NodeKeeper {
             host = self.host(&mut extent).map_err(refused(Reason::NodeRefused))?;
         }
         let pod_cidrs = self.with_retained(view, &host, pod_cidrs);
-        let now = Instant::now();
-        let changeover = self.changeover(view, &host, &backend, now);
+        let changeover = self.changeover(view, &host, (&backend, keys.as_ref()), now);
         let (sends, keeps): (_, Vec<Backend>) =
             (changeover.sends(now).clone(), changeover.keeps(now).cloned().collect());
         let kernel = self.in_kernel(view, &keeps.iter().chain([&backend, &sends]).collect::<Vec<_>>())?;
@@ -87,22 +85,25 @@ impl NodeKeeper {
             .iter()
             .for_each(|overlap| self.report.problem(Reason::NetworkOverlap, told(overlap)));
         let lease = self.lease_of(pod_cidrs, backend, mtu);
+        if let (Some(_), Some(over)) = (lease.mac_over_ipv6(), self.underlays.get(&Family::V6)) {
+            // Of flannel's second tunnel pods take what is left with a route; but it has to be enough for IPv6.
+            pod_mtu(&lease.backend, &over.link, carried.min(over.mtu), Family::V6, &[Family::V6])
+                .map_err(refused(Reason::UnderlayMissing))?;
+        }
         let translated = &self.options.config.masquerade;
         let path_mtus = self.prober.limits();
         let inputs = Inputs {
             snapshot: &view.snapshot,
             lease: &lease,
             sends: &sends,
+            sends_next: self.key_turn.as_ref().is_some_and(|turn| turn.sends_next(now)),
             keeps: &keeps,
             underlay: &tunnel,
             underlays: &self.underlays,
             carried,
             vxlan: vxlan_settings(&self.options.config),
             kernel,
-            ports: TunnelPorts {
-                udp: self.options.config.udp.port,
-                wireguard: self.options.config.wireguard.port,
-            },
+            udp_port: self.options.config.udp.port,
             cluster: &cluster.pod_cidrs,
             masquerade: Masquerade {
                 families: &translated.families(),
@@ -131,14 +132,12 @@ impl NodeKeeper {
         }
     }
 
-    /// This node's public key, where it needs one; its private key is made with it, or the one of before read. A node that
-    /// gives WireGuard up needs it a little longer.
-    fn take_key(&mut self) -> Result<Option<PublicKey>, FileError> {
-        let makes = self.options.config.backend == BackendKind::WireGuard;
-        if self.key.is_none() {
-            self.key = private_key(&self.options.key_directories(), makes)?.map(Secret);
+    /// What peers are told of a backend of that kind; `keys` is what they are told of WireGuard.
+    fn backend_of(&self, kind: BackendKind, node: &str, keys: Option<&Backend>) -> Backend {
+        match keys {
+            Some(keys) if kind == BackendKind::WireGuard => keys.clone(),
+            _ => self.options.config.backend_if(kind, node),
         }
-        Ok(self.key.map(|key| PublicKey(key.public_key())))
     }
 
     /// The pod CIDRs of the lease: those that pods get addresses of, then those of before that pods still have some of.
@@ -171,17 +170,21 @@ impl NodeKeeper {
 
     /// Where the node is on its way to a backend. An agent that starts goes by what an earlier one published, and by the
     /// devices that it left.
-    fn changeover(&mut self, view: &View, host: &Host, backend: &Backend, now: Instant) -> &Changeover {
+    fn changeover(
+        &mut self,
+        view: &View,
+        host: &Host,
+        (backend, keys): (&Backend, Option<&Backend>),
+        now: Instant,
+    ) -> &Changeover {
         // What flannel left says nothing of how this node sends.
-        let own = |lease: &&Arc<Lease>| lease.flannel != Flannel::Member;
+        let own = |lease: &&Arc<Lease>| !lease.flannel.is_member();
         let published = view.snapshot.leases.get(&*self.options.node).filter(own);
         let published = published.map(|lease| lease.backend.clone());
-        let config = &self.options.config;
-        let public_key = self.key.map(|key| PublicKey(key.public_key()));
+        let there = BackendKind::ALL.map(|kind| self.backend_of(kind, "", keys));
         let changeover = self.changeover.get_or_insert_with(|| match published.clone() {
             None => Changeover::settled(backend.clone(), now),
             Some(known) => {
-                let there = BackendKind::ALL.map(|kind| config.backend_if(kind, "", public_key));
                 let left = there.into_iter().filter(|other| {
                     other.name() != known.name() && device_of(other).is_some_and(|name| host.is_ours(name))
                 });
@@ -197,14 +200,20 @@ impl NodeKeeper {
 
     /// The peers know of the lease now.
     pub(super) fn note_published(&mut self, backend: &Backend) {
+        let now = Instant::now();
         if let Some(changeover) = &mut self.changeover {
-            changeover.publish(backend, Instant::now());
+            changeover.publish(backend, now);
+        }
+        if let Some(turn) = &mut self.key_turn {
+            turn.publish(backend, now);
         }
     }
 
     /// When something is due without any event.
     pub(crate) fn deadline(&self, now: Instant) -> Option<Instant> {
-        self.changeover.as_ref()?.deadline(now)
+        let changeover = self.changeover.as_ref().and_then(|changeover| changeover.deadline(now));
+        let turn = self.key_turn.as_ref().and_then(|turn| turn.deadline(now));
+        changeover.into_iter().chain(turn).min()
     }
 
     /// Chooses an underlay for each family that has one; the tunnel runs over IPv4 where there is one.

@@ -4,7 +4,7 @@
 //! those of IP in IP bring devices with them. What an operator has said goes before what is found.
 
 use cluster::Backend;
-use netstate::SecretKey;
+use netstate::{LinkName, SecretKey};
 use route::{InKernel, TunnelKind};
 
 use super::NodeKeeper;
@@ -20,15 +20,17 @@ impl NodeKeeper {
         let config = &self.options.config;
         let (wireguard, ipip) = (config.wireguard.datapath, config.ipip.datapath);
         let has = |kind| backends.iter().any(|backend| TunnelKind::of(backend) == Some(kind));
+        let keys = || backends.iter().flat_map(|backend| backend.keys());
         // A peer that has it is reached by it whatever this node has.
         let meets_ipip = || view.snapshot.leases.values().any(|lease| lease.backend == Backend::Ipip);
-        let key = self.key.filter(|_| has(TunnelKind::WireGuard));
         let needs_ipip = has(TunnelKind::Ipip) || meets_ipip();
         let mut kernel = InKernel::default();
-        if let Some(key) = key
-            && self.is_kernels(TunnelKind::WireGuard, wireguard)?
-        {
-            kernel.wireguard = Some(SecretKey::new(key.0));
+        if keys().next().is_some() && self.is_kernels(TunnelKind::WireGuard, wireguard)? {
+            let [even, odd] = &mut kernel.wireguard;
+            for key in keys() {
+                let device = if key.generation.is_multiple_of(2) { &mut *even } else { &mut *odd };
+                *device = self.keys.get(&key.generation).map(|key| SecretKey::new(key.0));
+            }
         }
         kernel.ipip = needs_ipip && self.is_kernels(TunnelKind::Ipip, ipip)?;
         Ok(kernel)
@@ -56,29 +58,34 @@ impl NodeKeeper {
 
     /// What the kernel's WireGuard says of the peers, where it carries them.
     pub(super) fn kernel_peers(&mut self, view: &View) -> Vec<KernelPeer> {
-        let device = TunnelKind::WireGuard.device();
-        let link = self
-            .design
-            .as_ref()
-            .and_then(|design| design.state.wireguards.keys().find(|link| link.as_str() == device).copied());
-        let Some(link) = link else { return Vec::new() };
-        let peers = match self.door.wireguard(link) {
-            Ok(found) => found.peers,
-            Err(error) => {
-                tracing::debug!(error = %told(&error), "the kernel does not say how its WireGuard fares");
-                return Vec::new();
+        let links: Vec<LinkName> =
+            self.design.iter().flat_map(|design| design.state.wireguards.keys().copied()).collect();
+        // While keys change, a peer is in both devices.
+        let mut peers = Vec::new();
+        for link in links {
+            match self.door.wireguard(link) {
+                Ok(found) => peers.extend(found.peers),
+                Err(error) => {
+                    tracing::debug!(error = %told(&error), "the kernel does not say how its WireGuard fares");
+                }
             }
-        };
+        }
         let leases = view.snapshot.leases.values();
         leases
             .filter_map(|lease| {
-                let Backend::WireGuard { public_key, .. } = lease.backend else { return None };
-                let found = peers.get(&netstate::PublicKey(public_key.0))?;
-                Some(KernelPeer {
+                let keys: Vec<_> =
+                    lease.backend.keys().map(|key| netstate::PublicKey(key.public_key.0)).collect();
+                let found: Vec<_> =
+                    peers.iter().filter(|(key, _)| keys.contains(key)).map(|(_, peer)| peer).collect();
+                (!found.is_empty()).then(|| KernelPeer {
                     node: lease.node.to_string(),
-                    last_handshake: found.last_handshake.map(|moment| moment.as_secs()),
-                    sent_bytes: found.sent,
-                    received_bytes: found.received,
+                    last_handshake: found
+                        .iter()
+                        .filter_map(|peer| peer.last_handshake)
+                        .max()
+                        .map(|moment| moment.as_secs()),
+                    sent_bytes: found.iter().map(|peer| peer.sent).sum(),
+                    received_bytes: found.iter().map(|peer| peer.received).sum(),
                 })
             })
             .collect()

@@ -7,8 +7,7 @@
 
 use std::sync::Arc;
 
-use netstate::{FdbKey, NeighbourKey, Step, diff};
-use route::vxlan::DEVICE;
+use netstate::{Step, diff};
 use route::{Amendment, Basis, Design, Host, Inputs};
 
 use super::{NodeKeeper, Outcome};
@@ -62,14 +61,12 @@ impl NodeKeeper {
         Ok(host)
     }
 
-    /// Whether an entry of the tunnel's device is as designed.
+    /// Whether an entry of a tunnel's device is as designed.
     pub(crate) fn wants(&self, entry: Entry) -> bool {
-        let (Some(design), Ok(link)) = (&self.design, DEVICE.parse()) else { return false };
+        let Some(design) = &self.design else { return false };
         match entry {
-            Entry::Neighbour(address, mac) => {
-                design.state.neighbours.get(&NeighbourKey { link, address }).copied() == mac
-            }
-            Entry::Forwarding(mac, to) => design.state.fdb.get(&FdbKey { link, mac }).copied() == to,
+            Entry::Neighbour(key, mac) => design.state.neighbours.get(&key).copied() == mac,
+            Entry::Forwarding(key, to) => design.state.fdb.get(&key).copied() == to,
         }
     }
 

@@ -110,6 +110,8 @@ impl NodeKeeper {
         status.node.clone_from(&self.options.node);
         status.cluster_cidrs.clone_from(&self.options.config.cluster.pod_cidrs);
         status.backend = crate::report::backend(&self.options, self.design.as_ref());
+        let keys = self.lease.iter().flat_map(|lease| lease.backend.keys());
+        status.backend.keys = keys.map(crate::report::key).collect();
         status.store = view.status(&self.options.store);
         if let Some(lease) = &self.lease {
             status.pod_cidrs = lease.pod_cidrs.to_vec();

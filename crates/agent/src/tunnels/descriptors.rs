@@ -97,5 +97,5 @@ impl Descriptors {
 }
 
 fn name(kind: TunnelKind, what: &str) -> String {
-    format!("tunnel-{}-{what}", kind.name())
+    format!("tunnel-{}-{what}", kind.label())
 }

@@ -162,6 +162,8 @@ struct Tunnel {
     #[serde(rename = "type")]
     kind: String,
     device: String,
+    #[serde(default)]
+    generation: u32,
     port: u16,
     underlay: IpAddr,
     mtu: u32,
@@ -192,8 +194,9 @@ impl Tunnel {
             public_key: peer.public_key.map(|key| key.to_string()),
         });
         Self {
-            kind: kind.name().to_owned(),
+            kind: kind.label().to_owned(),
             device: design.device.to_string(),
+            generation: design.generation,
             port: design.port,
             underlay: design.underlay,
             mtu: design.mtu,
@@ -203,7 +206,7 @@ impl Tunnel {
 
     /// `None` for one of a kind that this agent does not know, as after it was replaced by an older one.
     fn into_design(self) -> Option<(TunnelKind, TunnelDesign)> {
-        let kind = TunnelKind::ALL.into_iter().find(|kind| kind.name() == self.kind)?;
+        let kind = TunnelKind::ALL.into_iter().find(|kind| kind.label() == self.kind)?;
         let peer = |peer: Peer| TunnelPeer {
             node: peer.node.into(),
             underlay: peer.underlay,
@@ -215,6 +218,7 @@ impl Tunnel {
         };
         let design = TunnelDesign {
             device: self.device.parse().ok()?,
+            generation: self.generation,
             port: self.port,
             underlay: self.underlay,
             mtu: self.mtu,
@@ -243,6 +247,7 @@ mod tests {
         };
         Arc::new(TunnelDesign {
             device: "fairlead-wg".parse().unwrap(),
+            generation: 2,
             port: 51820,
             underlay: "192.0.2.1".parse().unwrap(),
             mtu: 1440,

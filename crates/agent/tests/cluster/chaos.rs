@@ -15,9 +15,20 @@ use crate::rig::{Node, Rig};
 
 const BACKENDS: [&str; 3] = ["vxlan", "host-gw", "udp"];
 
-/// What can happen to a node.
-#[derive(Debug, Clone, Copy)]
-enum Event {
+/// Each event once, for those who write it and for chance, which takes one of them.
+macro_rules! events {
+    ($($event:ident),+ $(,)?) => {
+        /// What can happen to a node; `BackendChanged` to the whole cluster.
+        #[derive(Debug, Clone, Copy)]
+        enum Event {
+            $($event),+
+        }
+
+        const EVENTS: &[Event] = &[$(Event::$event),+];
+    };
+}
+
+events! {
     AgentKilled,
     AgentStopped,
     LinkFlapped,
@@ -31,26 +42,8 @@ enum Event {
     NodeMoved,
     NodeObjectReplaced,
     LeaseDeleted,
-    /// To the whole cluster.
     BackendChanged,
 }
-
-const EVENTS: [Event; 14] = [
-    Event::AgentKilled,
-    Event::AgentStopped,
-    Event::LinkFlapped,
-    Event::DeviceDeleted,
-    Event::RoutesFlushed,
-    Event::NeighboursFlushed,
-    Event::RulesetFlushed,
-    Event::ForwardingOff,
-    Event::DeviceShrunk,
-    Event::ForeignThings,
-    Event::NodeMoved,
-    Event::NodeObjectReplaced,
-    Event::LeaseDeleted,
-    Event::BackendChanged,
-];
 
 /// Numbers in no order, the same ones for the same seed (xorshift64).
 struct Random(u64);
@@ -114,7 +107,6 @@ impl Chaos {
 
     fn happen(&mut self, event: Event, index: usize) {
         let node = &mut self.rig.nodes[index];
-        let tool = |program: &str, words: &str| run(node.netns.command(program).args(words.split(' ')));
         match event {
             Event::AgentKilled => {
                 node.kill();
@@ -131,25 +123,25 @@ impl Chaos {
             }
             Event::DeviceDeleted => {
                 for device in ["fairlead0", "fairlead-udp"] {
-                    tool("ip", &format!("link del {device}"));
+                    if_there(node, "ip", &format!("link del {device}"));
                 }
             }
             Event::RoutesFlushed => {
-                tool("ip", "-4 route flush proto 70");
-                tool("ip", "-6 route flush proto 70");
+                if_there(node, "ip", "-4 route flush proto 70");
+                if_there(node, "ip", "-6 route flush proto 70");
             }
             Event::NeighboursFlushed => {
-                tool("ip", "neigh flush nud permanent dev fairlead0");
+                if_there(node, "ip", "neigh flush nud permanent dev fairlead0");
             }
             Event::RulesetFlushed => {
-                tool("nft", "delete table inet fairlead");
+                if_there(node, "nft", "delete table inet fairlead");
             }
             Event::ForwardingOff => {
-                tool("sysctl", "-q -w net/ipv4/ip_forward=0");
-                tool("sysctl", "-q -w net/ipv6/conf/all/forwarding=0");
+                tool(node, "sysctl", "-q -w net/ipv4/ip_forward=0");
+                tool(node, "sysctl", "-q -w net/ipv6/conf/all/forwarding=0");
             }
             Event::DeviceShrunk => {
-                tool("ip", "link set fairlead0 mtu 1301 down");
+                if_there(node, "ip", "link set fairlead0 mtu 1301 down");
             }
             Event::ForeignThings => self.add_foreign(index),
             Event::NodeMoved => self.move_node(index),
@@ -260,6 +252,21 @@ impl Chaos {
             assert!(!rules.contains("fairlead"), "{rules}");
         }
     }
+}
+
+fn tool(node: &Node, program: &str, words: &str) {
+    run_ok(node.netns.command(program).args(words.split(' ')));
+}
+
+/// The same with what the node may not have (any more) at this moment: its backend is another one, or its agent has not mended it yet.
+fn if_there(node: &Node, program: &str, words: &str) {
+    let done = run(node.netns.command(program).args(words.split(' ')));
+    let why = String::from_utf8_lossy(&done.stderr).into_owned();
+    let is_missing = ["Cannot find device", "does not exist", "No such"];
+    assert!(
+        done.status.success() || is_missing.iter().any(|words| why.contains(words)),
+        "{program} {words}: {why}"
+    );
 }
 
 /// The destinations of the agent's routes, both families.

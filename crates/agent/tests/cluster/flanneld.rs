@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use harness::{Etcd, Service, eventually, not_run};
 use tempfile::TempDir;
 
-use crate::flannel::{has_both_peers, nodes, reaches};
+use crate::flannel::{has_both_peers, nodes, pod, pod_v6, reaches, reaches_v6};
 use crate::rig::{Node, Rig};
 
 /// Where flanneld is; says so where it is not.
@@ -44,8 +44,11 @@ impl Flanneld {
     }
 }
 
-fn net_conf(backend: &str) -> String {
-    format!(r#"{{"Network": "10.244.0.0/16", "EnableNFTables": true, "Backend": {{"Type": "{backend}"}}}}"#)
+fn net_conf(backend: &str, dual: bool) -> String {
+    let v6 = if dual { r#""EnableIPv6": true, "IPv6Network": "fd00:10:244::/48", "# } else { "" };
+    format!(
+        r#"{{"Network": "10.244.0.0/16", {v6}"EnableNFTables": true, "Backend": {{"Type": "{backend}"}}}}"#
+    )
 }
 
 fn add_pod(node: &Node, address: &str) {
@@ -55,35 +58,51 @@ fn add_pod(node: &Node, address: &str) {
     node.netns.ip("link set lo up");
 }
 
-fn await_reachable(rig: &Rig, backend: &str) {
+fn await_reachable(rig: &Rig, backend: &str, dual: bool) {
     for from in &rig.nodes {
         for to in &rig.nodes {
             let what = format!("a pod of {} reaches one of {}", from.name, to.name);
             eventually(&what, || reaches(from, to, backend).0.then_some(()));
+            if dual {
+                eventually(&format!("{what} by IPv6"), || reaches_v6(from, to, backend).0.then_some(()));
+            }
         }
     }
 }
 
 /// What flanneld leaves when it ends.
-fn remove_flannels(node: &Node, backend: &str) {
+fn remove_flannels(node: &Node, backend: &str, dual: bool) {
     match backend {
-        "vxlan" => drop(node.netns.ip("link delete flannel.1")),
+        "vxlan" => {
+            let devices: &[&str] = if dual { &["flannel.1", "flannel-v6.1"] } else { &["flannel.1"] };
+            devices.iter().for_each(|device| drop(node.netns.ip(&format!("link delete {device}"))));
+        }
         // Its device goes with it.
         "udp" => {}
-        _ => [2, 3].iter().for_each(|peer| drop(node.netns.ip(&format!("route delete 10.244.{peer}.0/24")))),
+        _ => [2, 3].iter().for_each(|peer| {
+            node.netns.ip(&format!("route delete 10.244.{peer}.0/24"));
+            if dual {
+                node.netns.ip(&format!("-6 route delete fd00:10:244:{peer}::/64"));
+            }
+        }),
     }
 }
 
-fn change_over(backend: &'static str) {
+fn change_over(backend: &'static str, dual: bool) {
     let Some(program) = program() else { return };
-    let Some((mut rig, server)) = nodes(backend) else { return };
+    let Some((mut rig, server)) = nodes(backend, dual) else { return };
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("net-conf.json");
-    std::fs::write(&file, net_conf(backend)).unwrap();
+    std::fs::write(&file, net_conf(backend, dual)).unwrap();
     let kubeconfig = server.kubeconfig();
     let words = ["--kube-subnet-mgr", "--kubeconfig-file", kubeconfig.to_str().unwrap(), "--net-config-path"];
     let words = [&words[..], &[file.to_str().unwrap()]].concat();
-    rig.nodes.iter().for_each(|node| add_pod(node, &crate::flannel::pod(node)));
+    for node in &rig.nodes {
+        add_pod(node, &pod(node));
+        if dual {
+            node.netns.ip(&format!("address add {} dev pod0 nodad", pod_v6(node)));
+        }
+    }
     let mut flannels = [0, 2].map(|index| Some(Flanneld::start(&program, &rig.nodes[index], &words)));
     for node in &mut rig.nodes[..2] {
         // What its net-conf.json says need not be said again.
@@ -91,58 +110,78 @@ fn change_over(backend: &'static str) {
     }
     rig.nodes[1].start();
     rig.nodes[1].await_status("reaches the nodes of flannel", has_both_peers);
-    await_reachable(&rig, backend);
+    await_reachable(&rig, backend, dual);
     flannels[0].take();
-    remove_flannels(&rig.nodes[0], backend);
+    remove_flannels(&rig.nodes[0], backend, dual);
     rig.nodes[0].start();
     for node in &rig.nodes[..2] {
         node.await_status("reaches the others", has_both_peers);
     }
-    await_reachable(&rig, backend);
+    await_reachable(&rig, backend, dual);
 }
 
 #[test]
 fn a_cluster_changes_over_from_the_real_flannels_vxlan() {
-    change_over("vxlan");
+    change_over("vxlan", false);
 }
 
 #[test]
 fn a_cluster_changes_over_from_the_real_flannels_host_gw() {
-    change_over("host-gw");
+    change_over("host-gw", false);
 }
 
 #[test]
 fn a_cluster_changes_over_from_the_real_flannels_udp() {
-    change_over("udp");
+    change_over("udp", false);
+}
+
+#[test]
+fn a_cluster_of_both_families_changes_over_from_the_real_flannels_vxlan() {
+    change_over("vxlan", true);
+}
+
+#[test]
+fn a_cluster_of_both_families_changes_over_from_the_real_flannels_host_gw() {
+    change_over("host-gw", true);
 }
 
 #[test]
 fn the_real_flannel_shares_an_etcd() {
+    share_an_etcd(false);
+}
+
+#[test]
+fn the_real_flannel_of_both_families_shares_an_etcd() {
+    share_an_etcd(true);
+}
+
+fn share_an_etcd(dual: bool) {
     let Some(program) = program() else { return };
     let mut rig = Rig::new(3);
     rig.underlay.ip("address add 198.18.0.254/24 dev br0");
     let Some(etcd) = Etcd::start_in(&rig.underlay, Ipv4Addr::new(198, 18, 0, 254)) else { return };
-    etcd.put("/coreos.com/network/config", &net_conf("vxlan"));
+    etcd.put("/coreos.com/network/config", &net_conf("vxlan", dual));
     let url = etcd.url();
     let words = ["--etcd-endpoints", &url];
     let _flannels = [0, 2].map(|index| Flanneld::start(&program, &rig.nodes[index], &words));
     let node = &mut rig.nodes[1];
     etcd.put("/fairlead/nodes/node2", "apiVersion: v1\nkind: Node\nmetadata: {name: node2}\n");
     node.use_store(format!("etcd:{url}"));
-    node.configure("cluster: {podCIDRs: [10.244.0.0/16]}\nflannel: {etcdPrefix: /coreos.com/network}\n");
+    let networks = if dual { "10.244.0.0/16, fd00:10:244::/48" } else { "10.244.0.0/16" };
+    node.configure(&format!(
+        "cluster: {{podCIDRs: [{networks}]}}\nflannel: {{etcdPrefix: /coreos.com/network}}\n"
+    ));
     node.start();
     node.await_status("reaches the nodes of flannel", has_both_peers);
     node.add_pod();
     // The ends of their tunnels answer as pods would.
-    let targets: Vec<String> = [0, 2]
-        .iter()
-        .map(|index| {
-            let link = rig.nodes[*index].netns.ip_json("-4 address show dev flannel.1");
-            link[0]["addr_info"][0]["local"].as_str().unwrap().to_owned()
-        })
-        .collect();
-    let source = &rig.nodes[1].pod_addresses()[0];
-    for target in targets {
-        eventually(&format!("{target} answers"), || rig.nodes[1].pings(source, &target).then_some(()));
+    let families = [("flannel.1", "-4"), ("flannel-v6.1", "-6")];
+    for ((device, family), source) in families.iter().zip(rig.nodes[1].pod_addresses()) {
+        for index in [0, 2] {
+            let link =
+                rig.nodes[index].netns.ip_json(&format!("{family} address show dev {device} scope global"));
+            let target = link[0]["addr_info"][0]["local"].as_str().unwrap();
+            eventually(&format!("{target} answers"), || rig.nodes[1].pings(&source, target).then_some(()));
+        }
     }
 }

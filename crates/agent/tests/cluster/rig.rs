@@ -326,6 +326,12 @@ impl Node {
         self.netns.ip("link set pod0 alias fairlead:test/pod/eth0 up");
         for address in self.pod_addresses() {
             self.netns.ip(&format!("address add {address} dev pod0 nodad"));
+            // The kernel takes packets for an address of IPv6 a moment after it has it; until then the node's own
+            // `unreachable` route answers.
+            eventually("the pod's address is in force", || {
+                let route = self.netns.ip_json(&format!("route get {address}"));
+                (route[0]["type"] == "local").then_some(())
+            });
         }
     }
 

@@ -4,7 +4,7 @@ use ::agent::Config;
 use anyhow::Error;
 use kernel::link::{Kind, Link};
 use kernel::udp::{self, Listener};
-use route::vxlan::DEVICE;
+use route::vxlan::{DEVICE, DEVICE_V6};
 
 use super::leftovers;
 use super::network::Network;
@@ -35,11 +35,11 @@ fn judge_listeners(port: u16, listeners: &[Listener]) -> Option<Finding> {
 }
 
 fn judge_link(config: &Config, link: &Link) -> Option<Finding> {
-    if link.name == DEVICE {
+    if let Some(name) = [DEVICE, DEVICE_V6].into_iter().find(|name| *link.name == **name) {
         return Some(Finding::error(
-            DEVICE,
+            name,
             "a link of this name is there that is not Fairlead's: the tunnel cannot be made",
-            format!("rename or remove it: ip link delete {DEVICE}"),
+            format!("rename or remove it: ip link delete {name}"),
         ));
     }
     let Kind::Vxlan { id, port, .. } = link.kind else { return None };

@@ -57,7 +57,7 @@ pub(super) fn judge(host: &Host, config: &Config, underlays: &Underlays) -> Vec<
         ));
     }
     // By how much a tunnel takes no node's name matters.
-    match pod_mtu(&config.backend_of("", None), &tunnel.link, carried, family, &pods) {
+    match pod_mtu(&config.backend_of(""), &tunnel.link, carried, family, &pods) {
         Ok(mtu) => findings.extend(uneven(host, &tunnel.link, mtu)),
         Err(error) => findings.push(too_small(&error)),
     }

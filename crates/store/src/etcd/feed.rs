@@ -21,7 +21,8 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::flannel::hold::Hold;
-use super::form::{self, Happened, Line, Status, Transacted};
+use super::flannel::shown::Shown;
+use super::form::{self, Happened, KeyValue, Line, Status, Transacted};
 use super::gateway::{By, Call, Failure, Gateway, Stream, step};
 use super::layout::{Keys, Part};
 use super::listing::{Census, census, census_beside, every};
@@ -64,6 +65,8 @@ pub(crate) struct Feed {
     expired: bool,
     /// Whether anything was listed when it was listed last.
     had_items: bool,
+    /// Which of flannel's keys show what.
+    shown: Shown,
     strays: BTreeMap<PathBuf, Fault>,
     told_strays: bool,
 }
@@ -115,6 +118,7 @@ impl Feed {
             suspect: false,
             expired: false,
             had_items: false,
+            shown: Shown::default(),
             strays: BTreeMap::new(),
             told_strays: false,
         }
@@ -169,7 +173,7 @@ impl Feed {
         self.next = Some(revision + 1);
         self.suspect = false;
         self.reach();
-        self.strays = found.strays;
+        (self.shown, self.strays) = (found.shown, found.strays);
         self.told_strays = false;
         self.tell_strays()?;
         self.tell(News::Listed { part: self.part, items: found.items, lost })
@@ -330,11 +334,14 @@ impl Feed {
             }
             if gone {
                 self.told_strays &= self.strays.remove(std::path::Path::new(&*place)).is_none();
-                deltas.extend(self.keys.objects(self.part, &place).map(Delta::Gone));
+                deltas.extend(self.gone(&place, &kv));
                 continue;
             }
             match self.keys.item_of(self.part, &kv) {
-                Ok(item) => deltas.push(Delta::Set(item)),
+                Ok(item) => deltas.extend(match self.keys.shown_by(self.part, &kv) {
+                    Some((place, names)) => self.shown.set(&place, names, item),
+                    None => Some(Delta::Set(item)),
+                }),
                 Err(stray) => {
                     self.strays.extend([*stray]);
                     self.told_strays = false;
@@ -344,6 +351,17 @@ impl Feed {
         // Of a fragment's last revision more may follow.
         if !fragment {
             self.advance(newest);
+        }
+    }
+
+    /// What it comes to that a key is gone.
+    fn gone(&mut self, place: &str, kv: &KeyValue) -> Option<Delta> {
+        match self.part {
+            Part::Of(kind) => self.keys.object(kind, place).map(|key| Delta::Gone(vec![key])),
+            Part::Flannel => {
+                let (place, names) = self.keys.shown_by(self.part, kv)?;
+                self.shown.gone(&place, names)
+            }
         }
     }
 

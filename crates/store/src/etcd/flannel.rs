@@ -14,7 +14,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use cluster::{Backend, Flannel, Key, Lease, Node, Object, flannel_name};
+use cluster::{Backend, Flannel, Key, Lease, MacAddress, Node, Object, flannel_name};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
@@ -26,6 +26,7 @@ use crate::manifest::{Fault, own, tree};
 use crate::mirror::Item;
 
 pub(super) mod hold;
+pub(super) mod shown;
 
 /// The name of our node in what flannel's nodes are told of it.
 const OURS: &str = "Fairlead";
@@ -86,11 +87,12 @@ impl Subnets {
         format!("{}{v4}{}", self.0, v6.unwrap_or_default())
     }
 
-    /// The key of our node with this lease: a key of both families would have to say how its IPv6 is reached, and
-    /// flannel's nodes would pass over the whole.
+    /// The key of our node with this lease: a key of both families has to say how its IPv6 is reached, or flannel's nodes
+    /// pass over the whole.
     fn key_of(&self, lease: &Lease) -> Option<String> {
         let Subnet { v4, v6 } = Subnet::of(lease)?;
-        Some(self.key(&Subnet { v4, v6: v6.filter(|_| v4.is_none()) }))
+        let is_told = v4.is_none() || flannel::over_ipv6(lease).is_some();
+        Some(self.key(&Subnet { v4, v6: v6.filter(|_| is_told) }))
     }
 
     /// The key of the node of that name, as far as the name tells it.
@@ -114,7 +116,7 @@ impl Subnets {
         Some(Subnet { v4, v6 }).filter(|subnet| subnet.first().is_some())
     }
 
-    /// The objects that a key stands for, whatever it holds; none if it is no subnet's.
+    /// The objects that a key may stand for, whatever it holds; none if it is no subnet's.
     pub(crate) fn keys(&self, key: &str) -> Option<Vec<Key>> {
         let name = flannel_name(self.subnet(key)?.first()?);
         Some(vec![Key::Node(name.clone()), Key::Lease(name)])
@@ -127,12 +129,15 @@ impl Subnets {
             let fault = Fault::new("is no key of a subnet, such as 10.244.5.0-24".to_owned());
             return Err(Box::new((text.as_ref().into(), fault.hint("flannel passes over it as well"))));
         };
+        let version = kv.mod_revision.0.to_string();
         let (mut objects, mut faults) = (Vec::new(), Vec::new());
         if let [node, lease] = &keys[..]
             && let Key::Node(name) = node
         {
             match Said::of(&kv.value.0) {
-                Ok(said) if said.ours.is_some() => {}
+                Ok(said) if said.ours.is_some() => {
+                    return Ok(Item { keys: Vec::new(), objects, faults, uid: String::new(), version });
+                }
                 Ok(said) => {
                     objects.push(said.node(name, &subnet).into());
                     match said.lease(name, &subnet) {
@@ -148,7 +153,6 @@ impl Subnets {
                 }
             }
         }
-        let version = kv.mod_revision.0.to_string();
         Ok(Item { keys, objects, faults, uid: String::new(), version })
     }
 }
@@ -162,6 +166,8 @@ struct Said {
     addresses: Vec<IpAddr>,
     /// By what it is reached; nothing if that is still open.
     backend: Option<Result<Backend, Fault>>,
+    /// The link address of its tunnel over IPv6, if it has one.
+    mac_over_ipv6: Option<MacAddress>,
 }
 
 impl Said {
@@ -181,7 +187,15 @@ impl Said {
         let kind = root.get("BackendType")?;
         let vxlan = || flannel::vxlan(&root.get("BackendData")?);
         let backend = kind.filled_text()?.map(|kind| flannel::backend(kind, vxlan));
-        Ok(Self { ours: root.get(OURS)?.filled_text()?.map(str::to_owned), addresses, backend })
+        let data = root.get("BackendV6Data")?;
+        let mac_over_ipv6 = match &backend {
+            Some(Ok(backend @ Backend::Vxlan { .. })) if !data.is_absent() => {
+                Some(flannel::mac_over_ipv6(backend, &data)?)
+            }
+            _ => None,
+        };
+        let ours = root.get(OURS)?.filled_text()?.map(str::to_owned);
+        Ok(Self { ours, addresses, backend, mac_over_ipv6 })
     }
 
     fn node(&self, name: &Arc<str>, subnet: &Subnet) -> Node {
@@ -189,21 +203,28 @@ impl Said {
         Node { addresses, pod_cidrs, ..Node::named(name.clone()) }
     }
 
-    /// By IPv4 alone, as of flannel's nodes in the other stores.
+    /// By IPv6 beside IPv4 and never alone, as of flannel's nodes in the other stores.
     fn lease(self, name: &Arc<str>, subnet: &Subnet) -> Result<Option<Lease>, Fault> {
         let backend = match self.backend {
             Some(backend) => backend?,
             None => return Ok(None),
         };
-        let underlay: Box<[IpAddr]> = self.addresses.into_iter().filter(IpAddr::is_ipv4).collect();
+        let by_ipv6 = match backend {
+            Backend::Vxlan { .. } => self.mac_over_ipv6.is_some(),
+            ref other => *other == Backend::HostGw,
+        };
+        let by_ipv6 = by_ipv6 && self.addresses.iter().any(IpAddr::is_ipv6) && subnet.v6.is_some();
+        let underlay: Box<[IpAddr]> =
+            self.addresses.into_iter().filter(|address| by_ipv6 || address.is_ipv4()).collect();
         let known = !matches!(backend, Backend::Other(_));
-        if known && underlay.is_empty() {
+        if known && !underlay.iter().any(IpAddr::is_ipv4) {
             return Err(Fault::new("PublicIP is missing, to which packets are sent".to_owned()));
         }
-        let (node, pod_cidrs) = (name.clone(), subnet.v4.into_iter().collect());
+        let v6 = subnet.v6.filter(|_| by_ipv6 && subnet.v4.is_some());
+        let (node, pod_cidrs) = (name.clone(), subnet.v4.into_iter().chain(v6).collect());
         // One of IPv6 alone has the subnet, and there is no way to it.
         let backend = if subnet.v4.is_some() { backend } else { Backend::Other("flannel-v6".into()) };
-        let flannel = Flannel::Member;
+        let flannel = Flannel::Member { mac_over_ipv6: self.mac_over_ipv6.filter(|_| by_ipv6) };
         Ok(Some(Lease { node, pod_cidrs, underlay, backend, mtu: flannel::ANY_MTU, flannel }))
     }
 }
@@ -219,6 +240,12 @@ fn told(lease: &Lease) -> Value {
     // Flannel leaves out what there is none of.
     if let Some(data) = data.filter(|data| !data.is_null()) {
         value["BackendData"] = data;
+    }
+    if let Some((address, data)) = flannel::over_ipv6(lease).filter(|_| has_v4) {
+        value["PublicIPv6"] = json!(address);
+        if !data.is_null() {
+            value["BackendV6Data"] = data;
+        }
     }
     value
 }
@@ -286,7 +313,8 @@ mod tests {
         let item = subnets().item(&kv("10.244.7.0-24&fd00:7::-64", VXLAN)).unwrap();
         let [Object::Node(node), Object::Lease(lease)] = &item.objects[..] else { panic!("{item:?}") };
         assert_eq!((&*node.name, node.pod_cidrs.len()), ("flannel-10.244.7.0-24", 2));
-        assert_eq!((lease.flannel, lease.pod_cidrs.len(), lease.mtu), (Flannel::Member, 1, 65_535));
+        let apart = Flannel::Member { mac_over_ipv6: None };
+        assert_eq!((lease.flannel, lease.pod_cidrs.len(), lease.mtu), (apart, 1, 65_535));
         assert_eq!(lease.underlay[0].to_string(), "198.18.0.7");
         assert!(matches!(lease.backend, Backend::Vxlan { vni: 1, port: 8472, .. }));
         assert_eq!(item.keys, [Key::Node(node.name.clone()), Key::Lease(node.name.clone())]);
@@ -294,6 +322,27 @@ mod tests {
         let item = subnets().item(&kv("10.244.7.0-24", &other)).unwrap();
         let Some(Object::Lease(lease)) = item.objects.get(1) else { panic!("{item:?}") };
         assert_eq!(lease.backend, Backend::Other("flannel-wireguard".into()));
+    }
+
+    #[test]
+    fn a_node_of_flannel_is_reached_by_ipv6_as_well_where_it_says_how() {
+        let both = VXLAN.replace(r#""PublicIPv6":null"#, r#""PublicIPv6":"fd00::7""#);
+        let data = r#","BackendV6Data":{"VNI":1,"VtepMAC":"ba:1d:00:00:00:08"}}"#;
+        let whole = both.strip_suffix('}').unwrap().to_owned() + data;
+        let plain = r#"{"PublicIP":"198.18.0.7","PublicIPv6":"fd00::7","BackendType":"host-gw"}"#;
+        let mac = "ba:1d:00:00:00:08".parse().ok();
+        for (name, value, mac, count) in [
+            ("10.244.7.0-24&fd00:7::-64", &*whole, mac, 2),
+            ("10.244.7.0-24&fd00:7::-64", plain, None, 2),
+            ("10.244.7.0-24", &whole, None, 1),
+            ("10.244.7.0-24&fd00:7::-64", &both, None, 1),
+            ("10.244.7.0-24&fd00:7::-64", &plain.replace("host-gw", "udp"), None, 1),
+        ] {
+            let item = subnets().item(&kv(name, value)).unwrap();
+            let Some(Object::Lease(lease)) = item.objects.get(1) else { panic!("{item:?}") };
+            assert_eq!((lease.pod_cidrs.len(), lease.underlay.len()), (count, count), "{value}");
+            assert_eq!(lease.flannel, Flannel::Member { mac_over_ipv6: mac }, "{value}");
+        }
     }
 
     #[test]
@@ -320,11 +369,16 @@ mod tests {
         });
         assert_eq!(value, want);
         let item = subnets().item(&kv("10.244.1.0-24", &value.to_string())).unwrap();
-        assert!(item.objects.is_empty() && item.faults.is_empty() && item.keys.len() == 2, "{item:?}");
+        assert!(item.objects.is_empty() && item.faults.is_empty() && item.keys.is_empty(), "{item:?}");
         assert_eq!(Said::of(value.to_string().as_bytes()).unwrap().ours.as_deref(), Some("node1"));
         let both = lease(&["10.244.1.0/24", "fd00:1::/64"]);
         let key = |lease: &Lease| subnets().key_of(lease).unwrap().split_off(subnets().folder().len());
-        assert_eq!((told(&both), &*key(&both)), (value, "10.244.1.0-24"));
+        let mut whole = value.clone();
+        whole["PublicIPv6"] = "fd00:198:18::1".into();
+        whole["BackendV6Data"] = json!({"VNI": 1, "VtepMAC": "06:00:00:00:00:01"});
+        assert_eq!((told(&both), &*key(&both)), (whole, "10.244.1.0-24&fd00:1::-64"));
+        let without = Lease { underlay: Box::new([both.underlay[0]]), ..both };
+        assert_eq!((told(&without), &*key(&without)), (value, "10.244.1.0-24"));
         let of_v6 = lease(&["fd00:1::/64"]);
         assert_eq!(
             (&told(&of_v6)["BackendType"], &*key(&of_v6)),

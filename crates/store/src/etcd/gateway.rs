@@ -100,6 +100,12 @@ impl Call {
         Self { path: "/v3/lease/grant", body, what: "be granted a lease".to_owned(), repeatable: true }
     }
 
+    /// Ends a lease of etcd's, and what goes with it.
+    pub(crate) fn revoke(lease: u64) -> Self {
+        let body = json!({"ID": lease.to_string()}).to_string();
+        Self { path: "/v3/lease/revoke", body, what: "end a lease".to_owned(), repeatable: true }
+    }
+
     fn range(body: Value, what: String) -> Self {
         Self { path: "/v3/kv/range", body: body.to_string(), what, repeatable: true }
     }

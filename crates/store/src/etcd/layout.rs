@@ -99,12 +99,12 @@ impl Keys {
         }
     }
 
-    /// The objects that a key of a part stands for.
-    pub(crate) fn objects(&self, part: Part, key: &str) -> Option<Vec<Key>> {
-        match part {
-            Part::Flannel => self.flannel.as_ref()?.keys(key),
-            Part::Of(kind) => self.object(kind, key).map(|key| vec![key]),
-        }
+    /// Of flannel's part: a key, and the objects that it may stand for, which others may stand for as well.
+    pub(crate) fn shown_by(&self, part: Part, kv: &KeyValue) -> Option<(String, Vec<Key>)> {
+        let subnets = self.flannel.as_ref().filter(|_| part == Part::Flannel)?;
+        let place = String::from_utf8_lossy(&kv.key.0).into_owned();
+        let names = subnets.keys(&place)?;
+        Some((place, names))
     }
 
     /// What a key of a part holds; the place and the fault, if it is no object's.

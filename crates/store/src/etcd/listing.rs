@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::flannel::shown::Shown;
 use super::form::{Header, KeyValue, Ranged, Status};
 use super::gateway::{By, Call, Failure, Gateway};
 use super::layout::{Keys, Part};
@@ -22,6 +23,8 @@ const LOOK_BACK: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Everything {
     pub(crate) items: Vec<Item>,
+    /// Of flannel's part, which key shows what.
+    pub(crate) shown: Shown,
     /// The keys that stand for no object, and why.
     pub(crate) strays: BTreeMap<PathBuf, Fault>,
 }
@@ -64,19 +67,23 @@ pub(crate) async fn every(
     part: Part,
     revision: u64,
 ) -> Result<Everything, Failed> {
-    let mut found = Everything { items: Vec::new(), strays: BTreeMap::new() };
+    let mut found = Everything { items: Vec::new(), shown: Shown::default(), strays: BTreeMap::new() };
     let mut pages = Pages::of(keys.folder_of(part), revision);
     while let Some(page) = pages.next(gateway).await? {
         for kv in page {
             match keys.item_of(part, &kv) {
                 Ok(mut item) => {
                     recall(gateway, keys, &kv, &mut item).await?;
-                    found.items.push(item);
+                    match keys.shown_by(part, &kv) {
+                        Some((place, names)) => drop(found.shown.set(&place, names, item)),
+                        None => found.items.push(item),
+                    }
                 }
                 Err(stray) => found.strays.extend([*stray]),
             }
         }
     }
+    found.items.extend(found.shown.items());
     Ok(found)
 }
 

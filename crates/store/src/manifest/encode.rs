@@ -7,7 +7,7 @@ mod policy;
 
 use cluster::{
     Backend, Claim, ContainerPort, Endpoint, EndpointSlice, Flannel, Labels, Lease, NamespacedName, Node,
-    Object, Pod, PodStatus, Service, TargetPort,
+    Object, Pod, PodStatus, Service, TargetPort, WireGuardKey,
 };
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
@@ -167,14 +167,28 @@ fn of_endpoint(endpoint: &Endpoint) -> Value {
     })
 }
 
+/// The first generation is what nodes have that know of none.
+fn of_key(key: &WireGuardKey) -> Value {
+    let mut value = json!({"port": key.port, "publicKey": key.public_key.to_string()});
+    if key.generation > 0 {
+        value["generation"] = json!(key.generation);
+    }
+    value
+}
+
 fn of_lease(lease: &Lease) -> Value {
     let backend = match &lease.backend {
         Backend::Vxlan { vni, port, mac } => {
             json!({"type": lease.backend.name(), "vni": vni, "port": port, "mac": mac.to_string()})
         }
         Backend::Udp { port } => json!({"type": lease.backend.name(), "port": port}),
-        Backend::WireGuard { port, public_key } => {
-            json!({"type": lease.backend.name(), "port": port, "publicKey": public_key.to_string()})
+        Backend::WireGuard { key, next } => {
+            let mut value = of_key(key);
+            value["type"] = json!(lease.backend.name());
+            if let Some(next) = next {
+                value["next"] = of_key(next);
+            }
+            value
         }
         Backend::HostGw | Backend::Ipip | Backend::None | Backend::Other(_) => {
             json!({"type": lease.backend.name()})
@@ -195,7 +209,10 @@ fn of_lease(lease: &Lease) -> Value {
         Flannel::Apart => {}
         Flannel::Told => value["spec"]["flannel"] = TOLD.into(),
         Flannel::Overwritten => value["spec"]["flannel"] = OVERWRITTEN.into(),
-        Flannel::Member => value["spec"]["flannel"] = MEMBER.into(),
+        Flannel::Member { mac_over_ipv6 } => {
+            value["spec"]["flannel"] = MEMBER.into();
+            value["spec"]["macOverIPv6"] = json!(mac_over_ipv6.map(|mac| mac.to_string()));
+        }
     }
     value
 }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use cluster::{Backend, Claim, Flannel, Lease, MacAddress, PodStatus, check_subdomain};
+use cluster::{Backend, Claim, Flannel, Lease, MacAddress, PodStatus, WireGuardKey, check_subdomain};
 use ipnet::IpNet;
 
 use super::core;
@@ -31,16 +31,20 @@ pub(crate) fn lease_of(node: Arc<str>, spec: &Field<'_, '_>) -> Result<Lease, Fa
         underlay: spec.get("underlay")?.each(underlay)?,
         backend: backend(&spec.get("backend")?)?,
         mtu: mtu.number(68, 65_535)?.ok_or_else(|| mtu.fault("is missing".into()))?,
-        flannel: flannel(&spec.get("flannel")?)?,
+        flannel: flannel(spec)?,
     })
 }
 
-fn flannel(field: &Field<'_, '_>) -> Result<Flannel, Fault> {
+fn flannel(spec: &Field<'_, '_>) -> Result<Flannel, Fault> {
+    let (field, mac) = (spec.get("flannel")?, spec.get("macOverIPv6")?);
     match field.filled_text()? {
         None => Ok(Flannel::Apart),
         Some(TOLD) => Ok(Flannel::Told),
         Some(OVERWRITTEN) => Ok(Flannel::Overwritten),
-        Some(MEMBER) => Ok(Flannel::Member),
+        Some(MEMBER) => {
+            let mac_over_ipv6 = mac.filled_text()?.map(|_| unicast(&mac)).transpose()?;
+            Ok(Flannel::Member { mac_over_ipv6 })
+        }
         Some(other) => Err(field.fault(format!("is {other:?}, not {TOLD}, {OVERWRITTEN} or {MEMBER}"))),
     }
 }
@@ -85,14 +89,25 @@ fn backend(field: &Field<'_, '_>) -> Result<Backend, Fault> {
         "udp" => Ok(Backend::Udp { port: port(field)? }),
         "ipip" => Ok(Backend::Ipip),
         "wireguard" => {
-            let key = field.get("publicKey")?;
-            let public_key =
-                key.required_text()?.parse().map_err(|error| key.because(format!("is wrong: {error}")))?;
-            Ok(Backend::WireGuard { port: port(field)?, public_key })
+            let (key, next) = (wireguard_key(field)?, field.get("next")?);
+            let next = (!next.is_absent()).then(|| wireguard_key(&next)).transpose()?;
+            if next.is_some_and(|next| next.generation % 2 == key.generation % 2) {
+                let reason = "is of a generation whose device the key in force has".to_owned();
+                return Err(field.get("next")?.fault(reason));
+            }
+            Ok(Backend::WireGuard { key, next })
         }
         "none" => Ok(Backend::None),
         other => Ok(Backend::Other(other.into())),
     }
+}
+
+fn wireguard_key(field: &Field<'_, '_>) -> Result<WireGuardKey, Fault> {
+    let key = field.get("publicKey")?;
+    let public_key =
+        key.required_text()?.parse().map_err(|error| key.because(format!("is wrong: {error}")))?;
+    let generation = field.get("generation")?.number(0, u32::MAX)?.unwrap_or(0);
+    Ok(WireGuardKey { port: port(field)?, public_key, generation })
 }
 
 fn port(backend: &Field<'_, '_>) -> Result<u16, Fault> {

@@ -143,6 +143,9 @@ fn what_is_written_reads_back_the_same() {
  {"apiVersion":"fairlead/v1","kind":"NodeLease","metadata":{"name":"node6"},"spec":{"backend":{"type":"ipip"},"mtu":1480}},
  {"apiVersion":"fairlead/v1","kind":"NodeLease","metadata":{"name":"node7"},"spec":{"mtu":1420,
   "backend":{"type":"wireguard","port":51820,"publicKey":"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc="}}},
+ {"apiVersion":"fairlead/v1","kind":"NodeLease","metadata":{"name":"node8"},"spec":{"mtu":1420,
+  "backend":{"type":"wireguard","port":51820,"publicKey":"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=","generation":2,
+   "next":{"port":51821,"publicKey":"CAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAg=","generation":3}}}},
  {"apiVersion":"fairlead/v1","kind":"PodCIDRClaim","spec":{"cidr":"fd00:10:244:1::/64","node":"node1"}},
  {"apiVersion":"fairlead/v1","kind":"PodStatus","metadata":{"namespace":"shop","name":"web-0"},
   "status":{"nodeName":"node1","phase":"Running","addresses":["10.244.1.2"]}},
@@ -157,6 +160,11 @@ fn what_is_written_reads_back_the_same() {
     assert!(
         matches!(&all[1], Object::Lease(lease) if lease.backend == Backend::Other("carrier-pigeon".into()))
     );
+    let keys = |object: &Object| match object {
+        Object::Lease(lease) => lease.backend.keys().map(|key| (key.port, key.generation)).collect(),
+        _ => Vec::new(),
+    };
+    assert_eq!((keys(&all[6]), keys(&all[7])), (vec![(51820, 0)], vec![(51820, 2), (51821, 3)]));
     for object in all {
         let text = encode(&object);
         let again = parse(&text).unwrap();
@@ -185,6 +193,24 @@ fn a_lease_that_would_lead_tunnels_astray_is_refused() {
         let complaint = format!("spec.backend.mac is {bad}, not the link-layer address of one machine");
         assert_eq!(lease(good.0, bad).unwrap_err(), complaint);
     }
+}
+
+#[test]
+fn a_lease_has_no_two_keys_for_one_device() {
+    let key = |generation: u32| {
+        format!(
+            "port: 51820, publicKey: BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=, generation: {generation}"
+        )
+    };
+    let text = format!(
+        "apiVersion: fairlead/v1\nkind: NodeLease\nmetadata: {{name: node1}}\n\
+         spec: {{mtu: 1440, backend: {{type: wireguard, {}, next: {{{}}}}}}}\n",
+        key(1),
+        key(3)
+    );
+    let faults = parse(text.as_bytes()).unwrap_err();
+    assert_eq!(faults[0].field.as_deref(), Some("spec.backend.next"));
+    assert!(faults[0].reason.contains("whose device the key in force has"), "{}", faults[0].reason);
 }
 
 #[test]

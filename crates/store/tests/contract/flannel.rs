@@ -62,7 +62,7 @@ fn a_node_of_flannel_has_a_lease_until_fairleads_takes_its_place() {
     let store = &opened.store;
     let mut witness = Witness::in_sync(sent(store.watch(&AGENT).unwrap()));
     let theirs = witness.snapshot.leases["node1"].clone();
-    assert_eq!((theirs.flannel, theirs.backend.name()), (Flannel::Member, "vxlan"));
+    assert_eq!((theirs.flannel.is_member(), theirs.backend.name()), (true, "vxlan"));
     let key = Key::Lease("node1".into());
     assert!(!store.delete(&key, Expect::Any).unwrap(), "there is nothing of ours to remove");
 
@@ -72,7 +72,7 @@ fn a_node_of_flannel_has_a_lease_until_fairleads_takes_its_place() {
     witness.until(|witness| witness.snapshot.leases["node1"].flannel == Flannel::Apart);
     assert_eq!(said(&locked(&turn.server)), texts("vxlan", FLANNELS));
     assert!(store.delete(&key, Expect::Any).unwrap());
-    witness.until(|witness| witness.snapshot.leases["node1"].flannel == Flannel::Member);
+    witness.until(|witness| witness.snapshot.leases["node1"].flannel.is_member());
 
     // Of one that does it is not true any more, whether its agent tells flannel's nodes something else or nothing.
     store.write(&lease("node1", 1450), Expect::Any).unwrap();
@@ -105,7 +105,7 @@ fn nodes_of_flannel_are_told_what_they_know_and_no_longer_than_wanted() {
     };
     for (backend, want) in [
         (Backend::HostGw, texts("host-gw", "null")),
-        (Backend::WireGuard { port: 51820, public_key: PublicKey([1; 32]) }, nothing.clone()),
+        (Backend::wireguard(51820, PublicKey([1; 32])), nothing.clone()),
         (Backend::Udp { port: 8285 }, texts("udp", "null")),
         (Backend::None, nothing.clone()),
     ] {

@@ -77,7 +77,7 @@ fn nodes_of_flannel_are_peers_for_as_long_as_they_have_their_keys() {
     let [(name, theirs)] = &witness.snapshot.leases.iter().collect::<Vec<_>>()[..] else {
         panic!("one lease")
     };
-    assert_eq!((&***name, theirs.flannel, theirs.pod_cidrs.len()), (all[0], Flannel::Member, 1));
+    assert_eq!((&***name, theirs.flannel.is_member(), theirs.pod_cidrs.len()), (all[0], true, 1));
     assert!(matches!(theirs.backend, Backend::Vxlan { vni: 1, .. }));
     assert_eq!(witness.snapshot.nodes[all[0]].pod_cidrs.len(), 2, "its IPv6 is nobody else's");
 
@@ -161,6 +161,50 @@ fn a_subnet_that_flannel_has_is_not_ours_whatever_its_key_is_called() {
     let error = store.write(&told("10.244.2.0/24"), Expect::Any).unwrap_err();
     assert!(error.to_string().contains("held by 198.18.0.8"), "{error}");
     assert_eq!(found(&etcd, "10.244.2.0-24"), None);
+}
+
+#[test]
+fn a_node_of_flannel_that_has_two_keys_is_there_until_the_last_one_goes() {
+    let Some(etcd) = Etcd::start() else { return };
+    put_for_a_day(&etcd, "10.244.7.0-24", &of_flannel(7));
+    put_for_a_day(&etcd, "10.244.7.0-24&fd00:7::-64", &of_flannel(8));
+    let store = open(&etcd);
+    let mut witness = Witness::in_sync(sent(store.watch(&KINDS).unwrap()));
+    let address = |witness: &Witness| {
+        let lease = witness.snapshot.leases.get("flannel-10.244.7.0-24");
+        lease.map(|lease| lease.underlay[0].to_string())
+    };
+    assert_eq!(address(&witness).as_deref(), Some("198.18.0.8"), "the one that was written last");
+    assert_eq!(store.list(&KINDS).unwrap().snapshot, witness.snapshot);
+    etcd.delete(&key("10.244.7.0-24&fd00:7::-64"));
+    witness.until(|witness| address(witness).as_deref() == Some("198.18.0.7"));
+    // Ours, of the machine that took the subnet over, does not take the other away.
+    put_for_a_day(&etcd, "10.244.7.0-24&fd00:7::-64", r#"{"PublicIP":"198.18.0.1","Fairlead":"node1"}"#);
+    put_for_a_day(&etcd, "10.244.6.0-24", &of_flannel(6));
+    witness.until(|witness| witness.snapshot.leases.len() == 2);
+    assert_eq!(address(&witness).as_deref(), Some("198.18.0.7"));
+    assert_eq!(store.list(&KINDS).unwrap().snapshot, witness.snapshot);
+    etcd.delete(&key("10.244.7.0-24"));
+    witness.until(|witness| address(witness).is_none() && witness.snapshot.nodes.len() == 1);
+}
+
+#[test]
+fn a_key_of_ours_that_cannot_be_kept_is_told_and_costs_no_leases_of_etcds() {
+    let Some(etcd) = Etcd::start() else { return };
+    let leases = || etcd.ask("/v3/lease/leases", &json!({}))["leases"].as_array().map_or(0, Vec::len);
+    let store = open(&etcd);
+    let mut witness = Witness::in_sync(sent(store.watch(&KINDS).unwrap()));
+    store.write(&told("10.244.1.0/24"), Expect::Any).unwrap();
+    assert_eq!(leases(), 1);
+    // Somebody else has taken the subnet, and nothing but the key would ever speak of it.
+    put_for_a_day(&etcd, "10.244.1.0-24", &of_flannel(7));
+    witness.until(|witness| {
+        let mut told = witness.problems.iter().map(ToString::to_string);
+        told.any(|told| told.contains("10.244.1.0-24: is not kept") && told.contains("held by 198.18.0.7"))
+    });
+    etcd.delete(&key("10.244.1.0-24"));
+    eventually("the key is written again", || found(&etcd, "10.244.1.0-24"));
+    witness.until(|witness| witness.problems.is_empty());
 }
 
 #[test]

@@ -284,7 +284,7 @@ fn of_flannels_annotations_an_agent_writes_those_that_flannel_does() {
         change("public-ip-overwrite", Value::Null),
         change("node-public-ip", json!("198.18.0.9")),
         change("backend-type-x", json!("vxlan")),
-        change("backend-v6-data", json!("{}")),
+        change("public-ipv6-overwrite", json!("fd00::9")),
     ];
     assert_refused(&server, &bounds, &refused);
     for (key, text) in [
@@ -292,6 +292,8 @@ fn of_flannels_annotations_an_agent_writes_those_that_flannel_does() {
         ("backend-type", "vxlan"),
         ("backend-data", "{}"),
         ("public-ip", "::"),
+        ("backend-v6-data", "{}"),
+        ("public-ipv6", "::"),
     ] {
         for text in [json!(text), Value::Null] {
             let (part, patch, _) = change(key, text);

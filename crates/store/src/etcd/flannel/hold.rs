@@ -8,6 +8,8 @@
 //! What stays true: a key is created only where there is none, and never replaced unless it is this machine's. Flannel's
 //! nodes do not look again after they have created theirs, so where two overlap it is ours that goes.
 
+use std::path::PathBuf;
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,11 +19,15 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::super::form::{self, Granted, KeyValue, Transacted};
-use super::super::gateway::{Call, Gateway, step};
+use super::super::gateway::{Call, Failure, Gateway, step};
+use super::super::layout::Part;
 use super::super::{MOST_RACES, listing, replace};
 use super::{OURS, Said, Subnet, Subnets, told};
 use crate::Error;
 use crate::backoff::{self, Backoff};
+use crate::manifest::Fault;
+use crate::mirror::News;
+use crate::transport::told as chain;
 
 /// How long a key stays when nobody writes it anew, in seconds: flannel's own.
 const DAY: u32 = 24 * 3600;
@@ -35,6 +41,14 @@ pub(crate) struct Hold {
     lease: Mutex<Option<Arc<Lease>>>,
     /// Something happened to the key.
     looked_at: Notify,
+    trouble: Mutex<Trouble>,
+}
+
+/// Why the key is not as it is to be, and who hears of that.
+#[derive(Debug, Default)]
+struct Trouble {
+    fault: Option<(PathBuf, Fault)>,
+    listeners: Vec<Sender<News<Part>>>,
 }
 
 impl Hold {
@@ -66,6 +80,38 @@ impl Hold {
         self.looked_at.notify_one();
     }
 
+    /// From now on whoever receives this news hears of it when the key cannot be kept.
+    pub(crate) fn tell(&self, listener: Sender<News<Part>>) {
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody may listen any more.
+        let _ = listener.send(News::Troubled(Part::Flannel, trouble.fault.clone()));
+        trouble.listeners.push(listener);
+    }
+
+    fn set_trouble(&self, fault: Option<(PathBuf, Fault)>) {
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if trouble.fault != fault {
+            trouble.fault.clone_from(&fault);
+            trouble
+                .listeners
+                .retain(|listener| listener.send(News::Troubled(Part::Flannel, fault.clone())).is_ok());
+        }
+    }
+
+    /// What is to be told of a failure. That etcd is away is told by whoever watches it.
+    fn note(&self, subnets: &Subnets, lease: Option<&Lease>, done: &Result<(), Error>) {
+        let place = || lease.and_then(|lease| subnets.key_of(lease)).unwrap_or_default().into();
+        match done {
+            Ok(()) => self.set_trouble(None),
+            Err(Error::Unavailable { .. }) => {}
+            Err(error) => {
+                let fault = Fault::new(format!("is not kept for flannel's nodes: {}", chain(error)));
+                let fault = fault.hint("without it they take this node off a day after it was last written");
+                self.set_trouble(Some((place(), fault)));
+            }
+        }
+    }
+
     /// Keeps it told until the thread ends.
     pub(crate) async fn keep(self: Arc<Self>, gateway: Arc<Gateway>, subnets: Subnets) {
         let mut backoff = Backoff::new();
@@ -73,17 +119,18 @@ impl Hold {
         loop {
             // When it is quiet for so long, that alone is a reason to write.
             let renews = timeout(pause, self.looked_at.notified()).await.is_err();
-            let done = match self.lease() {
-                Some(lease) => hold(&gateway, &subnets, &lease, renews).await,
+            let lease = self.lease();
+            let done = match &lease {
+                Some(lease) => hold(&gateway, &subnets, lease, renews).await,
                 None => Ok(()),
             };
+            self.note(&subnets, lease.as_deref(), &done);
             pause = match done {
                 Ok(()) => {
                     backoff.reset();
                     anew(&mut backoff)
                 }
                 Err(Error::Unavailable { .. }) => backoff.pause(backoff::Failure::Unreachable),
-                // Told by the agent: what it has is another's.
                 Err(_) => backoff.pause(backoff::Failure::Refused(None)),
             };
         }
@@ -121,20 +168,36 @@ pub(crate) async fn hold(
             return drop_others(gateway, &mine, &key, lease).await;
         }
         let revision = before.map_or(0, |kv| kv.mod_revision.0);
-        let put = match stays {
-            true => step::put(&key, value.as_bytes()),
-            false => {
-                let granted = gateway.ask::<Granted>(&Call::grant(DAY)).await?;
-                step::put_for_a_while(&key, value.as_bytes(), granted.id.0)
-            }
+        let written = match stays {
+            true => write(gateway, &key, revision, step::put(&key, value.as_bytes())).await,
+            false => write_for_a_day(gateway, &key, revision, value.as_bytes()).await,
         };
-        let call = Call::transaction(&[form::unchanged(&key, revision)], &[put], &[], format!("write {key}"));
         // Written or not, what stands there is looked at again: another may have come at the same time.
-        if gateway.ask::<Transacted>(&call).await?.succeeded {
+        if written? {
             renews = false;
         }
     }
     Err(Error::Conflict { key: cluster::Key::Lease(lease.node.clone()), found: None })
+}
+
+/// Writes the key, if it was last written at this revision. False if it was not.
+async fn write(gateway: &Gateway, key: &str, revision: u64, put: Value) -> Result<bool, Error> {
+    let call = Call::transaction(&[form::unchanged(key, revision)], &[put], &[], format!("write {key}"));
+    Ok(gateway.ask::<Transacted>(&call).await?.succeeded)
+}
+
+/// The same, to end in a day. A lease of etcd's that the key did not get is given back: one that is refused tries again
+/// and again, and each would stay for that day.
+async fn write_for_a_day(gateway: &Gateway, key: &str, revision: u64, value: &[u8]) -> Result<bool, Error> {
+    let granted = gateway.ask::<Granted>(&Call::grant(DAY)).await?.id.0;
+    let written = write(gateway, key, revision, step::put_for_a_while(key, value, granted)).await;
+    // Where there was no answer it may have been written, and the key would end with its lease.
+    if !matches!(written, Ok(true) | Err(Error::Unavailable { .. })) {
+        let call = Call::revoke(granted);
+        // It ends by itself.
+        let _: Result<Value, Failure> = gateway.answer(&call).await;
+    }
+    written
 }
 
 /// Takes away what flannel's nodes are told of a node of ours.
@@ -207,7 +270,7 @@ async fn take_back(gateway: &Gateway, kv: &KeyValue) -> Result<(), Error> {
     let kept = (kv.lease.0 == 0).then(|| {
         let mut value: Value = serde_json::from_slice(&kv.value.0).unwrap_or_default();
         if let Some(value) = value.as_object_mut() {
-            for key in [OURS, "BackendType", "BackendData"] {
+            for key in [OURS, "BackendType", "BackendData", "BackendV6Data"] {
                 value.remove(key);
             }
         }

@@ -29,6 +29,10 @@ fn node(annotations: &[(&str, &str)]) -> Value {
     node
 }
 
+/// What flannel adds where it has both families.
+const OVER_IPV6: [(&str, &str); 2] =
+    [("backend-v6-data", r#"{"VNI":1,"VtepMAC":"ba:1d:00:00:00:06"}"#), ("public-ipv6", "fd00:198:18::1")];
+
 fn read(node: &Value) -> Item {
     item(Resource::Nodes, node.to_string().as_bytes()).unwrap()
 }
@@ -52,12 +56,33 @@ fn a_node_of_flannel_is_a_peer_by_ipv4() {
         underlay: ["198.18.0.1".parse().unwrap()].into(),
         backend: vxlan(1),
         mtu: ANY_MTU,
-        flannel: Flannel::Member,
+        flannel: Flannel::Member { mac_over_ipv6: None },
     };
     assert_eq!(lease(&node(&[])), want);
     let mut single = node(&[]);
     single["spec"]["podCIDRs"] = Value::Null;
     assert_eq!(lease(&single), want);
+}
+
+#[test]
+fn a_node_of_flannel_is_a_peer_by_ipv6_as_well_where_it_says_how() {
+    let both = lease(&node(&OVER_IPV6));
+    assert_eq!(both.flannel, Flannel::Member { mac_over_ipv6: Some(MacAddress([0xba, 0x1d, 0, 0, 0, 6])) });
+    let underlay: Vec<String> = both.underlay.iter().map(ToString::to_string).collect();
+    assert_eq!(underlay, ["198.18.0.1", "fd00:198:18::1"]);
+    assert_eq!((both.pod_cidrs.len(), both.backend), (2, vxlan(1)));
+    let instead = lease(&node(&[&OVER_IPV6[..], &[("public-ipv6-overwrite", "2001:db8::7")]].concat()));
+    assert_eq!(instead.underlay[1].to_string(), "2001:db8::7");
+    // A plain route needs the address alone.
+    let plain = [("backend-type", "host-gw"), ("backend-v6-data", "null"), OVER_IPV6[1]];
+    let plain = lease(&node(&plain));
+    assert_eq!((plain.flannel, plain.pod_cidrs.len()), (Flannel::Member { mac_over_ipv6: None }, 2));
+    for lacking in [&OVER_IPV6[..1], &OVER_IPV6[1..], &[("backend-v6-data", "null"), OVER_IPV6[1]]] {
+        let v4 = lease(&node(lacking));
+        assert_eq!((v4.pod_cidrs.len(), v4.underlay.len(), v4.flannel), (1, 1, plain.flannel), "{lacking:?}");
+    }
+    let udp = lease(&node(&[&OVER_IPV6[..], &[("backend-type", "udp")]].concat()));
+    assert_eq!(udp.pod_cidrs.len(), 1, "flannel's udp carries IPv4 alone");
 }
 
 #[test]
@@ -119,6 +144,38 @@ fn where_both_have_written_fairleads_lease_counts() {
     );
 }
 
+/// With this annotation the lease has a fault that is told so, and the node is there.
+fn assert_broken(key: &str, text: &str, want: &str) {
+    let item = read(&node(&[&OVER_IPV6[..], &[(key, text)]].concat()));
+    let [(Key::Lease(_), fault)] = &item.faults[..] else { panic!("{item:?}") };
+    let told = format!("{} {}", fault.field.as_deref().unwrap(), fault.reason);
+    assert!(told.starts_with(want), "{told}");
+    assert!(matches!(&item.objects[..], [Object::Node(_)]));
+}
+
+#[test]
+fn what_is_broken_of_its_ipv6_is_told_in_the_same_way() {
+    let of = |key: &str| format!("metadata.annotations[\"{PREFIX}{key}\"]");
+    for (key, text, want) in [
+        (
+            "backend-v6-data",
+            r#"{"VNI":2,"VtepMAC":"ba:1d:00:00:00:06"}"#,
+            format!(
+                "{} does not tell the end of a tunnel: VNI is 2, and that of its tunnel over IPv4 is 1",
+                of("backend-v6-data")
+            ),
+        ),
+        (
+            "backend-v6-data",
+            r#"{"VNI":1}"#,
+            format!("{} does not tell the end of a tunnel: VtepMAC is missing", of("backend-v6-data")),
+        ),
+        ("public-ipv6", "198.18.0.1", format!("{} is 198.18.0.1, not an IPv6 address", of("public-ipv6"))),
+    ] {
+        assert_broken(key, text, &want);
+    }
+}
+
 #[test]
 fn what_is_broken_is_told_of_the_lease_with_its_annotation_and_leaves_the_node() {
     let of = |key: &str| format!("metadata.annotations[\"{PREFIX}{key}\"]");
@@ -157,11 +214,7 @@ fn what_is_broken_is_told_of_the_lease_with_its_annotation_and_leaves_the_node()
             format!("{} is \"here\", not an IP address", of("public-ip-overwrite")),
         ),
     ] {
-        let item = read(&node(&[(key, text)]));
-        let [(Key::Lease(_), fault)] = &item.faults[..] else { panic!("{item:?}") };
-        let told = format!("{} {}", fault.field.as_deref().unwrap(), fault.reason);
-        assert!(told.starts_with(&want), "{told}");
-        assert!(matches!(&item.objects[..], [Object::Node(_)]));
+        assert_broken(key, text, &want);
     }
     let mut without = node(&[]);
     without["spec"] = json!({"podCIDRs": ["fd00:10:244:1::/64"]});
@@ -170,6 +223,12 @@ fn what_is_broken_is_told_of_the_lease_with_its_annotation_and_leaves_the_node()
     let mut without = node(&[]);
     without["metadata"]["annotations"].as_object_mut().unwrap().remove(&format!("{PREFIX}backend-type"));
     assert_eq!(read(&without).faults[0].1.reason, "is missing");
+}
+
+/// Annotations as a node of flannel would have them.
+fn pairs(annotations: &super::Annotations) -> Vec<(&str, &str)> {
+    let there = annotations.iter().filter_map(|(key, text)| Some((*key, text.as_deref()?)));
+    there.map(|(key, text)| (key.strip_prefix(PREFIX).unwrap(), text)).collect()
 }
 
 #[test]
@@ -187,15 +246,26 @@ fn what_flannel_is_told_is_what_it_would_write_itself_and_reads_back() {
         (Backend::Udp { port: 8285 }, "udp", "null"),
     ] {
         let annotations = told(&of(backend.clone(), &both));
-        let texts = annotations.each_ref().map(|(_, text)| text.as_deref().unwrap());
-        assert_eq!(texts, ["true", kind, data, "198.18.0.1"]);
-        let pairs = annotations
-            .each_ref()
-            .map(|(key, text)| (key.strip_prefix(PREFIX).unwrap(), text.as_deref().unwrap()));
-        assert_eq!(lease(&node(&pairs)).backend, backend);
+        let texts = annotations.each_ref().map(|(_, text)| text.as_deref());
+        assert_eq!(texts, [Some("true"), Some(kind), Some(data), Some("198.18.0.1"), None, None]);
+        assert_eq!(lease(&node(&pairs(&annotations))).backend, backend);
+        let pod_cidrs = Box::new(["10.244.1.0/24", "fd00:10:244:1::/64"].map(|cidr| cidr.parse().unwrap()));
+        let annotations = told(&Lease { pod_cidrs, ..of(backend.clone(), &both) });
+        let texts = [4, 5].map(|index: usize| annotations[index].1.as_deref());
+        let read_back = lease(&node(&pairs(&annotations)));
+        let (want, mac) = match kind {
+            "vxlan" => {
+                let mac = MacAddress([0xbe, 0x1d, 0, 0, 0, 1]);
+                ([Some(r#"{"VNI":7,"VtepMAC":"be:1d:00:00:00:01"}"#), Some("fd00::1")], Some(mac))
+            }
+            "host-gw" => ([Some("null"), Some("fd00::1")], None),
+            _ => ([None, None], None),
+        };
+        assert_eq!((texts, read_back.flannel), (want, Flannel::Member { mac_over_ipv6: mac }), "{kind}");
+        assert_eq!(read_back.pod_cidrs.len(), if kind == "udp" { 1 } else { 2 });
     }
     assert_eq!(told(&of(vxlan(7), &["fd00::1"])), untold(), "there is no address to send to");
-    let key = Backend::WireGuard { port: 51820, public_key: PublicKey([1; 32]) };
+    let key = Backend::wireguard(51820, PublicKey([1; 32]));
     for backend in [key, Backend::Ipip, Backend::None, Backend::Other("x".into())] {
         assert_eq!(told(&of(backend, &both)), untold(), "flannel knows no such backend");
     }

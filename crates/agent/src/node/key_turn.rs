@@ -1,0 +1,170 @@
+//! A node's change from one WireGuard key to the next, without a packet lost.
+//!
+//! Read [`KeyTurn`]. A key cannot be changed in place: see the crate `route`, `keys.rs`. So a node that is to have another one
+//! first receives by both and publishes both; a little later, when its peers have heard, it sends by the new one to those
+//! that have one of that generation as well; and when all have, and a while after that, it gives the old one up. Who is
+//! late keeps the old key alive for all, and nobody waits for it: it is spoken to by the old one.
+//!
+//! What stays true: one step of one generation or two is under way at a time; a moment at which an agent may be killed is
+//! one at which both keys are on disk and the lease has at least one of them.
+
+use std::time::{Duration, Instant};
+
+use cluster::Backend;
+
+/// How long peers have to hear of the new key before this node sends by it.
+const HEARD: Duration = Duration::from_secs(2);
+
+/// How long after all have one the old ways in stay open.
+const OPEN: Duration = Duration::from_secs(10);
+
+/// Where a node is on its way from one key to the next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct KeyTurn {
+    /// The generation of the key in force.
+    current: u32,
+    next: Option<Next>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Next {
+    generation: u32,
+    /// When the peers were told of the key.
+    published: Option<Instant>,
+    /// Since when nobody needs the old one.
+    complete: Option<Instant>,
+}
+
+impl KeyTurn {
+    /// A node with a key of that generation and, if an agent was ended in the middle, the one that takes its place.
+    pub(crate) fn new(current: u32, next: Option<u32>) -> Self {
+        let next = next.map(|generation| Next { generation, published: None, complete: None });
+        Self { current, next }
+    }
+
+    /// The generations that the node has a key of, the one in force first.
+    pub(crate) fn generations(&self) -> impl Iterator<Item = u32> + use<> {
+        [self.current].into_iter().chain(self.next.map(|next| next.generation))
+    }
+
+    /// Notes which generation the node is to have in the end. Two keys at once are of generations that follow each other, or
+    /// they would want the same device.
+    pub(crate) fn want(&mut self, wanted: u32) {
+        if self.next.is_some() || wanted <= self.current {
+            return;
+        }
+        let generation = if wanted % 2 == self.current % 2 { wanted - 1 } else { wanted };
+        tracing::info!(from = self.current, to = generation, "the WireGuard key changes");
+        self.next = Some(Next { generation, published: None, complete: None });
+    }
+
+    /// Notes what the peers know of this node.
+    pub(crate) fn publish(&mut self, known: &Backend, now: Instant) {
+        if let Some(next) = &mut self.next
+            && known.keys().any(|key| key.generation == next.generation)
+        {
+            next.published.get_or_insert(now);
+        }
+    }
+
+    /// Whether the peers have had the time to hear of the next key.
+    pub(crate) fn sends_next(&self, now: Instant) -> bool {
+        self.next.and_then(|next| next.published).is_some_and(|then| now >= then + HEARD)
+    }
+
+    /// Whether a node of that backend can be spoken to by the key in force alone.
+    pub(crate) fn is_waited_for(&self, theirs: &Backend) -> bool {
+        let has = |generation| theirs.keys().any(|key| key.generation == generation);
+        self.next.is_some_and(|next| has(self.current) && !has(next.generation))
+    }
+
+    /// Notes whether any peer is waited for, and gives the old key up when its time is over; true if it is.
+    pub(crate) fn settle(&mut self, waits: bool, now: Instant) -> bool {
+        let sends = self.sends_next(now);
+        let Some(next) = &mut self.next else { return false };
+        if waits || !sends {
+            next.complete = None;
+            return false;
+        }
+        if now < *next.complete.get_or_insert(now) + OPEN {
+            return false;
+        }
+        tracing::info!(generation = next.generation, "the WireGuard key has changed");
+        *self = Self { current: next.generation, next: None };
+        true
+    }
+
+    /// When the next step is due.
+    pub(crate) fn deadline(&self, now: Instant) -> Option<Instant> {
+        let next = self.next?;
+        let steps = [next.published.map(|then| then + HEARD), next.complete.map(|then| then + OPEN)];
+        steps.into_iter().flatten().filter(|step| *step > now).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cluster::{PublicKey, WireGuardKey};
+
+    use super::*;
+
+    fn of(generations: &[u32]) -> Backend {
+        let mut keys = generations.iter().map(|generation| WireGuardKey {
+            port: 51820,
+            public_key: PublicKey([7; 32]),
+            generation: *generation,
+        });
+        Backend::WireGuard { key: keys.next().unwrap(), next: keys.next() }
+    }
+
+    #[test]
+    fn the_new_key_is_sent_by_when_peers_have_heard_and_the_old_one_given_up_when_nobody_needs_it() {
+        let now = Instant::now();
+        let mut turn = KeyTurn::new(0, None);
+        turn.want(1);
+        assert_eq!(turn.generations().collect::<Vec<_>>(), [0, 1]);
+        turn.publish(&of(&[0]), now);
+        assert_eq!((turn.sends_next(now + OPEN), turn.deadline(now)), (false, None), "nobody has heard yet");
+        turn.publish(&of(&[0, 1]), now);
+        assert_eq!((turn.sends_next(now), turn.deadline(now)), (false, Some(now + HEARD)));
+        let heard = now + HEARD;
+        assert!(turn.sends_next(heard));
+        // One is late, and comes.
+        assert!(turn.is_waited_for(&of(&[0])) && !turn.settle(true, heard + OPEN * 9));
+        for ready in [of(&[0, 1]), of(&[1]), of(&[2]), Backend::HostGw] {
+            assert!(!turn.is_waited_for(&ready), "{ready:?}");
+        }
+        let came = heard + OPEN * 10;
+        assert!(!turn.settle(false, came));
+        assert_eq!(turn.deadline(came), Some(came + OPEN));
+        assert!(!turn.settle(false, came + OPEN / 2) && turn.settle(false, came + OPEN));
+        assert_eq!((turn.generations().collect::<Vec<_>>(), turn.deadline(came + OPEN)), (vec![1], None));
+    }
+
+    #[test]
+    fn generations_that_are_far_apart_are_reached_in_steps_of_two_devices_and_never_backwards() {
+        let now = Instant::now();
+        let mut turn = KeyTurn::new(3, None);
+        turn.want(2);
+        assert_eq!(turn, KeyTurn::new(3, None));
+        let mut seen = vec![3];
+        for _ in 0..4 {
+            turn.want(9);
+            let generations: Vec<u32> = turn.generations().collect();
+            turn.publish(&of(&generations), now);
+            turn.settle(false, now + HEARD);
+            turn.settle(false, now + HEARD + OPEN);
+            seen.extend(turn.generations().filter(|generation| !generations[..1].contains(generation)));
+        }
+        assert_eq!(seen, [3, 8, 9]);
+    }
+
+    #[test]
+    fn an_agent_that_was_killed_in_the_middle_goes_on_there() {
+        let now = Instant::now();
+        let mut turn = KeyTurn::new(0, Some(1));
+        turn.want(1);
+        turn.publish(&of(&[0, 1]), now);
+        assert!(!turn.sends_next(now) && turn.sends_next(now + HEARD));
+    }
+}

@@ -1,0 +1,147 @@
+//! WireGuard keys that change under traffic. The same story for both who may carry it: `DATAPATH` says who does.
+
+use std::collections::BTreeSet;
+
+use harness::{eventually, run_ok};
+
+use crate::rig::{Node, Rig};
+use crate::witness::Witness;
+use crate::{DATAPATH, can_run};
+
+fn config(generation: u32) -> String {
+    format!("backend: wireguard\nwireguard: {{datapath: {DATAPATH}, keyGeneration: {generation}}}\n")
+}
+
+/// So many nodes with keys of the first generation and a pod each, whose pods reach each other.
+fn joined(count: usize) -> Rig {
+    let mut rig = Rig::new(count);
+    for node in &mut rig.nodes {
+        node.configure(&config(0));
+        node.start();
+    }
+    rig.await_joined();
+    rig.add_pods();
+    for (from, to) in pairs(&rig) {
+        for (source, target) in from.pod_addresses().iter().zip(to.pod_addresses()) {
+            eventually("traffic flows", || from.pings(source, &target).then_some(()));
+        }
+    }
+    rig
+}
+
+fn pairs(rig: &Rig) -> impl Iterator<Item = (&Node, &Node)> {
+    let others =
+        |from: &Node| rig.nodes.iter().filter(move |to| to.number != from.number).collect::<Vec<_>>();
+    rig.nodes.iter().flat_map(move |from| others(from).into_iter().map(move |to| (from, to)))
+}
+
+/// A witness each way between each two nodes, of one family or the other.
+fn witnesses(rig: &Rig) -> Vec<(String, Witness)> {
+    let witness = |(from, to): (&Node, &Node)| {
+        let family = usize::from(from.number > to.number);
+        (format!("{} to {}", from.name, to.name), Witness::start(from, to, family))
+    };
+    pairs(rig).map(witness).collect()
+}
+
+/// The generations of a node's keys, and the keys.
+fn keys(node: &Node) -> Option<(Vec<u32>, Vec<String>)> {
+    let keys = node.status()?.backend.keys;
+    Some(keys.into_iter().map(|key| (key.generation, key.public_key)).unzip())
+}
+
+fn await_generations(node: &Node, wanted: &[u32]) -> Vec<String> {
+    eventually(&format!("{} has keys of the generations {wanted:?}", node.name), || {
+        keys(node).filter(|(generations, _)| generations == wanted).map(|(_, keys)| keys)
+    })
+}
+
+/// The device by which packets to a pod of a node leave another.
+fn device(from: &Node, to: &Node) -> String {
+    let target = to.pod_addresses().swap_remove(1);
+    let route = from.netns.ip_json(&format!("-6 route get {target}"));
+    route[0]["dev"].as_str().unwrap_or_default().to_owned()
+}
+
+fn key_files(node: &Node) -> BTreeSet<String> {
+    let entries = std::fs::read_dir(node.state_dir()).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.contains("wireguard")).collect()
+}
+
+#[test]
+fn scenario_51_a_cluster_changes_its_keys_with_one_node_late_and_loses_no_packet() {
+    if !can_run() {
+        return;
+    }
+    let mut rig = joined(3);
+    let before: Vec<String> = rig.nodes.iter().flat_map(|node| await_generations(node, &[0])).collect();
+    let witnesses = witnesses(&rig);
+    for node in &mut rig.nodes[..2] {
+        node.configure(&config(1));
+    }
+    let [first, second, third] = &mut rig.nodes[..] else { panic!("three nodes") };
+    for node in [&*first, &*second] {
+        await_generations(node, &[0, 1]);
+        node.await_status("says who is late", |status| {
+            status.problems.iter().any(|problem| problem.contains("node3 has no newer one"))
+        });
+    }
+    for (from, to, wanted) in
+        [(&*first, &*second, "fairlead-wg1"), (second, first, "fairlead-wg1"), (first, third, "fairlead-wg")]
+    {
+        let what = format!("{} sends to {} by {wanted}", from.name, to.name);
+        eventually(&what, || (device(from, to) == wanted).then_some(()));
+    }
+    assert_eq!(device(third, first), "fairlead-wg");
+    third.configure(&config(1));
+    let after: Vec<String> = rig.nodes.iter().flat_map(|node| await_generations(node, &[1])).collect();
+    assert!(after.len() == 3 && after.iter().all(|key| !before.contains(key)), "{before:?} {after:?}");
+    for node in &rig.nodes {
+        node.await_settled();
+        let devices = node.netns.link_names();
+        assert!(!devices.contains(&"fairlead-wg".to_owned()), "{devices:?}");
+        eventually("the old key is gone", || {
+            (key_files(node) == BTreeSet::from(["wireguard-1.key".to_owned()])).then_some(())
+        });
+        let status = node.await_status("has nothing to say", |status| status.problems.is_empty());
+        assert!(status.ready, "{:?}", status.reasons);
+    }
+    let lost: Vec<(String, i64)> =
+        witnesses.into_iter().map(|(which, witness)| (which, witness.lost())).collect();
+    println!("lost while keys changed: {lost:?}");
+    assert!(lost.iter().all(|(_, lost)| *lost <= 1), "{lost:?}");
+    rig.assert_reachable();
+}
+
+#[test]
+fn an_agent_that_is_killed_while_its_key_changes_goes_on_where_it_was() {
+    if !can_run() {
+        return;
+    }
+    let mut rig = joined(2);
+    let witnesses = witnesses(&rig);
+    for node in &mut rig.nodes {
+        node.configure(&config(1));
+    }
+    let [first, second] = &mut rig.nodes[..] else { panic!("two nodes") };
+    let both = await_generations(first, &[0, 1]);
+    for _ in 0..3 {
+        first.kill();
+        first.start();
+        assert_eq!(await_generations(first, &[0, 1]), both, "they are on its disk");
+    }
+    assert_eq!(await_generations(first, &[1]), both[1..]);
+    await_generations(second, &[1]);
+    let lost: Vec<(String, i64)> =
+        witnesses.into_iter().map(|(which, witness)| (which, witness.lost())).collect();
+    println!("lost while keys changed and the agent was killed: {lost:?}");
+    if DATAPATH == "kernel" {
+        assert!(lost.iter().all(|(_, lost)| *lost <= 1), "{lost:?}");
+    }
+    rig.assert_reachable();
+    let first = &mut rig.nodes[0];
+    first.kill();
+    run_ok(&mut first.command(&["clean"]));
+    assert!(key_files(first).is_empty());
+}

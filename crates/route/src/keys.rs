@@ -1,0 +1,46 @@
+//! By which of their keys two nodes speak over WireGuard, while a cluster changes its keys.
+//!
+//! Read [`between`], then [`of_peer`]. A device of WireGuard has one key of its own, and takes what has a peer's addresses by
+//! one key of that peer. So a key cannot be changed in a device without losing what is under way, and a node that changes
+//! its key has two devices, each with a key of its own and all peers. Keys are of generations, and two nodes speak by
+//! those of one generation: the new ones as soon as both have said that they have them, and whoever sends has given the
+//! other the time to hear of it. Until a node has given the old key up it receives by both, in whatever order the nodes
+//! hear of each other.
+//!
+//! A node of one generation alone whom another has none in common with, as one that has just joined, is spoken to by what
+//! each has.
+
+use cluster::{Backend, WireGuardKey};
+
+use crate::design::Inputs;
+use crate::tunnel::TunnelKind;
+
+/// By which tunnel this node sends to one of that backend.
+pub(crate) fn between(inputs: &Inputs<'_>, theirs: &Backend) -> Option<TunnelKind> {
+    let Backend::WireGuard { key, next } = &inputs.lease.backend else { return None };
+    let next = next.filter(|next| has(theirs, *next));
+    // One that has given the old key up has waited until nobody needs it.
+    let chosen = next.filter(|_| inputs.sends_next || !has(theirs, *key)).unwrap_or(*key);
+    Some(TunnelKind::by(chosen))
+}
+
+/// The key by which a peer of that backend is known in this node's tunnel of that kind.
+pub(crate) fn of_peer(inputs: &Inputs<'_>, kind: TunnelKind, theirs: &Backend) -> Option<WireGuardKey> {
+    let own = own(inputs, kind)?;
+    let same = theirs.keys().find(|key| key.generation == own.generation);
+    same.or_else(|| {
+        let apart = !inputs.lease.backend.keys().any(|own| has(theirs, own));
+        let in_force = inputs.lease.backend.keys().next() == Some(own);
+        theirs.keys().next().filter(|_| apart && in_force)
+    })
+}
+
+/// This node's key of that kind: of its lease, or of what it had before.
+pub(crate) fn own(inputs: &Inputs<'_>, kind: TunnelKind) -> Option<WireGuardKey> {
+    let backends = [&inputs.lease.backend, inputs.sends].into_iter().chain(inputs.keeps);
+    backends.flat_map(Backend::keys).find(|key| TunnelKind::by(*key) == kind)
+}
+
+fn has(backend: &Backend, key: WireGuardKey) -> bool {
+    backend.keys().any(|other| other.generation == key.generation)
+}
