@@ -2,7 +2,7 @@
 //! a cable and a route of its own; no bridge, so the cost does not grow with the number of pods.
 //!
 //! Read [`Fairlead`] first, then `settings` (what the agent left on disk) and `routed` (the default mode). In
-//! `mode: "bridge"` the same addresses go to the plugin [`bridge`](super::bridge), in this very process.
+//! `mode: "bridge"` the same addresses go to the plugin [`bridge`], in this very process.
 //!
 //! A pod that network policies may be about is let in when they are in force (`isolation`).
 //!
