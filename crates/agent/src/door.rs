@@ -127,10 +127,7 @@ impl Door {
         let ruleset = Monitor::open_nft()?;
         let host = kernel::Host::open()?;
         let mut facts = Socket::open(Protocol::Route)?;
-        let mut devices = BTreeMap::new();
-        for name in [DEVICE, DEVICE_V6] {
-            devices.extend(link::find(&mut facts, name)?.and_then(|link| named(&link)));
-        }
+        let devices = devices(&mut facts)?;
         let pods = Addresses::read(&mut facts)?;
         let watcher = Watcher { network, ruleset, interest: interest.clone(), devices, pods, policing: None };
         Ok((Self { host, facts, interest, carries: BTreeMap::new() }, watcher))
@@ -220,6 +217,15 @@ impl Door {
     pub(crate) fn await_pods(&self, retains: bool) {
         self.interest.exceptions().retains = retains;
     }
+}
+
+/// The tunnels' devices that there are.
+fn devices(facts: &mut Socket) -> Result<BTreeMap<u32, LinkName>, kernel::Error> {
+    let mut devices = BTreeMap::new();
+    for name in [DEVICE, DEVICE_V6] {
+        devices.extend(link::find(facts, name)?.and_then(|link| named(&link)));
+    }
+    Ok(devices)
 }
 
 /// A device's index and name.
@@ -328,7 +334,16 @@ impl Watcher {
             monitor::Event::Link(link) if [DEVICE, DEVICE_V6].contains(&&*link.name) => {
                 self.devices.extend(named(link));
             }
-            monitor::Event::LinkGone(link) => drop(self.devices.remove(&link.index)),
+            // Gone, or another's name now.
+            monitor::Event::Link(link) | monitor::Event::LinkGone(link) => {
+                self.devices.remove(&link.index);
+            }
+            monitor::Event::Overrun => {
+                match Socket::open(Protocol::Route).and_then(|mut facts| devices(&mut facts)) {
+                    Ok(devices) => self.devices = devices,
+                    Err(error) => tracing::warn!(%error, "the tunnels' devices were not found anew"),
+                }
+            }
             _ => {}
         }
     }

@@ -117,14 +117,12 @@ pub fn list_of(socket: &mut Socket, addresses: &BTreeSet<IpAddr>) -> Result<Vec<
     for family in Family::BOTH {
         let of_family: Vec<IpAddr> =
             addresses.iter().copied().filter(|address| Family::of(*address) == family).collect();
-        for request in requests_of(family, &of_family) {
-            let listed = socket.dump(&request, |reply| Ok(Flow::from_reply(&reply)?.filter(concerned)));
-            for flow in listed.map_err(without_the_option)? {
-                // One that began and ends at a single address answers both questions.
-                if of_family.len() > 1 || !found.contains(&flow) {
-                    found.push(flow);
-                }
-            }
+        for (number, request) in requests_of(family, &of_family).into_iter().enumerate() {
+            // One that began and ends at a single address answers both questions, and is in the first answer.
+            let is_known = |flow: &Flow| number > 0 && of_family.first() == Some(&flow.original.source);
+            let new = |flow: &Flow| concerned(flow) && !is_known(flow);
+            let listed = socket.dump(&request, |reply| Ok(Flow::from_reply(&reply)?.filter(new)));
+            found.extend(listed.map_err(without_the_option)?);
         }
     }
     Ok(found)

@@ -17,6 +17,7 @@ use netstate::State;
 use netstate::pool::overlaps;
 
 use crate::by_family::ByFamily;
+use crate::carried;
 use crate::design::{Design, Inputs, Path, VxlanSettings, peer_part, tunnel_peer};
 use crate::family::Family;
 use crate::host::Host;
@@ -35,6 +36,8 @@ pub struct Basis {
     own: Own,
     /// The leases of the peers, in the order of their names.
     leases: Vec<Arc<Lease>>,
+    /// Whether addresses that a node had before are another one's now: whose, claims decide as well.
+    is_contested: bool,
 }
 
 /// What of it is not the peers'.
@@ -60,7 +63,8 @@ impl Basis {
     /// That of the design of these inputs.
     #[must_use]
     pub fn of(inputs: &Inputs<'_>) -> Self {
-        Self { own: Own::of(inputs), leases: peers(inputs).cloned().collect() }
+        let is_contested = !carried::find(inputs).cidrs.is_empty();
+        Self { own: Own::of(inputs), leases: peers(inputs).cloned().collect(), is_contested }
     }
 
     fn follow(&mut self, changed: &[Changed]) {
@@ -125,7 +129,7 @@ pub fn amend(design: &mut Design, basis: &mut Basis, inputs: &Inputs<'_>) -> Opt
     if *inputs.sends == Backend::None || basis.own != Own::of(inputs) {
         return None;
     }
-    if design.problems.values().any(is_between_two) {
+    if basis.is_contested || design.problems.values().any(is_between_two) {
         return None;
     }
     let now: Vec<&Arc<Lease>> = peers(inputs).collect();

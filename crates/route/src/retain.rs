@@ -14,7 +14,7 @@ use crate::allocate::Taken;
 use crate::host::{Host, HostRoute};
 use crate::kernel_tunnel::SIT;
 use crate::tunnel::TunnelKind;
-use crate::vxlan::DEVICE;
+use crate::vxlan::{DEVICE, DEVICE_V6};
 
 /// What [`retained`] looks at.
 #[derive(Debug, Clone, Copy)]
@@ -66,7 +66,7 @@ fn used(host: &Host, of: &Retention<'_>) -> BTreeSet<IpNet> {
 /// Whether a route leads to something on this very host.
 fn is_local(route: &HostRoute) -> bool {
     let is_tunnel = |link: &str| {
-        link == DEVICE || link == SIT || TunnelKind::ALL.iter().any(|kind| kind.device() == link)
+        [DEVICE, DEVICE_V6, SIT].contains(&link) || TunnelKind::ALL.iter().any(|kind| kind.device() == link)
     };
     route.gateway.is_none() && route.link.as_deref().is_some_and(|link| !is_tunnel(link))
 }

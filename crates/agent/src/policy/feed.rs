@@ -66,7 +66,12 @@ impl Feed {
                 rest.retain(|change| !KINDS.contains(&about(change)));
                 (!rest.is_empty()).then_some(Event::Changes(rest))
             }
-            other => Some(other),
+            other => {
+                if matches!(other, Event::Unavailable { .. } | Event::Available) {
+                    tell(other.clone());
+                }
+                Some(other)
+            }
         }
     }
 }
@@ -106,6 +111,8 @@ mod tests {
         assert_eq!(both, Some(Event::Changes(vec![node])));
         assert!(matches!(told(), Some(Event::Changes(changes)) if changes.len() == 2));
         assert_eq!(feed.share(Event::Available), Some(Event::Available));
+        assert_eq!(told(), Some(Event::Available), "whether the store is away concerns both");
+        assert_eq!(feed.share(Event::Lost(Vec::new())), Some(Event::Lost(Vec::new())));
         assert_eq!(told(), None);
     }
 }

@@ -75,7 +75,16 @@ impl Gate {
 
     /// Takes questions until the keeper is gone.
     pub(super) fn serve(&self, news: &Sender<News>) {
-        for stream in self.listener.incoming().flatten() {
+        loop {
+            let stream = match self.listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // As when too many files are open: it goes over, and trying at once would not help.
+                    tracing::warn!(%error, "who asks at the gate is not heard");
+                    std::thread::sleep(PATIENCE);
+                    continue;
+                }
+            };
             match hear(stream) {
                 Ok(question) => {
                     if news.send(News::Asked(question)).is_err() {

@@ -32,6 +32,9 @@ use crate::report::{Reason, microseconds, now, told};
 /// The table is not put right more often than this, should somebody undo it again and again.
 const BETWEEN_HEALS: Duration = Duration::from_millis(200);
 
+/// How much news is worked in before the kernel is programmed and who asks is answered.
+const AT_ONCE: usize = 256;
+
 /// What lets a bridge's frames pass the rules for packets.
 const BRIDGED: [&str; 2] = ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"];
 
@@ -77,6 +80,8 @@ pub(super) struct Keeper {
     bridge: bool,
     /// The node has left the cluster for good.
     left: bool,
+    /// Why the store is away, if it is: what is known may be of before.
+    away: Option<String>,
     voice: Voice,
     attachments: Attachments,
     programmed: Programmed,
@@ -117,6 +122,7 @@ impl Keeper {
             config,
             bridge,
             left: false,
+            away: None,
             voice,
             attachments,
             programmed,
@@ -139,7 +145,12 @@ impl Keeper {
                 Some(at) => news.recv_timeout(at.saturating_duration_since(Instant::now())),
             };
             match first {
-                Ok(first) => std::iter::once(first).chain(news.try_iter()).for_each(|news| self.hear(news)),
+                Ok(first) => {
+                    std::iter::once(first)
+                        .chain(news.try_iter())
+                        .take(AT_ONCE)
+                        .for_each(|news| self.hear(news));
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -202,7 +213,9 @@ impl Keeper {
                     self.add(steps, at);
                 }
             }
-            Event::Problems(_) | Event::Unavailable { .. } | Event::Available | Event::Lost(_) => {}
+            Event::Unavailable { reason } => self.away = Some(reason),
+            Event::Available => self.away = None,
+            Event::Problems(_) | Event::Lost(_) => {}
         }
         for text in self.known.take_faults() {
             tracing::warn!("{text}");
@@ -215,7 +228,7 @@ impl Keeper {
             return;
         }
         self.table.since.get_or_insert(at);
-        self.table.narrows |= steps.iter().any(narrows);
+        self.table.narrows |= self.known.denies() || steps.iter().any(narrows);
         // What the kernel holds will be read anyway.
         if !self.table.doubted {
             self.table.steps.extend(steps);
@@ -227,8 +240,9 @@ impl Keeper {
         self.table.steps.clear();
     }
 
+    /// Pods that are still attached to a node that has left the cluster are held to what policies said last.
     fn enforces(&self) -> bool {
-        self.config.enforcement && !self.left
+        self.config.enforcement && !(self.left && self.known.has_no_attachments())
     }
 
     /// Whether the kernel has to be changed, or looked at.
@@ -281,6 +295,10 @@ impl Keeper {
         if was.touched {
             self.table.not_before = Some(Instant::now() + BETWEEN_HEALS).filter(|_| steps > 0);
         }
+        // An agent that died, or an answer that was lost, may have left the connections of before.
+        if was.narrows || was.doubted {
+            self.sweep();
+        }
         if steps == 0 {
             return;
         }
@@ -298,9 +316,6 @@ impl Keeper {
                 "somebody changed the table of network policies in the node's kernel; it has been put right";
             tracing::warn!("{text}");
             self.voice.notify(Reason::NetworkHealed, text.to_owned());
-        }
-        if was.narrows || was.doubted {
-            self.sweep();
         }
     }
 
@@ -365,6 +380,13 @@ impl Keeper {
             let reason =
                 self.status.last_error.as_deref().unwrap_or("the kernel has not been programmed yet");
             return Err(Wait::Longer(reason.to_owned()));
+        }
+        // Where nobody has asked for any isolation, also a store that keeps no pods is enough.
+        if self.known.has_no_policies() {
+            return Ok(());
+        }
+        if let Some(reason) = &self.away {
+            return Err(Wait::Longer(format!("the store is away: {reason}")));
         }
         if !self.known.is_there(&pod, uid) {
             let uid = uid.map(|uid| format!(" with UID {uid}")).unwrap_or_default();

@@ -145,6 +145,25 @@ impl Known {
         })
     }
 
+    /// Whether no pod is attached here.
+    pub(super) fn has_no_attachments(&self) -> bool {
+        self.attachments.is_empty()
+    }
+
+    /// Whether there are no policies at all.
+    pub(super) fn has_no_policies(&self) -> bool {
+        self.policies.as_ref().is_some_and(|policies| {
+            let snapshot = policies.cluster().snapshot();
+            snapshot.network_policies.is_empty() && snapshot.cluster_network_policies.is_empty()
+        })
+    }
+
+    /// Whether there are policies that can deny: whoever comes into the reach of one loses something.
+    pub(super) fn denies(&self) -> bool {
+        let policies = self.policies.as_ref();
+        policies.is_some_and(|policies| !policies.cluster().snapshot().cluster_network_policies.is_empty())
+    }
+
     /// Whether a policy is about the pod.
     pub(super) fn is_subject(&self, pod: &NamespacedName) -> bool {
         self.policies.as_ref().is_some_and(|policies| policies.is_subject(pod))

@@ -165,7 +165,14 @@ pub(crate) async fn hold(
         let stays = before.is_some_and(|kv| kv.lease.0 == 0);
         let is_told = before.is_some_and(|kv| kv.value.0 == value.as_bytes());
         if is_told && (stays || !renews) {
-            return drop_others(gateway, &mine, &key, lease).await;
+            let overlapped = mine.iter().any(|kv| name(kv) != key && overlap(subnets, kv, &subnet));
+            drop_others(gateway, &mine, &key, lease).await?;
+            if overlapped && !stays {
+                // A key of other families for the same subnet is gone, and flannel's nodes take down with it what both said.
+                let revision = before.map_or(0, |kv| kv.mod_revision.0);
+                write_for_a_day(gateway, &key, revision, value.as_bytes()).await?;
+            }
+            return Ok(());
         }
         let revision = before.map_or(0, |kv| kv.mod_revision.0);
         let written = match stays {
