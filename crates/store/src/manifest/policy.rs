@@ -140,6 +140,13 @@ fn requirement(field: &Field<'_, '_>) -> Result<Requirement, Fault> {
     Ok(Requirement { key: field.get("key")?.required_text()?.into(), operator, values: values_field })
 }
 
+/// The most pairs of a peer and a port that a rule may have: the kernel gets a rule for each, on every node that has one of
+/// the policy's pods. A rule that has more opens nothing, so that one policy cannot stop an agent from enforcing the others.
+const MOST_PAIRS: usize = 20_000;
+
+/// The most exceptions of a block: of IPv6 each may make 128 networks of it.
+const MOST_EXCEPTIONS: usize = 1000;
+
 /// The rules of one direction; one that cannot be read allows nothing.
 fn rules(spec: &Field<'_, '_>, direction: &str, peers: &str) -> Box<[Rule]> {
     let closed = |fault: &Fault| Rule { peers: Some(Box::from([Peer::Unreadable(why(fault))])), ports: None };
@@ -157,6 +164,11 @@ fn rule(field: &Field<'_, '_>, key: &str) -> Result<Rule, Fault> {
     let ports = field
         .get("ports")?
         .each(|field| Ok(port(field).unwrap_or_else(|fault| PortMatch::Unreadable(why(&fault)))))?;
+    let pairs = peers.len().saturating_mul(ports.len().max(1));
+    if pairs > MOST_PAIRS {
+        let reason = format!("has {pairs} pairs of a peer and a port, more than {MOST_PAIRS}");
+        return Err(field.fault(reason));
+    }
     // Here, an empty list is no list: everybody, and everything.
     Ok(Rule {
         peers: Some(peers).filter(|list| !list.is_empty()),
@@ -186,6 +198,10 @@ fn ip_block(field: &Field<'_, '_>) -> Result<IpBlock, Fault> {
     only(field, &["cidr", "except"])?;
     let cidr = lenient_cidr(&field.get("cidr")?)?;
     let mut except = field.get("except")?.each(lenient_cidr)?.into_vec();
+    if except.len() > MOST_EXCEPTIONS {
+        let reason = format!("has {} exceptions, more than {MOST_EXCEPTIONS}", except.len());
+        return Err(field.get("except")?.fault(reason));
+    }
     except.sort_unstable();
     except.dedup();
     Ok(IpBlock { cidr, except: except.into() })

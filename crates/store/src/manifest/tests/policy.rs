@@ -155,3 +155,25 @@ fn a_policy_of_the_cluster_is_read_and_what_is_unknown_in_it_denies() {
     assert_eq!((late.tier, late.priority, late.egress[0].action), (Tier::Admin, 0, Action::Deny));
     assert_eq!(cluster_policy("{tier: Admin, priority: 1, subject: {zones: {}}}").subject, None);
 }
+
+#[test]
+fn a_rule_that_would_be_millions_of_the_kernels_opens_nothing_and_says_so() {
+    let peers: String =
+        (0..200).map(|number| format!("{{podSelector: {{matchLabels: {{a: b{number}}}}}}},")).collect();
+    let ports: String = (1..=101).map(|port| format!("{{port: {port}}},")).collect();
+    let read = policy(&format!("{{ingress: [{{from: [{peers}], ports: [{ports}]}}, {{from: [{peers}]}}]}}"));
+    let rules = read.ingress.as_deref().unwrap();
+    let told: Vec<&str> = read.all_faults().collect();
+    assert!(matches!(rules[0].peers.as_deref(), Some([Peer::Unreadable(_)])), "{told:?}");
+    assert_eq!(
+        rules[1].peers.as_ref().map(|peers| peers.len()),
+        Some(200),
+        "one rule is no matter of the others"
+    );
+    assert!(told[0].contains("20200 pairs"), "{told:?}");
+    let except: String =
+        (0..1001).map(|number| format!("10.{}.{}.0/24,", number / 256, number % 256)).collect();
+    let read =
+        policy(&format!("{{ingress: [{{from: [{{ipBlock: {{cidr: 10.0.0.0/8, except: [{except}]}}}}]}}]}}"));
+    assert!(matches!(read.ingress.as_deref().unwrap()[0].peers.as_deref(), Some([Peer::Unreadable(_)])));
+}
