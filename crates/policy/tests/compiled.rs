@@ -217,12 +217,19 @@ fn the_middle_of_a_connection_that_is_not_tracked_is_the_beginning_of_none() {
     for policy in snapshot.network_policies.values_mut() {
         Arc::make_mut(policy).egress = None;
     }
-    let table = Policies::new("n1", snapshot).full();
-    let [pod, free, far]: [IpAddr; 3] = ["10.0.0.1", "10.0.0.77", "10.9.9.9"].map(|text| text.parse().unwrap());
-    let passes = |(source, destination), protocol, flags, state| {
+    let table = Policies::new("n1", snapshot.clone()).full();
+    for policy in snapshot.network_policies.values_mut() {
+        Arc::make_mut(policy).audit = true;
+    }
+    let in_audit = Policies::new("n1", snapshot).full();
+    let [pod, free, far]: [IpAddr; 3] =
+        ["10.0.0.1", "10.0.0.77", "10.9.9.9"].map(|text| text.parse().unwrap());
+    let packet = |(source, destination), protocol, flags, state| {
         let packet = Packet::new(Hook::Forward, source, destination, protocol, 80);
-        passes(&table, &Packet { flags, state, ..packet })
+        Packet { flags, state, ..packet }
     };
+    let in_audit = |packet: &Packet| interpreter::passes(&in_audit, packet);
+    let passes = |ends, protocol, flags, state| passes(&table, &packet(ends, protocol, flags, state));
     let (tcp, ack) = (6, 16);
     let out = (pod, far);
     assert!(passes(out, tcp, tcp_flags::SYN, ct_state::NEW), "it may begin one");
@@ -230,6 +237,7 @@ fn the_middle_of_a_connection_that_is_not_tracked_is_the_beginning_of_none() {
     assert!(!passes(out, tcp, ack, ct_state::NEW));
     assert!(passes(out, tcp, ack, ct_state::ESTABLISHED));
     assert!(passes(out, 17, 0, ct_state::NEW));
+    assert!(in_audit(&packet(out, tcp, ack, ct_state::NEW)), "an audit keeps nobody from anything");
     assert!(passes((free, far), tcp, ack, ct_state::NEW), "who is not isolated");
 }
 

@@ -6,7 +6,7 @@
 //! passes none of them: a pod's own node may always reach it.
 //!
 //! Packets of connections that exist pass at once, and so do ICMP errors about them. What of TCP is in the middle of a
-//! connection that the kernel does not track is of none: a pod that policies are about neither sends nor gets it. Otherwise
+//! connection that the kernel does not track is of none: a pod of which a policy decides neither sends nor gets it. Otherwise
 //! the kernel would take it for a beginning (`nf_conntrack_tcp_loose`), and a connection that was cut would come back from
 //! its other end. So does IPv6 neighbour discovery,
 //! without which a pod has no network. ARP is not seen here at all.
@@ -39,7 +39,7 @@ pub(crate) fn frame() -> Table {
             table = table.with_set(Set::verdict_map(map(direction, version), [version.key_type()]));
         }
         let own = Set::new(itself(version), [version.key_type(), version.key_type()]);
-        table = table.with_set(own);
+        table = table.with_set(own).with_set(Set::new(policed(version), [version.key_type()]));
     }
     table
         .with_chain(base("egress", Hook::Forward, priority::FILTER, Direction::Egress))
@@ -80,14 +80,13 @@ fn base(name: &str, hook: Hook, priority: i32, direction: Direction) -> Chain {
     chain
 }
 
-/// Drops what a pod with policies sends or gets in the middle of a TCP connection that is not tracked. A segment with SYN begins
+/// Drops what a pod with policies in force sends or gets in the middle of a TCP connection that is not tracked. A segment with SYN begins
 /// one, and one with RST ends one that was never answered.
 fn stray(address: Field, version: IpVersion) -> Rule {
     let tcp = Statement::equal(Field::Protocol, Value::Protocol(TCP));
     let mask = tcp_flags::SYN | tcp_flags::RST;
     let middle = Statement::MaskedMatch { field: Field::TcpFlags, mask, operator: Operator::Equal, value: 0 };
-    // Each address of such a pod stands in the set with itself.
-    let pods = Statement::in_set([address, address], itself(version));
+    let pods = Statement::in_set([address], policed(version));
     let drop = Statement::Verdict(Verdict::Drop);
     Rule::new([Statement::ct_state(ct_state::NEW), tcp, middle, pods, drop])
         .with_comment("of a connection that is not tracked")
@@ -101,6 +100,16 @@ pub(crate) fn map(direction: Direction, version: IpVersion) -> String {
 /// The name of the set of pairs of a local pod's address with itself.
 pub(crate) fn itself(version: IpVersion) -> String {
     format!("itself{}", digit(version))
+}
+
+/// The name of the set of addresses of local pods of which a policy decides; one in audit does not.
+fn policed(version: IpVersion) -> String {
+    format!("policed{}", digit(version))
+}
+
+/// What an address of a local pod puts into the frame's sets if a policy decides of the pod.
+pub(crate) fn under_policy(address: IpAddr) -> (String, Key, Element) {
+    (policed(IpVersion::of(address)), vec![Value::Address(address)], Element::default())
 }
 
 /// The packet is from a local pod to the same one.
