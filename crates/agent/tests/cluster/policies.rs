@@ -273,6 +273,8 @@ fn what_policies_decide_is_counted() {
     eventually("what was dropped is counted", || metric(&scene, denied).filter(|count| *count >= 2));
 }
 
+const AUDITED: &str = "fairlead_policy_would_deny_packets_total{direction=\"egress\",policies=\"shop/lock\"}";
+
 #[test]
 fn what_policies_decide_is_told_as_the_configuration_says_and_what_an_audit_would_deny_always() {
     let mut scene = Scene::enforcing();
@@ -325,10 +327,7 @@ fn what_policies_decide_is_told_as_the_configuration_says_and_what_an_audit_woul
         (&audited["source"]["pod"], &audited["isolatedBy"]),
         (&json!("client"), &json!(["shop/lock"]))
     );
-    eventually("and counted", || {
-        let audited = "fairlead_policy_would_deny_packets_total{direction=\"egress\",policies=\"shop/lock\"}";
-        metric(&scene, audited).filter(|count| *count > 0)
-    });
+    eventually("and counted", || metric(&scene, AUDITED).filter(|count| *count > 0));
     eventually("nothing else is told any more", || {
         let before = log().len();
         other.is_deaf_to(&web);
