@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use crate::event::Event;
 use crate::metrics;
+use crate::policy::Counts;
 use crate::reach;
 use crate::status::{Answer, Request};
 
@@ -75,21 +76,25 @@ impl Health {
     }
 
     /// Serves until the process ends.
-    pub(crate) fn serve(&self, events: &Sender<Event>) {
+    pub(crate) fn serve(&self, events: &Sender<Event>, counts: &Counts) {
         for stream in self.listener.incoming().flatten() {
             // A client that went away or said nothing is its own problem.
-            if let Err(error) = serve_one(stream, self.serves, events) {
+            if let Err(error) = serve_one(stream, self.serves, (events, counts)) {
                 tracing::debug!(%error, "a health check was not answered");
             }
         }
     }
 }
 
-fn serve_one(mut stream: TcpStream, serves: Serves, events: &Sender<Event>) -> io::Result<()> {
+fn serve_one(
+    mut stream: TcpStream,
+    serves: Serves,
+    (events, counts): (&Sender<Event>, &Counts),
+) -> io::Result<()> {
     stream.set_write_timeout(Some(PATIENCE))?;
     let head = read_head(&mut stream, Instant::now() + PATIENCE)?;
     let verdict = match asked_path(&head) {
-        Some("/metrics") => measured(events),
+        Some("/metrics") => measured(events, counts),
         Some(_) if serves == Serves::Metrics => Verdict::plain("404 Not Found", "ask for /metrics\n"),
         Some("/livez") => alive(events),
         Some("/readyz") => ready(events),
@@ -158,10 +163,11 @@ fn ready(events: &Sender<Event>) -> Verdict {
     Verdict::plain("503 Service Unavailable", reasons.join("\n"))
 }
 
-fn measured(events: &Sender<Event>) -> Verdict {
+fn measured(events: &Sender<Event>, counts: &Counts) -> Verdict {
     match ask(events, Request::Status) {
         Some(Answer::Status(status)) => {
-            Verdict { status: "200 OK", content: metrics::CONTENT_TYPE, text: metrics::text(&status) }
+            let text = metrics::text(&status, &counts.read());
+            Verdict { status: "200 OK", content: metrics::CONTENT_TYPE, text }
         }
         Some(_) | None => Verdict::plain("503 Service Unavailable", "the agent's loop is stuck\n"),
     }
@@ -181,6 +187,7 @@ mod tests {
 
     use super::{Health, Serves, asked_path};
     use crate::event::Event;
+    use crate::policy::Counts;
     use crate::status::Answer;
 
     /// A server whose loop answers with these reasons, or not at all.
@@ -188,7 +195,8 @@ mod tests {
         let health = Health::open(SocketAddr::from(([127, 0, 0, 1], 0)), Serves::Everything).unwrap();
         let address = health.listener.local_addr().unwrap();
         let (sender, events) = mpsc::channel();
-        std::thread::spawn(move || health.serve(&sender));
+        let counts = Counts::of_nobody();
+        std::thread::spawn(move || health.serve(&sender, &counts));
         let reasons = reasons.map(|reasons| reasons.iter().map(ToString::to_string).collect::<Vec<_>>());
         std::thread::spawn(move || {
             for event in events {

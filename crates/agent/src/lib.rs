@@ -40,8 +40,8 @@ mod tunnels;
 mod view;
 
 pub use config::{
-    Chained, Cluster, Config, ConfigError, Datapath, ExistingConnections, FlannelConfig, Masquerade, Pattern,
-    PolicyConfig, UnderlayConfig, VxlanConfig,
+    Chained, Cluster, Config, ConfigError, Datapath, ExistingConnections, FlannelConfig, FlowLogConfig,
+    FlowVerdicts, Masquerade, Pattern, PolicyConfig, UnderlayConfig, VxlanConfig,
 };
 pub use door::DoorError;
 pub use files::{CONFLIST, FileError};

@@ -1,11 +1,15 @@
 //! What the agent counts, as Prometheus reads it.
 //!
 //! Read [`text`]: a [`Status`] in, its numbers out, in the OpenMetrics format 1.0. They are what `fairlead status` shows, so
-//! there is one account of the node, and nothing is counted for this alone. Names and units follow Prometheus' conventions:
+//! there is one account of the node; only what the rules of policies have counted is read when it is asked for
+//! (`policy_counts.rs`). Names and units follow Prometheus' conventions:
 //! base units, and `_total` behind what only grows.
+
+mod policy_counts;
 
 use std::sync::atomic::AtomicU64;
 
+use policy::Count;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -21,7 +25,7 @@ pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0
 type Labels = Vec<(&'static str, String)>;
 
 /// A node's numbers.
-pub(crate) fn text(status: &Status) -> String {
+pub(crate) fn text(status: &Status, counts: &[Count]) -> String {
     let mut registry = Registry::with_prefix("fairlead");
     node(&mut registry, status);
     peers(&mut registry, status);
@@ -30,6 +34,7 @@ pub(crate) fn text(status: &Status) -> String {
     tunnels(&mut registry, status);
     kernel_peers(&mut registry, status);
     policies(&mut registry, status);
+    policy_counts::register(&mut registry, counts);
     let mut text = String::new();
     // To write into a string does not fail.
     let _ = encode(&mut text, &registry);
@@ -242,7 +247,7 @@ mod tests {
             },
             ..Status::default()
         };
-        let text = text(&status);
+        let text = text(&status, &[]);
         for line in [
             "fairlead_node_ready 1",
             "fairlead_pod_mtu_bytes 1450",

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use store::{Location, Store};
 
-use crate::Config;
+use crate::config::{Config, ExistingConnections, PolicyConfig};
 
 /// What an agent is started with. The command line fills it in; every path may be relative.
 #[derive(Debug, Clone)]
@@ -31,6 +31,9 @@ pub struct Options {
     pub health: Option<SocketAddr>,
     /// Where `/metrics` alone is (`--metrics`); nowhere else if none.
     pub metrics: Option<SocketAddr>,
+    /// What becomes of open connections that no policy allows any more, whatever the configuration says
+    /// (`--existing-connections`).
+    pub existing_connections: Option<ExistingConnections>,
     /// What frees the addresses and host ports of attachments that are gone and that nobody deleted, given the conflist;
     /// called once the node is ready. The plugins know how; the agent only knows when.
     pub collect: Option<Collect>,
@@ -71,8 +74,16 @@ impl Options {
             bridge: false,
             health: None,
             metrics: None,
+            existing_connections: None,
             collect: None,
         }
+    }
+
+    /// What holds for network policies.
+    pub(crate) fn policy(&self) -> PolicyConfig {
+        let configured = &self.config.policy;
+        let existing_connections = self.existing_connections.unwrap_or(configured.existing_connections);
+        PolicyConfig { existing_connections, ..configured.clone() }
     }
 
     /// Opens the store.
@@ -103,5 +114,20 @@ impl Options {
         for told in &flannel.without_effect {
             tracing::warn!("flannel's net-conf.json says what has no effect: {told}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Options;
+    use crate::config::ExistingConnections;
+
+    #[test]
+    fn what_is_said_at_the_start_of_open_connections_goes_before_the_configuration() {
+        let mut options = Options::new("node1", "dir:/x".parse().unwrap());
+        options.config.policy.existing_connections = ExistingConnections::Keep;
+        assert_eq!(options.policy(), options.config.policy);
+        options.existing_connections = Some(ExistingConnections::Cut);
+        assert_eq!(options.policy().existing_connections, ExistingConnections::Cut);
     }
 }

@@ -5,7 +5,8 @@
 //! node may take a tenth of a second, and a change of policies is to hold within milliseconds. So it has a netlink socket
 //! and a channel of its own. What it needs of the store is told it by the one watch that the agent has (`feed.rs`).
 //! Around it: `programmed.rs` (the table in the kernel), `attachments.rs` (what CNI plugins leave word of), `gate.rs` (who
-//! asks before a pod's first packet), `sweep.rs` (connections that are not allowed any more). [`Policing`] is what the
+//! asks before a pod's first packet), `sweep.rs` (connections that are not allowed any more), `counts.rs` and `flow_log.rs`
+//! (what the kernel tells of verdicts). [`Policing`] is what the
 //! rest of the agent has of it.
 //!
 //! What stays true:
@@ -15,7 +16,9 @@
 //! - a pod is let in only if its policies are known to be in force.
 
 mod attachments;
+mod counts;
 mod feed;
+mod flow_log;
 mod gate;
 mod keeper;
 mod programmed;
@@ -25,17 +28,21 @@ mod sweep;
 use std::path::Path;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
-use cluster::Enforcement;
+use cluster::{Enforcement, Kind};
+use store::Store;
 
 use crate::announce::Voice;
 use crate::config::PolicyConfig;
+use crate::report::told;
 use crate::run::{Error, spawn};
 use attachments::Attachments;
 use gate::Gate;
 use keeper::{Keeper, News};
 use programmed::Programmed;
 
+pub(crate) use counts::Counts;
 pub(crate) use feed::{Feed, KINDS};
 pub use gate::GateError;
 pub use status::{PolicyChange, PolicyStatus};
@@ -51,6 +58,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) bridge: bool,
     /// What the configuration says.
     pub(crate) config: PolicyConfig,
+    /// What the agent watches; once more for policies alone, where they are switched on later.
+    pub(crate) store: Arc<dyn Store>,
     /// To tell of what goes wrong.
     pub(crate) voice: Voice,
 }
@@ -61,8 +70,12 @@ pub(crate) struct Policing {
     news: Sender<News>,
     status: Arc<Mutex<PolicyStatus>>,
     port: u32,
-    /// Whether the store's news of policies come at all: an agent that was started without them does not ask for them.
+    store: Arc<dyn Store>,
+    /// Whether the store's news of policies come at all: an agent that was started without does not ask for them until
+    /// they are switched on.
     fed: bool,
+    /// Why they do not, though they were asked for.
+    unfed: Option<String>,
     config: PolicyConfig,
     /// What the keeper was last told of the node's standing.
     stands: Option<bool>,
@@ -74,16 +87,19 @@ pub(crate) fn start(parts: Parts<'_>) -> Result<Policing, Error> {
     let status = Arc::new(Mutex::new(PolicyStatus::default()));
     let attachments = Attachments::open(parts.state_dir)?;
     let gate = Gate::open(parts.state_dir)?;
-    let programmed = Programmed::open().map_err(Error::policies)?;
+    let mut programmed = Programmed::open().map_err(Error::policies)?;
     let port = programmed.port().map_err(Error::policies)?;
     let policing = Policing {
         news: news.clone(),
         status: Arc::clone(&status),
         port,
+        store: parts.store,
         fed: parts.config.enforcement,
+        unfed: None,
         config: parts.config.clone(),
         stands: None,
     };
+    let unlogged = flow_log::start(&mut programmed, news.clone())?.err();
     let sweeper = sweep::start(news.clone())?;
     let keeper = Keeper::new(keeper::Parts {
         node: parts.node.into(),
@@ -93,6 +109,7 @@ pub(crate) fn start(parts: Parts<'_>) -> Result<Policing, Error> {
         attachments: attachments.clone(),
         programmed,
         sweeper,
+        unlogged,
         status,
     });
     spawn("policies", move || keeper.run(&heard))?;
@@ -116,6 +133,31 @@ impl Policing {
         Feed::new(self.fed.then(|| self.news.clone()))
     }
 
+    /// Has the store's news come, where they did not until now: by a watch of their own.
+    fn feed_at_last(&mut self) {
+        if self.fed || !self.config.enforcement {
+            return;
+        }
+        let kinds = [&KINDS[..], &[Kind::Node]].concat();
+        let news = self.news.clone();
+        let fed = self.store.watch(&kinds).map_err(Error::from).and_then(|watch| {
+            spawn("store of policies", move || {
+                for event in watch {
+                    if news.send(News::Store(Instant::now(), Box::new(event))).is_err() {
+                        return;
+                    }
+                }
+            })
+        });
+        self.fed = fed.is_ok();
+        self.unfed = fed.err().map(|error| told(&error));
+    }
+
+    /// For who asks what was counted.
+    pub(crate) fn counts(&self) -> Counts {
+        Counts::new(self.news.clone())
+    }
+
     /// The port by which the kernel names changes of the table that are the keeper's own.
     pub(crate) fn port(&self) -> u32 {
         self.port
@@ -131,6 +173,7 @@ impl Policing {
         if self.config != *config {
             self.config.clone_from(config);
             self.tell(News::Configured(config.clone()));
+            self.feed_at_last();
         }
     }
 
@@ -157,11 +200,8 @@ impl Policing {
 
     /// What is wrong, for the node's problems.
     pub(crate) fn problem(&self) -> Option<String> {
-        (self.config.enforcement && !self.fed).then(|| {
-            "enforce network policies: the agent was started without\nhint: restart it; policy.enforcement is switched on \
-             at the next start"
-                .to_owned()
-        })
+        let reason = self.unfed.as_ref().filter(|_| self.config.enforcement)?;
+        Some(format!("enforce network policies: {reason}\nhint: restart the agent"))
     }
 
     fn tell(&self, news: News) {

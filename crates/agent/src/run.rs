@@ -25,7 +25,7 @@ use crate::lease::Leases;
 use crate::node::{NodeKeeper, Parts};
 use crate::options::Options;
 use crate::path_mtu::{LimitsFile, Prober};
-use crate::policy::{self, Feed, GateError, KINDS, Policing};
+use crate::policy::{self, Counts, Feed, GateError, KINDS, Policing};
 use crate::reconcile::{End, Loop};
 use crate::reload::ConfigFile;
 use crate::report::{Reason, told};
@@ -145,8 +145,8 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let store: Arc<dyn Store> = options.open_store()?.into();
     let watch = store.watch(&interest(options))?;
     let announcer = Announcer::start(&options.node, Arc::clone(&store))?;
-    let (policing, watcher) = police(options, &announcer, watcher)?;
-    let feed = policing.feed();
+    let (policing, watcher) = police(options, (&announcer, &store), watcher)?;
+    let (feed, counts) = (policing.feed(), policing.counts());
     let http = open_http(options)?;
     let node = NodeKeeper::new(Parts {
         options: options.clone(),
@@ -160,7 +160,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
         prober: Prober::start(LimitsFile::new(&options.state_dir), &sender)?,
     });
     let config_file = configuration.file;
-    start_threads(&sender, Sources { termination, server, watcher, watch, feed, http, config_file })?;
+    start_threads(&sender, Sources { termination, server, watcher, watch, feed, counts, http, config_file })?;
     drop(sender);
     tracing::info!(node = options.node, store = %options.store, "the agent has started");
     options.tell_what_is_without_effect();
@@ -186,12 +186,17 @@ fn interest(options: &Options) -> Vec<Kind> {
 }
 
 /// Starts what enforces policies.
-fn police(options: &Options, announcer: &Announcer, watcher: Watcher) -> Result<(Policing, Watcher), Error> {
+fn police(
+    options: &Options,
+    (announcer, store): (&Announcer, &Arc<dyn Store>),
+    watcher: Watcher,
+) -> Result<(Policing, Watcher), Error> {
     let policing = policy::start(policy::Parts {
         node: &options.node,
         state_dir: &options.state_dir,
         bridge: options.bridge,
-        config: options.config.policy.clone(),
+        config: options.policy(),
+        store: Arc::clone(store),
         voice: announcer.voice().clone(),
     })?;
     let watcher = watcher.policed(policing.clone()).map_err(Error::policies)?;
@@ -320,12 +325,13 @@ struct Sources {
     watcher: Watcher,
     watch: store::Events,
     feed: Feed,
+    counts: Counts,
     http: Vec<Health>,
     config_file: Option<ConfigFile>,
 }
 
 fn start_threads(events: &Sender<Event>, sources: Sources) -> Result<(), Error> {
-    let Sources { termination, server, watcher, watch, feed, http, config_file } = sources;
+    let Sources { termination, server, watcher, watch, feed, counts, http, config_file } = sources;
     start("signals", events, move |events| {
         // Either way the agent is to end: nobody could stop it any more.
         let end = termination.wait();
@@ -346,7 +352,8 @@ fn start_threads(events: &Sender<Event>, sources: Sources) -> Result<(), Error> 
         let _ = events.send(Event::Lost("the store can no longer be watched".to_owned()));
     })?;
     for health in http {
-        start("http", events, move |events| health.serve(&events))?;
+        let counts = counts.clone();
+        start("http", events, move |events| health.serve(&events, &counts))?;
     }
     if let Some(config_file) = config_file {
         start("configuration", events, move |events| config_file.follow(&events))?;

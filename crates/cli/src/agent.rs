@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use ::agent::Options;
+use ::agent::{ExistingConnections, Options};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use store::Location;
@@ -53,6 +53,9 @@ pub(crate) struct Arguments {
     /// Attach pods to a bridge (cni0) instead of routing to each
     #[arg(long)]
     bridge: bool,
+    /// What becomes of open connections that no network policy allows any more, whatever the configuration says: keep or cut
+    #[arg(long, value_name = "keep|cut", value_parser = parse_existing)]
+    existing_connections: Option<ExistingConnections>,
     /// End when the process that started this one ends
     #[arg(long, hide = true, value_name = "PID")]
     parent: Option<u32>,
@@ -61,6 +64,14 @@ pub(crate) struct Arguments {
 fn parse_namespace(text: &str) -> Result<String, String> {
     cluster::check_label(text).map_err(|error| error.to_string())?;
     Ok(text.to_owned())
+}
+
+fn parse_existing(text: &str) -> Result<ExistingConnections, String> {
+    match text {
+        "keep" => Ok(ExistingConnections::Keep),
+        "cut" => Ok(ExistingConnections::Cut),
+        _ => Err("it is keep or cut".to_owned()),
+    }
 }
 
 /// Runs the verb.
@@ -81,6 +92,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     options.bridge = arguments.bridge;
     options.health = arguments.health;
     options.metrics = arguments.metrics;
+    options.existing_connections = arguments.existing_connections;
     options.collect = Some(plugins::stale::collect);
     if let Some(directory) = arguments.bin_dir {
         lay_plugins(&directory)?;

@@ -117,6 +117,9 @@ fn policies(status: &Status, wide: bool) -> Table {
     if let Some(error) = &known.last_error {
         row("last error", error.clone());
     }
+    if let Some(reason) = &known.unlogged {
+        row("flow log and audit", format!("none: {reason}"));
+    }
     if wide {
         let words = format!(
             "{} changes, the longest in {} us; {} repairs, {} failures, {} connections cut, {} pods wait",

@@ -183,6 +183,17 @@ fn everything() -> Table {
             )
             .with_rule(Rule::new([Statement::ct_state(6), Statement::Verdict(Verdict::Accept)]))
             .with_rule(Rule::new([
+                tcp.clone(),
+                Statement::MaskedMatch {
+                    field: Field::TcpFlags,
+                    mask: nft::tcp_flags::SYN | nft::tcp_flags::RST,
+                    operator: nft::Operator::Equal,
+                    value: 0,
+                },
+                Statement::in_set([field, field], "pairs"),
+                Statement::Verdict(Verdict::Drop),
+            ]))
+            .with_rule(Rule::new([
                 Statement::equal(Field::InputLink, Value::Ifname(link("eth0"))),
                 Statement::not_equal(Field::OutputLink, Value::Ifname(link("eth1"))),
                 Statement::Verdict(Verdict::Jump("inner".into())),
@@ -247,6 +258,7 @@ fn nft_lists_our_rules_in_its_own_words() {
         "ip6 saddr fd00::/20 masquerade comment",
         "type filter hook forward priority filter - 5; policy drop;",
         "ct state established,related accept",
+        "tcp flags & (syn | rst) == 0x0 ip saddr . ip saddr @pairs drop",
         "iifname \"eth0\" oifname != \"eth1\" jump inner",
         "ip saddr . ip daddr @pairs counter packets 0 bytes 0 goto inner",
         "tcp dport 80 ip daddr . meta l4proto . tcp dport @services drop",

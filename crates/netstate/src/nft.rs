@@ -21,7 +21,7 @@ use ipnet::IpNet;
 
 pub use self::diff::{Step, diff};
 pub use self::log::{Limit, Log};
-pub use self::number::{ct_state, ct_status, priority};
+pub use self::number::{ct_state, ct_status, priority, tcp_flags};
 use crate::{LinkName, Mac};
 
 /// The address family of a table: which packets its chains see.
@@ -208,7 +208,7 @@ pub enum Statement {
     },
     /// The field's bits under the mask compare so with the value.
     MaskedMatch {
-        /// What is looked at: [`Field::Mark`], [`Field::CtMark`], [`Field::CtState`] or [`Field::CtStatus`].
+        /// What is looked at: [`Field::Mark`], [`Field::TcpFlags`], or what of a connection is bits.
         field: Field,
         /// The bits that count.
         mask: u32,
@@ -314,6 +314,8 @@ pub enum Field {
     DestinationPort,
     /// The type of an ICMP or ICMPv6 message; match [`Field::Protocol`] before.
     IcmpType,
+    /// The flags of a TCP segment ([`tcp_flags`]); match [`Field::Protocol`] before.
+    TcpFlags,
     /// The packet's mark.
     Mark,
     /// The connection's state bits.

@@ -466,6 +466,9 @@ fn entries(local: &Local) -> Entries {
     if !entries.is_empty() {
         entries.extend(frame::own(&local.member.addresses));
     }
+    if local.profiles.iter().flatten().any(|named| named.chain.enforces()) {
+        entries.extend(local.member.addresses.iter().map(|address| frame::under_policy(*address)));
+    }
     entries
 }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use cluster::{Direction, Protocol, Snapshot};
 use interpreter::{Node, Packet, carry_out, crosses_and_tells, passes};
-use netstate::nft::{Hook, Table, ct_state};
+use netstate::nft::{Hook, Table, ct_state, tcp_flags};
 use policy::{Counted, Decided, Flow, Judgement, Logging, Outcome, Policies, Told, Traffic, Verdicts};
 use proptest::prelude::{prop_assert, prop_assert_eq, proptest};
 use world::{Event, NODES, addresses, events};
@@ -205,6 +205,40 @@ fn what_belongs_to_a_connection_passes_whatever_the_policies_say() {
             assert_eq!(passes(&table, &packet(ct_state::INVALID)), !refused);
         }
     }
+}
+
+#[test]
+fn the_middle_of_a_connection_that_is_not_tracked_is_the_beginning_of_none() {
+    // Only what the pod gets is closed.
+    let mut snapshot = Snapshot::default();
+    for change in world::deny_all() {
+        snapshot.apply(change);
+    }
+    for policy in snapshot.network_policies.values_mut() {
+        Arc::make_mut(policy).egress = None;
+    }
+    let table = Policies::new("n1", snapshot.clone()).full();
+    for policy in snapshot.network_policies.values_mut() {
+        Arc::make_mut(policy).audit = true;
+    }
+    let in_audit = Policies::new("n1", snapshot).full();
+    let [pod, free, far]: [IpAddr; 3] =
+        ["10.0.0.1", "10.0.0.77", "10.9.9.9"].map(|text| text.parse().unwrap());
+    let packet = |(source, destination), protocol, flags, state| {
+        let packet = Packet::new(Hook::Forward, source, destination, protocol, 80);
+        Packet { flags, state, ..packet }
+    };
+    let in_audit = |packet: &Packet| interpreter::passes(&in_audit, packet);
+    let passes = |ends, protocol, flags, state| passes(&table, &packet(ends, protocol, flags, state));
+    let (tcp, ack) = (6, 16);
+    let out = (pod, far);
+    assert!(passes(out, tcp, tcp_flags::SYN, ct_state::NEW), "it may begin one");
+    assert!(passes(out, tcp, tcp_flags::RST | ack, ct_state::NEW), "and give one up");
+    assert!(!passes(out, tcp, ack, ct_state::NEW));
+    assert!(passes(out, tcp, ack, ct_state::ESTABLISHED));
+    assert!(passes(out, 17, 0, ct_state::NEW));
+    assert!(in_audit(&packet(out, tcp, ack, ct_state::NEW)), "an audit keeps nobody from anything");
+    assert!(passes((free, far), tcp, ack, ct_state::NEW), "who is not isolated");
 }
 
 #[test]

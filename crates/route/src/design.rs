@@ -34,6 +34,7 @@ use crate::mtu;
 use crate::peers::{Peer, Seen, Way, carries, peers};
 use crate::problem::Problem;
 use crate::tunnel::{TunnelDesign, TunnelKind, TunnelPeer};
+use crate::tunnel_guard::{self, Entrance};
 use crate::underlay::Underlay;
 use crate::{host_gw, vxlan};
 
@@ -150,6 +151,7 @@ fn own_part(design: &mut Design, inputs: &Inputs<'_>, superseded: &Superseded<'_
     let backends: Vec<&Backend> =
         [inputs.sends, &inputs.lease.backend].into_iter().chain(inputs.keeps).collect();
     let mut devices: Vec<LinkName> = Vec::new();
+    let mut entrances: Vec<Entrance> = Vec::new();
     if backends.iter().any(|backend| matches!(backend, Backend::WireGuard { .. })) {
         let families: Vec<Family> =
             Family::ALL.into_iter().filter(|family| carries(inputs.lease, *family)).collect();
@@ -158,6 +160,7 @@ fn own_part(design: &mut Design, inputs: &Inputs<'_>, superseded: &Superseded<'_
     let is_vxlan = |backend: &&Backend| matches!(backend, Backend::Vxlan { .. });
     if backends.iter().any(is_vxlan) || used.iter().any(|way| matches!(way, Way::Vxlan { .. })) {
         let link = vxlan::device(inputs);
+        entrances.push(Entrance::Udp(inputs.vxlan.port));
         let devices_of = [(link, &Family::ALL[..]), (vxlan::device_v6(inputs), &[Family::V6])];
         let made = devices_of.into_iter().filter_map(|(link, families)| Some((link?, families)));
         devices.extend(made.map(|(link, families)| device_part(&mut design.state, inputs, link, families)));
@@ -167,10 +170,18 @@ fn own_part(design: &mut Design, inputs: &Inputs<'_>, superseded: &Superseded<'_
         let takes = |backend: &&Backend| TunnelKind::all_of(backend).any(|taken| taken == kind);
         if backends.iter().any(takes) || used.iter().any(uses) {
             devices.extend(tunnel_part(design, inputs, kind, superseded));
+            entrances.extend(match kind {
+                TunnelKind::Udp => Some(Entrance::Udp(inputs.udp_port)),
+                TunnelKind::Ipip => Some(Entrance::IpInIp),
+                TunnelKind::WireGuard | TunnelKind::WireGuardOdd => None,
+            });
         }
     }
     if !inputs.masquerade.families.is_empty() {
         design.state.insert_table(masquerade::table(&inputs.masquerade, inputs.cluster, &devices));
+    }
+    if let Some(table) = tunnel_guard::table(inputs, &entrances) {
+        design.state.insert_table(table);
     }
     sysctls(&mut design.state, inputs);
 }

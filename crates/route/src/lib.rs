@@ -36,6 +36,7 @@ mod retain;
 #[cfg(test)]
 mod testing;
 mod tunnel;
+mod tunnel_guard;
 mod underlay;
 pub mod vxlan;
 

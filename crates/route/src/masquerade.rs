@@ -65,7 +65,7 @@ pub fn table(masquerade: &Masquerade<'_>, cluster: &[IpNet], tunnels: &[LinkName
 }
 
 /// The set of that name with the networks of one family; none where there are none.
-fn set(name: &str, family: Family, networks: &[IpNet]) -> Option<Set> {
+pub(crate) fn set(name: &str, family: Family, networks: &[IpNet]) -> Option<Set> {
     let networks: Vec<IpNet> =
         networks.iter().filter(|net| Family::of_net(net) == family).map(IpNet::trunc).collect();
     let empty = Set::interval(name, [Words::of(family).version.key_type()]);
@@ -75,14 +75,15 @@ fn set(name: &str, family: Family, networks: &[IpNet]) -> Option<Set> {
 }
 
 /// What differs between the families.
-struct Words {
-    cluster: &'static str,
+pub(crate) struct Words {
+    /// The name of the set of the cluster's networks.
+    pub(crate) cluster: &'static str,
     exceptions: &'static str,
-    version: IpVersion,
+    pub(crate) version: IpVersion,
 }
 
 impl Words {
-    fn of(family: Family) -> Self {
+    pub(crate) fn of(family: Family) -> Self {
         match family {
             Family::V4 => Self { cluster: "cluster4", exceptions: "exceptions4", version: IpVersion::V4 },
             Family::V6 => Self { cluster: "cluster6", exceptions: "exceptions6", version: IpVersion::V6 },

@@ -445,9 +445,18 @@ fn what_is_translated_follows_the_configuration_family_by_family() {
     golden("masquerade.txt", &case.design(&cluster_of([1])).state.to_string());
     case.masquerade.families = &[Family::V6];
     let text = case.design(&cluster_of([1])).state.to_string();
-    assert!(!text.contains("cluster4") && text.contains("ip6 daddr @exceptions6 return"), "{text}");
+    assert!(!text.contains("@cluster4 return") && text.contains("ip6 daddr @exceptions6 return"), "{text}");
     case.masquerade.families = &[];
-    assert!(!case.design(&cluster_of([1])).state.to_string().contains("table"), "nothing at all");
+    assert!(!case.design(&cluster_of([1])).state.to_string().contains("masquerade"), "nothing at all");
+}
+
+#[test]
+fn where_nodes_have_addresses_among_those_of_pods_nothing_is_kept_from_tunnels() {
+    let mut case = Case::node1();
+    let guarded = |case: &Case| case.design(&cluster_of([1])).state.to_string().contains("fairlead_tunnels");
+    assert!(guarded(&case));
+    case.cluster.push(net("198.18.0.0/16"));
+    assert!(!guarded(&case));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What the configuration says of network policies: key `policy`.
 
+use std::path::PathBuf;
+
 use serde::Deserialize;
 
 use super::{ConfigError, value};
@@ -17,6 +19,42 @@ pub struct PolicyConfig {
     /// container runtime tries again. Default: 5.
     #[cfg_attr(test, schemars(range(min = 1, max = 60)))]
     pub attachment_patience_seconds: u32,
+    /// The log of verdicts on new connections.
+    pub flow_log: FlowLogConfig,
+}
+
+/// Key `policy.flowLog`: what is told of verdicts on new connections, besides what policies in audit would deny.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct FlowLogConfig {
+    /// Which verdicts are told. Default: `none`.
+    pub verdicts: FlowVerdicts,
+    /// How many a second are told of each rule, at most. Default: 10.
+    #[cfg_attr(test, schemars(range(min = 1, max = 1000)))]
+    pub per_second: u32,
+    /// The file that the lines go to. Default: the agent's own log.
+    pub file: Option<PathBuf>,
+}
+
+/// Verdicts on new connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Serialize))]
+#[serde(rename_all = "kebab-case")]
+pub enum FlowVerdicts {
+    /// None.
+    #[default]
+    None,
+    /// Those that deny.
+    Denied,
+    /// All.
+    All,
+}
+
+impl Default for FlowLogConfig {
+    fn default() -> Self {
+        Self { verdicts: FlowVerdicts::default(), per_second: 10, file: None }
+    }
 }
 
 /// What becomes of open connections that no policy allows any more.
@@ -37,6 +75,7 @@ impl Default for PolicyConfig {
             enforcement: true,
             existing_connections: ExistingConnections::default(),
             attachment_patience_seconds: 5,
+            flow_log: FlowLogConfig::default(),
         }
     }
 }
@@ -44,9 +83,13 @@ impl Default for PolicyConfig {
 impl PolicyConfig {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         let patience = self.attachment_patience_seconds;
-        if (1..=60).contains(&patience) {
-            return Ok(());
+        if !(1..=60).contains(&patience) {
+            return Err(value("policy.attachmentPatienceSeconds", format!("is {patience}, not 1 to 60")));
         }
-        Err(value("policy.attachmentPatienceSeconds", format!("is {patience}, not 1 to 60")))
+        let per_second = self.flow_log.per_second;
+        if !(1..=1000).contains(&per_second) {
+            return Err(value("policy.flowLog.perSecond", format!("is {per_second}, not 1 to 1000")));
+        }
+        Ok(())
     }
 }

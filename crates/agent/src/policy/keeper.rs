@@ -13,13 +13,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use cluster::{EnforcedAnswer, NamespacedName};
+use kernel::nflog::Logged;
+use kernel::nft::Counted;
 use kernel::sysctl;
 use netstate::nft::Step;
-use policy::Flow;
+use policy::{Count, Flow};
 use store::Event;
 
 use self::known::Known;
 use super::attachments::Attachments;
+use super::flow_log::{self, Lines};
 use super::gate::Question;
 use super::programmed::Programmed;
 use super::status::{PolicyChange, PolicyStatus};
@@ -51,6 +54,12 @@ pub(super) enum News {
     Attachments,
     /// Somebody asks whether a pod's policies are in force.
     Asked(Question),
+    /// The kernel tells of these packets.
+    Logged(Vec<Logged>, Sender<Lines>),
+    /// It does not any more, and why.
+    LogLost(String),
+    /// The kernel's counters say this.
+    Counted(Vec<Counted>, Sender<Vec<Count>>),
     /// Whether these flows are allowed, as far as this node has a word in it.
     Judge(Vec<Flow>, Sender<Vec<bool>>),
     /// So many connections were cut.
@@ -70,6 +79,8 @@ pub(super) struct Parts {
     pub(super) attachments: Attachments,
     pub(super) programmed: Programmed,
     pub(super) sweeper: Sender<Swept>,
+    /// Why the kernel can tell of no verdicts, if it cannot.
+    pub(super) unlogged: Option<String>,
     pub(super) status: Arc<Mutex<PolicyStatus>>,
 }
 
@@ -116,9 +127,9 @@ struct Table {
 
 impl Keeper {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { node, bridge, config, voice, attachments, programmed, sweeper, status } = parts;
+        let Parts { node, bridge, config, voice, attachments, programmed, sweeper, unlogged, status } = parts;
         Self {
-            known: Known::new(node),
+            known: Known::new(node, flow_log::logging(&config, unlogged.is_none())),
             config,
             bridge,
             left: false,
@@ -129,7 +140,7 @@ impl Keeper {
             sweeper,
             questions: Vec::new(),
             table: Table { doubted: true, ..Table::default() },
-            status: PolicyStatus::default(),
+            status: PolicyStatus { unlogged, ..PolicyStatus::default() },
             published: status,
         }
     }
@@ -193,7 +204,22 @@ impl Keeper {
                 let _ = answer.send(allowed);
             }
             News::Cut(count) => self.status.cut += count,
-            News::Configured(config) => self.config = config,
+            News::Logged(logged, answer) => {
+                let lines = self.known.lines(&logged);
+                let _ = answer.send(Lines { lines, file: self.config.flow_log.file.clone() });
+            }
+            News::LogLost(reason) => {
+                tracing::warn!(%reason, "the kernel tells of no verdicts any more");
+                self.status.unlogged = Some(reason);
+                self.tell_as_configured();
+            }
+            News::Counted(counted, answer) => {
+                let _ = answer.send(self.known.tally(&counted));
+            }
+            News::Configured(config) => {
+                self.config = config;
+                self.tell_as_configured();
+            }
             News::Standing(stands) => self.left = !stands,
         }
     }
@@ -221,6 +247,13 @@ impl Keeper {
             tracing::warn!("{text}");
             self.voice.notify(Reason::PolicyInvalid, text);
         }
+    }
+
+    /// Has the kernel tell of verdicts what the configuration says, if it can.
+    fn tell_as_configured(&mut self) {
+        let logging = flow_log::logging(&self.config, self.status.unlogged.is_none());
+        let steps = self.known.set_logging(logging);
+        self.add(steps, Instant::now());
     }
 
     fn add(&mut self, steps: Vec<Step>, at: Instant) {

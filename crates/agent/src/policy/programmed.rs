@@ -5,7 +5,7 @@
 //! [`Programmed::take`] carries out the steps of a change without reading anything.
 
 use kernel::nft::{Nft, Transaction};
-use netstate::nft::{Family, Step, Table, TableKey, diff};
+use netstate::nft::{Chain, Family, Limit, Log, Rule, Statement, Step, Table, TableKey, diff};
 use policy::TABLE;
 
 /// A conversation with the kernel about the table.
@@ -44,6 +44,19 @@ impl Programmed {
         let steps = diff(have.as_ref(), Some(want));
         self.take(&steps)?;
         Ok(steps.len())
+    }
+
+    /// Tries whether the kernel takes rules that log: in a table that is gone with the transaction that makes it.
+    pub(super) fn can_log(&mut self) -> Result<(), kernel::Error> {
+        let table = TableKey::new(Family::Inet, "fairlead_log_probe");
+        let chain = Chain::regular("told");
+        let limit = Limit { per_second: 1, burst: 1 };
+        let log = Log { group: 0, prefix: "probe".into(), bytes: 1 };
+        let mut transaction = Transaction::new();
+        transaction.add_table(&table).add_chain(&table, &chain);
+        transaction.add_rule(&table, &chain.name, &Rule::new([Statement::Limit(limit), Statement::Log(log)]));
+        transaction.delete_table(&table);
+        self.nft.commit(transaction)
     }
 
     /// Removes the table; true if it was there.

@@ -43,6 +43,9 @@ pub struct PolicyStatus {
     pub failures: u64,
     /// How many open connections were cut that no policy allows any more.
     pub cut: u64,
+    /// Why there is neither a flow log nor an audit, if the kernel can tell of no verdicts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unlogged: Option<String>,
     /// Policies with what could not be read in them; what that is is taken for what allows nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub invalid: Vec<String>,

@@ -7,8 +7,9 @@
 //!
 //! A connection is judged as it began: in its original direction, at the destination that it was translated to.
 //!
-//! What is not cut by this: a TCP connection whose next packet comes from the end that did not begin it, if that one might
-//! begin one to the other end. The kernel takes such a packet for a beginning (`nf_conntrack_tcp_loose`).
+//! A TCP connection does not come back by a packet of the end that did not begin it: what is in the middle of a connection that
+//! is not tracked is dropped (crate `policy`, `frame.rs`). Of UDP and SCTP such a packet is one that begins, and passes if that
+//! end may begin.
 
 use std::collections::HashSet;
 use std::net::IpAddr;

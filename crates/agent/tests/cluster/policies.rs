@@ -1,7 +1,8 @@
 //! Network policies in force, with packets: pods that the real plugin wires, policies put into the store, the agent killed, its
 //! table meddled with.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -127,8 +128,9 @@ impl Scene {
         entries.map(|entry| entry.unwrap().path()).collect()
     }
 
+    /// The table, without what it has counted.
     fn table(&self) -> String {
-        run_ok(self.node().netns.command("nft").args(["list", "table", "inet", "fairlead_policy"]))
+        run_ok(self.node().netns.command("nft").args(["-s", "list", "table", "inet", "fairlead_policy"]))
     }
 }
 
@@ -187,6 +189,187 @@ fn a_policy_a_label_and_the_policy_s_end_hold_at_once_and_open_connections_end_w
     let status = scene.node().status().unwrap().policies;
     assert!(status.cut > 0 && status.failures == 0 && status.heals == 0, "{status:?}");
     assert_eq!(status.generation, status.programmed);
+}
+
+/// Connections to a pod's port 81, one of each family, on which it sends all the time and the other end says nothing.
+fn download(from: &Pod, by: &Pod) -> Vec<TcpStream> {
+    let connect = |address: &String| {
+        let to = SocketAddr::new(address.parse().unwrap(), 81);
+        by.netns.inside(|| TcpStream::connect(to).unwrap())
+    };
+    from.addresses.iter().map(connect).collect()
+}
+
+/// The server of that.
+fn serve_downloads(pod: &Pod) {
+    let listener = pod.netns.inside(|| TcpListener::bind(SocketAddr::from(([0; 8], 81))).unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            std::thread::spawn(move || {
+                while stream.write_all(b"more").is_ok() {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            });
+        }
+    });
+}
+
+/// Whether something comes still.
+fn flows(mut stream: &TcpStream) -> bool {
+    stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    matches!(stream.read(&mut [0; 65536]), Ok(1..))
+}
+
+#[test]
+fn a_download_ends_with_what_allowed_it_and_does_not_come_back_and_others_go_on() {
+    let mut scene = Scene::enforcing();
+    scene.put_policy("door", "web", only_from("client"));
+    let (web, client, friend) =
+        (scene.pod("web", "web"), scene.pod("client", "client"), scene.pod("friend", "client"));
+    scene.node().await_status("one pod is isolated", |status| status.policies.isolated_pods == 1);
+    serve_downloads(&web);
+    let (cut, stays) = (download(&web, &client), download(&web, &friend));
+    assert!(cut.iter().chain(&stays).all(flows));
+    scene.put_pod(&client, "other");
+    for stream in &cut {
+        eventually("the download is cut", || (!flows(stream)).then_some(()));
+    }
+    // The server, who may begin what it likes, tries again and again.
+    assert!(!cut.iter().any(flows) && stays.iter().all(flows));
+    scene.rig.nodes[0].kill();
+    assert!(stays.iter().all(flows));
+    scene.start();
+    assert!(!cut.iter().any(flows) && stays.iter().all(flows));
+    serve(&client.netns, 80, "client");
+    assert!(web.asks(&client), "the server may begin a connection");
+}
+
+/// A number of the agent's metrics.
+fn metric(scene: &Scene, name: &str) -> Option<u64> {
+    let text = scene.node().health("/metrics");
+    text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+}
+
+/// Lines of JSON among others.
+fn records(text: &str) -> Vec<Value> {
+    let json = |line: &str| serde_json::from_str(&line[line.find("{\"time\"")?..]).ok();
+    text.lines().filter_map(json).collect()
+}
+
+#[test]
+fn what_policies_decide_is_counted() {
+    let scene = Scene::enforcing();
+    scene.put_policy("door", "web", only_from("client"));
+    let (web, client, other) =
+        (scene.pod("web", "web"), scene.pod("client", "client"), scene.pod("other", "other"));
+    serve(&web.netns, 80, "web");
+    scene.node().await_status("one pod is isolated", |status| status.policies.isolated_pods == 1);
+    assert!(client.asks(&web) && other.is_deaf_to(&web));
+    let rule = "fairlead_policy_rule_packets_total{kind=\"NetworkPolicy\",policy=\"shop/door\",direction=\"ingress\",rule=\"1\"}";
+    let denied = "fairlead_policy_denied_packets_total{direction=\"ingress\",policies=\"shop/door\"}";
+    let found = eventually("what passed is counted", || metric(&scene, rule).filter(|count| *count > 0));
+    assert_eq!(found, 2, "a packet for each connection");
+    eventually("what was dropped is counted", || metric(&scene, denied).filter(|count| *count >= 2));
+}
+
+const AUDITED: &str = "fairlead_policy_would_deny_packets_total{direction=\"egress\",policies=\"shop/lock\"}";
+
+#[test]
+fn what_policies_decide_is_told_as_the_configuration_says_and_what_an_audit_would_deny_always() {
+    let mut scene = Scene::enforcing();
+    scene.put_policy("door", "web", only_from("client"));
+    let (web, client, other) =
+        (scene.pod("web", "web"), scene.pod("client", "client"), scene.pod("other", "other"));
+    serve(&web.netns, 80, "web");
+    scene.node().await_status("one pod is isolated", |status| status.policies.isolated_pods == 1);
+    if let Some(reason) = scene.node().status().unwrap().policies.unlogged {
+        return harness::not_run(&format!("this kernel does not log: {reason}"));
+    }
+    let file = scene.ipam.path().join("flows.json");
+    let log = || records(&std::fs::read_to_string(&file).unwrap_or_default());
+    assert!(log().is_empty(), "nobody asked for it");
+    scene.rig.nodes[0].configure(&format!(
+        "policy: {{attachmentPatienceSeconds: 10, flowLog: {{verdicts: all, file: {}}}}}\n",
+        file.display()
+    ));
+    eventually("all verdicts are told", || {
+        other.is_deaf_to(&web);
+        client.asks(&web);
+        let log = log();
+        let of = |verdict: &str| log.iter().find(|record| record["verdict"] == verdict).cloned();
+        let (allowed, denied) = (of("allowed")?, of("denied")?);
+        assert_eq!((&allowed["networkPolicy"], &allowed["rule"]), (&json!("shop/door"), &json!(1)));
+        assert_eq!(allowed["source"]["pod"], "client");
+        assert_eq!(
+            (&denied["source"]["pod"], &denied["destination"]["pod"]),
+            (&json!("other"), &json!("web"))
+        );
+        assert_eq!(denied["isolatedBy"], json!(["shop/door"]));
+        Some(())
+    });
+    // What only an audit would deny is told whatever the log tells, and passes.
+    scene.rig.nodes[0].configure("policy: {attachmentPatienceSeconds: 10}\n");
+    scene.put(
+        "lock",
+        &json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"namespace": "shop", "name": "lock", "annotations": {"fairlead.io/audit": "true"}},
+            "spec": {"podSelector": {"matchLabels": {"app": "client"}}, "policyTypes": ["Egress"]},
+        }),
+    );
+    let audited = eventually("the audit is told", || {
+        assert!(client.asks(&web));
+        let log = records(&scene.node().log());
+        log.into_iter().find(|record| record["verdict"] == "would-deny")
+    });
+    assert_eq!(
+        (&audited["source"]["pod"], &audited["isolatedBy"]),
+        (&json!("client"), &json!(["shop/lock"]))
+    );
+    eventually("and counted", || metric(&scene, AUDITED).filter(|count| *count > 0));
+    eventually("nothing else is told any more", || {
+        let before = log().len();
+        other.is_deaf_to(&web);
+        client.asks(&web);
+        (log().len() == before).then_some(())
+    });
+    let status = scene.node().status().unwrap().policies;
+    assert!(status.failures == 0 && status.heals == 0, "{status:?}");
+}
+
+#[test]
+fn enforcement_is_switched_on_and_off_while_the_agent_runs() {
+    let mut scene = Scene::enforcing();
+    scene.rig.nodes[0].kill();
+    scene.rig.nodes[0].configure("policy: {enforcement: false}\n");
+    scene.rig.nodes[0].start();
+    scene.put_policy("door", "web", only_from("client"));
+    scene.node().await_status("ready", |status| status.ready && !status.policies.enforced);
+    let pods_wait = |scene: &Scene| scene.node().network_file().map(|file| !file["enforcement"].is_null());
+    eventually("pods wait for nobody", || pods_wait(&scene).filter(|wait| !wait));
+    let (web, other) = (scene.pod("web", "web"), scene.pod("other", "other"));
+    serve(&web.netns, 80, "web");
+    assert!(other.asks(&web), "nobody is isolated");
+    // Pods that were attached without leave no word of their addresses; the kubelet has said them to the API.
+    for (pod, app) in [(&web, "web"), (&other, "other")] {
+        let ips: Vec<Value> = pod.addresses.iter().map(|ip| json!({"ip": ip})).collect();
+        scene.put(
+            pod.name,
+            &json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": {"namespace": "shop", "name": pod.name, "uid": pod.uid, "labels": {"app": app}},
+                "spec": {"nodeName": "node1"}, "status": {"phase": "Running", "podIPs": ips},
+            }),
+        );
+    }
+    scene.rig.nodes[0].configure("policy: {enforcement: true}\n");
+    scene.await_enforced();
+    eventually("the pod is isolated", || other.is_deaf_to(&web).then_some(()));
+    eventually("pods wait for their policies", || pods_wait(&scene).filter(|wait| *wait));
+    assert!(scene.node().status().unwrap().problems.is_empty());
+    scene.rig.nodes[0].configure("policy: {enforcement: false}\n");
+    eventually("nobody is isolated", || other.asks(&web).then_some(()));
 }
 
 /// Sends datagrams from inside a namespace as fast as it can to one address of each family.
@@ -391,4 +574,27 @@ fn no_pod_sends_a_forbidden_packet_however_early_it_begins() {
     let flood = Flood::start(&pod.netns, &witness);
     eventually("who may is heard", || (arrived.load(Ordering::Relaxed) > 0).then_some(()));
     flood.stop();
+}
+
+#[test]
+fn a_pod_does_not_speak_as_a_node_and_may_have_tunnels_of_its_own() {
+    let scene = Scene::enforcing();
+    let (web, client) = (scene.pod("web", "web"), scene.pod("client", "client"));
+    serve(&web.netns, 8472, "web");
+    for address in &web.addresses {
+        Client::new(&client.netns, address, 8472).ask();
+    }
+    for (any, nodes) in
+        [("0.0.0.0:0", ["198.18.0.1", "198.18.0.9"]), ("[::]:0", ["fd00:198:18::1", "fd00:198:18::9"])]
+    {
+        let socket = client.netns.inside(|| UdpSocket::bind(any).unwrap());
+        for node in nodes {
+            socket.send_to(b"vxlan", SocketAddr::new(node.parse().unwrap(), 8472)).unwrap();
+        }
+    }
+    eventually("each was dropped, at this node and on the way to others", || {
+        let list = ["list", "table", "inet", "fairlead_tunnels"];
+        let table = run_ok(scene.node().netns.command("nft").args(list));
+        (table.matches("counter packets 1 ").count() == 4).then_some(())
+    });
 }

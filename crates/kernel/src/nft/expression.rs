@@ -46,8 +46,13 @@ impl<'a> Writer<'a> {
             Statement::Match { field, operator, value } => self.compare(*field, *operator, value),
             Statement::MaskedMatch { field, mask, operator, value } => {
                 self.load(*field, c::REGISTER_FIRST);
-                self.bitwise(&mask.to_ne_bytes(), &[0; 4]);
-                self.cmp(*operator, &value.to_ne_bytes());
+                let bytes = |number: u32| match field_length(*field) {
+                    1 => vec![number as u8],
+                    _ => number.to_ne_bytes().to_vec(),
+                };
+                let mask = bytes(*mask);
+                self.bitwise(&mask, &vec![0; mask.len()]);
+                self.cmp(*operator, &bytes(*value));
             }
             Statement::Lookup { fields, set, inverted } => self.lookup(fields, set, |data| {
                 if *inverted {
@@ -181,6 +186,7 @@ impl<'a> Writer<'a> {
             Field::SourcePort => self.payload(c::TRANSPORT_HEADER, 0, length, register),
             Field::DestinationPort => self.payload(c::TRANSPORT_HEADER, 2, length, register),
             Field::IcmpType => self.payload(c::TRANSPORT_HEADER, 0, length, register),
+            Field::TcpFlags => self.payload(c::TRANSPORT_HEADER, 13, length, register),
             Field::InputLink => self.meta(c::META_INPUT_NAME, register),
             Field::OutputLink => self.meta(c::META_OUTPUT_NAME, register),
             Field::NetworkFamily => self.meta(c::META_FAMILY, register),
@@ -282,7 +288,7 @@ fn field_length(field: Field) -> u32 {
         Field::Source(IpVersion::V6) | Field::Destination(IpVersion::V6) => 16,
         Field::EtherSource | Field::EtherDestination => 6,
         Field::InputLink | Field::OutputLink => 16,
-        Field::NetworkFamily | Field::Protocol | Field::IcmpType => 1,
+        Field::NetworkFamily | Field::Protocol | Field::IcmpType | Field::TcpFlags => 1,
         Field::SourcePort | Field::DestinationPort => 2,
         Field::Mark | Field::CtState | Field::CtStatus | Field::CtMark => 4,
     }

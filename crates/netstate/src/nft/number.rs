@@ -23,6 +23,14 @@ pub mod ct_state {
     pub const UNTRACKED: u32 = 64;
 }
 
+/// Flags of a TCP segment (RFC 9293).
+pub mod tcp_flags {
+    /// It begins a connection.
+    pub const SYN: u32 = 2;
+    /// It ends one at once.
+    pub const RST: u32 = 4;
+}
+
 /// The priorities that netfilter names, for [`BaseChain::priority`].
 pub mod priority {
     /// Destination translation.

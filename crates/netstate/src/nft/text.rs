@@ -182,6 +182,7 @@ impl Display for Field {
             Self::SourcePort => "th sport",
             Self::DestinationPort => "th dport",
             Self::IcmpType => "icmp type",
+            Self::TcpFlags => "tcp flags",
             Self::Mark => "meta mark",
             Self::CtState => "ct state",
             Self::CtStatus => "ct status",

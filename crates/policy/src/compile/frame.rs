@@ -5,7 +5,10 @@
 //! translation of a Service's address (prerouting) and before any masquerade (postrouting). What the node itself sends
 //! passes none of them: a pod's own node may always reach it.
 //!
-//! Packets of connections that exist pass at once, and so do ICMP errors about them. So does IPv6 neighbour discovery,
+//! Packets of connections that exist pass at once, and so do ICMP errors about them. What of TCP is in the middle of a
+//! connection that the kernel does not track is of none: a pod of which a policy decides neither sends nor gets it. Otherwise
+//! the kernel would take it for a beginning (`nf_conntrack_tcp_loose`), and a connection that was cut would come back from
+//! its other end. So does IPv6 neighbour discovery,
 //! without which a pod has no network. ARP is not seen here at all.
 
 use std::net::IpAddr;
@@ -13,7 +16,7 @@ use std::net::IpAddr;
 use cluster::Direction;
 use netstate::nft::{
     BaseChain, Chain, ChainKind, Element, Family, Field, Hook, IpVersion, Key, Operator, Policy, Rule, Set,
-    Statement, Table, Value, Verdict, ct_state, priority,
+    Statement, Table, Value, Verdict, ct_state, priority, tcp_flags,
 };
 
 use super::set::VERSIONS;
@@ -23,6 +26,8 @@ pub const TABLE: &str = netstate::POLICY_TABLE;
 
 /// The protocol number of ICMPv6.
 const ICMPV6: u8 = 58;
+/// The protocol number of TCP.
+const TCP: u8 = 6;
 /// Router and neighbour solicitations and advertisements, and redirects (RFC 4861).
 const NEIGHBOUR_DISCOVERY: (u8, u8) = (133, 137);
 
@@ -34,7 +39,7 @@ pub(crate) fn frame() -> Table {
             table = table.with_set(Set::verdict_map(map(direction, version), [version.key_type()]));
         }
         let own = Set::new(itself(version), [version.key_type(), version.key_type()]);
-        table = table.with_set(own);
+        table = table.with_set(own).with_set(Set::new(policed(version), [version.key_type()]));
     }
     table
         .with_chain(base("egress", Hook::Forward, priority::FILTER, Direction::Egress))
@@ -70,9 +75,21 @@ fn base(name: &str, hook: Hook, priority: i32, direction: Direction) -> Chain {
             Direction::Egress => Field::Source(version),
         };
         let dispatch = Statement::VerdictMap { fields: vec![address], map: map(direction, version) };
-        chain = chain.with_rule(Rule::new([dispatch]));
+        chain = chain.with_rule(stray(address, version)).with_rule(Rule::new([dispatch]));
     }
     chain
+}
+
+/// Drops what a pod with policies in force sends or gets in the middle of a TCP connection that is not tracked. A segment with SYN begins
+/// one, and one with RST ends one that was never answered.
+fn stray(address: Field, version: IpVersion) -> Rule {
+    let tcp = Statement::equal(Field::Protocol, Value::Protocol(TCP));
+    let mask = tcp_flags::SYN | tcp_flags::RST;
+    let middle = Statement::MaskedMatch { field: Field::TcpFlags, mask, operator: Operator::Equal, value: 0 };
+    let pods = Statement::in_set([address], policed(version));
+    let drop = Statement::Verdict(Verdict::Drop);
+    Rule::new([Statement::ct_state(ct_state::NEW), tcp, middle, pods, drop])
+        .with_comment("of a connection that is not tracked")
 }
 
 /// The name of the map from a local pod's address to its chain for a direction.
@@ -83,6 +100,16 @@ pub(crate) fn map(direction: Direction, version: IpVersion) -> String {
 /// The name of the set of pairs of a local pod's address with itself.
 pub(crate) fn itself(version: IpVersion) -> String {
     format!("itself{}", digit(version))
+}
+
+/// The name of the set of addresses of local pods of which a policy decides; one in audit does not.
+fn policed(version: IpVersion) -> String {
+    format!("policed{}", digit(version))
+}
+
+/// What an address of a local pod puts into the frame's sets if a policy decides of the pod.
+pub(crate) fn under_policy(address: IpAddr) -> (String, Key, Element) {
+    (policed(IpVersion::of(address)), vec![Value::Address(address)], Element::default())
 }
 
 /// The packet is from a local pod to the same one.

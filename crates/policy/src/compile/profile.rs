@@ -110,6 +110,13 @@ impl Profile {
 }
 
 impl Chain {
+    /// Whether it is the profile of a pod of which a policy decides, and not only policies in audit.
+    pub(crate) fn enforces(&self) -> bool {
+        let Self::Profile(profile) = self else { return false };
+        let Profile { admin, isolating, baseline, .. } = profile;
+        !(admin.is_empty() && isolating.is_empty() && baseline.is_empty())
+    }
+
     fn name(&self) -> String {
         let (kind, direction) = match self {
             Self::Profile(profile) => ("pod", profile.direction),

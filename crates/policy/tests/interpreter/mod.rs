@@ -8,7 +8,7 @@
 use std::net::IpAddr;
 
 use netstate::nft::{
-    Chain, Field, Hook, IpVersion, Key, Operator, Statement, Step, Table, Value, Verdict, ct_state,
+    Chain, Field, Hook, IpVersion, Key, Operator, Statement, Step, Table, Value, Verdict, ct_state, tcp_flags,
 };
 
 /// The first packet of a connection, at a hook.
@@ -21,11 +21,13 @@ pub(crate) struct Packet {
     pub(crate) number: u16,
     /// As in [`ct_state`].
     pub(crate) state: u32,
+    /// As in [`tcp_flags`].
+    pub(crate) flags: u32,
 }
 
 impl Packet {
     pub(crate) fn new(hook: Hook, source: IpAddr, destination: IpAddr, protocol: u8, number: u16) -> Self {
-        Self { hook, source, destination, protocol, number, state: ct_state::NEW }
+        Self { hook, source, destination, protocol, number, state: ct_state::NEW, flags: tcp_flags::SYN }
     }
 }
 
@@ -105,6 +107,9 @@ fn holds(table: &Table, statement: &Statement, packet: &Packet) -> bool {
             .is_some_and(|have| (*first..=*last).contains(&have) == (*operator == Operator::Equal)),
         Statement::MaskedMatch { field: Field::CtState, mask, operator, value } => {
             (packet.state & mask == *value) == (*operator == Operator::Equal)
+        }
+        Statement::MaskedMatch { field: Field::TcpFlags, mask, operator, value } => {
+            (packet.flags & mask == *value) == (*operator == Operator::Equal)
         }
         Statement::Lookup { fields, set, inverted } => {
             let set = &table.sets[set];

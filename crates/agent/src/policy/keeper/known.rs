@@ -6,8 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use cluster::{Attachment, Change, Direction, Key, NamespacedName, Object, Snapshot};
+use kernel::nflog::Logged;
+use kernel::nft::Counted;
 use netstate::nft::{Step, Table};
-use policy::{Attached, Flow, Policies};
+use policy::{Amount, Attached, Count, Flow, Logging, Policies, Reading, Tally, Told, Traffic};
 
 use super::super::status::PolicyStatus;
 use super::super::sweep::Swept;
@@ -18,6 +20,8 @@ pub(super) struct Known {
     /// Before the store has been read whole.
     gathered: Snapshot,
     policies: Option<Policies>,
+    logging: Logging,
+    tally: Tally,
     /// By the names of their files.
     attachments: BTreeMap<String, Attachment>,
     /// What could not be read in policies.
@@ -27,11 +31,13 @@ pub(super) struct Known {
 }
 
 impl Known {
-    pub(super) fn new(node: Arc<str>) -> Self {
+    pub(super) fn new(node: Arc<str>, logging: Logging) -> Self {
         Self {
             node,
             gathered: Snapshot::default(),
             policies: None,
+            logging,
+            tally: Tally::default(),
             attachments: BTreeMap::new(),
             faults: BTreeMap::new(),
             untold: Vec::new(),
@@ -51,7 +57,7 @@ impl Known {
     /// The store has been read whole.
     pub(super) fn complete(&mut self, attachments: Vec<(String, Attachment)>) {
         let snapshot = std::mem::take(&mut self.gathered);
-        self.policies = Some(Policies::new(self.node.clone(), snapshot));
+        self.policies = Some(Policies::with_logging(self.node.clone(), snapshot, self.logging));
         // What was heard of them before has been told to nobody.
         self.attachments.clear();
         self.attach_all(attachments);
@@ -196,6 +202,42 @@ impl Known {
     /// The whole table, once it is known.
     pub(super) fn full(&self) -> Option<Table> {
         self.policies.as_ref().map(Policies::full)
+    }
+
+    /// Has the table tell so much; returns what that changes of it.
+    pub(super) fn set_logging(&mut self, logging: Logging) -> Vec<Step> {
+        self.logging = logging;
+        self.policies.as_mut().map_or(Vec::new(), |policies| policies.set_logging(logging).steps)
+    }
+
+    /// What the kernel told of packets, in the policies' words, a line each.
+    pub(super) fn lines(&self, logged: &[Logged]) -> Vec<String> {
+        let Some(policies) = &self.policies else { return Vec::new() };
+        let line = |logged: &Logged| {
+            let headers = logged.headers?;
+            let [source_port, port] = headers.ports;
+            let told = Told {
+                time: logged.time,
+                prefix: &logged.prefix,
+                source: headers.source,
+                destination: headers.destination,
+                traffic: Traffic::of_packet(headers.protocol, port),
+                source_port,
+            };
+            policies.record(&told).map(|record| record.to_string())
+        };
+        logged.iter().filter_map(line).collect()
+    }
+
+    /// Adds what the kernel's counters say, and returns the totals.
+    pub(super) fn tally(&mut self, counted: &[Counted]) -> Vec<Count> {
+        let Some(policies) = &self.policies else { return Vec::new() };
+        let readings = counted.iter().filter_map(|one| {
+            let amount = Amount { packets: one.packets, bytes: one.bytes };
+            Some(Reading { chain: &one.chain, digest: one.digest?, amount })
+        });
+        self.tally.add(policies, readings);
+        self.tally.totals().cloned().collect()
     }
 
     /// What could not be read in policies and nobody has been told of.
