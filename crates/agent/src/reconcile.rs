@@ -247,7 +247,8 @@ impl Loop {
             }
             Extent::Peers => self.due.mark_later("a while after the cluster changed", now + EVENTUALLY),
         }
-        self.step = self.node.deadline(now);
+        // What came due while the pass went on is not in it.
+        self.step = self.node.deadline(began);
         if failed {
             self.due.failed(now)
         } else {
