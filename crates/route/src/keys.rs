@@ -17,11 +17,14 @@ use crate::tunnel::TunnelKind;
 
 /// By which tunnel this node sends to one of that backend.
 pub(crate) fn between(inputs: &Inputs<'_>, theirs: &Backend) -> Option<TunnelKind> {
-    let Backend::WireGuard { key, next } = &inputs.lease.backend else { return None };
-    let next = next.filter(|next| has(theirs, *next));
-    // One that has given the old key up has waited until nobody needs it.
-    let chosen = next.filter(|_| inputs.sends_next || !has(theirs, *key)).unwrap_or(*key);
-    Some(TunnelKind::by(chosen))
+    let Backend::WireGuard { key: in_force, .. } = &inputs.lease.backend else { return None };
+    let common = inputs.lease.backend.keys().filter(|key| has(theirs, *key));
+    // Of one that has given the old key up there is no choice: it has waited until nobody needs it.
+    let chosen = match inputs.sends_next {
+        true => common.max_by_key(|key| key.generation),
+        false => common.min_by_key(|key| key.generation),
+    };
+    Some(TunnelKind::by(chosen.unwrap_or(*in_force)))
 }
 
 /// The key by which a peer of that backend is known in this node's tunnel of that kind.

@@ -890,6 +890,8 @@ fn scenario_51_two_nodes_speak_by_the_newest_key_that_both_have_and_receive_by_b
         (&[0, 1], &[0, 1], false, "fairlead-wg", Some(20), Some(21)),
         (&[0, 1], &[0, 1], true, "fairlead-wg1", Some(20), Some(21)),
         (&[0], &[0, 1], true, "fairlead-wg", Some(20), None),
+        (&[1, 0], &[0, 1], true, "fairlead-wg1", Some(20), Some(21)),
+        (&[0, 1], &[1, 0], false, "fairlead-wg", Some(20), Some(21)),
         // One has given the old key up, and waited for us to have heard.
         (&[0, 1], &[1], false, "fairlead-wg1", None, Some(21)),
         (&[1], &[0, 1], false, "fairlead-wg1", None, Some(21)),
