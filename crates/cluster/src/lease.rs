@@ -124,7 +124,7 @@ pub enum Backend {
     Ipip,
     /// Encrypted, by WireGuard.
     WireGuard {
-        /// The key in force: what the node sends by to those that have one of its generation.
+        /// The key in force: what the node is sent to by those that have one of its generation.
         key: WireGuardKey,
         /// Another one, while one takes the place of the other: the node receives by both.
         next: Option<WireGuardKey>,

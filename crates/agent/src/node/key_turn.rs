@@ -1,10 +1,10 @@
 //! A node's change from one WireGuard key to the next, without a packet lost.
 //!
 //! Read [`KeyTurn`]. A key cannot be changed in place: see the crate `route`, `keys.rs`. So a node that is to have another one
-//! first receives by both and publishes both; a little later, when its peers have heard, it sends by the new one to those
-//! that have one of that generation as well. When all have, it says so: its lease names the new one first. And when all say so,
-//! and a while after that, it gives the old one up. Who is late keeps the old key alive for all, and nobody waits for it: it
-//! is spoken to by the old one. An agent that dies before it sends by the new key has not said that it does.
+//! first receives by both and publishes both. When all have a new one, and it knows theirs, it says so: its lease names the
+//! new one first, and from then on it is sent to by that. And when all say so, and a while after that, it gives the old one
+//! up. Who is late keeps the old key alive for all, and nobody waits for it: all are spoken to by the old one. An agent that
+//! is away meanwhile has not said that it knows the others' new keys, and is not sent to by them.
 //!
 //! What stays true: one step of one generation or two is under way at a time; a moment at which an agent may be killed is
 //! one at which both keys are on disk and the lease has at least one of them.
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use cluster::Backend;
 
-/// How long peers have to hear of the new key before this node sends by it.
+/// How long peers have to hear of the new key before this node says that it is ready, or sends by it.
 const HEARD: Duration = Duration::from_secs(2);
 
 /// How long after all have one the old ways in stay open.
@@ -32,7 +32,7 @@ struct Next {
     generation: u32,
     /// When the peers were told of the key.
     published: Option<Instant>,
-    /// Since when they are told that this node sends by it.
+    /// Since when they are told that this node is ready to be sent to by it.
     in_force: Option<Instant>,
     /// Since when nobody needs the old one.
     complete: Option<Instant>,
@@ -94,11 +94,11 @@ impl KeyTurn {
         self.next.is_some_and(|next| has(self.current) && !has(next.generation))
     }
 
-    /// Whether it is waited for before the next step: it lacks the newer key or, once this node's is in force, may still
-    /// send by the older one.
+    /// Whether it is waited for before the next step: it lacks the newer key or, once this node is ready, is not ready
+    /// itself and needs the older one.
     pub(crate) fn is_waited_for(&self, theirs: &Backend) -> bool {
-        let sends_older = || theirs.keys().next().is_some_and(|key| key.generation == self.current);
-        self.lacks_next(theirs) || self.next.is_some_and(|next| next.in_force.is_some()) && sends_older()
+        let needs_older = || theirs.keys().next().is_some_and(|key| key.generation == self.current);
+        self.lacks_next(theirs) || self.next.is_some_and(|next| next.in_force.is_some()) && needs_older()
     }
 
     /// Whether one that is waited for has had the time for what it is to do.
@@ -174,7 +174,7 @@ mod tests {
         let came = heard + OPEN * 8;
         assert!(!turn.settle(false, came));
         assert_eq!(turn.generations().collect::<Vec<_>>(), [1, 0], "the new one is in force");
-        // One that has the new key may still send by the old one, or has died before it did otherwise.
+        // One that has the new key may not know of others', for its agent is away.
         assert!(turn.is_waited_for(&of(&[0, 1])) && !turn.is_waited_for(&of(&[1, 0])));
         assert_eq!((turn.is_late(&of(&[0, 1]), came), turn.deadline(came)), (false, Some(came + OPEN)));
         assert!(turn.is_late(&of(&[0, 1]), came + OPEN) && !turn.is_late(&of(&[1]), came + OPEN));

@@ -92,7 +92,7 @@ impl NodeKeeper {
                 Reason::KeyRetained,
                 format!(
                     "give up the WireGuard key of generation {current}: node {first}{others} has no newer one yet, or \
-                     does not send by it\nhint: is the agent there away, or of an older version, or its configuration?"
+                     is not ready for it\nhint: is the agent there away, or of an older version, or its configuration?"
                 ),
             );
         }
