@@ -218,7 +218,7 @@ fn init(suites: &[(String, PathBuf)]) -> String {
     let mut script = String::from(
         "#!/bin/busybox sh\n\
          /bin/busybox --install /bin 2>/dev/null\n\
-         export PATH=/usr/sbin:/usr/bin:/sbin:/bin\n\
+         export PATH=/usr/sbin:/usr/bin:/sbin:/bin FAIRLEAD_PATIENCE=240\n\
          mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp\n\
          echo 1 > /proc/sys/net/core/fb_tunnels_only_for_init_net\n\
          for module in bridge 8021q veth vxlan nf_tables nft_chain_nat nft_masq nft_ct nft_fib_inet nft_meta_bridge \

@@ -181,6 +181,11 @@ impl Door {
         Ok(self.host.wireguard(link)?)
     }
 
+    /// Whether a WireGuard device and its peers are as wanted.
+    pub(crate) fn has_wireguard(&mut self, link: LinkName, want: &State) -> Result<bool, DoorError> {
+        Ok(self.host.has_wireguard(link, want)?)
+    }
+
     /// The steps to the wanted state, and what stands in the way.
     pub(crate) fn plan(&mut self, want: &State) -> Result<Plan, DoorError> {
         let observed = self.host.observe(want)?;

@@ -11,6 +11,9 @@
 //! networks can only bear on the choice of the underlay, and there may be many: they have a look made that waits for
 //! [`SHARE`] times what the last one took, at most [`PATIENCE`].
 //!
+//! Of WireGuard the kernel tells no changes at all. Where it carries some, that alone is compared once in [`SILENCE`], and
+//! everything is looked at when it differs.
+//!
 //! The order within a pass is what makes each moment safe to die at: claims, kernel, lease, `network.json`, conflist;
 //! and backwards when the node is no longer part of the cluster, but for the conflist, by which pods are deleted. Nothing happens at all before the store has been
 //! read whole.
@@ -47,6 +50,9 @@ const SHARE: u32 = 10;
 /// How long such a look waits at most.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// How often that is looked at whose changes the kernel does not tell.
+const SILENCE: Duration = Duration::from_secs(10);
+
 /// Why the loop ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum End {
@@ -64,6 +70,8 @@ pub(crate) struct Loop {
     due: Due,
     /// When the node's next step is due that no event tells of.
     step: Option<Instant>,
+    /// When that is to be looked at whose changes the kernel does not tell, where there is such.
+    silent: Option<Instant>,
     /// How often somebody asked whether the node is ready.
     asked: usize,
     /// What the last pass took that looked at everything.
@@ -98,7 +106,7 @@ struct Due {
 
 impl Loop {
     pub(crate) fn new(node: NodeKeeper, view: View) -> Self {
-        Self { view, node, due: Due::default(), step: None, asked: 0, look: Duration::ZERO }
+        Self { view, node, due: Due::default(), step: None, silent: None, asked: 0, look: Duration::ZERO }
     }
 
     /// Runs until somebody asks it to end.
@@ -130,6 +138,9 @@ impl Loop {
             if self.step.is_some_and(|step| step <= Instant::now()) {
                 self.due.mark("the backend changes");
             }
+            if self.silent.is_some_and(|at| at <= Instant::now()) {
+                self.look_into_the_silence();
+            }
             if self.view.expire(Instant::now()) {
                 self.due.mark("a deleted node's time is over");
             }
@@ -144,10 +155,18 @@ impl Loop {
     fn next(&self, events: &Receiver<Event>) -> Result<Event, RecvTimeoutError> {
         // A pass that is held back brings the step with it.
         let step = self.step.filter(|_| self.due.not_before.is_none());
-        let deadline = self.due.deadline().into_iter().chain(self.view.deadline()).chain(step).min();
+        let others = self.view.deadline().into_iter().chain(step).chain(self.silent);
+        let deadline = self.due.deadline().into_iter().chain(others).min();
         match deadline {
             None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(at) => events.recv_timeout(at.saturating_duration_since(Instant::now())),
+        }
+    }
+
+    fn look_into_the_silence(&mut self) {
+        self.silent = self.node.has_silent_parts().then(|| Instant::now() + SILENCE);
+        if self.silent.is_some() && self.node.has_changed_silently() {
+            self.due.mark(SILENTLY);
         }
     }
 
@@ -247,7 +266,9 @@ impl Loop {
             }
             Extent::Peers => self.due.mark_later("a while after the cluster changed", now + EVENTUALLY),
         }
-        self.step = self.node.deadline(now);
+        // What came due while the pass went on is not in it.
+        self.step = self.node.deadline(began);
+        self.silent = self.node.has_silent_parts().then(|| self.silent.unwrap_or(now + SILENCE));
         if failed {
             self.due.failed(now)
         } else {
@@ -294,15 +315,19 @@ impl Loop {
 }
 
 /// Causes that a program next to the agent can bring about.
-const KERNEL_CAUSES: [&str; 4] = [
+const KERNEL_CAUSES: [&str; 5] = [
     "the kernel's network changed",
     "the nf_tables ruleset changed",
     "changes of the kernel were missed",
     "other routes of the host changed",
+    SILENTLY,
 ];
 
+/// The cause that the kernel does not tell of.
+const SILENTLY: &str = "the kernel's WireGuard changed";
+
 fn cause_of(touched: Touched) -> &'static str {
-    let [network, ruleset, everything, beside] = KERNEL_CAUSES;
+    let [network, ruleset, everything, beside, _] = KERNEL_CAUSES;
     match touched {
         Touched::Beside => beside,
         Touched::Network => network,

@@ -124,9 +124,9 @@ pub enum Backend {
     Ipip,
     /// Encrypted, by WireGuard.
     WireGuard {
-        /// The key in force.
+        /// The key in force: what the node is sent to by those that have one of its generation.
         key: WireGuardKey,
-        /// The one that takes its place, while it does: the node receives by both.
+        /// Another one, while one takes the place of the other: the node receives by both.
         next: Option<WireGuardKey>,
     },
     /// By whatever others see to: the node has its pod CIDRs, and nobody is told a way.

@@ -10,7 +10,7 @@
 //! Sources: `include/uapi/linux/wireguard.h` and `drivers/net/wireguard/netlink.c` of Linux 6.12,
 //! docs.kernel.org/userspace-api/netlink/intro.html for generic netlink.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::ops::Range;
 use std::time::Duration;
@@ -85,7 +85,14 @@ pub struct Peer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PeerChange<'a> {
     /// It is made, or changed to be exactly so.
-    Set(PublicKey, &'a WireGuardPeer),
+    Set {
+        /// Which.
+        key: PublicKey,
+        /// What it is to be.
+        peer: &'a WireGuardPeer,
+        /// What it is now; none if there is none.
+        was: Option<&'a WireGuardPeer>,
+    },
     /// It is removed.
     Remove(PublicKey),
 }
@@ -145,14 +152,17 @@ impl Conversation {
         changes: &[PeerChange<'_>],
     ) -> Result<Vec<(usize, Error)>, Error> {
         let mut refused = Vec::new();
-        for request in change_peers(self.family, name, changes) {
+        let parts = parts(changes);
+        for request in requests(self.family, name, &parts) {
             let failed = self.socket.run(&request.request.into(), |_, _| Ok(()))?;
             if failed.is_empty() {
                 continue;
             }
             // The kernel stops at the first that it does not like, and does not say which.
             for position in request.changes {
-                for alone in change_peers(self.family, name, &changes[position..=position]) {
+                let of_it: Vec<Part<'_>> =
+                    parts.iter().filter(|part| part.position == position).cloned().collect();
+                for alone in requests(self.family, name, &of_it) {
                     let failed = self.socket.run(&alone.request.into(), |_, _| Ok(()))?;
                     refused.extend(failed.into_iter().map(|failure| (position, failure.error)));
                 }
@@ -187,13 +197,24 @@ pub fn set_device(family: u16, name: &str, device: &WireGuard) -> Request {
     Request::new(message, Purpose::new("configure wireguard device", name).needing(NEEDS))
 }
 
-/// The requests that change peers of a device, each with the position of the first change in it. A peer of very many
+/// The requests that change peers of a device, each with the positions of the changes in it. A peer of very many
 /// networks is begun in one message and goes on in the next.
+///
+/// A peer that is there is never told to replace its networks, for then the kernel forgets them all before it takes the new
+/// ones, and packets in between are lost. It is told those that it is to have: one that another peer has moves. One that
+/// nobody is to have any more moves to a peer that is nobody's, which is removed at once.
 pub fn change_peers(family: u16, name: &str, changes: &[PeerChange<'_>]) -> Vec<PeerRequest> {
-    let parts: Vec<Part<'_>> =
-        changes.iter().enumerate().flat_map(|(position, change)| Part::of(position, change)).collect();
+    requests(family, name, &parts(changes))
+}
+
+fn parts<'a>(changes: &[PeerChange<'a>]) -> Vec<Part<'a>> {
+    let wanted: BTreeSet<IpNet> = changes.iter().flat_map(PeerChange::networks).copied().collect();
+    changes.iter().enumerate().flat_map(|(position, change)| Part::of(position, change, &wanted)).collect()
+}
+
+fn requests(family: u16, name: &str, parts: &[Part<'_>]) -> Vec<PeerRequest> {
     let mut requests = Vec::new();
-    let mut rest = parts.as_slice();
+    let mut rest = parts;
     while let [first, ..] = rest {
         let mut message = Message::new(family, 0, &header(SET_DEVICE));
         message.text(DEVICE_NAME, name);
@@ -214,40 +235,75 @@ pub fn change_peers(family: u16, name: &str, changes: &[PeerChange<'_>]) -> Vec<
     requests
 }
 
+/// The key of a peer that nobody can be: no session is agreed on with it.
+const NOBODY: PublicKey = PublicKey([0; 32]);
+
+impl<'a> PeerChange<'a> {
+    /// What the peer is to have.
+    fn networks(&self) -> impl Iterator<Item = &'a IpNet> + use<'a> {
+        let peer = match *self {
+            Self::Set { peer, .. } => Some(peer),
+            Self::Remove(_) => None,
+        };
+        peer.into_iter().flat_map(|peer| &peer.allowed_ips)
+    }
+}
+
 /// A change of a peer, or the part of it that fits one message.
+#[derive(Debug, Clone)]
 struct Part<'a> {
     /// Which change it is of.
     position: usize,
     key: PublicKey,
-    /// What the peer is to be; none where it is to be removed.
-    peer: Option<&'a WireGuardPeer>,
+    does: Does<'a>,
     networks: Vec<IpNet>,
-    /// Whether others of its networks came before.
-    goes_on: bool,
+}
+
+/// What a part does beside giving the peer networks.
+#[derive(Debug, Clone, Copy)]
+enum Does<'a> {
+    /// Makes the peer, with these networks alone.
+    Make(&'a WireGuardPeer),
+    /// Changes it.
+    Change(&'a WireGuardPeer),
+    /// Nothing.
+    GoOn,
+    /// Removes it.
+    Remove,
 }
 
 impl<'a> Part<'a> {
-    fn of(position: usize, change: &PeerChange<'a>) -> Vec<Self> {
-        let (key, peer) = match *change {
-            PeerChange::Set(key, peer) => (key, Some(peer)),
-            PeerChange::Remove(key) => (key, None),
+    /// The parts of a change; `wanted` is what any peer is to have.
+    fn of(position: usize, change: &PeerChange<'a>, wanted: &BTreeSet<IpNet>) -> Vec<Self> {
+        let part = |key, does, networks: &[IpNet]| Self { position, key, does, networks: networks.to_vec() };
+        let (key, peer, was) = match *change {
+            PeerChange::Set { key, peer, was } => (key, peer, was),
+            PeerChange::Remove(key) => return vec![part(key, Does::Remove, &[])],
         };
-        let all: Vec<IpNet> = peer.into_iter().flat_map(|peer| peer.allowed_ips.iter().copied()).collect();
-        let first = all.len().min(NETWORKS_PER_PART);
-        let part =
-            |networks: &[IpNet], goes_on| Self { position, key, peer, networks: networks.to_vec(), goes_on };
-        let more = all[first..].chunks(NETWORKS_PER_PART).map(|networks| part(networks, true));
-        [part(&all[..first], false)].into_iter().chain(more).collect()
+        let all: Vec<IpNet> = change.networks().copied().collect();
+        let (first, more) = all.split_at(all.len().min(NETWORKS_PER_PART));
+        let does = if was.is_some() { Does::Change(peer) } else { Does::Make(peer) };
+        let mut parts = vec![part(key, does, first)];
+        parts.extend(more.chunks(NETWORKS_PER_PART).map(|networks| part(key, Does::GoOn, networks)));
+        let had = was.into_iter().flat_map(|was| &was.allowed_ips);
+        let gone: Vec<IpNet> = had.filter(|net| !wanted.contains(net)).copied().collect();
+        if !gone.is_empty() {
+            parts.extend(gone.chunks(NETWORKS_PER_PART).map(|networks| part(NOBODY, Does::GoOn, networks)));
+            parts.push(part(NOBODY, Does::Remove, &[]));
+        }
+        parts
     }
 
     fn write(&self, out: &mut Message) {
         out.put(PEER_PUBLIC_KEY, &self.key.0);
-        let Some(peer) = self.peer else {
+        if let Does::Remove = self.does {
             out.u32(PEER_FLAGS, REMOVE);
             return;
-        };
-        if !self.goes_on {
+        }
+        if let Does::Make(_) = self.does {
             out.u32(PEER_FLAGS, REPLACE_ALLOWED_IPS);
+        }
+        if let Does::Make(peer) | Does::Change(peer) = self.does {
             if let Some(endpoint) = peer.endpoint {
                 out.put(PEER_ENDPOINT, &socket_address(endpoint));
             }

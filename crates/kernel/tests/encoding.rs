@@ -448,7 +448,10 @@ fn a_wireguard_device_is_told_in_the_layout_of_the_kernels_header() {
         allowed_ips: ["10.244.2.0/24".parse().unwrap(), "fd00:2::/64".parse().unwrap()].into(),
         keepalive: Some(25),
     };
-    let changes = [PeerChange::Set(PublicKey([1; 32]), &peer), PeerChange::Remove(PublicKey([2; 32]))];
+    let changes = [
+        PeerChange::Set { key: PublicKey([1; 32]), peer: &peer, was: None },
+        PeerChange::Remove(PublicKey([2; 32])),
+    ];
     let requests = wireguard::change_peers(29, "wg", &changes);
     let [request] = &requests[..] else { panic!("{requests:?}") };
     assert_eq!(request.changes, 0..2);
@@ -474,6 +477,43 @@ fn a_wireguard_device_is_told_in_the_layout_of_the_kernels_header() {
 }
 
 #[test]
+fn a_wireguard_peer_that_changes_keeps_its_networks_meanwhile_and_only_what_nobody_is_to_have_is_taken_away()
+{
+    let having = |networks: &[&str]| WireGuardPeer {
+        allowed_ips: networks.iter().map(|network| network.parse().unwrap()).collect(),
+        ..WireGuardPeer::default()
+    };
+    // The second network goes to the other peer, the third one to nobody.
+    let [was, becomes] =
+        [&["10.1.0.0/24", "10.2.0.0/24", "10.3.0.0/24"][..], &["10.1.0.0/24", "10.4.0.0/24"]].map(having);
+    let [other_was, other] = [&["10.5.0.0/24"][..], &["10.5.0.0/24", "10.2.0.0/24"]].map(having);
+    let changes = [
+        PeerChange::Set { key: PublicKey([1; 32]), peer: &becomes, was: Some(&was) },
+        PeerChange::Set { key: PublicKey([2; 32]), peer: &other, was: Some(&other_was) },
+    ];
+    let requests = wireguard::change_peers(29, "wg", &changes);
+    let [request] = &requests[..] else { panic!("{requests:?}") };
+    assert_eq!(request.changes, 0..2);
+    let networks = |numbers: &[u8]| {
+        let of = |number: &u8| {
+            let address = attribute(2, &[10, *number, 0, 0]);
+            attribute(NEST, &[attribute(1, &2_u16.to_ne_bytes()), address, attribute(3, &[24])].concat())
+        };
+        attribute(9 | NEST, &numbers.iter().flat_map(of).collect::<Vec<u8>>())
+    };
+    let keepalive = || attribute(5, &0_u16.to_ne_bytes());
+    let peers = [
+        [attribute(1, &[1; 32]), keepalive(), networks(&[1, 4])].concat(),
+        [attribute(1, &[0; 32]), networks(&[3])].concat(),
+        [attribute(1, &[0; 32]), attribute(3, &1_u32.to_ne_bytes())].concat(),
+        [attribute(1, &[2; 32]), keepalive(), networks(&[2, 5])].concat(),
+    ];
+    let peers = peers.map(|peer| attribute(NEST, &peer)).concat();
+    let expected = [vec![1, 1, 0, 0], attribute(2, b"wg\0"), attribute(8 | NEST, &peers)].concat();
+    assert_eq!(request.request.message.bytes()[16..], expected);
+}
+
+#[test]
 fn ten_thousand_peers_travel_in_messages_that_fit() {
     let peers: Vec<WireGuardPeer> = (0..10_000_u32)
         .map(|number| WireGuardPeer {
@@ -489,7 +529,7 @@ fn ten_thousand_peers_travel_in_messages_that_fit() {
             key += 1;
             let mut bytes = [0; 32];
             bytes[..4].copy_from_slice(&key.to_be_bytes());
-            PeerChange::Set(PublicKey(bytes), peer)
+            PeerChange::Set { key: PublicKey(bytes), peer, was: None }
         })
         .collect();
     let requests = wireguard::change_peers(29, "wg", &changes);

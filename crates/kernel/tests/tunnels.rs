@@ -160,6 +160,42 @@ fn what_is_changed_at_a_wireguard_device_by_hand_is_found_and_the_other_peers_ar
 }
 
 #[test]
+fn networks_move_between_wireguard_peers_and_go_and_no_other_peer_is_left_behind() {
+    if !has("wireguard") {
+        return;
+    }
+    let namespace = node();
+    let peers = [2, 3].map(|number| keys(number).1);
+    let having = |first: &[&str], second: &[&str]| {
+        let mut want = encrypting(keys(1).0);
+        for (peer, networks) in peers.iter().zip([first, second]) {
+            let networks: Vec<String> = networks.iter().map(ToString::to_string).collect();
+            add_peer(&mut want, *peer, "192.0.2.2:51820", &networks);
+        }
+        want
+    };
+    for (first, second) in [
+        (&["10.1.0.0/24", "10.2.0.0/24", "fd00:3::/64"][..], &["10.5.0.0/24"][..]),
+        (&["10.1.0.0/24", "10.4.0.0/24"], &["10.2.0.0/24", "10.5.0.0/24"]),
+        (&["10.5.0.0/24"], &["10.1.0.0/24"]),
+        (&[], &["10.5.0.0/24"]),
+    ] {
+        let want = having(first, second);
+        let plan = reconcile(&namespace, &want);
+        assert_settled(&namespace, &want);
+        let shown = wg(&namespace, &format!("show {DEVICE} allowed-ips"));
+        for (peer, networks) in peers.iter().zip([first, second]) {
+            let line = shown.lines().find(|line| line.starts_with(&peer.to_string())).unwrap();
+            let mut found: Vec<&str> =
+                line.split_whitespace().skip(1).filter(|word| *word != "(none)").collect();
+            found.sort_unstable();
+            assert_eq!(found, networks, "{plan}");
+        }
+        assert_eq!(shown.lines().count(), 2, "{shown}");
+    }
+}
+
+#[test]
 fn a_thousand_peers_and_one_with_thousands_of_networks_are_told_and_read_back() {
     if !has("wireguard") {
         return;

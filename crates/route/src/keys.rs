@@ -3,9 +3,9 @@
 //! Read [`between`], then [`of_peer`]. A device of WireGuard has one key of its own, and takes what has a peer's addresses by
 //! one key of that peer. So a key cannot be changed in a device without losing what is under way, and a node that changes
 //! its key has two devices, each with a key of its own and all peers. Keys are of generations, and two nodes speak by
-//! those of one generation: the new ones as soon as both have said that they have them, and whoever sends has given the
-//! other the time to hear of it. Until a node has given the old key up it receives by both, in whatever order the nodes
-//! hear of each other.
+//! those of one generation: by the new ones to a node that says, by naming that one first in its lease, that it knows everybody's
+//! new key. Until a node has given the old key up it receives by both, in whatever order the nodes hear of each other, and
+//! whatever its agent does not hear of for a while.
 //!
 //! A node of one generation alone whom another has none in common with, as one that has just joined, is spoken to by what
 //! each has.
@@ -17,11 +17,15 @@ use crate::tunnel::TunnelKind;
 
 /// By which tunnel this node sends to one of that backend.
 pub(crate) fn between(inputs: &Inputs<'_>, theirs: &Backend) -> Option<TunnelKind> {
-    let Backend::WireGuard { key, next } = &inputs.lease.backend else { return None };
-    let next = next.filter(|next| has(theirs, *next));
-    // One that has given the old key up has waited until nobody needs it.
-    let chosen = next.filter(|_| inputs.sends_next || !has(theirs, *key)).unwrap_or(*key);
-    Some(TunnelKind::by(chosen))
+    let Backend::WireGuard { key: in_force, .. } = &inputs.lease.backend else { return None };
+    let mut common: Vec<WireGuardKey> = inputs.lease.backend.keys().filter(|key| has(theirs, *key)).collect();
+    common.sort_by_key(|key| key.generation);
+    let awaited = theirs.keys().next().filter(|_| inputs.sends_next);
+    let awaited =
+        common.iter().find(|key| awaited.is_some_and(|awaited| awaited.generation == key.generation));
+    // Of one that has given the old key up there is no choice: it has waited until nobody needs it.
+    let chosen = awaited.or(common.first());
+    Some(TunnelKind::by(*chosen.unwrap_or(in_force)))
 }
 
 /// The key by which a peer of that backend is known in this node's tunnel of that kind.

@@ -38,7 +38,7 @@ struct Said {
 }
 
 /// What a node may have of keys: before a change, in it, and after it.
-const GENERATIONS: [&[u32]; 4] = [&[0], &[0, 1], &[1], &[1, 2]];
+const GENERATIONS: [&[u32]; 5] = [&[0], &[0, 1], &[1, 0], &[1], &[1, 2]];
 
 impl Said {
     fn of(node: u16) -> Self {

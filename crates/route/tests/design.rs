@@ -890,15 +890,20 @@ fn with_keys(byte: u8, generations: &[u32]) -> Backend {
 }
 
 #[test]
-fn scenario_51_two_nodes_speak_by_the_newest_key_that_both_have_and_receive_by_both() {
+fn scenario_51_two_nodes_speak_by_the_newest_key_that_the_receiver_is_ready_for_and_receive_by_both() {
     // What each has; whether this node's peers have heard; by what it sends; and the peer's keys in its tunnels, of even
     // and of odd generations.
     for (own, theirs, heard, sends, even, odd) in [
         (&[0][..], &[0][..], true, "fairlead-wg", Some(20), None),
         (&[0, 1], &[0], true, "fairlead-wg", Some(20), None),
         (&[0, 1], &[0, 1], false, "fairlead-wg", Some(20), Some(21)),
-        (&[0, 1], &[0, 1], true, "fairlead-wg1", Some(20), Some(21)),
+        (&[0, 1], &[0, 1], true, "fairlead-wg", Some(20), Some(21)),
         (&[0], &[0, 1], true, "fairlead-wg", Some(20), None),
+        // Who names the new one first knows everybody's.
+        (&[1, 0], &[0, 1], true, "fairlead-wg", Some(20), Some(21)),
+        (&[1, 0], &[1, 0], true, "fairlead-wg1", Some(20), Some(21)),
+        (&[0, 1], &[1, 0], true, "fairlead-wg1", Some(20), Some(21)),
+        (&[0, 1], &[1, 0], false, "fairlead-wg", Some(20), Some(21)),
         // One has given the old key up, and waited for us to have heard.
         (&[0, 1], &[1], false, "fairlead-wg1", None, Some(21)),
         (&[1], &[0, 1], false, "fairlead-wg1", None, Some(21)),

@@ -56,6 +56,25 @@ impl NodeKeeper {
         Err(Refusal { reason: Reason::NodeRefused, text })
     }
 
+    /// Whether the kernel carries what it tells of nobody's changes of.
+    pub(crate) fn has_silent_parts(&self) -> bool {
+        self.design.as_ref().is_some_and(|design| !design.state.wireguards.is_empty())
+    }
+
+    /// Whether somebody has changed what the kernel does not tell of: WireGuard's peers, or a device's own key or port.
+    /// What is not known to have been as designed is looked at again anyway.
+    pub(crate) fn has_changed_silently(&mut self) -> bool {
+        let Some(design) = self.design.as_ref().filter(|_| !self.failed) else { return false };
+        design.state.wireguards.keys().any(|link| match self.door.has_wireguard(*link, &design.state) {
+            Ok(has) => !has,
+            // One that is not there the kernel tells of.
+            Err(error) => {
+                tracing::debug!(error = %told(&error), %link, "the kernel does not say how its WireGuard is");
+                false
+            }
+        })
+    }
+
     /// What the kernel's WireGuard says of the peers, where it carries them.
     pub(super) fn kernel_peers(&mut self, view: &View) -> Vec<KernelPeer> {
         let links: Vec<LinkName> =

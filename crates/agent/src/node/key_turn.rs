@@ -1,9 +1,10 @@
 //! A node's change from one WireGuard key to the next, without a packet lost.
 //!
 //! Read [`KeyTurn`]. A key cannot be changed in place: see the crate `route`, `keys.rs`. So a node that is to have another one
-//! first receives by both and publishes both; a little later, when its peers have heard, it sends by the new one to those
-//! that have one of that generation as well; and when all have, and a while after that, it gives the old one up. Who is
-//! late keeps the old key alive for all, and nobody waits for it: it is spoken to by the old one.
+//! first receives by both and publishes both. When all have a new one, and it knows theirs, it says so: its lease names the
+//! new one first, and from then on it is sent to by that. And when all say so, and a while after that, it gives the old one
+//! up. Who is late keeps the old key alive for all, and nobody waits for it: all are spoken to by the old one. An agent that
+//! is away meanwhile has not said that it knows the others' new keys, and is not sent to by them.
 //!
 //! What stays true: one step of one generation or two is under way at a time; a moment at which an agent may be killed is
 //! one at which both keys are on disk and the lease has at least one of them.
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use cluster::Backend;
 
-/// How long peers have to hear of the new key before this node sends by it.
+/// How long peers have to hear of the new key before this node says that it is ready, or sends by it.
 const HEARD: Duration = Duration::from_secs(2);
 
 /// How long after all have one the old ways in stay open.
@@ -21,7 +22,7 @@ const OPEN: Duration = Duration::from_secs(10);
 /// Where a node is on its way from one key to the next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct KeyTurn {
-    /// The generation of the key in force.
+    /// The generation of the key that was there before.
     current: u32,
     next: Option<Next>,
 }
@@ -31,20 +32,34 @@ struct Next {
     generation: u32,
     /// When the peers were told of the key.
     published: Option<Instant>,
+    /// Since when they are told that this node is ready to be sent to by it.
+    in_force: Option<Instant>,
     /// Since when nobody needs the old one.
     complete: Option<Instant>,
 }
 
 impl KeyTurn {
-    /// A node with a key of that generation and, if an agent was ended in the middle, the one that takes its place.
-    pub(crate) fn new(current: u32, next: Option<u32>) -> Self {
-        let next = next.map(|generation| Next { generation, published: None, complete: None });
-        Self { current, next }
+    /// A node with a key of that generation in force and, if an agent was ended in the middle, another one.
+    pub(crate) fn new(in_force: u32, other: Option<u32>, now: Instant) -> Self {
+        let turn = |generation, in_force| Next { generation, published: None, in_force, complete: None };
+        match other {
+            None => Self { current: in_force, next: None },
+            Some(newer) if newer > in_force => Self { current: in_force, next: Some(turn(newer, None)) },
+            Some(older) => Self { current: older, next: Some(turn(in_force, Some(now))) },
+        }
+    }
+
+    /// The generation of the key that is there for longest.
+    pub(crate) fn current(&self) -> u32 {
+        self.current
     }
 
     /// The generations that the node has a key of, the one in force first.
     pub(crate) fn generations(&self) -> impl Iterator<Item = u32> + use<> {
-        [self.current].into_iter().chain(self.next.map(|next| next.generation))
+        let next = self.next.map(|next| next.generation);
+        let is_in_force = self.next.is_some_and(|next| next.in_force.is_some());
+        let (first, last) = if is_in_force { (next, None) } else { (None, next) };
+        first.into_iter().chain([self.current]).chain(last)
     }
 
     /// Notes which generation the node is to have in the end. Two keys at once are of generations that follow each other, or
@@ -55,7 +70,7 @@ impl KeyTurn {
         }
         let generation = if wanted % 2 == self.current % 2 { wanted - 1 } else { wanted };
         tracing::info!(from = self.current, to = generation, "the WireGuard key changes");
-        self.next = Some(Next { generation, published: None, complete: None });
+        self.next = Some(Next { generation, published: None, in_force: None, complete: None });
     }
 
     /// Notes what the peers know of this node.
@@ -69,21 +84,41 @@ impl KeyTurn {
 
     /// Whether the peers have had the time to hear of the next key.
     pub(crate) fn sends_next(&self, now: Instant) -> bool {
-        self.next.and_then(|next| next.published).is_some_and(|then| now >= then + HEARD)
+        let heard = |next: Next| next.published.is_some_and(|then| now >= then + HEARD);
+        self.next.is_some_and(|next| next.in_force.is_some() || heard(next))
     }
 
-    /// Whether a node of that backend can be spoken to by the key in force alone.
-    pub(crate) fn is_waited_for(&self, theirs: &Backend) -> bool {
+    /// Whether a node of that backend can be spoken to by the older key alone.
+    fn lacks_next(&self, theirs: &Backend) -> bool {
         let has = |generation| theirs.keys().any(|key| key.generation == generation);
         self.next.is_some_and(|next| has(self.current) && !has(next.generation))
     }
 
-    /// Notes whether any peer is waited for, and gives the old key up when its time is over; true if it is.
+    /// Whether it is waited for before the next step: it lacks the newer key or, once this node is ready, is not ready
+    /// itself and needs the older one.
+    pub(crate) fn is_waited_for(&self, theirs: &Backend) -> bool {
+        let needs_older = || theirs.keys().next().is_some_and(|key| key.generation == self.current);
+        self.lacks_next(theirs) || self.next.is_some_and(|next| next.in_force.is_some()) && needs_older()
+    }
+
+    /// Whether one that is waited for has had the time for what it is to do.
+    pub(crate) fn is_late(&self, theirs: &Backend, now: Instant) -> bool {
+        let overdue = self.next.and_then(|next| next.in_force).is_some_and(|then| now >= then + OPEN);
+        self.is_waited_for(theirs) && self.sends_next(now) && (self.lacks_next(theirs) || overdue)
+    }
+
+    /// Notes whether any peer is waited for, puts the new key in force, and gives the old one up when its time is over; true
+    /// if it is.
     pub(crate) fn settle(&mut self, waits: bool, now: Instant) -> bool {
         let sends = self.sends_next(now);
         let Some(next) = &mut self.next else { return false };
         if waits || !sends {
             next.complete = None;
+            return false;
+        }
+        if next.in_force.is_none() {
+            // Whether the others say so as well is looked at with the next look.
+            (next.in_force, next.complete) = (Some(now), Some(now));
             return false;
         }
         if now < *next.complete.get_or_insert(now) + OPEN {
@@ -97,8 +132,9 @@ impl KeyTurn {
     /// When the next step is due.
     pub(crate) fn deadline(&self, now: Instant) -> Option<Instant> {
         let next = self.next?;
-        let steps = [next.published.map(|then| then + HEARD), next.complete.map(|then| then + OPEN)];
-        steps.into_iter().flatten().filter(|step| *step > now).min()
+        let ends = [next.complete, next.in_force].map(|then| then.map(|then| then + OPEN));
+        let steps = next.published.map(|then| then + HEARD).into_iter().chain(ends.into_iter().flatten());
+        steps.filter(|step| *step > now).min()
     }
 }
 
@@ -120,7 +156,7 @@ mod tests {
     #[test]
     fn the_new_key_is_sent_by_when_peers_have_heard_and_the_old_one_given_up_when_nobody_needs_it() {
         let now = Instant::now();
-        let mut turn = KeyTurn::new(0, None);
+        let mut turn = KeyTurn::new(0, None, now);
         turn.want(1);
         assert_eq!(turn.generations().collect::<Vec<_>>(), [0, 1]);
         turn.publish(&of(&[0]), now);
@@ -130,10 +166,19 @@ mod tests {
         let heard = now + HEARD;
         assert!(turn.sends_next(heard));
         // One is late, and comes.
-        assert!(turn.is_waited_for(&of(&[0])) && !turn.settle(true, heard + OPEN * 9));
+        assert!(!turn.is_late(&of(&[0]), now) && turn.is_late(&of(&[0]), heard));
+        assert!(turn.is_waited_for(&of(&[0])) && !turn.settle(true, heard + OPEN * 7));
         for ready in [of(&[0, 1]), of(&[1]), of(&[2]), Backend::HostGw] {
             assert!(!turn.is_waited_for(&ready), "{ready:?}");
         }
+        let came = heard + OPEN * 8;
+        assert!(!turn.settle(false, came));
+        assert_eq!(turn.generations().collect::<Vec<_>>(), [1, 0], "the new one is in force");
+        // One that has the new key may not know of others', for its agent is away.
+        assert!(turn.is_waited_for(&of(&[0, 1])) && !turn.is_waited_for(&of(&[1, 0])));
+        assert_eq!((turn.is_late(&of(&[0, 1]), came), turn.deadline(came)), (false, Some(came + OPEN)));
+        assert!(turn.is_late(&of(&[0, 1]), came + OPEN) && !turn.is_late(&of(&[1]), came + OPEN));
+        assert!(!turn.settle(true, came + OPEN) && turn.deadline(came + OPEN).is_none());
         let came = heard + OPEN * 10;
         assert!(!turn.settle(false, came));
         assert_eq!(turn.deadline(came), Some(came + OPEN));
@@ -144,9 +189,9 @@ mod tests {
     #[test]
     fn generations_that_are_far_apart_are_reached_in_steps_of_two_devices_and_never_backwards() {
         let now = Instant::now();
-        let mut turn = KeyTurn::new(3, None);
+        let mut turn = KeyTurn::new(3, None, now);
         turn.want(2);
-        assert_eq!(turn, KeyTurn::new(3, None));
+        assert_eq!(turn, KeyTurn::new(3, None, now));
         let mut seen = vec![3];
         for _ in 0..4 {
             turn.want(9);
@@ -162,9 +207,11 @@ mod tests {
     #[test]
     fn an_agent_that_was_killed_in_the_middle_goes_on_there() {
         let now = Instant::now();
-        let mut turn = KeyTurn::new(0, Some(1));
+        let mut turn = KeyTurn::new(0, Some(1), now);
         turn.want(1);
         turn.publish(&of(&[0, 1]), now);
         assert!(!turn.sends_next(now) && turn.sends_next(now + HEARD));
+        let turn = KeyTurn::new(1, Some(0), now);
+        assert_eq!((turn.generations().collect::<Vec<_>>(), turn.sends_next(now)), (vec![1, 0], true));
     }
 }

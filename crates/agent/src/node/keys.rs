@@ -23,11 +23,11 @@ impl NodeKeeper {
     pub(super) fn take_keys(&mut self, view: &View, now: Instant) -> Result<Option<Backend>, FileError> {
         let makes = self.options.config.backend == BackendKind::WireGuard;
         if self.key_turn.is_none() {
-            self.key_turn = self.found_keys(view)?;
+            self.key_turn = self.found_keys(view, now)?;
         }
         let wanted = self.options.config.wireguard.key_generation;
         if self.key_turn.is_none() && makes {
-            self.key_turn = Some(KeyTurn::new(wanted, None));
+            self.key_turn = Some(KeyTurn::new(wanted, None, now));
         }
         let Some(mut turn) = self.key_turn.take() else { return Ok(None) };
         if makes {
@@ -39,7 +39,7 @@ impl NodeKeeper {
     }
 
     /// Where an earlier agent was between two keys.
-    fn found_keys(&mut self, view: &View) -> Result<Option<KeyTurn>, FileError> {
+    fn found_keys(&mut self, view: &View, now: Instant) -> Result<Option<KeyTurn>, FileError> {
         let directories = self.options.key_directories();
         let published = view.snapshot.leases.get(&*self.options.node);
         let mut generations = Vec::new();
@@ -56,13 +56,13 @@ impl NodeKeeper {
         let mut found = generations
             .into_iter()
             .chain(left.filter(|_| published.is_none_or(|lease| lease.backend.keys().next().is_none())));
-        Ok(found.next().map(|current| KeyTurn::new(current, found.next().filter(|next| *next > current))))
+        Ok(found.next().map(|in_force| KeyTurn::new(in_force, found.next(), now)))
     }
 
     /// Goes on with the change of the key, if there is one.
     fn change_keys(&mut self, view: &View, turn: &mut KeyTurn, now: Instant) {
         let wanted = self.options.config.wireguard.key_generation;
-        let current = turn.generations().next().unwrap_or_default();
+        let current = turn.current();
         if wanted < current {
             self.report.problem(
                 Reason::ConfigurationRefused,
@@ -80,9 +80,10 @@ impl NodeKeeper {
         }
         let others = view.snapshot.leases.values().filter(|lease| *lease.node != *own);
         let members = others.filter(|lease| view.snapshot.nodes.contains_key(&lease.node));
-        let late: Vec<&str> =
-            members.filter(|lease| turn.is_waited_for(&lease.backend)).map(|lease| &*lease.node).collect();
-        if let (Some(first), true) = (late.first(), turn.sends_next(now)) {
+        let waited: Vec<_> = members.filter(|lease| turn.is_waited_for(&lease.backend)).collect();
+        let late = waited.iter().filter(|lease| turn.is_late(&lease.backend, now));
+        let late: Vec<&str> = late.map(|lease| &*lease.node).collect();
+        if let Some(first) = late.first() {
             let others = match late.len() - 1 {
                 0 => String::new(),
                 count => format!(" and {count} others"),
@@ -90,12 +91,12 @@ impl NodeKeeper {
             self.report.problem(
                 Reason::KeyRetained,
                 format!(
-                    "give up the WireGuard key of generation {current}: node {first}{others} has no newer one yet, and is \
-                     spoken to by the old one\nhint: is the agent there away, or of an older version, or its configuration?"
+                    "give up the WireGuard key of generation {current}: node {first}{others} has no newer one yet, or \
+                     is not ready for it\nhint: is the agent there away, or of an older version, or its configuration?"
                 ),
             );
         }
-        turn.settle(!late.is_empty(), now);
+        turn.settle(!waited.is_empty(), now);
     }
 
     /// Has the keys of these generations, and no others once no peer knows of another.

@@ -1,41 +1,11 @@
-//! What is to be encrypted never leaves in the clear: a watch at the bridge between the nodes, and all that may befall a node.
+//! What is to be encrypted never leaves in the clear: a watch between the nodes, and all that may befall a node.
 
 use std::process::{Child, Stdio};
 
 use harness::{eventually, run_ok};
 
+use crate::clear_text::Watch;
 use crate::rig::{Node, Rig};
-
-/// Counts the packets with addresses of pods that come to the bridge, all of which would be in the clear.
-struct Watch<'rig>(&'rig Rig);
-
-impl<'rig> Watch<'rig> {
-    fn start(rig: &'rig Rig) -> Self {
-        let rules = "table bridge watch {
-            chain everything {
-                type filter hook prerouting priority 0;
-                ip saddr 10.244.0.0/16 counter
-                ip daddr 10.244.0.0/16 counter
-                ip6 saddr fd00:10:244::/56 counter
-                ip6 daddr fd00:10:244::/56 counter
-            }
-        }";
-        run_ok(rig.underlay.command("nft").arg(rules));
-        // A packet needs somebody who takes it; who else would have the default route.
-        rig.underlay.ip("address add 198.18.0.254/24 dev br0");
-        rig.underlay.ip("address add fd00:198:18::fe/64 dev br0 nodad");
-        Self(rig)
-    }
-
-    fn seen(&self) -> u64 {
-        let ruleset = self.0.underlay.nft_ruleset();
-        let statements = ruleset.iter().filter_map(|entry| entry["rule"]["expr"].as_array()).flatten();
-        let counters: Vec<u64> =
-            statements.filter_map(|statement| statement["counter"]["packets"].as_u64()).collect();
-        assert_eq!(counters.len(), 4, "{ruleset:?}");
-        counters.iter().sum()
-    }
-}
 
 /// Pods that go on sending, whatever becomes of it.
 struct Senders(Vec<Child>);
@@ -71,10 +41,8 @@ fn no_packet_of_a_pod_leaves_in_the_clear_whatever_befalls_the_node() {
     rig.await_joined();
     rig.add_pods();
     rig.assert_reachable();
-    // The nodes are taken out, for the watch has the rig.
-    let mut nodes = std::mem::take(&mut rig.nodes);
-    let [first, second] = &mut nodes[..] else { panic!("two nodes") };
-    let watch = Watch::start(&rig);
+    let watch = Watch::start(&rig.underlay);
+    let [first, second] = &mut rig.nodes[..] else { panic!("two nodes") };
     let senders = Senders::start(first, second);
     let (source, target) = (first.pod_addresses().swap_remove(0), second.pod_addresses().swap_remove(0));
 
@@ -91,7 +59,7 @@ fn no_packet_of_a_pod_leaves_in_the_clear_whatever_befalls_the_node() {
 
     first.start();
     eventually("the tunnel is back", || first.pings(&source, &target).then_some(()));
-    rig.remove_node(&first.name);
+    std::fs::remove_file(rig.store.path().join(format!("{}.yaml", first.name))).unwrap();
     eventually("the node has left", || {
         (!first.netns.link_names().contains(&"fairlead-wg".to_owned())).then_some(())
     });

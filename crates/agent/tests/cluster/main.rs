@@ -11,6 +11,7 @@
 
 mod backends;
 mod chaos;
+mod clear_text;
 mod encryption;
 mod etcd;
 mod flannel;
@@ -34,6 +35,9 @@ mod witness;
 
 /// Who carries WireGuard here: the kernel's has a suite of its own.
 const DATAPATH: &str = "user";
+
+/// How many milliseconds are between two echoes of a witness.
+const PAUSE: i64 = 5;
 
 fn can_run() -> bool {
     true

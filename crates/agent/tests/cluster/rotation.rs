@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use ::store::Directory;
 use harness::{eventually, run_ok};
 
+use crate::clear_text::Watch;
 use crate::rig::{Node, Rig};
 use crate::witness::Witness;
-use crate::{DATAPATH, can_run};
+use crate::{DATAPATH, PAUSE, can_run};
 
 fn config(generation: u32) -> String {
     format!("backend: wireguard\nwireguard: {{datapath: {DATAPATH}, keyGeneration: {generation}}}\n")
@@ -39,14 +41,15 @@ fn pairs(rig: &Rig) -> impl Iterator<Item = (&Node, &Node)> {
 fn witnesses(rig: &Rig) -> Vec<(String, Witness)> {
     let witness = |(from, to): (&Node, &Node)| {
         let family = usize::from(from.number > to.number);
-        (format!("{} to {}", from.name, to.name), Witness::start(from, to, family))
+        (format!("{} to {}", from.name, to.name), Witness::every(PAUSE, from, to, family))
     };
     pairs(rig).map(witness).collect()
 }
 
 /// The generations of a node's keys, and the keys.
 fn keys(node: &Node) -> Option<(Vec<u32>, Vec<String>)> {
-    let keys = node.status()?.backend.keys;
+    let mut keys = node.status()?.backend.keys;
+    keys.sort_by_key(|key| key.generation);
     Some(keys.into_iter().map(|key| (key.generation, key.public_key)).unzip())
 }
 
@@ -58,7 +61,10 @@ fn await_generations(node: &Node, wanted: &[u32]) -> Vec<String> {
 
 /// The device by which packets to a pod of a node leave another.
 fn device(from: &Node, to: &Node) -> String {
-    let target = to.pod_addresses().swap_remove(1);
+    device_to(from, &to.pod_addresses()[1])
+}
+
+fn device_to(from: &Node, target: &str) -> String {
     let route = from.netns.ip_json(&format!("-6 route get {target}"));
     route[0]["dev"].as_str().unwrap_or_default().to_owned()
 }
@@ -76,6 +82,7 @@ fn scenario_51_a_cluster_changes_its_keys_with_one_node_late_and_loses_no_packet
     }
     let mut rig = joined(3);
     let before: Vec<String> = rig.nodes.iter().flat_map(|node| await_generations(node, &[0])).collect();
+    let watch = Watch::start(&rig.underlay);
     let witnesses = witnesses(&rig);
     for node in &mut rig.nodes[..2] {
         node.configure(&config(1));
@@ -87,13 +94,9 @@ fn scenario_51_a_cluster_changes_its_keys_with_one_node_late_and_loses_no_packet
             status.problems.iter().any(|problem| problem.contains("node3 has no newer one"))
         });
     }
-    for (from, to, wanted) in
-        [(&*first, &*second, "fairlead-wg1"), (second, first, "fairlead-wg1"), (first, third, "fairlead-wg")]
-    {
-        let what = format!("{} sends to {} by {wanted}", from.name, to.name);
-        eventually(&what, || (device(from, to) == wanted).then_some(()));
+    for (from, to) in [(&*first, &*second), (first, third), (third, first)] {
+        assert_eq!(device(from, to), "fairlead-wg");
     }
-    assert_eq!(device(third, first), "fairlead-wg");
     third.configure(&config(1));
     let after: Vec<String> = rig.nodes.iter().flat_map(|node| await_generations(node, &[1])).collect();
     assert!(after.len() == 3 && after.iter().all(|key| !before.contains(key)), "{before:?} {after:?}");
@@ -110,6 +113,7 @@ fn scenario_51_a_cluster_changes_its_keys_with_one_node_late_and_loses_no_packet
     let lost: Vec<(String, i64)> =
         witnesses.into_iter().map(|(which, witness)| (which, witness.lost())).collect();
     println!("lost while keys changed: {lost:?}");
+    assert_eq!(watch.seen(), 0, "in the clear");
     assert!(lost.iter().all(|(_, lost)| *lost <= 1), "{lost:?}");
     rig.assert_reachable();
 }
@@ -120,6 +124,7 @@ fn an_agent_that_is_killed_while_its_key_changes_goes_on_where_it_was() {
         return;
     }
     let mut rig = joined(2);
+    let watch = Watch::start(&rig.underlay);
     let witnesses = witnesses(&rig);
     for node in &mut rig.nodes {
         node.configure(&config(1));
@@ -136,6 +141,7 @@ fn an_agent_that_is_killed_while_its_key_changes_goes_on_where_it_was() {
     let lost: Vec<(String, i64)> =
         witnesses.into_iter().map(|(which, witness)| (which, witness.lost())).collect();
     println!("lost while keys changed and the agent was killed: {lost:?}");
+    assert_eq!(watch.seen(), 0, "in the clear");
     if DATAPATH == "kernel" {
         assert!(lost.iter().all(|(_, lost)| *lost <= 1), "{lost:?}");
     }
@@ -144,4 +150,41 @@ fn an_agent_that_is_killed_while_its_key_changes_goes_on_where_it_was() {
     first.kill();
     run_ok(&mut first.command(&["clean"]));
     assert!(key_files(first).is_empty());
+}
+
+#[test]
+fn nobody_gives_up_or_stops_sending_by_the_key_that_a_node_needs_whose_agent_is_away_in_the_middle() {
+    if !can_run() {
+        return;
+    }
+    let mut rig = joined(2);
+    let witnesses = witnesses(&rig);
+    let store = Directory::open(rig.store.path()).unwrap();
+    let [first, second] = &mut rig.nodes[..] else { panic!("two nodes") };
+    first.configure(&config(1));
+    eventually("the new key is published", || {
+        let lease = store.list().unwrap().snapshot.leases.remove(&*first.name)?;
+        (lease.backend.keys().count() == 2).then_some(())
+    });
+    let target = first.pod_addresses().swap_remove(1);
+    // Its kernel does not get to know the other's new key.
+    first.kill();
+    second.configure(&config(1));
+    second.await_status("is ready, and says who is not", |status| {
+        let generations: Vec<u32> = status.backend.keys.iter().map(|key| key.generation).collect();
+        generations == [1, 0]
+            && status.problems.iter().any(|problem| problem.contains("node1 has no newer one"))
+    });
+    if DATAPATH == "kernel" {
+        assert_eq!([device(first, second), device_to(second, &target)], ["fairlead-wg"; 2]);
+        let lost: Vec<(String, i64)> =
+            witnesses.into_iter().map(|(which, witness)| (which, witness.lost())).collect();
+        println!("lost while an agent was dead in the middle: {lost:?}");
+        assert!(lost.iter().all(|(_, lost)| *lost <= 1), "{lost:?}");
+    }
+    first.start();
+    for node in &rig.nodes {
+        await_generations(node, &[1]);
+    }
+    rig.assert_reachable();
 }

@@ -9,13 +9,30 @@
     reason = "a test that cannot go on has failed, and tools are what it asserts with"
 )]
 
+#[path = "../cluster/clear_text.rs"]
+mod clear_text;
 #[path = "../cluster/rig.rs"]
 #[allow(dead_code, reason = "another suite's, of which this one needs a part")]
 mod rig;
+#[path = "../cluster/rotation.rs"]
+mod rotation;
+#[path = "../cluster/witness.rs"]
+#[allow(dead_code, reason = "another suite's, of which this one needs a part")]
+mod witness;
 
 use harness::{eventually, has_tunnels, run, run_ok};
 
 use rig::{Node, Rig};
+
+/// Who carries WireGuard here.
+const DATAPATH: &str = "kernel";
+
+/// How many milliseconds are between two echoes of a witness, on a machine that may be an emulated one.
+const PAUSE: i64 = 50;
+
+fn can_run() -> bool {
+    has_tunnels(&["wireguard"])
+}
 
 /// Two nodes with these configurations and a pod each.
 fn joined(configs: [&str; 2]) -> Rig {
@@ -70,8 +87,7 @@ fn the_kernel_carries_wireguard_and_what_is_taken_from_it_comes_back() {
     let before = peers();
     let key = before.split_whitespace().next().unwrap();
     run_ok(first.netns.command("wg").args(["set", "fairlead-wg", "peer", key, "remove"]));
-    // The kernel tells nobody of that; the next thing that it does tell of has the agent look.
-    first.netns.ip(&format!("route delete {}", rig.nodes[1].pod_cidrs()[0]));
+    // The kernel tells nobody of that.
     eventually("the peer is back", || (peers() == before).then_some(()));
     first.netns.ip("link delete fairlead-wg");
     eventually("the device is back with its peer", || {

@@ -205,8 +205,9 @@ impl Work<'_> {
         let changes: Vec<(&Step, WireGuardPeerKey, PeerChange<'_>)> = steps
             .iter()
             .filter_map(|step| match step {
-                Step::SetWireGuardPeer { key, peer, .. } => {
-                    Some((step, *key, PeerChange::Set(key.public_key, peer)))
+                Step::SetWireGuardPeer { key, peer, was } => {
+                    let set = PeerChange::Set { key: key.public_key, peer, was: was.as_ref() };
+                    Some((step, *key, set))
                 }
                 Step::DeleteWireGuardPeer(key) => Some((step, *key, PeerChange::Remove(key.public_key))),
                 _ => None,
@@ -216,7 +217,7 @@ impl Work<'_> {
         let refused = self.host.conversation()?.change_peers(link.as_str(), &wanted)?;
         for (_, key, change) in &changes {
             match change {
-                PeerChange::Set(_, peer) => match peer.endpoint {
+                PeerChange::Set { peer, .. } => match peer.endpoint {
                     Some(endpoint) => drop(self.host.endpoints.insert(*key, endpoint)),
                     None => drop(self.host.endpoints.remove(key)),
                 },

@@ -113,6 +113,19 @@ impl Host {
         Ok(())
     }
 
+    /// Whether a WireGuard device and its peers are as wanted, without a look at anything else: the kernel tells nobody when
+    /// they change.
+    ///
+    /// # Errors
+    /// When there is no such device, or the kernel refuses.
+    pub fn has_wireguard(&mut self, link: LinkName, want: &State) -> Result<bool, Error> {
+        let mut found = State::default();
+        self.read_wireguard(link, want, &mut found)?;
+        let wanted = want.wireguard_peers.iter().filter(|(key, _)| key.link == link);
+        Ok(found.wireguards.get(&link) == want.wireguards.get(&link)
+            && found.wireguard_peers.iter().eq(wanted))
+    }
+
     fn read_routes(&mut self, want: &State, names: &Names, observed: &mut Observed) -> Result<(), Error> {
         let places: BTreeSet<_> = want.routes.keys().map(|key| (key.table, key.destination)).collect();
         for found in route::list(&mut self.route, route::Filter::default())? {
