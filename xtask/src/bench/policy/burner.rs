@@ -19,6 +19,8 @@ const NAMESPACES: usize = 1000;
 const PODS: usize = 20_000;
 /// Nodes that the pods of a wide cluster are spread over.
 const NODES: usize = 200;
+/// Teams that namespaces belong to in turn.
+const TEAMS: usize = 20;
 /// Pods of this node in a deep cluster.
 const DEEP: usize = 300;
 const CONFIG: &str =
@@ -81,7 +83,7 @@ impl Burner {
                 }
             }
             cluster.write(&format!("objects-{namespace}.yaml"), &list(items))?;
-            cluster.put(&namespaced(namespace, namespace % 20))?;
+            cluster.put(&namespaced(namespace, namespace % TEAMS))?;
         }
         Ok(cluster)
     }
@@ -136,7 +138,8 @@ impl Burner {
                 self.moved(pod, &[("app", "other")]),
                 self.policy(if self.is_deep { step } else { namespace * 10 }, true),
                 self.moved(elsewhere, &[]),
-                namespaced(namespace, 20 + step),
+                // Of the first team, which rules of this node select by.
+                namespaced(step * TEAMS % NAMESPACES, TEAMS + step),
             ];
             kinds.iter_mut().zip(changes).for_each(|((_, kind), change)| kind.push(change));
         }
@@ -231,7 +234,8 @@ impl Burner {
         let everywhere = json!({ "namespaceSelector": {}, "podSelector": app });
         let mut spec = json!({ "podSelector": subjects, "ingress": rules("from", everywhere) });
         if number.is_multiple_of(2) {
-            spec["egress"] = rules("to", json!({ "namespaceSelector": other(2), "podSelector": app })).into();
+            let team = json!({ "matchLabels": { "team": format!("team-{}", number % TEAMS) } });
+            spec["egress"] = rules("to", json!({ "namespaceSelector": team, "podSelector": app })).into();
         }
         let name = format!("policy-{number}");
         let manifest = json!({
