@@ -118,12 +118,15 @@ type Difference = (bool, Option<bool>, Vec<Span>);
 /// Where ports begin that something treats otherwise than those before.
 type Cuts = BTreeSet<(Protocol, u16)>;
 
+/// Parts of the traffic that something else is said of than before, and whether they pass now.
+type Anew = Vec<(Span, bool)>;
+
 struct Comparison<'b, 'c> {
     both: &'b Both<'c>,
     crowds: &'b [Crowd],
     /// What the policies of one end alone make of another's looks: the parts in which they say something else than before,
     /// and whether they let those pass now. By direction, the concerned crowd, the other's looks, and the version.
-    one_sided: HashMap<(usize, usize, usize, bool), Vec<(Span, bool)>>,
+    one_sided: HashMap<(usize, usize, usize, bool), Anew>,
     /// Where a crowd's own policies make a difference between ports: by crowd and direction.
     cuts: HashMap<(usize, usize), Arc<Cuts>>,
     found: BTreeMap<Difference, BTreeMap<usize, BTreeSet<usize>>>,
@@ -153,7 +156,7 @@ impl Comparison<'_, '_> {
                     clusters.map(|cluster| decides(cluster, (&one, &other), span, Direction::ALL[direction]));
                 (before != after).then_some((span, after))
             };
-            let parts: Vec<(Span, bool)> = spans(&cuts).into_iter().filter_map(says_another).collect();
+            let parts: Anew = spans(&cuts).into_iter().filter_map(says_another).collect();
             any |= !parts.is_empty();
             self.one_sided.insert((direction, number, looks, v6), parts);
         }
@@ -220,7 +223,7 @@ impl Comparison<'_, '_> {
         (source, destination): (usize, usize),
         ends: (&Party, &Party),
         v6: bool,
-    ) -> Vec<(Span, bool)> {
+    ) -> Anew {
         let (from, to) = (&self.crowds[source], &self.crowds[destination]);
         let (known, other, direction) = match [to.concerned[INGRESS], from.concerned[EGRESS]] {
             [true, true] => return self.two_sided((source, destination), ends),
@@ -238,11 +241,7 @@ impl Comparison<'_, '_> {
     }
 
     /// The same between two that changed policies are about.
-    fn two_sided(
-        &mut self,
-        (source, destination): (usize, usize),
-        ends: (&Party, &Party),
-    ) -> Vec<(Span, bool)> {
+    fn two_sided(&mut self, (source, destination): (usize, usize), ends: (&Party, &Party)) -> Anew {
         let mut cuts = Cuts::clone(&self.cuts_of(source, EGRESS));
         cuts.extend(self.cuts_of(destination, INGRESS).iter());
         cuts.extend(edges(&self.crowds[destination]));

@@ -1,8 +1,9 @@
 //! What network policies cost: a node, in time and memory, and packets, where there are ten thousand and where there are none.
 //!
-//! Read [`scale`]. Clusters are those of `burner.rs`. A change is timed from the moment its file is in the store to the moment
-//! the kernel says that the table is another one ([`witness`]), so the store's reading is part of it. Beside it stands what
-//! the common way costs, on the same machine and in the same form: every rule of the node made anew for each change.
+//! Read [`scale`]. Clusters are those of `burner.rs`. A change is timed from the moment its file begins to be written to the
+//! store to the moment the kernel says that the table is another one ([`witness`]), so the store's reading is part of it.
+//! Beside it stands what the common way costs, on the same machine and in the same form: every rule of the node made anew for
+//! each change.
 
 mod burner;
 mod packets;
@@ -57,8 +58,9 @@ fn scale(cluster: &Burner, goal: &str) -> anyhow::Result<()> {
         let mut took = Vec::new();
         for change in changes {
             let witness = Witness::listen(&node.netns)?;
-            cluster.put(&change)?;
+            // Before it is written: the agent may be done before the writer runs on.
             let put = Instant::now();
+            cluster.put(&change)?;
             took.push(witness.heard()?.saturating_duration_since(put));
         }
         let worst = took.iter().max().copied().unwrap_or_default();

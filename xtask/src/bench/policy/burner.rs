@@ -77,7 +77,7 @@ impl Burner {
             let mut items: Vec<Value> =
                 bundled.iter().map(|number| cluster.pod(*number, &[]).manifest).collect();
             for number in policies(namespace) {
-                match number % 50 == 0 || is_deep {
+                match number == about_all(namespace) || is_deep {
                     true => cluster.put(&cluster.policy(number, false))?,
                     false => items.push(cluster.policy(number, false).manifest),
                 }
@@ -136,7 +136,7 @@ impl Burner {
             let changes = [
                 self.pod(pod, &[("app", "other")]),
                 self.moved(pod, &[("app", "other")]),
-                self.policy(if self.is_deep { step } else { namespace * 10 }, true),
+                self.policy(if self.is_deep { step } else { about_all(namespace) }, true),
                 self.moved(elsewhere, &[]),
                 // Of the first team, which rules of this node select by.
                 namespaced(step * TEAMS % NAMESPACES, TEAMS + step),
@@ -244,6 +244,11 @@ impl Burner {
         });
         Change { file: format!("{name}.yaml"), manifest }
     }
+}
+
+/// The first policy of a namespace that is about all of its pods, whatever labels they have.
+fn about_all(namespace: usize) -> usize {
+    (namespace * 10).next_multiple_of(3)
 }
 
 fn namespaced(number: usize, team: usize) -> Change {
