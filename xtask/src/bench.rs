@@ -35,7 +35,7 @@ use crate::{packages, process, workspace};
 type Part = fn() -> anyhow::Result<()>;
 
 /// The parts, by the names that they are asked for with.
-const PARTS: [(&str, Part); 9] = [
+const PARTS: [(&str, Part); 12] = [
     ("plugins", plugins::run),
     ("status", status::run),
     ("burst", burst::run),
@@ -44,7 +44,10 @@ const PARTS: [(&str, Part); 9] = [
     ("kubernetes", kubernetes::run),
     ("network", network::run),
     ("tunnel", tunnel::run),
-    ("policy", policy::run),
+    ("policy-wide", policy::wide),
+    ("policy-deep", policy::deep),
+    ("policy-packets", policy::packets),
+    ("policy-attach", policy::attach),
 ];
 
 /// Builds what is measured, then runs [`inside`] in a fresh network namespace.

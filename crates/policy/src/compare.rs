@@ -84,8 +84,13 @@ pub fn compare(before: &Cluster, changes: &[Change]) -> Vec<FlowChange> {
     for (number, crowd) in crowds.iter().enumerate() {
         alike.entry(crowd.looks).or_default().push(number);
     }
-    let mut comparison =
-        Comparison { both: &both, crowds: &crowds, one_sided: HashMap::new(), found: BTreeMap::new() };
+    let mut comparison = Comparison {
+        both: &both,
+        crowds: &crowds,
+        one_sided: HashMap::new(),
+        cuts: HashMap::new(),
+        found: BTreeMap::new(),
+    };
     let mut pairs = BTreeSet::new();
     for (number, crowd) in crowds.iter().enumerate() {
         for direction in [INGRESS, EGRESS].into_iter().filter(|direction| crowd.concerned[*direction]) {
@@ -110,12 +115,20 @@ const EGRESS: usize = 1;
 /// What is different between two crowds: whether it opens, by which version alone, and by what.
 type Difference = (bool, Option<bool>, Vec<Span>);
 
+/// Where ports begin that something treats otherwise than those before.
+type Cuts = BTreeSet<(Protocol, u16)>;
+
+/// Parts of the traffic that something else is said of than before, and whether they pass now.
+type Anew = Vec<(Span, bool)>;
+
 struct Comparison<'b, 'c> {
     both: &'b Both<'c>,
     crowds: &'b [Crowd],
-    /// What the policies of one end alone make of another's looks: the parts in which they say something else than before.
-    /// By direction, the concerned crowd, the other's looks, and the version.
-    one_sided: HashMap<(usize, usize, usize, bool), Vec<Span>>,
+    /// What the policies of one end alone make of another's looks: the parts in which they say something else than before,
+    /// and whether they let those pass now. By direction, the concerned crowd, the other's looks, and the version.
+    one_sided: HashMap<(usize, usize, usize, bool), Anew>,
+    /// Where a crowd's own policies make a difference between ports: by crowd and direction.
+    cuts: HashMap<(usize, usize), Arc<Cuts>>,
     found: BTreeMap<Difference, BTreeMap<usize, BTreeSet<usize>>>,
 }
 
@@ -135,15 +148,15 @@ impl Comparison<'_, '_> {
                 self.one_sided.insert((direction, number, looks, v6), Vec::new());
                 continue;
             }
-            let mut cuts = own_cuts(self.both, crowd, direction);
+            let mut cuts = Cuts::clone(&self.cuts_of(number, direction));
             cuts.extend(edges(to));
-            let says_another = |span: &Span| {
+            let says_another = |span: Span| {
                 let clusters = self.both.clusters();
-                let [before, after] = clusters
-                    .map(|cluster| decides(cluster, (&one, &other), *span, Direction::ALL[direction]));
-                before != after
+                let [before, after] =
+                    clusters.map(|cluster| decides(cluster, (&one, &other), span, Direction::ALL[direction]));
+                (before != after).then_some((span, after))
             };
-            let parts: Vec<Span> = spans(&cuts).into_iter().filter(says_another).collect();
+            let parts: Anew = spans(&cuts).into_iter().filter_map(says_another).collect();
             any |= !parts.is_empty();
             self.one_sided.insert((direction, number, looks, v6), parts);
         }
@@ -180,14 +193,8 @@ impl Comparison<'_, '_> {
         for (version, v6) in [false, true].into_iter().enumerate() {
             let Some((one, other)) = example(from, to, v6) else { continue };
             asked[version] = true;
-            for span in self.candidates(source, destination, v6) {
-                let [before, after] = self.both.clusters().map(|cluster| {
-                    let mut directions = Direction::ALL.into_iter();
-                    directions.all(|direction| decides(cluster, (&one, &other), span, direction))
-                });
-                if before != after {
-                    spans[version][usize::from(after)].push(span);
-                }
+            for (span, opens) in self.differences((source, destination), (&one, &other), v6) {
+                spans[version][usize::from(opens)].push(span);
             }
         }
         for opens in [false, true] {
@@ -209,18 +216,47 @@ impl Comparison<'_, '_> {
         }
     }
 
-    /// The parts of the traffic between two crowds that may pass now and not then, or the other way round.
-    fn candidates(&self, source: usize, destination: usize, v6: bool) -> Vec<Span> {
+    /// The parts of the traffic between two crowds that pass now and did not (true), or the other way round. An end that no
+    /// changed policy is about says what it said, so it is asked once, and only about what the other end says anew.
+    fn differences(
+        &mut self,
+        (source, destination): (usize, usize),
+        ends: (&Party, &Party),
+        v6: bool,
+    ) -> Anew {
         let (from, to) = (&self.crowds[source], &self.crowds[destination]);
-        let mut cuts = own_cuts(self.both, from, EGRESS);
-        cuts.extend(own_cuts(self.both, to, INGRESS));
-        cuts.extend(edges(to));
-        let known = match [to.concerned[INGRESS], from.concerned[EGRESS]] {
-            [true, true] => return spans(&cuts),
-            [true, _] => (INGRESS, destination, from.looks, v6),
-            _ => (EGRESS, source, to.looks, v6),
+        let (known, other, direction) = match [to.concerned[INGRESS], from.concerned[EGRESS]] {
+            [true, true] => return self.two_sided((source, destination), ends),
+            [true, _] => ((INGRESS, destination, from.looks, v6), source, EGRESS),
+            _ => ((EGRESS, source, to.looks, v6), destination, INGRESS),
         };
-        self.one_sided.get(&known).map_or_else(|| spans(&cuts), |parts| split(parts, &cuts))
+        let mut cuts = Cuts::clone(&self.cuts_of(other, direction));
+        cuts.extend(edges(to));
+        let parts = self.one_sided.get(&known).map_or(&[][..], Vec::as_slice);
+        let passes = |span| decides(self.both.clusters()[0], ends, span, Direction::ALL[direction]);
+        let anew = parts.iter().flat_map(|(part, opens)| {
+            split(&[*part], &cuts).into_iter().map(|span| (span, *opens)).collect::<Vec<_>>()
+        });
+        anew.filter(|(span, _)| passes(*span)).collect()
+    }
+
+    /// The same between two that changed policies are about.
+    fn two_sided(&mut self, (source, destination): (usize, usize), ends: (&Party, &Party)) -> Anew {
+        let mut cuts = Cuts::clone(&self.cuts_of(source, EGRESS));
+        cuts.extend(self.cuts_of(destination, INGRESS).iter());
+        cuts.extend(edges(&self.crowds[destination]));
+        let another = |span| {
+            let [before, after] = self.both.clusters().map(|cluster| {
+                Direction::ALL.into_iter().all(|direction| decides(cluster, ends, span, direction))
+            });
+            (before != after).then_some((span, after))
+        };
+        spans(&cuts).into_iter().filter_map(another).collect()
+    }
+
+    fn cuts_of(&mut self, crowd: usize, direction: usize) -> Arc<Cuts> {
+        let cuts = self.cuts.entry((crowd, direction));
+        cuts.or_insert_with(|| Arc::new(own_cuts(self.both, &self.crowds[crowd], direction))).clone()
     }
 
     /// The differences by whom they are between: crowds with the same are told together.
@@ -291,9 +327,9 @@ fn pairs(from: &Crowd, to: &Crowd) -> u64 {
 }
 
 /// Where a crowd's own policies make a difference between ports.
-fn own_cuts(both: &Both<'_>, crowd: &Crowd, direction: usize) -> BTreeSet<(Protocol, u16)> {
+fn own_cuts(both: &Both<'_>, crowd: &Crowd, direction: usize) -> Cuts {
     let direction = Direction::ALL[direction];
-    let Some(End::Pod(member)) = crowd.ends.first() else { return BTreeSet::new() };
+    let Some(End::Pod(member)) = crowd.ends.first() else { return Cuts::new() };
     let isolating = both.isolating(member, direction);
     let of_namespace = isolating.iter().flatten().flat_map(|policy| policy.rules(direction)).flatten();
     let of_cluster = both.cluster_policies();
@@ -313,14 +349,14 @@ fn edges(crowd: &Crowd) -> impl Iterator<Item = (Protocol, u16)> + use<'_> {
 }
 
 /// All traffic, cut there.
-fn spans(cuts: &BTreeSet<(Protocol, u16)>) -> Vec<Span> {
+fn spans(cuts: &Cuts) -> Vec<Span> {
     let whole =
         [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].map(|protocol| Span::Ports(protocol, 1, u16::MAX));
     split(&[whole.as_slice(), &[Span::Others]].concat(), cuts)
 }
 
 /// These parts, cut there as well.
-fn split(parts: &[Span], cuts: &BTreeSet<(Protocol, u16)>) -> Vec<Span> {
+fn split(parts: &[Span], cuts: &Cuts) -> Vec<Span> {
     let mut found = Vec::new();
     for part in parts {
         let Span::Ports(protocol, mut first, last) = *part else {

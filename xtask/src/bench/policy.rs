@@ -1,8 +1,9 @@
 //! What network policies cost: a node, in time and memory, and packets, where there are ten thousand and where there are none.
 //!
-//! Read [`run`]. Clusters are those of `burner.rs`. A change is timed from the moment its file is in the store to the moment
-//! the kernel says that the table is another one ([`witness`]), so the store's reading is part of it. Beside it stands what
-//! the common way costs, on the same machine and in the same form: every rule of the node made anew for each change.
+//! Read [`scale`]. Clusters are those of `burner.rs`. A change is timed from the moment its file begins to be written to the
+//! store to the moment the kernel says that the table is another one ([`witness`]), so the store's reading is part of it.
+//! Beside it stands what the common way costs, on the same machine and in the same form: every rule of the node made anew for
+//! each change.
 
 mod burner;
 mod packets;
@@ -24,13 +25,18 @@ use super::{cluster::memory, median, release};
 /// How often each kind of change is made.
 const CHANGES: usize = 21;
 
-/// Prints all of it, with the goals beside.
-pub(crate) fn run() -> anyhow::Result<()> {
+pub(crate) use packets::{attach, run as packets};
+
+/// Many policies, each about a few pods.
+pub(crate) fn wide() -> anyhow::Result<()> {
     println!("\nnetwork policies: 10,000 of 1,000 namespaces, 20,000 pods, 100 of them here");
-    scale(&Burner::wide()?, "1.0 s")?;
+    scale(&Burner::wide()?, "1.0 s")
+}
+
+/// Many policies, each about every pod here.
+pub(crate) fn deep() -> anyhow::Result<()> {
     println!("\nnetwork policies: 1,000 of one namespace, each about all 300 pods here, 20,000 pods");
-    scale(&Burner::deep()?, "2.0 s")?;
-    packets::run()
+    scale(&Burner::deep()?, "2.0 s")
 }
 
 /// An agent's start in that cluster, then changes one after the other.
@@ -52,8 +58,9 @@ fn scale(cluster: &Burner, goal: &str) -> anyhow::Result<()> {
         let mut took = Vec::new();
         for change in changes {
             let witness = Witness::listen(&node.netns)?;
-            cluster.put(&change)?;
+            // Before it is written: the agent may be done before the writer runs on.
             let put = Instant::now();
+            cluster.put(&change)?;
             took.push(witness.heard()?.saturating_duration_since(put));
         }
         let worst = took.iter().max().copied().unwrap_or_default();
@@ -87,7 +94,7 @@ fn status(node: &Node) -> Option<Value> {
     let mut command = Command::new(release("fairlead").ok()?);
     command.args(["status", "-o", "json", "--state-dir"]).arg(node.state_dir());
     let mut status: Value = serde_json::from_slice(&command.output().ok()?.stdout).ok()?;
-    Some(status["policy"].take())
+    Some(status["policies"].take())
 }
 
 /// Waits until all is in the kernel.

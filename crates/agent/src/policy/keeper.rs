@@ -165,9 +165,14 @@ impl Keeper {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
+            let was_doubted = self.table.doubted;
             self.program();
             self.answer();
             self.publish();
+            if was_doubted && !self.table.doubted {
+                // The whole table, what the kernel held, and every message between the two were there for a moment.
+                kernel::memory::give_back();
+            }
         }
     }
 

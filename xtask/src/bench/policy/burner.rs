@@ -19,6 +19,8 @@ const NAMESPACES: usize = 1000;
 const PODS: usize = 20_000;
 /// Nodes that the pods of a wide cluster are spread over.
 const NODES: usize = 200;
+/// Teams that namespaces belong to in turn.
+const TEAMS: usize = 20;
 /// Pods of this node in a deep cluster.
 const DEEP: usize = 300;
 const CONFIG: &str =
@@ -75,13 +77,13 @@ impl Burner {
             let mut items: Vec<Value> =
                 bundled.iter().map(|number| cluster.pod(*number, &[]).manifest).collect();
             for number in policies(namespace) {
-                match number % 50 == 0 || is_deep {
+                match number == about_all(namespace) || is_deep {
                     true => cluster.put(&cluster.policy(number, false))?,
                     false => items.push(cluster.policy(number, false).manifest),
                 }
             }
             cluster.write(&format!("objects-{namespace}.yaml"), &list(items))?;
-            cluster.put(&namespaced(namespace, namespace % 20))?;
+            cluster.put(&namespaced(namespace, namespace % TEAMS))?;
         }
         Ok(cluster)
     }
@@ -134,9 +136,10 @@ impl Burner {
             let changes = [
                 self.pod(pod, &[("app", "other")]),
                 self.moved(pod, &[("app", "other")]),
-                self.policy(if self.is_deep { step } else { namespace * 10 }, true),
+                self.policy(if self.is_deep { step } else { about_all(namespace) }, true),
                 self.moved(elsewhere, &[]),
-                namespaced(namespace, 20 + step),
+                // Of the first team, which rules of this node select by.
+                namespaced(step * TEAMS % NAMESPACES, TEAMS + step),
             ];
             kinds.iter_mut().zip(changes).for_each(|((_, kind), change)| kind.push(change));
         }
@@ -231,7 +234,8 @@ impl Burner {
         let everywhere = json!({ "namespaceSelector": {}, "podSelector": app });
         let mut spec = json!({ "podSelector": subjects, "ingress": rules("from", everywhere) });
         if number.is_multiple_of(2) {
-            spec["egress"] = rules("to", json!({ "namespaceSelector": other(2), "podSelector": app })).into();
+            let team = json!({ "matchLabels": { "team": format!("team-{}", number % TEAMS) } });
+            spec["egress"] = rules("to", json!({ "namespaceSelector": team, "podSelector": app })).into();
         }
         let name = format!("policy-{number}");
         let manifest = json!({
@@ -240,6 +244,11 @@ impl Burner {
         });
         Change { file: format!("{name}.yaml"), manifest }
     }
+}
+
+/// The first policy of a namespace that is about all of its pods, whatever labels they have.
+fn about_all(namespace: usize) -> usize {
+    (namespace * 10).next_multiple_of(3)
 }
 
 fn namespaced(number: usize, team: usize) -> Change {
