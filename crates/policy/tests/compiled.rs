@@ -228,7 +228,7 @@ fn the_middle_of_a_connection_that_is_not_tracked_is_the_beginning_of_none() {
         let packet = Packet::new(Hook::Forward, source, destination, protocol, 80);
         Packet { flags, state, ..packet }
     };
-    let in_audit = |packet: &Packet| interpreter::passes(&in_audit, packet);
+    let in_audit = |packet: &Packet| passes(&in_audit, packet);
     let passes = |ends, protocol, flags, state| passes(&table, &packet(ends, protocol, flags, state));
     let (tcp, ack) = (6, 16);
     let out = (pod, far);
