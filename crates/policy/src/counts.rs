@@ -45,6 +45,8 @@ pub enum Counted {
     Isolated(Direction, Arc<[NamespacedName]>),
     /// What these NetworkPolicies in audit would have denied: it passed.
     WouldDeny(Direction, Arc<[NamespacedName]>),
+    /// What is attached without a living pod: it was dropped.
+    Closed(Direction),
 }
 
 /// What was counted.
@@ -103,6 +105,7 @@ pub(crate) fn whose(policies: &Policies, chain: &Chain, origin: Origin) -> Optio
         (Chain::Profile(profile), Origin::Isolated) => {
             Counted::Isolated(profile.direction, profile.isolating.clone())
         }
+        (Chain::Closed(direction), Origin::Isolated) => Counted::Closed(*direction),
         (Chain::Profile(profile), Origin::Audited) => {
             Counted::WouldDeny(profile.direction, profile.audited.clone())
         }
@@ -141,6 +144,7 @@ impl Tally {
             Counted::Isolated(_, names) | Counted::WouldDeny(_, names) => {
                 names.iter().all(|name| snapshot.network_policies.contains_key(name))
             }
+            Counted::Closed(_) => true,
         });
         for Count { of, pods, amount } in policies.attribute(new) {
             let empty = || Count { of: of.clone(), pods: Vec::new(), amount: Amount::default() };

@@ -76,6 +76,9 @@ fn told(cluster: &Cluster, party: &Party) -> String {
     if let Some(member) = &party.member {
         return format!("pod {} ({})", member.name(), party.address);
     }
+    if let Some(node) = cluster.orphan(party.address) {
+        return format!("an attachment to node {node} without a living pod ({})", party.address);
+    }
     let mut nodes = cluster.snapshot().nodes.values();
     match nodes.find(|node| node.addresses.contains(&party.address)) {
         Some(node) => format!("node {} ({})", node.name, party.address),
@@ -106,6 +109,9 @@ impl Teller<'_> {
             Outcome::Allowed(policy, place) => self.policy_rule(policy, *place),
             Outcome::Hairpin(policies) => {
                 format!("{}, but a pod may reach itself through a Service", isolated_by(policies))
+            }
+            Outcome::Closed => {
+                "it is an attachment whose pod the cluster does not have, or not any more".to_owned()
             }
             Outcome::Isolated(policies) => {
                 notes.extend(self.near_misses(policies));
@@ -221,6 +227,9 @@ impl Teller<'_> {
         };
         let namespace = self.own.member.as_ref().map_or("", |member| &*member.name().namespace);
         match outcome {
+            Outcome::Closed => {
+                "that very pod, by its UID, in the store; else DEL, which ends the attachment".to_owned()
+            }
             Outcome::Cluster(at) if at.policy.tier == Tier::Admin => {
                 format!("that rule, or one before it that accepts: {rule}; no NetworkPolicy can overrule it")
             }

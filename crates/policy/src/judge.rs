@@ -10,7 +10,9 @@
 //! - pods in a node's network are that node, so no selector finds them;
 //! - a port's name beside an ipBlock is looked up on the pod that has the address;
 //! - of two ClusterNetworkPolicies with one priority, the one whose name comes first is asked first;
-//! - protocols other than TCP, UDP and SCTP match rules without ports only.
+//! - protocols other than TCP, UDP and SCTP match rules without ports only;
+//! - an address that is attached while the cluster has no living pod for it is closed in both directions, as soon as any
+//!   policy is enforced; only its own node reaches it.
 //!
 //! A NetworkPolicy in audit isolates nobody and allows nothing. Those in audit are taken together, as they would be
 //! enforced one day: a flow that passes a direction now is told if all of them, enforced along with the others, would
@@ -103,7 +105,7 @@ impl Decision {
     pub fn allows(&self) -> bool {
         match &self.outcome {
             Outcome::Cluster(at) => at.rule().is_some_and(|rule| rule.action != Action::Deny),
-            Outcome::Isolated(_) => false,
+            Outcome::Isolated(_) | Outcome::Closed => false,
             Outcome::Free(_) | Outcome::Allowed(..) | Outcome::Hairpin(_) | Outcome::Unjudged => true,
         }
     }
@@ -122,6 +124,8 @@ pub enum Outcome {
     Isolated(Vec<Arc<NetworkPolicy>>),
     /// These NetworkPolicies isolate the pod, but it reaches itself.
     Hairpin(Vec<Arc<NetworkPolicy>>),
+    /// The address is attached, and the cluster has no living pod for it.
+    Closed,
     /// No policy has a word in it.
     Unjudged,
 }
@@ -192,12 +196,14 @@ impl Ends<'_> {
             Direction::Egress => (self.source, self.destination),
             Direction::Ingress => (self.destination, self.source),
         };
-        let Some(subject) = &own.member else { return Decision::of(Outcome::Free(Freedom::NoPod)) };
+        let Some(subject) = &own.member else {
+            return Decision::of(nobodys(cluster, direction, own.address, other.address));
+        };
         let itself = other.member.as_ref().is_some_and(|other| other.name() == subject.name());
         if itself && !self.through_service {
             return Decision::of(Outcome::Free(Freedom::Itself));
         }
-        if direction == Direction::Ingress && is_own_node(cluster, subject, other.address) {
+        if direction == Direction::Ingress && is_own_node(cluster, subject.node.as_ref(), other.address) {
             return Decision::of(Outcome::Free(Freedom::OwnNode));
         }
         let (destination, traffic) = (self.destination, self.traffic);
@@ -205,9 +211,20 @@ impl Ends<'_> {
     }
 }
 
+/// What becomes of a direction at an address that is no pod's.
+fn nobodys(cluster: &Cluster, direction: Direction, own: IpAddr, other: IpAddr) -> Outcome {
+    match cluster.closed(own) {
+        None => Outcome::Free(Freedom::NoPod),
+        at if direction == Direction::Ingress && is_own_node(cluster, at, other) => {
+            Outcome::Free(Freedom::OwnNode)
+        }
+        Some(_) => Outcome::Closed,
+    }
+}
+
 /// Whether an address is one of the node that a pod runs on.
-fn is_own_node(cluster: &Cluster, pod: &Member, address: IpAddr) -> bool {
-    let node = pod.node.as_ref().and_then(|name| cluster.snapshot().nodes.get(name));
+fn is_own_node(cluster: &Cluster, node: Option<&Arc<str>>, address: IpAddr) -> bool {
+    let node = node.and_then(|name| cluster.snapshot().nodes.get(name));
     node.is_some_and(|node| node.addresses.contains(&address))
 }
 

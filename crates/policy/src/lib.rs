@@ -10,7 +10,8 @@
 //! What stays true:
 //! - there is one evaluator; the compiled table judges every flow as it does, which a property test compares;
 //! - a change costs work in proportion to what it changes; the table computed anew is the oracle of that;
-//! - what could not be read in a policy fails closed, for that policy's pods and nobody else.
+//! - what could not be read in a policy fails closed, for that policy's pods and nobody else;
+//! - a pod's isolation does not end before its attachment: what is attached without a living pod is closed.
 //!
 //! Kubernetes: `networking.k8s.io/v1` NetworkPolicy, whole; `policy.networking.k8s.io/v1alpha2` ClusterNetworkPolicy, whole,
 //! given what domain names resolve to. Pure: values in, values out; no kernel, no clock, no disk.

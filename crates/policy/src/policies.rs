@@ -7,9 +7,11 @@
 //! What stays true: chains and sets are there exactly while somebody needs them; the steps of a change turn the table of
 //! before into the table of after; nothing here depends on the order in which the cluster came to be as it is.
 
+mod closed;
 mod telling;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use cluster::{Change, Direction, Key, NamespacedName, NetworkPolicy, Object, ResolvedName, Snapshot};
@@ -32,6 +34,8 @@ pub struct Policies {
     node: Arc<str>,
     cluster: Cluster,
     locals: BTreeMap<NamespacedName, Local>,
+    /// Addresses that are attached here without a living pod, where that is not left open.
+    closed: BTreeSet<IpAddr>,
     chains: HashMap<Arc<str>, Held>,
     index: Index,
     frame: Table,
@@ -95,9 +99,9 @@ impl Policies {
     pub fn with_logging(node: impl Into<Arc<str>>, snapshot: Snapshot, logging: Logging) -> Self {
         let cluster = Cluster::new(snapshot);
         let index = Index::new(cluster.namespaces());
-        let (locals, chains) = (BTreeMap::new(), HashMap::new());
+        let (locals, closed, chains) = (BTreeMap::new(), BTreeSet::new(), HashMap::new());
         let frame = frame::frame();
-        let mut policies = Self { node: node.into(), cluster, locals, chains, index, frame, logging };
+        let mut policies = Self { node: node.into(), cluster, locals, closed, chains, index, frame, logging };
         let here: Vec<NamespacedName> = policies.pods_here().collect();
         let mut work = Work::new(None);
         here.iter().for_each(|name| policies.settle(name, &mut work));
@@ -131,7 +135,10 @@ impl Policies {
     pub fn attach(&mut self, pod: &NamespacedName, attached: &[Attached]) -> Emitted {
         let mut work = Work::new(Some(Delta::default()));
         let touched = self.cluster.touched_by_attaching(pod, attached);
+        let before = self.cluster.attached_addresses(pod);
         self.change_members(touched, &mut work, |cluster| cluster.attach(pod, attached));
+        self.settle_closed(before, &mut work);
+        self.settle_closed(self.cluster.attached_addresses(pod), &mut work);
         self.finish(work)
     }
 
@@ -159,11 +166,10 @@ impl Policies {
         for set in self.index.sets() {
             table = table.with_set(self.index.filled(set, &self.cluster, &self.node));
         }
-        for local in self.locals.values() {
-            for (set, key, element) in entries(local) {
-                if let Some(set) = table.sets.get_mut(&set) {
-                    set.elements.insert(key, element);
-                }
+        let of_closed = self.closed.iter().flat_map(|address| closed::entries(*address));
+        for (set, key, element) in self.locals.values().flat_map(entries).chain(of_closed) {
+            if let Some(set) = table.sets.get_mut(&set) {
+                set.elements.insert(key, element);
             }
         }
         table
@@ -193,6 +199,9 @@ impl Policies {
     fn change_pod(&mut self, change: &Change, work: &mut Work) {
         let touched = self.cluster.touched(change);
         self.change_members(touched, work, |cluster| cluster.apply(change));
+        if let Key::Pod(name) | Key::PodStatus(name) = change.key() {
+            self.settle_closed(self.cluster.attached_addresses(&name), work);
+        }
     }
 
     /// A change of pods, of which no others than the touched ones can be different afterwards.
@@ -276,7 +285,7 @@ impl Policies {
     fn change_policy(&mut self, name: &NamespacedName, change: &Change, work: &mut Work) {
         let policy = |policies: &Self| policies.cluster.snapshot().network_policies.get(name).cloned();
         let before = policy(self);
-        if !self.cluster.apply(change) {
+        if !self.apply_to_policies(change, work) {
             return;
         }
         self.settle_for(name, [before, policy(self)], work);
@@ -286,7 +295,7 @@ impl Policies {
     }
 
     fn change_cluster_policy(&mut self, name: &str, change: &Change, work: &mut Work) {
-        if !self.cluster.apply(change) {
+        if !self.apply_to_policies(change, work) {
             return;
         }
         let here: Vec<NamespacedName> = self.locals.keys().cloned().collect();

@@ -77,7 +77,9 @@ pub(crate) fn record(policies: &Policies, told: &Told<'_>) -> Option<Record> {
         verdict: prefix.decided,
         direction: match chain {
             Chain::Profile(profile) => profile.direction,
-            Chain::Tier(_, direction, _) | Chain::Policy(direction, _) => *direction,
+            Chain::Tier(_, direction, _) | Chain::Policy(direction, _) | Chain::Closed(direction) => {
+                *direction
+            }
         },
         source: end(told.source, told.source_port),
         destination: end(told.destination, port),
@@ -124,6 +126,7 @@ impl Display for Record {
                 }
                 f.write_char(']')?;
             }
+            Counted::Closed(_) => f.write_str(",\"podUnknown\":true")?,
         }
         f.write_char('}')
     }

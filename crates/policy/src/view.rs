@@ -7,6 +7,11 @@
 //! Of this node's pods the node itself knows better which addresses are whose than the API, which hears of them later, and
 //! may still have those of a pod that ended: so what is [`Attached`] here goes before what statuses say, and is about the
 //! pod with that UID alone, not about another one of its name.
+//!
+//! An attachment can be there without its pod: the object was deleted by force, or has ended, or another one has its name,
+//! and the processes still run until DEL; or ADD came before the object. Its addresses are then orphans, which belong to
+//! nobody, whatever statuses say ([`Cluster::orphan`]), and are closed as soon as anybody asks for isolation at all
+//! ([`Cluster::closed`]): the policies of a pod must not end before its packets do.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -25,6 +30,10 @@ pub struct Cluster {
     snapshot: Snapshot,
     names: BTreeMap<Arc<str>, Arc<ResolvedName>>,
     attached: BTreeMap<NamespacedName, Box<[Attached]>>,
+    /// The nodes at which an address is attached, in order. Nearly always there is one.
+    attached_at: BTreeMap<IpAddr, Vec<Arc<str>>>,
+    /// How many policies are not in audit.
+    enforced: usize,
     claimants: HashMap<IpAddr, Claimants>,
     /// Pods by a digest of a label's key and value; whoever asks looks at the labels themselves.
     labelled: HashMap<u64, BTreeSet<NamespacedName>>,
@@ -87,6 +96,9 @@ impl Cluster {
             cluster.claim(name);
             cluster.file(name);
         }
+        let policies = cluster.snapshot.network_policies.values();
+        cluster.enforced =
+            policies.filter(|policy| !policy.audit).count() + cluster.snapshot.cluster_network_policies.len();
         cluster
     }
 
@@ -122,8 +134,12 @@ impl Cluster {
 
     /// Takes one step. True if something is different now.
     pub(crate) fn apply(&mut self, change: &Change) -> bool {
-        let (Key::Pod(name) | Key::PodStatus(name)) = change.key() else {
-            return self.snapshot.apply(change.clone());
+        let key = change.key();
+        let (Key::Pod(name) | Key::PodStatus(name)) = key else {
+            let was = self.enforces(&key);
+            let changed = self.snapshot.apply(change.clone());
+            self.enforced = self.enforced + self.enforces(&key) - was;
+            return changed;
         };
         let of_labels = matches!(change.key(), Key::Pod(_));
         self.disclaim(&name);
@@ -155,11 +171,13 @@ impl Cluster {
             return false;
         }
         self.disclaim(name);
-        if attached.is_empty() {
-            self.attached.remove(name);
+        let before = if attached.is_empty() {
+            self.attached.remove(name)
         } else {
-            self.attached.insert(name.clone(), attached.into());
-        }
+            self.attached.insert(name.clone(), attached.into())
+        };
+        self.detach_addresses(&before.unwrap_or_default());
+        self.attach_addresses(attached);
         self.claim(name);
         true
     }
@@ -181,14 +199,42 @@ impl Cluster {
 
     /// Who is at an address.
     pub fn party(&self, address: IpAddr) -> Party {
-        let holder = self.claimants(&address).first();
+        let holder = self.claimants(&address).first().filter(|name| self.owns(name, &address));
         Party { address, member: holder.and_then(|name| self.member(name)) }
+    }
+
+    /// Where an address is attached of which no living pod is the one that was attached with it.
+    pub fn orphan(&self, address: IpAddr) -> Option<&Arc<str>> {
+        let node = self.attached_at.get(&address)?.first()?;
+        let holder = self.claimants(&address).first();
+        holder.is_none_or(|name| !self.has_attached(name, &address)).then_some(node)
+    }
+
+    /// The same, if nothing may pass there: where any policy is enforced, those for this pod are not known to be none.
+    pub fn closed(&self, address: IpAddr) -> Option<&Arc<str>> {
+        self.orphan(address).filter(|_| self.is_guarded())
+    }
+
+    /// Whether anybody asks for isolation.
+    pub(crate) fn is_guarded(&self) -> bool {
+        self.enforced > 0
+    }
+
+    /// The addresses that are attached of a pod of that name, whichever pod that is.
+    pub(crate) fn attached_addresses(&self, name: &NamespacedName) -> Vec<IpAddr> {
+        let attached = self.attached.get(name).into_iter().flatten();
+        attached.flat_map(|attached| attached.addresses.iter().copied()).collect()
+    }
+
+    /// All addresses that are attached.
+    pub(crate) fn all_attached_addresses(&self) -> Vec<IpAddr> {
+        self.attached_at.keys().copied().collect()
     }
 
     /// The pod of that name as a member of the network.
     pub fn member(&self, name: &NamespacedName) -> Option<Member> {
         let pod = self.snapshot.pods.get(name)?;
-        let owned = |address: &IpAddr| self.claimants(address).first() == Some(name);
+        let owned = |address: &IpAddr| self.owns(name, address);
         let mut addresses = self.claimed(name);
         addresses.retain(owned);
         addresses.sort_unstable();
@@ -282,6 +328,47 @@ impl Cluster {
                 attached.chain(self.snapshot.pod_addresses(name)).copied().collect()
             }
             _ => Vec::new(),
+        }
+    }
+
+    /// Whether an address is this pod's: nobody goes before it, and where the address is attached, it is to this pod.
+    fn owns(&self, name: &NamespacedName, address: &IpAddr) -> bool {
+        self.claimants(address).first() == Some(name)
+            && (!self.attached_at.contains_key(address) || self.has_attached(name, address))
+    }
+
+    /// How many policies that key stands for that are not in audit.
+    fn enforces(&self, key: &Key) -> usize {
+        usize::from(match key {
+            Key::NetworkPolicy(name) => {
+                self.snapshot.network_policies.get(name).is_some_and(|policy| !policy.audit)
+            }
+            Key::ClusterNetworkPolicy(name) => self.snapshot.cluster_network_policies.contains_key(name),
+            _ => false,
+        })
+    }
+
+    fn attach_addresses(&mut self, attached: &[Attached]) {
+        for Attached { node, addresses, .. } in attached {
+            for address in addresses {
+                let nodes = self.attached_at.entry(*address).or_default();
+                nodes.push(node.clone());
+                nodes.sort_unstable();
+            }
+        }
+    }
+
+    fn detach_addresses(&mut self, attached: &[Attached]) {
+        for Attached { node, addresses, .. } in attached {
+            for address in addresses {
+                let Some(nodes) = self.attached_at.get_mut(address) else { continue };
+                if let Some(place) = nodes.iter().position(|other| other == node) {
+                    nodes.remove(place);
+                }
+                if nodes.is_empty() {
+                    self.attached_at.remove(address);
+                }
+            }
         }
     }
 

@@ -29,7 +29,7 @@ const TRAFFIC: [Traffic; 7] = [
 
 type Asked = (bool, IpAddr, IpAddr, Traffic);
 
-/// The address of each version that counts, of every end there is.
+/// The address of each version that counts, of every end there is. What is attached without a pod is none: it is closed.
 fn ends(cluster: &Cluster) -> Vec<IpAddr> {
     let counts = |address: &IpAddr| {
         let own: Vec<IpAddr> = match cluster.party(*address).member {
@@ -42,7 +42,8 @@ fn ends(cluster: &Cluster) -> Vec<IpAddr> {
         };
         own.iter().find(|own| own.is_ipv4() == address.is_ipv4()) == Some(address)
     };
-    addresses().into_iter().filter(counts).collect()
+    let all = addresses().into_iter().filter(|address| cluster.orphan(*address).is_none());
+    all.filter(counts).collect()
 }
 
 fn naive(before: &Policies, after: &Policies) -> BTreeSet<Asked> {

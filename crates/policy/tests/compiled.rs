@@ -10,10 +10,15 @@ mod world;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use cluster::{Direction, Protocol, Snapshot};
+use cluster::{
+    Change, ClusterNetworkPolicy, Direction, Key, NamespacedName, NetworkPolicy, Object, Phase, Pod,
+    Protocol, Snapshot,
+};
 use interpreter::{Node, Packet, carry_out, crosses_and_tells, passes};
 use netstate::nft::{Hook, Table, ct_state, tcp_flags};
-use policy::{Counted, Decided, Flow, Judgement, Logging, Outcome, Policies, Told, Traffic, Verdicts};
+use policy::{
+    Attached, Counted, Decided, Flow, Judgement, Logging, Outcome, Policies, Told, Traffic, Verdicts,
+};
 use proptest::prelude::{prop_assert, prop_assert_eq, proptest};
 use world::{Event, NODES, addresses, events};
 
@@ -44,7 +49,9 @@ fn nodes(all: &[Policies]) -> Vec<Node> {
         let cluster = policies.cluster();
         let own = cluster.snapshot().nodes.get(*name).map_or(Vec::new(), |node| node.addresses.to_vec());
         let runs_here = |address: &IpAddr| {
-            cluster.party(*address).member.is_some_and(|member| member.node.as_deref() == Some(*name))
+            let member = cluster.party(*address).member;
+            let at = member.and_then(|member| member.node).or_else(|| cluster.orphan(*address).cloned());
+            at.as_deref() == Some(*name)
         };
         Node { own, pods: addresses().into_iter().filter(runs_here).collect(), table: policies.full() }
     };
@@ -76,7 +83,7 @@ fn expected(judged: &Judgement) -> Vec<(Decided, Counted)> {
     let mut told = Vec::new();
     for direction in Direction::ALL {
         let decision = judged.of(direction);
-        let names = |policies: &[Arc<cluster::NetworkPolicy>]| -> Arc<[cluster::NamespacedName]> {
+        let names = |policies: &[Arc<NetworkPolicy>]| -> Arc<[NamespacedName]> {
             policies.iter().map(|policy| policy.name.clone()).collect()
         };
         let verdict = if decision.allows() { Decided::Allowed } else { Decided::Denied };
@@ -88,6 +95,7 @@ fn expected(judged: &Judgement) -> Vec<(Decided, Counted)> {
                 Some((verdict, Counted::Rule(direction, policy.name.clone(), *place)))
             }
             Outcome::Isolated(policies) => Some((verdict, Counted::Isolated(direction, names(policies)))),
+            Outcome::Closed => Some((verdict, Counted::Closed(direction))),
             Outcome::Free(_) | Outcome::Hairpin(_) | Outcome::Unjudged => None,
         });
         if !decision.would_deny.is_empty() {
@@ -189,6 +197,119 @@ fn an_address_that_moves_to_the_first_pod_of_a_policy_is_in_the_policys_new_set(
         assert_eq!(policies.full().to_string(), table.to_string());
     }
     assert!(table.sets.iter().any(|(name, set)| name.starts_with("pods6-") && set.elements.len() == 1));
+}
+
+/// An attachment to node n1 of a pod of the name of the one in [`world::deny_all`], with its first address.
+fn attachment(uid: &str) -> (NamespacedName, Vec<Attached>) {
+    let addresses = Box::from(["10.0.0.1".parse().unwrap()]);
+    let attached = Attached { node: "n1".into(), uid: Some(uid.into()), addresses };
+    (NamespacedName::new("a", "p"), vec![attached])
+}
+
+/// A node's policies, with the table that their steps lead to.
+struct Stepped {
+    policies: Policies,
+    table: Table,
+}
+
+impl Stepped {
+    fn new() -> Self {
+        let policies = Policies::new("n1", Snapshot::default());
+        let table = policies.full();
+        Self { policies, table }
+    }
+
+    fn take(&mut self, event: &Event) {
+        take(&mut self.policies, &mut self.table, event);
+        assert_eq!(self.policies.full().to_string(), self.table.to_string());
+    }
+
+    /// Whether a pod with the address 10.0.0.1 is reached from outside, and whether it reaches out; the evaluator agrees.
+    fn open(&self) -> [bool; 2] {
+        let [pod, far]: [IpAddr; 2] = ["10.0.0.1", "10.9.9.9"].map(|text| text.parse().unwrap());
+        [(far, pod), (pod, far)].map(|(source, destination)| {
+            let packet = Packet::new(Hook::Forward, source, destination, 6, 80);
+            let traffic = Traffic::Port(Protocol::Tcp, 80);
+            let flow = Flow { source, destination, traffic, through_service: false };
+            let passed = passes(&self.table, &packet);
+            assert_eq!(passed, self.policies.verdict(&flow).allows(), "{}", self.policies.explain(&flow));
+            passed
+        })
+    }
+}
+
+#[test]
+fn an_attachment_without_a_pod_is_closed_from_the_first_enforced_policy_to_the_last() {
+    let mut node = Stepped::new();
+    let (pod, attached) = attachment("1");
+    node.take(&Event::Attached(pod, attached));
+    assert_eq!(node.open(), [true, true], "nobody asks for isolation");
+    let policy = |name: &str, audit| {
+        let name = NamespacedName::new("elsewhere", name);
+        let (subjects, faults) = (cluster::Selector::default(), Box::default());
+        let policy =
+            NetworkPolicy { name, subjects, ingress: Some(Box::default()), egress: None, audit, faults };
+        Event::Change(Change::Set(policy.into()))
+    };
+    node.take(&policy("one", true));
+    assert_eq!(node.open(), [true, true], "a policy in audit isolates nobody");
+    node.take(&policy("one", false));
+    assert_eq!(node.open(), [false, false], "a policy is enforced, be it about others");
+    node.take(&policy("two", false));
+    node.take(&policy("one", true));
+    assert_eq!(node.open(), [false, false], "another one is");
+    node.take(&Event::Change(Change::Removed(Key::NetworkPolicy(NamespacedName::new("elsewhere", "two")))));
+    assert_eq!(node.open(), [true, true], "none is any more");
+    let rule = |cluster_policy: &str| ClusterNetworkPolicy {
+        name: cluster_policy.into(),
+        tier: cluster::Tier::Baseline,
+        priority: 1,
+        subject: None,
+        ingress: Box::default(),
+        egress: Box::default(),
+        faults: Box::default(),
+    };
+    node.take(&Event::Change(Change::Set(rule("base").into())));
+    assert_eq!(node.open(), [false, false], "a policy of the cluster is as good");
+    node.take(&Event::Change(Change::Removed(Key::ClusterNetworkPolicy("base".into()))));
+    assert_eq!(node.open(), [true, true]);
+}
+
+#[test]
+fn a_pod_that_goes_before_its_attachment_stays_closed_until_del_or_until_it_is_there_again() {
+    let mut node = Stepped::new();
+    let [pod, policy] = <[Change; 2]>::try_from(world::deny_all()).unwrap();
+    let Change::Set(Object::Pod(pod)) = pod else { panic!("a pod first") };
+    let with = |uid: &str, change: fn(&mut Pod)| {
+        let mut pod = Pod { uid: Some(uid.into()), ..(*pod).clone() };
+        change(&mut pod);
+        Event::Change(Change::Set(pod.into()))
+    };
+    let (name, attached) = attachment("1");
+    node.take(&Event::Change(policy));
+    node.take(&Event::Attached(name.clone(), attached));
+    assert_eq!(node.open(), [false, false], "ADD is before the object");
+    node.take(&with("1", |_| {}));
+    let isolated = |node: &Stepped| node.policies.is_subject(&name);
+    assert!(isolated(&node) && node.open() == [false, false], "it is isolated by its policy");
+    for gone in [
+        Event::Change(Change::Removed(Key::Pod(name.clone()))),
+        with("2", |_| {}),
+        with("1", |pod| pod.phase = Phase::Failed),
+    ] {
+        node.take(&gone);
+        assert_eq!(node.open(), [false, false], "after {gone:?}");
+        let chains: Vec<&String> =
+            node.table.chains.keys().filter(|name| name.ends_with("-closed")).collect();
+        assert_eq!(chains, ["egress-closed", "ingress-closed"]);
+        node.take(&with("1", |_| {}));
+        assert!(isolated(&node) && node.open() == [false, false], "it is there again");
+        assert!(node.table.chains.keys().all(|name| !name.contains("closed")), "{}", node.table);
+    }
+    node.take(&Event::Change(Change::Removed(Key::Pod(name.clone()))));
+    node.take(&Event::Attached(name, Vec::new()));
+    assert_eq!(node.open(), [true, true], "DEL was done");
+    assert!(node.table.chains.keys().all(|name| !name.contains("closed")), "{}", node.table);
 }
 
 #[test]

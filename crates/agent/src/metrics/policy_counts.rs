@@ -65,6 +65,8 @@ pub(super) fn register(registry: &mut Registry, counts: &[Count]) {
             }
             Counted::Isolated(direction, policies) => denied.add(&isolation(*direction, policies), *amount),
             Counted::WouldDeny(direction, policies) => audited.add(&isolation(*direction, policies), *amount),
+            // Of which no policy is the cause, but that its pod is gone.
+            Counted::Closed(direction) => denied.add(&isolation(*direction, &[]), *amount),
         }
     }
     let left_out = [

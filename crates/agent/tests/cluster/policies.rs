@@ -128,6 +128,14 @@ impl Scene {
         entries.map(|entry| entry.unwrap().path()).collect()
     }
 
+    /// Whether all that goes to or comes from these addresses is dropped.
+    fn is_closed(&self, pod: &Pod) -> bool {
+        let table = self.table();
+        let leads =
+            |address: &String, direction| table.contains(&format!("{address} : jump {direction}-closed"));
+        pod.addresses.iter().all(|address| leads(address, "ingress") && leads(address, "egress"))
+    }
+
     /// The table, without what it has counted.
     fn table(&self) -> String {
         run_ok(self.node().netns.command("nft").args(["-s", "list", "table", "inet", "fairlead_policy"]))
@@ -535,9 +543,52 @@ fn an_address_is_the_pods_that_was_attached_with_it_and_not_of_whom_it_was_befor
     assert!(client.asks(&web), "it is the one that is attached");
     stale("web", "uid-of-web", "closed");
     eventually("its own policy counts", || client.is_deaf_to(&web).then_some(()));
-    stale("web", "another", "open");
     stale("a-before", "uid-9", "open");
-    eventually("another one of its name is another one", || client.asks(&web).then_some(()));
+    stale("web", "another", "open");
+    eventually("the attachment is of no pod that is there", || scene.is_closed(&web).then_some(()));
+    assert!(client.is_deaf_to(&web), "another one of its name is another one");
+    stale("web", "uid-of-web", "open");
+    eventually("its own policy counts again", || client.asks(&web).then_some(()));
+}
+
+#[test]
+fn a_pod_whose_object_goes_while_it_runs_neither_sends_nor_receives_until_its_del() {
+    let mut scene = Scene::enforcing();
+    scene.put_policy("door", "web", only_from("friend"));
+    scene.put_policy("lock", "web", json!({"policyTypes": ["Egress"]}));
+    let (web, friend, client) =
+        (scene.pod("web", "web"), scene.pod("friend", "friend"), scene.pod("client", "x"));
+    serve(&web.netns, 80, "web");
+    assert!(friend.asks(&web));
+    let open: Vec<Client> =
+        web.addresses.iter().map(|address| Client::new(&friend.netns, address, 80)).collect();
+    open.iter().for_each(|client| drop(client.ask()));
+    let arrived = [count_datagrams(&web), count_datagrams(&client)];
+    let floods = [Flood::start(&client.netns, &web), Flood::start(&web.netns, &client)];
+    scene.remove("web");
+    eventually("it is closed", || scene.is_closed(&web).then_some(()));
+    for client in &open {
+        eventually("what was open is cut", || client.try_ask().is_none().then_some(()));
+    }
+    assert!(friend.is_deaf_to(&web), "nobody knows any more whom it may talk to");
+    assert!(scene.node().netns.pings(&web.addresses[0]), "the node may always");
+    scene.put_pod(&Pod::new("web", "another"), "open");
+    scene.rig.nodes[0].kill();
+    scene.start();
+    assert!(scene.is_closed(&web), "a new agent knows no better");
+    scene.put_pod(&web, "web");
+    eventually("it is there again", || (!scene.is_closed(&web) && friend.asks(&web)).then_some(()));
+    scene.remove("web");
+    eventually("it is closed again", || scene.is_closed(&web).then_some(()));
+    floods.into_iter().for_each(Flood::stop);
+    let arrived = arrived.map(|count| count.load(Ordering::Relaxed));
+    assert_eq!(arrived, [0, 0], "packets that no policy ever allowed");
+    scene.call("DEL", &web).expect_success("DEL");
+    eventually("nothing of it is left", || {
+        let table = scene.table();
+        let left = table.contains("closed") || web.addresses.iter().any(|address| table.contains(address));
+        (!left).then_some(())
+    });
 }
 
 #[test]

@@ -351,7 +351,10 @@ impl Sorter<'_, '_> {
         let of_nodes: BTreeSet<IpAddr> =
             cluster.snapshot().nodes.values().flat_map(|node| node.addresses.iter().copied()).collect();
         for intervals in self.near.space.classes().into_values() {
-            let taken = |address| cluster.party(address).member.is_some() || of_nodes.contains(&address);
+            let taken = |address| {
+                let pods = cluster.party(address).member.is_some() || cluster.orphan(address).is_some();
+                pods || of_nodes.contains(&address)
+            };
             let Some(address) = free_address(&intervals, taken) else { continue };
             let near = Looks {
                 kind: 2,

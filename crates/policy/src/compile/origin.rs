@@ -69,7 +69,7 @@ pub(crate) enum Origin {
     Rule(u16),
     /// A rule of one of the chain's ClusterNetworkPolicies: which one, and the rule's place.
     ClusterRule(u16, u16),
-    /// The end of a profile that is isolated: nothing allowed it.
+    /// The end of a profile that is isolated, or of what is closed: nothing allowed it.
     Isolated,
     /// The end of a profile that would be isolated by policies in audit.
     Audited,

@@ -38,6 +38,8 @@ pub(crate) enum Chain {
     Tier(Tier, Direction, Arc<[Arc<str>]>),
     /// What a NetworkPolicy allows.
     Policy(Direction, NamespacedName),
+    /// Nothing, for the cluster does not have the pod.
+    Closed(Direction),
 }
 
 /// A chain with its name, which is made once: a profile can be about a thousand policies.
@@ -117,8 +119,10 @@ impl Chain {
         !(admin.is_empty() && isolating.is_empty() && baseline.is_empty())
     }
 
-    fn name(&self) -> String {
+    /// Its name in the table.
+    pub(crate) fn name(&self) -> String {
         let (kind, direction) = match self {
+            Self::Closed(direction) => return format!("{}-closed", direction.as_str()),
             Self::Profile(profile) => ("pod", profile.direction),
             Self::Tier(Tier::Admin, direction, _) => ("admin", *direction),
             Self::Tier(Tier::Baseline, direction, _) => ("baseline", *direction),
@@ -139,6 +143,7 @@ impl Named {
         let teller = Teller { logging, chain: &self.name };
         let rules = match &self.chain {
             Chain::Profile(profile) => return write_profile(profile, &teller),
+            Chain::Closed(_) => return write_closed(&teller),
             Chain::Policy(direction, name) => {
                 let policy = cluster.snapshot().network_policies.get(name);
                 policy.map_or_else(Compiled::default, |policy| {
@@ -166,6 +171,18 @@ impl Written {
         self.push(Rule { comment, ..rule }, Origin::Frame);
         self.chains.push(chain);
     }
+
+    /// The end of a chain whose packets nothing has allowed: it is told and counted, and dropped where it is denied.
+    fn end(&mut self, decided: Decided, comment: &str, teller: &Teller<'_>) {
+        let denied = decided == Decided::Denied;
+        let origin = if denied { Origin::Isolated } else { Origin::Audited };
+        if let Some(told) = teller.tell(decided, origin, &[]) {
+            self.push(Rule::new(told).with_comment(comment), Origin::Telling);
+        }
+        let verdict = denied.then_some(Statement::Verdict(Verdict::Drop));
+        let last: Vec<Statement> = [Statement::Counter].into_iter().chain(verdict).collect();
+        self.push(Rule::new(last).with_comment(comment), origin);
+    }
 }
 
 fn write_profile(profile: &Profile, teller: &Teller<'_>) -> Written {
@@ -191,16 +208,17 @@ fn write_profile(profile: &Profile, teller: &Teller<'_>) -> Written {
         let itself = Rule::new([frame::is_itself(version), Statement::Verdict(Verdict::Accept)]);
         written.push(itself, Origin::Frame);
     }
-    let (decided, origin, comment) = match in_audit {
-        true => (Decided::WouldDeny, Origin::Audited, "in audit, and nothing would allow it"),
-        false => (Decided::Denied, Origin::Isolated, "isolated, and nothing allows it"),
+    let (decided, comment) = match in_audit {
+        true => (Decided::WouldDeny, "in audit, and nothing would allow it"),
+        false => (Decided::Denied, "isolated, and nothing allows it"),
     };
-    if let Some(told) = teller.tell(decided, origin, &[]) {
-        written.push(Rule::new(told).with_comment(comment), Origin::Telling);
-    }
-    let verdict = (!in_audit).then_some(Statement::Verdict(Verdict::Drop));
-    let last: Vec<Statement> = [Statement::Counter].into_iter().chain(verdict).collect();
-    written.push(Rule::new(last).with_comment(comment), origin);
+    written.end(decided, comment, teller);
+    written
+}
+
+fn write_closed(teller: &Teller<'_>) -> Written {
+    let mut written = Written::default();
+    written.end(Decided::Denied, "attached, and the cluster does not have the pod", teller);
     written
 }
 

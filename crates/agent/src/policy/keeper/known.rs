@@ -180,10 +180,11 @@ impl Known {
         self.policies.as_ref().is_some_and(|policies| policies.subjects().next().is_some())
     }
 
-    /// The addresses of pods here that policies are about.
+    /// The addresses here that policies are about, or that are closed.
     pub(super) fn isolated_addresses(&self) -> Swept {
         let subjects = self.policies.iter().flat_map(Policies::subjects);
-        subjects.flat_map(|member| member.addresses.iter().copied()).collect()
+        let closed = self.policies.iter().flat_map(Policies::closed_addresses);
+        subjects.flat_map(|member| member.addresses.iter().copied()).chain(closed).collect()
     }
 
     /// Whether a flow is allowed, as far as pods of this node are concerned: at its other end it is judged there.
@@ -191,7 +192,8 @@ impl Known {
         let Some(policies) = &self.policies else { return true };
         let is_here = |address| {
             let member = policies.cluster().party(address).member;
-            member.is_some_and(|member| member.node.as_ref() == Some(&self.node))
+            let of_pod = member.is_some_and(|member| member.node.as_ref() == Some(&self.node));
+            of_pod || policies.cluster().closed(address) == Some(&self.node)
         };
         let judgement = policies.verdict(flow);
         let passes = |direction, here: bool| !here || judgement.of(direction).allows();

@@ -1,0 +1,59 @@
+//! Addresses that are attached here while the cluster has no living pod for them: nothing passes there.
+//!
+//! Read [`Cluster::orphan`](crate::Cluster::orphan) for whose they are. Each leads to a chain that drops, one for each
+//! direction, as a pod's address leads to its profile. What is open stays open by the frame's first rule, as everywhere.
+
+use std::net::IpAddr;
+
+use cluster::{Change, Direction};
+
+use super::{Entries, Policies, Work, move_entries};
+use crate::compile::frame;
+use crate::compile::profile::{Chain, Named};
+
+impl Policies {
+    /// The addresses that are attached here without a living pod, where that is not left open.
+    pub fn closed_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.closed.iter().copied()
+    }
+
+    /// Brings the table up to date with what these addresses are now.
+    pub(super) fn settle_closed(&mut self, addresses: Vec<IpAddr>, work: &mut Work) {
+        for address in addresses {
+            let closes = self.cluster.closed(address) == Some(&self.node);
+            if closes == self.closed.contains(&address) {
+                continue;
+            }
+            let own = entries(address);
+            let chains = Direction::ALL.map(|direction| Named::new(Chain::Closed(direction)));
+            let (before, after) = if closes {
+                chains.iter().for_each(|chain| self.acquire(chain, work));
+                self.closed.insert(address);
+                (Entries::new(), own)
+            } else {
+                work.chains_left.extend(chains);
+                self.closed.remove(&address);
+                (own, Entries::new())
+            };
+            if let Some(delta) = &mut work.delta {
+                move_entries(delta, &self.frame, before, after);
+            }
+        }
+    }
+
+    /// A change of a policy. With the first one that is enforced addresses are closed, and with the last one they open.
+    pub(super) fn apply_to_policies(&mut self, change: &Change, work: &mut Work) -> bool {
+        let was = self.cluster.is_guarded();
+        let changed = self.cluster.apply(change);
+        if was != self.cluster.is_guarded() {
+            self.settle_closed(self.cluster.all_attached_addresses(), work);
+        }
+        changed
+    }
+}
+
+/// What such an address puts into the frame's sets.
+pub(super) fn entries(address: IpAddr) -> Entries {
+    let entry = |direction| frame::dispatch(address, direction, Chain::Closed(direction).name());
+    Direction::ALL.map(entry).into()
+}
