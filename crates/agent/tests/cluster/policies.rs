@@ -136,7 +136,13 @@ impl Scene {
     }
 
     fn table(&self) -> String {
-        run_ok(self.node().netns.command("nft").args(["list", "table", "inet", "fairlead_policy"]))
+        run_ok(self.node().netns.command("nft").args([
+            "--stateless",
+            "list",
+            "table",
+            "inet",
+            "fairlead_policy",
+        ]))
     }
 }
 
