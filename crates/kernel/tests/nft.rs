@@ -258,7 +258,7 @@ fn nft_lists_our_rules_in_its_own_words() {
         "ip6 saddr fd00::/20 masquerade comment",
         "type filter hook forward priority filter - 5; policy drop;",
         "ct state established,related accept",
-        "tcp flags & (syn | rst) == 0x0 ip saddr . ip saddr @pairs drop",
+        "tcp flags ! syn,rst ip saddr . ip saddr @pairs drop",
         "iifname \"eth0\" oifname != \"eth1\" jump inner",
         "ip saddr . ip daddr @pairs counter packets 0 bytes 0 goto inner",
         "tcp dport 80 ip daddr . meta l4proto . tcp dport @services drop",

@@ -4,8 +4,9 @@
 //! which sets they leave and enter, which local pods have another profile now, and which chains say something else. The
 //! whole table, computed anew ([`Policies::full`] of a fresh value), is what a property test compares with.
 //!
-//! What stays true: chains and sets are there exactly while somebody needs them; the steps of a change turn the table of
-//! before into the table of after; nothing here depends on the order in which the cluster came to be as it is.
+//! What stays true: chains and sets are there exactly while somebody needs them, but the chains of `closed` always; the
+//! steps of a change turn the table of before into the table of after; nothing here depends on the order in which the
+//! cluster came to be as it is.
 
 mod closed;
 mod telling;
@@ -104,6 +105,7 @@ impl Policies {
         let mut policies = Self { node: node.into(), cluster, locals, closed, chains, index, frame, logging };
         let here: Vec<NamespacedName> = policies.pods_here().collect();
         let mut work = Work::new(None);
+        policies.make_closed(&mut work);
         here.iter().for_each(|name| policies.settle(name, &mut work));
         policies
     }

@@ -576,17 +576,18 @@ fn a_pod_whose_object_goes_while_it_runs_neither_sends_nor_receives_until_its_de
     scene.rig.nodes[0].kill();
     scene.start();
     assert!(scene.is_closed(&web), "a new agent knows no better");
+    floods.into_iter().for_each(Flood::stop);
+    let arrived = arrived.map(|count| count.load(Ordering::Relaxed));
+    assert_eq!(arrived, [0, 0], "packets that no policy ever allowed");
     scene.put_pod(&web, "web");
     eventually("it is there again", || (!scene.is_closed(&web) && friend.asks(&web)).then_some(()));
     scene.remove("web");
     eventually("it is closed again", || scene.is_closed(&web).then_some(()));
-    floods.into_iter().for_each(Flood::stop);
-    let arrived = arrived.map(|count| count.load(Ordering::Relaxed));
-    assert_eq!(arrived, [0, 0], "packets that no policy ever allowed");
     scene.call("DEL", &web).expect_success("DEL");
     eventually("nothing of it is left", || {
         let table = scene.table();
-        let left = table.contains("closed") || web.addresses.iter().any(|address| table.contains(address));
+        let left = table.contains("jump ingress-closed")
+            || web.addresses.iter().any(|address| table.contains(address));
         (!left).then_some(())
     });
 }

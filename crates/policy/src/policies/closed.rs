@@ -2,6 +2,9 @@
 //!
 //! Read [`Cluster::orphan`](crate::Cluster::orphan) for whose they are. Each leads to a chain that drops, one for each
 //! direction, as a pod's address leads to its profile. What is open stays open by the frame's first rule, as everywhere.
+//!
+//! These two chains are always there: a packet that is under way while the kernel changes over can be led by a new element
+//! and still see chains as they were before, and would find a chain that is made with the element empty.
 
 use std::net::IpAddr;
 
@@ -17,6 +20,12 @@ impl Policies {
         self.closed.iter().copied()
     }
 
+    /// Makes the chains that such addresses lead to.
+    pub(super) fn make_closed(&mut self, work: &mut Work) {
+        let chains = Direction::ALL.map(|direction| Named::new(Chain::Closed(direction)));
+        chains.iter().for_each(|chain| self.acquire(chain, work));
+    }
+
     /// Brings the table up to date with what these addresses are now.
     pub(super) fn settle_closed(&mut self, addresses: Vec<IpAddr>, work: &mut Work) {
         for address in addresses {
@@ -25,13 +34,10 @@ impl Policies {
                 continue;
             }
             let own = entries(address);
-            let chains = Direction::ALL.map(|direction| Named::new(Chain::Closed(direction)));
             let (before, after) = if closes {
-                chains.iter().for_each(|chain| self.acquire(chain, work));
                 self.closed.insert(address);
                 (Entries::new(), own)
             } else {
-                work.chains_left.extend(chains);
                 self.closed.remove(&address);
                 (own, Entries::new())
             };
