@@ -4,6 +4,8 @@
 //! transaction, is how an agent starts, how a foreign hand is undone, and how a failure is got over. In between,
 //! [`Programmed::take`] carries out the steps of a change without reading anything.
 
+use std::collections::BTreeSet;
+
 use kernel::nft::{Nft, Transaction};
 use netstate::nft::{Chain, Family, Limit, Log, Rule, Statement, Step, Table, TableKey, diff};
 use policy::TABLE;
@@ -29,8 +31,16 @@ impl Programmed {
         self.nft.port()
     }
 
-    /// Carries out steps from the table as it is known, all of them or none.
+    /// Carries out steps from the table as it is known: what nothing leads to yet first, then all the rest or nothing.
     pub(super) fn take(&mut self, steps: &[Step]) -> Result<(), kernel::Error> {
+        let (apart, rest) = apart(steps);
+        if !apart.is_empty() {
+            self.commit(apart)?;
+        }
+        self.commit(rest)
+    }
+
+    fn commit(&mut self, steps: Vec<&Step>) -> Result<(), kernel::Error> {
         let mut transaction = Transaction::new();
         for step in steps {
             transaction.add_step(step);
@@ -68,5 +78,65 @@ impl Programmed {
             Err(error) if error.is_missing() => Ok(false),
             Err(error) => Err(error),
         }
+    }
+}
+
+/// The steps that make new chains, with what these need, and all others.
+///
+/// A packet on its way while a transaction takes effect may find a new element by the new state and the rules of the chain
+/// that it leads to by the old one, in which a chain of the same transaction has none, and pass. So chains are there before
+/// anything leads to them.
+fn apart(steps: &[Step]) -> (Vec<&Step>, Vec<&Step>) {
+    let made: BTreeSet<&str> = steps.iter().filter_map(made).collect();
+    let is_anew = |step: &Step| match step {
+        Step::AddTable(_) | Step::DeleteTable(_) => true,
+        Step::DeleteChain(_, name) | Step::FlushChain(_, name) | Step::DeleteSet(_, name) => {
+            made.contains(&**name)
+        }
+        _ => false,
+    };
+    // What is made and goes, or goes and is made, has an order of its own.
+    if steps.iter().any(is_anew) || !steps.iter().any(|step| matches!(step, Step::AddChain(..))) {
+        return (Vec::new(), steps.iter().collect());
+    }
+    steps.iter().partition(|step| match step {
+        Step::AddRule(_, name, _) | Step::AddElements(_, name, _) => made.contains(&**name),
+        step => self::made(step).is_some(),
+    })
+}
+
+/// The name of what a step makes.
+fn made(step: &Step) -> Option<&str> {
+    match step {
+        Step::AddChain(_, chain) => Some(&chain.name),
+        Step::AddSet(_, set) => Some(&set.name),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netstate::nft::{Chain, Family, Rule, Statement, Step, TableKey, Verdict};
+
+    use super::apart;
+
+    #[test]
+    fn a_chain_is_there_before_anything_leads_to_it_unless_its_name_was_anothers() {
+        let table = TableKey::new(Family::Inet, "fairlead_policy");
+        let rule = || Rule::new([Statement::Verdict(Verdict::Drop)]);
+        let steps = [
+            Step::DeleteElements(table.clone(), "ingress4".into(), Vec::new()),
+            Step::DeleteChain(table.clone(), "old".into()),
+            Step::AddChain(table.clone(), Chain::regular("new")),
+            Step::AddRule(table.clone(), "new".into(), rule()),
+            Step::AddRule(table.clone(), "there".into(), rule()),
+            Step::AddElements(table.clone(), "ingress4".into(), std::collections::BTreeMap::new()),
+        ];
+        let (first, rest) = apart(&steps);
+        assert_eq!(first, [&steps[2], &steps[3]]);
+        assert_eq!(rest, [&steps[0], &steps[1], &steps[4], &steps[5]]);
+        let again = [steps.as_slice(), &[Step::DeleteChain(table, "new".into())]].concat();
+        assert!(apart(&again).0.is_empty());
+        assert!(apart(&steps[4..]).0.is_empty());
     }
 }
