@@ -419,8 +419,8 @@ impl Keeper {
                 self.status.last_error.as_deref().unwrap_or("the kernel has not been programmed yet");
             return Err(Wait::Longer(reason.to_owned()));
         }
-        // Where nobody has asked for any isolation, also a store that keeps no pods is enough.
-        if self.known.has_no_policies() {
+        // A store of nodes alone, where nobody has asked for any isolation, is enough.
+        if self.known.keeps_none() {
             return Ok(());
         }
         if let Some(reason) = &self.away {

@@ -113,7 +113,9 @@ impl Chaos {
                 node.start();
             }
             Event::AgentStopped => {
-                assert_eq!(node.stop(), Some(0));
+                // One that was started a moment ago may not have taken the signal over yet, and dies of it.
+                let code = node.stop();
+                assert!(matches!(code, Some(0) | None), "{code:?}");
                 node.start();
             }
             Event::LinkFlapped => {

@@ -503,6 +503,10 @@ fn a_pod_is_attached_only_where_its_policies_are_known_to_be_in_force() {
         let links = scene.node().netns.link_names();
         assert!(!links.iter().any(|name| name.starts_with("veth")), "{links:?}");
     };
+    // As long as the store keeps neither policies nor pods, no pod has to be known.
+    scene.attach(&mut pod);
+    scene.call("DEL", &pod).expect_success("DEL");
+    scene.put_policy("some", "somebody", only_from("friend"));
     refused(&scene, &pod, "the store has no pod shop/late with UID uid-1 yet");
     // One of that name is not that pod.
     scene.put_pod(&Pod::new("late", "uid-0"), "web");

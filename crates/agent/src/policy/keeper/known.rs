@@ -156,11 +156,12 @@ impl Known {
         self.attachments.is_empty()
     }
 
-    /// Whether there are no policies at all.
-    pub(super) fn has_no_policies(&self) -> bool {
+    /// Whether the store keeps neither policies nor pods.
+    pub(super) fn keeps_none(&self) -> bool {
         self.policies.as_ref().is_some_and(|policies| {
             let snapshot = policies.cluster().snapshot();
-            snapshot.network_policies.is_empty() && snapshot.cluster_network_policies.is_empty()
+            let policies = snapshot.network_policies.len() + snapshot.cluster_network_policies.len();
+            policies + snapshot.pods.len() == 0
         })
     }
 
