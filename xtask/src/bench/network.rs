@@ -146,7 +146,7 @@ fn killed(backend: &str) -> anyhow::Result<()> {
     let lab = |words: &[&str]| {
         process::output(Command::new(&program).arg("lab").args(words).args(["--name", "bench"]))
     };
-    let pods = tempfile::Builder::new().suffix(".yaml").tempfile()?;
+    let pods = tempfile::Builder::new().prefix("pods").suffix(".yaml").tempfile()?;
     std::fs::write(pods.path(), [rig::pod(1), rig::pod(2)].concat())?;
     let from = pods.path().to_str().context("a path of the temporary directory is text")?;
     lab(&["up", "--nodes", "2", "--backend", backend, "--from", from])?;
