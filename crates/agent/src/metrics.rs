@@ -95,9 +95,7 @@ fn work(registry: &mut Registry, status: &Status) {
     counter(registry, "kernel_changes", "Changes that were made in the kernel", status.changes);
     counter(registry, "heals", "Looks that put right what somebody else had changed", status.heals);
     counter(registry, "failures", "Looks in which something failed", status.failures);
-    let spent = Counter::<f64, AtomicU64>::default();
-    spent.inc_by(status.spent as f64 / 1e6);
-    registry.register_with_unit("reconcile", "Time spent in looks at the kernel", Unit::Seconds, spent);
+    time(registry, "reconcile", "Time spent in looks at the kernel", status.spent);
 }
 
 /// What the agent carries itself.
@@ -185,10 +183,15 @@ fn policies(registry: &mut Registry, status: &Status) {
     counter(registry, "policy_heals", "How often that table was put right", known.heals);
     counter(registry, "policy_failures", "How often the kernel refused it", known.failures);
     counter(registry, "policy_cut_connections", "Connections cut that nothing allowed any more", known.cut);
-    let spent = Counter::<f64, AtomicU64>::default();
-    spent.inc_by(known.spent as f64 / 1e6);
     let help = "Time from the store's word of a change to the kernel's table, of all changes";
-    registry.register_with_unit("policy_programming", help, Unit::Seconds, spent);
+    time(registry, "policy_programming", help, known.spent);
+}
+
+/// A time that has come together, in seconds.
+fn time(registry: &mut Registry, name: &str, help: &str, microseconds: u64) {
+    let spent = Counter::<f64, AtomicU64>::default();
+    spent.inc_by(microseconds as f64 / 1e6);
+    registry.register_with_unit(name, help, Unit::Seconds, spent);
 }
 
 fn gauge(registry: &mut Registry, name: &str, help: &str, value: i64) {

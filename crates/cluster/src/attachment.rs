@@ -86,7 +86,7 @@ impl Enforced {
     /// The line.
     #[must_use]
     pub fn to_line(&self) -> String {
-        format!("{}\n", serde_json::to_string(self).unwrap_or_default())
+        line_of(self)
     }
 }
 
@@ -100,8 +100,13 @@ impl EnforcedAnswer {
     /// The line.
     #[must_use]
     pub fn to_line(&self) -> String {
-        format!("{}\n", serde_json::to_string(self).unwrap_or_default())
+        line_of(self)
     }
+}
+
+fn line_of(said: &impl Serialize) -> String {
+    // Texts and numbers: nothing that JSON could not hold.
+    format!("{}\n", serde_json::to_string(said).unwrap_or_default())
 }
 
 #[cfg(test)]
