@@ -19,6 +19,7 @@ mod lint;
 mod manifests;
 mod packages;
 mod process;
+mod suites;
 mod test;
 mod vm_test;
 mod workspace;

@@ -1,6 +1,6 @@
 //! Starting programs: print what is run, fail with the command line when it fails.
 
-use std::{ffi::OsString, process::Command};
+use std::{ffi::OsString, path::Path, process::Command};
 
 use anyhow::{Context, bail};
 
@@ -21,6 +21,18 @@ pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
         bail!("{} ended with {}: {}", words(command), output.status, String::from_utf8_lossy(&output.stderr));
     }
     String::from_utf8(output.stdout).with_context(|| format!("reading what {} prints", words(command)))
+}
+
+/// `program`, as root: in a user namespace of its own if we are not.
+pub(crate) fn as_root(program: &Path) -> anyhow::Result<Command> {
+    if output(Command::new("id").arg("-u"))?.trim() == "0" {
+        return Ok(Command::new(program));
+    }
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--net", "--", "sh", "-c"]);
+    // Some tests talk to themselves over the loopback, which is down in a new namespace.
+    command.args(["ip link set lo up; exec \"$@\"", "sh"]).arg(program);
+    Ok(command)
 }
 
 /// PATH with the directories of the system's own tools, which an ordinary user's lacks on Debian.

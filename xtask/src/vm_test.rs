@@ -15,9 +15,8 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use serde_json::Value;
 
-use crate::{packages, process, workspace};
+use crate::{packages, process, suites, workspace};
 
 /// Package and integration test that run in the machine.
 const SUITES: &[(&str, &str)] = &[
@@ -63,7 +62,7 @@ pub(crate) fn run(part: &str) -> anyhow::Result<()> {
     }
     let kernel = kernel(&folder)?;
     let image = folder.join("initramfs.cpio");
-    let suites = suites(part)?;
+    let suites = programs(part)?;
     initramfs(&folder, &kernel, &suites, &image)?;
     let console = boot(&kernel.image, &image)?;
     verdict(&console, suites.len())
@@ -126,36 +125,25 @@ fn kernel(folder: &Path) -> anyhow::Result<Kernel> {
 }
 
 /// The test programs, built, with the names they run under.
-fn suites(part: &str) -> anyhow::Result<Vec<(String, PathBuf)>> {
-    let wanted: Vec<_> =
-        SUITES.iter().filter(|(package, test)| format!("{package}-{test}").contains(part)).collect();
-    // What `harness::binary` finds beside the tests of a package.
-    for (package, beside) in [("plugins", "--bins"), ("agent", "--examples")] {
-        if package == "plugins" || wanted.iter().any(|(of, _)| *of == package) {
-            process::run(workspace::cargo().args(["build", "--locked", "--package", package, beside]))?;
-        }
-    }
-    let mut programs = Vec::new();
-    for (package, test) in wanted {
-        let printed = process::output(workspace::cargo().args([
-            "test",
-            "--locked",
-            "--no-run",
-            "--message-format=json",
-            "--package",
-            package,
-            "--test",
-            test,
-        ]))?;
-        let program = printed
-            .lines()
-            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-            .filter(|message| message["target"]["name"] == *test)
-            .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-            .with_context(|| format!("finding the program of test {package}/{test}"))?;
-        programs.push((format!("{package}-{test}"), program));
-    }
-    Ok(programs)
+fn programs(part: &str) -> anyhow::Result<Vec<(String, PathBuf)>> {
+    let wanted: Vec<_> = SUITES
+        .iter()
+        .map(|(package, test)| (*test, format!("{package}-{test}")))
+        .filter(|(_, name)| name.contains(part))
+        .collect();
+    // What `harness::binary` finds beside the tests of a package, and the tests.
+    let mut words = vec!["build", "--bin", "fairlead-cni", "--example", "agent"];
+    words.extend(wanted.iter().flat_map(|(test, _)| ["--test", test]));
+    let built = suites::built(&words)?;
+    wanted
+        .into_iter()
+        .map(|(_, name)| {
+            let suite = built.iter().find(|suite| suite.name == name);
+            let program =
+                suite.with_context(|| format!("finding the program of test {name}"))?.program.clone();
+            Ok((name, program))
+        })
+        .collect()
 }
 
 fn initramfs(
