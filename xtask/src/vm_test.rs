@@ -18,21 +18,25 @@ use anyhow::{Context, bail};
 
 use crate::{packages, process, suites, workspace};
 
-/// Package and integration test that run in the machine.
+/// Package and integration test that run in a machine. Each of [`MACHINES`] takes every so-manieth, so those that take
+/// longest come first.
 const SUITES: &[(&str, &str)] = &[
-    ("kernel", "kinds"),
+    ("agent", "kernel_tunnels"),
+    ("conformance", "ipvlan"),
+    ("conformance", "vrf"),
+    ("conformance", "vlan"),
+    ("plugins", "kinds"),
     ("kernel", "tunnels"),
     ("tunnel", "kernel"),
-    ("agent", "kernel_tunnels"),
-    ("plugins", "hardware"),
-    ("plugins", "kinds"),
-    ("plugins", "portmap_sctp"),
     ("plugins", "vlan"),
+    ("kernel", "kinds"),
     ("conformance", "dummy"),
-    ("conformance", "ipvlan"),
-    ("conformance", "vlan"),
-    ("conformance", "vrf"),
+    ("plugins", "hardware"),
+    ("plugins", "portmap_sctp"),
 ];
+
+/// Machines at once: one keeps little more than one processor busy.
+const MACHINES: usize = 2;
 
 /// The reference plugins that the suites ask the same questions, where they are installed.
 const REFERENCE: [&str; 6] = ["bridge", "dummy", "host-local", "ipvlan", "vlan", "vrf"];
@@ -46,7 +50,7 @@ const MODULES: [&str; 6] = ["net", "drivers/net", "drivers/virtio", "lib", "arch
 /// Emulation is some twenty times slower than the machine; past this something hangs.
 const LIMIT: Duration = Duration::from_secs(1800);
 
-/// Builds the machine, boots it, and fails when a suite in it fails or does not end. Of the suites, those run whose
+/// Builds the machines, boots them, and fails when a suite in one fails or does not end. Of the suites, those run whose
 /// names ("plugins-vlan") contain `part`.
 pub(crate) fn run(part: &str) -> anyhow::Result<()> {
     let missing = packages::install(packages::MACHINE, true);
@@ -61,11 +65,25 @@ pub(crate) fn run(part: &str) -> anyhow::Result<()> {
         return Ok(());
     }
     let kernel = kernel(&folder)?;
-    let image = folder.join("initramfs.cpio");
     let suites = programs(part)?;
-    initramfs(&folder, &kernel, &suites, &image)?;
-    let console = boot(&kernel.image, &image)?;
-    verdict(&console, suites.len())
+    let consoles = std::thread::scope(|scope| {
+        let machines: Vec<_> = (0..MACHINES.min(suites.len()))
+            .map(|number| {
+                let own: Vec<_> = suites.iter().skip(number).step_by(MACHINES).cloned().collect();
+                let (kernel, tree) = (&kernel, folder.join(format!("tree{number}")));
+                scope.spawn(move || {
+                    let image = tree.with_extension("cpio");
+                    initramfs(&tree, kernel, &own, &image)?;
+                    boot(&kernel.image, &image)
+                })
+            })
+            .collect();
+        let ended = machines.into_iter().map(|machine| {
+            machine.join().unwrap_or_else(|_| Err(anyhow::anyhow!("what ran a machine ended by a panic")))
+        });
+        ended.collect::<anyhow::Result<Vec<String>>>()
+    })?;
+    verdict(&consoles.join("\n"), suites.len())
 }
 
 struct Kernel {
@@ -146,22 +164,16 @@ fn programs(part: &str) -> anyhow::Result<Vec<(String, PathBuf)>> {
         .collect()
 }
 
-fn initramfs(
-    folder: &Path,
-    kernel: &Kernel,
-    suites: &[(String, PathBuf)],
-    image: &Path,
-) -> anyhow::Result<()> {
-    let tree = folder.join("tree");
-    let _ = fs::remove_dir_all(&tree);
+fn initramfs(tree: &Path, kernel: &Kernel, suites: &[(String, PathBuf)], image: &Path) -> anyhow::Result<()> {
+    let _ = fs::remove_dir_all(tree);
     for name in ["bin", "tests", "proc", "sys", "dev", "tmp", "run"] {
         fs::create_dir_all(tree.join(name))?;
     }
     copy(&which("busybox")?, &tree.join("bin/busybox"))?;
     for tool in TOOLS.iter().filter(|tool| **tool != "sh") {
-        with_libraries(&which(tool)?, "usr/bin", &tree)?;
+        with_libraries(&which(tool)?, "usr/bin", tree)?;
     }
-    reference(&tree)?;
+    reference(tree)?;
     for (name, program) in suites {
         copy(program, &tree.join("tests").join(name))?;
         // `harness::binary` looks beside the test program.
@@ -183,11 +195,11 @@ fn initramfs(
     for name in ["modules.order", "modules.builtin", "modules.builtin.modinfo"] {
         copy(&kernel.modules.join(name), &modules.join(name))?;
     }
-    process::run(Command::new("depmod").arg("-b").arg(&tree).arg(&kernel.release))?;
+    process::run(Command::new("depmod").arg("-b").arg(tree).arg(&kernel.release))?;
     fs::write(tree.join("init"), init(suites))?;
     process::run(Command::new("chmod").arg("755").arg(tree.join("init")))?;
     let pack = format!("find . | cpio --quiet -o -H newc > {}", image.display());
-    process::run(Command::new("sh").args(["-c", &pack]).current_dir(&tree))
+    process::run(Command::new("sh").args(["-c", &pack]).current_dir(tree))
 }
 
 /// The reference plugins: Debian's, or those in the folder that `FAIRLEAD_REFERENCE` names.
