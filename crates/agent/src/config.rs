@@ -517,7 +517,7 @@ impl Config {
     }
 
     /// Why the port after this one is not to be had.
-    fn taken_beside(&self, port: u16) -> Option<&'static str> {
+    pub(crate) fn taken_beside(&self, port: u16) -> Option<&'static str> {
         match port.checked_add(1) {
             None => Some("there is none"),
             next if next == Some(self.vxlan.port) => Some("that is vxlan.port"),

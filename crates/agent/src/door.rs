@@ -21,6 +21,7 @@ use netstate::{
     RULE_PRIORITIES, State, Step, owns_table,
 };
 use route::vxlan::{DEVICE, DEVICE_V6};
+use regex::bytes::Regex;
 use route::{Family, Host, Reached, TunnelKind};
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -76,6 +77,9 @@ struct Interest(Arc<Mutex<Exceptions>>);
 struct Exceptions {
     /// The underlay of a node that is itself a namespace is a veth.
     links: BTreeSet<String>,
+    /// What the operator wants as the underlay, which may not be there yet.
+    interface: Option<String>,
+    pattern: Option<Regex>,
     /// The way to an address decides on the underlay, by whatever table and rule it leads.
     follows_ways: bool,
     /// Pod CIDRs are carried that will be given up when the last pod in them goes.
@@ -93,8 +97,11 @@ impl Interest {
 
     /// Whether the link matters; before anything is known, every link does.
     fn includes(&self, link: &str) -> bool {
-        let links = &self.exceptions().links;
-        links.is_empty() || links.contains(link)
+        let Exceptions { links, interface, pattern, .. } = &*self.exceptions();
+        links.is_empty()
+            || links.contains(link)
+            || interface.as_deref() == Some(link)
+            || pattern.as_ref().is_some_and(|pattern| pattern.is_match(link.as_bytes()))
     }
 
     /// Whether tables and rules matter that the agent does not write to.
@@ -208,7 +215,14 @@ impl Door {
         }
     }
 
-    /// The links that carry the tunnels: from now on, of all that look like pods' only their changes are told.
+    /// What the operator said of the underlay's name: links of such names matter, whenever they appear.
+    pub(crate) fn look_for(&self, interface: Option<&str>, pattern: Option<&Regex>) {
+        let exceptions = &mut *self.interest.exceptions();
+        exceptions.interface = interface.map(str::to_owned);
+        exceptions.pattern = pattern.cloned();
+    }
+
+    /// The links that carry the tunnels or could: from now on, of all that look like pods' only their changes are told.
     pub(crate) fn interest(&self, links: impl Iterator<Item = String>) {
         self.interest.exceptions().links = links.collect();
     }

@@ -22,6 +22,7 @@ use crate::design::{Design, Inputs, Path, VxlanSettings, peer_part, tunnel_peer}
 use crate::family::Family;
 use crate::host::Host;
 use crate::kernel_tunnel::{self, InKernel};
+use crate::masquerade::Masquerade;
 use crate::peers::{Peer, Seen, Way, carries, peers};
 use crate::problem::Problem;
 use crate::tunnel::TunnelKind;
@@ -80,27 +81,41 @@ impl Basis {
 }
 
 impl Own {
+    /// Whoever adds an input is asked here, by the compiler, whether a design can be amended when it changes.
     fn of(inputs: &Inputs<'_>) -> Self {
-        let masquerade = &inputs.masquerade;
+        let Inputs {
+            // The peers' leases are in the basis, one by one; of nodes and claims see `Basis::is_contested`.
+            snapshot: _,
+            lease,
+            sends,
+            sends_next,
+            keeps,
+            underlay,
+            underlays,
+            carried,
+            path_mtus,
+            vxlan,
+            kernel,
+            udp_port,
+            cluster,
+            masquerade: Masquerade { families, fully_random, exceptions },
+            host,
+        } = *inputs;
         Self {
-            lease: inputs.lease.clone(),
-            sends: inputs.sends.clone(),
-            sends_next: inputs.sends_next,
-            keeps: inputs.keeps.to_vec(),
-            underlay: inputs.underlay.clone(),
-            underlays: inputs.underlays.clone(),
-            carried: inputs.carried,
-            path_mtus: inputs.path_mtus.clone(),
-            vxlan: inputs.vxlan,
-            kernel: inputs.kernel,
-            udp_port: inputs.udp_port,
-            cluster: inputs.cluster.to_vec(),
-            translated: (
-                masquerade.families.to_vec(),
-                masquerade.fully_random,
-                masquerade.exceptions.to_vec(),
-            ),
-            host: Arc::clone(inputs.host),
+            lease: lease.clone(),
+            sends: sends.clone(),
+            sends_next,
+            keeps: keeps.to_vec(),
+            underlay: underlay.clone(),
+            underlays: underlays.clone(),
+            carried,
+            path_mtus: path_mtus.clone(),
+            vxlan,
+            kernel,
+            udp_port,
+            cluster: cluster.to_vec(),
+            translated: (families.to_vec(), fully_random, exceptions.to_vec()),
+            host: Arc::clone(host),
         }
     }
 }

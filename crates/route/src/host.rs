@@ -107,6 +107,13 @@ impl Host {
             .min_by_key(|route| route.metric)
     }
 
+    /// The links that could be chosen as an underlay, now or once they are up: the host's own that hold an address with which
+    /// peers could be spoken to. One that holds several is named several times.
+    pub fn candidates(&self) -> impl Iterator<Item = &str> {
+        let holders = self.addresses.iter().filter(|entry| entry.global).map(|entry| entry.link.as_str());
+        holders.filter(|link| self.is_outside(link))
+    }
+
     /// The link over which the kernel reaches an address without a router in between, as the main table's longest prefix has it.
     pub(crate) fn link_without_router(&self, address: IpAddr) -> Option<&str> {
         let best = self

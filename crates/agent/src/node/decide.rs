@@ -75,21 +75,17 @@ impl NodeKeeper {
         }
         let pod_cidrs = self.with_retained(view, &host, pod_cidrs);
         let changeover = self.changeover(view, &host, (&backend, keys.as_ref()), now);
-        let (sends, keeps): (_, Vec<Backend>) =
+        let (sends, mut keeps): (_, Vec<Backend>) =
             (changeover.sends(now).clone(), changeover.keeps(now).cloned().collect());
+        keeps.extend(self.held_key());
         let kernel = self.in_kernel(view, &keeps.iter().chain([&backend, &sends]).collect::<Vec<_>>())?;
         let own = [self.remembered.as_slice(), &pod_cidrs].concat();
+        let lease = self.without_narrow_tunnel(self.lease_of(pod_cidrs, backend, mtu), carried);
         let cluster = &self.options.config.cluster;
         let networks = Networks { cluster: &cluster.pod_cidrs, own: &own, allowed: &cluster.allow_overlap };
         overlaps(&host, &networks)
             .iter()
             .for_each(|overlap| self.report.problem(Reason::NetworkOverlap, told(overlap)));
-        let lease = self.lease_of(pod_cidrs, backend, mtu);
-        if let (Some(_), Some(over)) = (lease.mac_over_ipv6(), self.underlays.get(&Family::V6)) {
-            // Of flannel's second tunnel pods take what is left with a route; but it has to be enough for IPv6.
-            pod_mtu(&lease.backend, &over.link, carried.min(over.mtu), Family::V6, &[Family::V6])
-                .map_err(refused(Reason::UnderlayMissing))?;
-        }
         let translated = &self.options.config.masquerade;
         let path_mtus = self.prober.limits();
         let inputs = Inputs {
@@ -220,6 +216,7 @@ impl NodeKeeper {
     fn choose_underlays(&mut self, host: &Host, node: &Node) -> Result<Underlay, Refusal> {
         let config = &self.options.config.underlay;
         let reached = self.door.reached(&config.can_reach).map_err(refused(Reason::NodeRefused))?;
+        self.door.look_for(config.interface.as_deref(), config.interface_pattern.as_ref().map(Pattern::regex));
         let mut errors = Vec::new();
         let mut chosen = BTreeMap::new();
         for family in Family::ALL {
@@ -250,7 +247,9 @@ impl NodeKeeper {
             .cloned()
             .ok_or_else(|| Refusal { reason: Reason::UnderlayMissing, text: errors.join("; ") })?;
         self.underlays = chosen;
-        self.door.interest(self.underlays.values().map(|underlay| underlay.link.clone()));
+        // What carries tunnels, and what could: a link with an address is chosen as soon as it is up.
+        let carriers = self.underlays.values().map(|underlay| underlay.link.as_str());
+        self.door.interest(carriers.chain(host.candidates()).map(str::to_owned));
         Ok(tunnel)
     }
 
@@ -283,6 +282,20 @@ impl NodeKeeper {
             *instead.unwrap_or(&underlay.address)
         });
         told.collect()
+    }
+
+    /// The lease without an underlay of IPv6 where that is too narrow for flannel's second tunnel. Packets of IPv6 pods then go to
+    /// Fairlead's nodes by the first one, as ever, and to flannel's not at all; all others have what they need.
+    fn without_narrow_tunnel(&mut self, mut lease: Lease, carried: u32) -> Lease {
+        let (Some(_), Some(over)) = (lease.mac_over_ipv6(), self.underlays.get(&Family::V6)) else { return lease };
+        // Pods take what is left with a route; but it has to be enough for IPv6.
+        let left = pod_mtu(&lease.backend, &over.link, carried.min(over.mtu), Family::V6, &[Family::V6]);
+        if let Err(error) = left {
+            let why = format!("carry IPv6 to and from flannel's nodes, which is over IPv6 there: {}", told(&error));
+            self.report.problem(Reason::UnderlayMissing, why);
+            lease.underlay = lease.underlay.iter().copied().filter(IpAddr::is_ipv4).collect();
+        }
+        lease
     }
 
     fn lease_of(&self, pod_cidrs: Vec<IpNet>, backend: Backend, mtu: u32) -> Lease {

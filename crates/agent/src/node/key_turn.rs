@@ -2,9 +2,13 @@
 //!
 //! Read [`KeyTurn`]. A key cannot be changed in place: see the crate `route`, `keys.rs`. So a node that is to have another one
 //! first receives by both and publishes both. When all have a new one, and it knows theirs, it says so: its lease names the
-//! new one first, and from then on it is sent to by that. And when all say so, and a while after that, it gives the old one
-//! up. Who is late keeps the old key alive for all, and nobody waits for it: all are spoken to by the old one. An agent that
-//! is away meanwhile has not said that it knows the others' new keys, and is not sent to by them.
+//! new one first, and from then on it is sent to by that. When all say so it sends to all by the new one, and a while after
+//! that it says this as well: its lease has the new one alone. It receives by the old one still, until everybody has said
+//! this, for an agent that was away has not heard who is ready, and its kernel sends by the old one. Who is late keeps the old
+//! key alive for all, and nobody waits for it: all are spoken to by the old one. An agent that is away in the middle has not
+//! said that it knows the others' new keys, and is not sent to by them.
+//!
+//! A node that joins in the middle begins where the others are: with the oldest key that any of them has, and the next one.
 //!
 //! What stays true: one step of one generation or two is under way at a time; a moment at which an agent may be killed is
 //! one at which both keys are on disk and the lease has at least one of them.
@@ -25,6 +29,17 @@ pub(crate) struct KeyTurn {
     /// The generation of the key that was there before.
     current: u32,
     next: Option<Next>,
+    /// What the node receives by though its lease says no more of it.
+    held: Option<Held>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Held {
+    generation: u32,
+    /// Since when the lease says no more of it.
+    since: Instant,
+    /// Since when nobody's does.
+    complete: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,11 +57,20 @@ impl KeyTurn {
     /// A node with a key of that generation in force and, if an agent was ended in the middle, another one.
     pub(crate) fn new(in_force: u32, other: Option<u32>, now: Instant) -> Self {
         let turn = |generation, in_force| Next { generation, published: None, in_force, complete: None };
-        match other {
-            None => Self { current: in_force, next: None },
-            Some(newer) if newer > in_force => Self { current: in_force, next: Some(turn(newer, None)) },
-            Some(older) => Self { current: older, next: Some(turn(in_force, Some(now))) },
-        }
+        let (current, next) = match other {
+            None => (in_force, None),
+            Some(newer) if newer > in_force => (in_force, Some(turn(newer, None))),
+            Some(older) => (older, Some(turn(in_force, Some(now)))),
+        };
+        Self { current, next, held: None }
+    }
+
+    /// The same of a node whose lease has one key only, while an older one is on its disk: it may be needed. Two that want the
+    /// same device cannot be had at once.
+    pub(crate) fn holding(self, older: Option<u32>, now: Instant) -> Self {
+        let current = self.current;
+        let older = older.filter(|older| *older < current && older % 2 != current % 2 && self.next.is_none());
+        Self { held: older.map(|generation| Held { generation, since: now, complete: None }), ..self }
     }
 
     /// The generation of the key that is there for longest.
@@ -54,7 +78,7 @@ impl KeyTurn {
         self.current
     }
 
-    /// The generations that the node has a key of, the one in force first.
+    /// The generations that its lease has a key of, the one in force first.
     pub(crate) fn generations(&self) -> impl Iterator<Item = u32> + use<> {
         let next = self.next.map(|next| next.generation);
         let is_in_force = self.next.is_some_and(|next| next.in_force.is_some());
@@ -62,10 +86,20 @@ impl KeyTurn {
         first.into_iter().chain([self.current]).chain(last)
     }
 
+    /// All generations that the node has a key of.
+    pub(crate) fn all(&self) -> impl Iterator<Item = u32> + use<> {
+        self.generations().chain(self.held())
+    }
+
+    /// The generation of the key that it receives by and says no more of.
+    pub(crate) fn held(&self) -> Option<u32> {
+        self.held.map(|held| held.generation)
+    }
+
     /// Notes which generation the node is to have in the end. Two keys at once are of generations that follow each other, or
     /// they would want the same device.
     pub(crate) fn want(&mut self, wanted: u32) {
-        if self.next.is_some() || wanted <= self.current {
+        if self.next.is_some() || self.held.is_some() || wanted <= self.current {
             return;
         }
         let generation = if wanted % 2 == self.current % 2 { wanted - 1 } else { wanted };
@@ -95,21 +129,41 @@ impl KeyTurn {
     }
 
     /// Whether it is waited for before the next step: it lacks the newer key or, once this node is ready, is not ready
-    /// itself and needs the older one.
+    /// itself and needs the older one; or it has not said that it sends by the newer one to all.
     pub(crate) fn is_waited_for(&self, theirs: &Backend) -> bool {
+        if let Some(held) = self.held {
+            return theirs.keys().any(|key| key.generation == held.generation);
+        }
         let needs_older = || theirs.keys().next().is_some_and(|key| key.generation == self.current);
         self.lacks_next(theirs) || self.next.is_some_and(|next| next.in_force.is_some()) && needs_older()
     }
 
     /// Whether one that is waited for has had the time for what it is to do.
     pub(crate) fn is_late(&self, theirs: &Backend, now: Instant) -> bool {
+        if let Some(held) = self.held {
+            // All of them wait for each other once.
+            return self.is_waited_for(theirs) && now >= held.since + 2 * OPEN;
+        }
         let overdue = self.next.and_then(|next| next.in_force).is_some_and(|then| now >= then + OPEN);
         self.is_waited_for(theirs) && self.sends_next(now) && (self.lacks_next(theirs) || overdue)
     }
 
-    /// Notes whether any peer is waited for, puts the new key in force, and gives the old one up when its time is over; true
-    /// if it is.
+    /// Notes whether any peer is waited for, puts the new key in force, says no more of the old one when its time is over, and
+    /// gives it up in the end; true if it has.
     pub(crate) fn settle(&mut self, waits: bool, now: Instant) -> bool {
+        if let Some(held) = &mut self.held {
+            if waits {
+                held.complete = None;
+                return false;
+            }
+            // For a while they have sent by the new one before they said so.
+            let ends = now >= *held.complete.get_or_insert(now) + HEARD;
+            if ends {
+                tracing::info!(generation = held.generation, "the old WireGuard key is given up");
+                self.held = None;
+            }
+            return ends;
+        }
         let sends = self.sends_next(now);
         let Some(next) = &mut self.next else { return false };
         if waits || !sends {
@@ -125,12 +179,17 @@ impl KeyTurn {
             return false;
         }
         tracing::info!(generation = next.generation, "the WireGuard key has changed");
-        *self = Self { current: next.generation, next: None };
-        true
+        let held = Held { generation: self.current, since: now, complete: None };
+        *self = Self { current: next.generation, next: None, held: Some(held) };
+        false
     }
 
     /// When the next step is due.
     pub(crate) fn deadline(&self, now: Instant) -> Option<Instant> {
+        if let Some(Held { since, complete, .. }) = self.held {
+            let steps = [Some(since + 2 * OPEN), complete.map(|then| then + HEARD)];
+            return steps.into_iter().flatten().filter(|step| *step > now).min();
+        }
         let next = self.next?;
         let ends = [next.complete, next.in_force].map(|then| then.map(|then| then + OPEN));
         let steps = next.published.map(|then| then + HEARD).into_iter().chain(ends.into_iter().flatten());
@@ -182,8 +241,40 @@ mod tests {
         let came = heard + OPEN * 10;
         assert!(!turn.settle(false, came));
         assert_eq!(turn.deadline(came), Some(came + OPEN));
-        assert!(!turn.settle(false, came + OPEN / 2) && turn.settle(false, came + OPEN));
-        assert_eq!((turn.generations().collect::<Vec<_>>(), turn.deadline(came + OPEN)), (vec![1], None));
+        turn.settle(false, came + OPEN / 2);
+        assert_eq!(turn.generations().collect::<Vec<_>>(), [1, 0]);
+        turn.settle(false, came + OPEN);
+        assert_eq!((turn.generations().collect::<Vec<_>>(), turn.held()), (vec![1], Some(0)));
+    }
+
+    #[test]
+    fn the_old_key_is_received_by_until_all_have_said_that_they_send_by_the_new_one_to_all() {
+        let now = Instant::now();
+        let mut turn = KeyTurn::new(1, Some(0), now);
+        turn.settle(false, now);
+        turn.settle(false, now + OPEN);
+        let said = now + OPEN;
+        assert_eq!((turn.generations().collect::<Vec<_>>(), turn.held()), (vec![1], Some(0)));
+        // One that is ready and has not heard that others are, for its agent was ended.
+        assert!(turn.is_waited_for(&of(&[1, 0])) && !turn.is_waited_for(&of(&[1])));
+        assert!(!turn.is_late(&of(&[1, 0]), said + OPEN) && turn.is_late(&of(&[1, 0]), said + 2 * OPEN));
+        turn.want(2);
+        assert_eq!(turn.all().collect::<Vec<_>>(), [1, 0], "two devices are all there are");
+        assert!(!turn.settle(true, said + OPEN * 7) && !turn.settle(false, said + OPEN * 8));
+        assert_eq!(turn.deadline(said + OPEN * 8), Some(said + OPEN * 8 + HEARD));
+        assert!(!turn.settle(true, said + OPEN * 9), "one more has come that needs it");
+        assert!(!turn.settle(false, said + OPEN * 10) && turn.settle(false, said + OPEN * 10 + HEARD));
+        assert_eq!((turn.all().collect::<Vec<_>>(), turn.deadline(said + OPEN * 11)), (vec![1], None));
+    }
+
+    #[test]
+    fn an_agent_that_starts_with_an_older_key_on_its_disk_receives_by_it_until_nobody_needs_it() {
+        let now = Instant::now();
+        let held = |in_force, other, older| KeyTurn::new(in_force, other, now).holding(older, now).held();
+        assert_eq!(held(1, None, Some(0)), Some(0));
+        for (in_force, other, older) in [(1, None, None), (2, None, Some(0)), (1, Some(0), Some(0)), (0, None, Some(1))] {
+            assert_eq!(held(in_force, other, older), None, "{in_force} {other:?} {older:?}");
+        }
     }
 
     #[test]
@@ -199,6 +290,8 @@ mod tests {
             turn.publish(&of(&generations), now);
             turn.settle(false, now + HEARD);
             turn.settle(false, now + HEARD + OPEN);
+            turn.settle(false, now + HEARD + OPEN);
+            turn.settle(false, now + HEARD + OPEN + HEARD);
             seen.extend(turn.generations().filter(|generation| !generations[..1].contains(generation)));
         }
         assert_eq!(seen, [3, 8, 9]);

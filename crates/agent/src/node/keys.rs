@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 
-use cluster::{Backend, PublicKey, WireGuardKey};
+use cluster::{Backend, Lease, PublicKey, WireGuardKey};
 use tunnel::Secret;
 
 use super::NodeKeeper;
@@ -27,7 +27,7 @@ impl NodeKeeper {
         }
         let wanted = self.options.config.wireguard.key_generation;
         if self.key_turn.is_none() && makes {
-            self.key_turn = Some(KeyTurn::new(wanted, None, now));
+            self.key_turn = Some(KeyTurn::new(self.first_generation(view).min(wanted), None, now));
         }
         let Some(mut turn) = self.key_turn.take() else { return Ok(None) };
         if makes {
@@ -36,6 +36,20 @@ impl NodeKeeper {
         let kept = self.keep_keys(view, &turn);
         self.key_turn = Some(turn);
         kept.map(|()| self.told_keys())
+    }
+
+    /// The generation that a node begins with which has none yet: the oldest that any other has, for those may be in the middle
+    /// of a change, and would not know it by a newer one before they have heard of it.
+    fn first_generation(&self, view: &View) -> u32 {
+        let keys = self.members(view).flat_map(|lease| lease.backend.keys());
+        keys.map(|key| key.generation).min().unwrap_or(u32::MAX)
+    }
+
+    /// The leases of the other nodes.
+    fn members<'a>(&self, view: &'a View) -> impl Iterator<Item = &'a Lease> + use<'a> {
+        let (own, nodes) = (self.options.node.clone(), &view.snapshot.nodes);
+        let leases = view.snapshot.leases.values().map(|lease| &**lease);
+        leases.filter(move |lease| *lease.node != *own && nodes.contains_key(&lease.node))
     }
 
     /// Where an earlier agent was between two keys.
@@ -49,14 +63,18 @@ impl NodeKeeper {
                 generations.push(key.generation);
             }
         }
-        let wanted = self.options.config.wireguard.key_generation;
-        // Nobody knows of any of them: what is wanted now before what there was last.
         let stored = key_generations(&directories);
+        let mut found = generations.into_iter();
+        if let Some(in_force) = found.next() {
+            // The last one before it may be needed still.
+            let older = stored.iter().rfind(|stored| **stored < in_force).copied();
+            return Ok(Some(KeyTurn::new(in_force, found.next(), now).holding(older, now)));
+        }
+        // Nobody knows of any of them: what is wanted now before what there was last.
+        let wanted = self.options.config.wireguard.key_generation;
         let left = stored.iter().find(|stored| **stored == wanted).or(stored.last()).copied();
-        let mut found = generations
-            .into_iter()
-            .chain(left.filter(|_| published.is_none_or(|lease| lease.backend.keys().next().is_none())));
-        Ok(found.next().map(|in_force| KeyTurn::new(in_force, found.next(), now)))
+        let left = left.filter(|_| published.is_none_or(|lease| lease.backend.keys().next().is_none()));
+        Ok(left.map(|in_force| KeyTurn::new(in_force, None, now)))
     }
 
     /// Goes on with the change of the key, if there is one.
@@ -74,13 +92,23 @@ impl NodeKeeper {
             );
         }
         turn.want(wanted);
-        let own = &*self.options.node;
-        if let Some(lease) = view.snapshot.leases.get(own) {
+        // A configuration that wants the first key alone does not ask for that port, but keys do not go back.
+        let port = self.options.config.wireguard.port;
+        if let (true, Some(taken)) =
+            (turn.all().any(|generation| generation % 2 == 1), self.options.config.taken_beside(port))
+        {
+            self.report.problem(
+                Reason::ConfigurationRefused,
+                format!(
+                    "have a tunnel for the WireGuard key of this node, which needs the port after wireguard.port {port}: \
+                     {taken}\nhint: set another wireguard.port on all nodes"
+                ),
+            );
+        }
+        if let Some(lease) = view.snapshot.leases.get(&*self.options.node) {
             turn.publish(&lease.backend, now);
         }
-        let others = view.snapshot.leases.values().filter(|lease| *lease.node != *own);
-        let members = others.filter(|lease| view.snapshot.nodes.contains_key(&lease.node));
-        let waited: Vec<_> = members.filter(|lease| turn.is_waited_for(&lease.backend)).collect();
+        let waited: Vec<_> = self.members(view).filter(|lease| turn.is_waited_for(&lease.backend)).collect();
         let late = waited.iter().filter(|lease| turn.is_late(&lease.backend, now));
         let late: Vec<&str> = late.map(|lease| &*lease.node).collect();
         if let Some(first) = late.first() {
@@ -99,10 +127,11 @@ impl NodeKeeper {
         turn.settle(!waited.is_empty(), now);
     }
 
-    /// Has the keys of these generations, and no others once no peer knows of another.
+    /// Has the keys of these generations, and no others once no peer knows of another; nor what an earlier agent left.
     fn keep_keys(&mut self, view: &View, turn: &KeyTurn) -> Result<(), FileError> {
         let directories = self.options.key_directories();
-        let generations: Vec<u32> = turn.generations().collect();
+        let generations: Vec<u32> = turn.all().collect();
+        let begins = self.keys.is_empty();
         for generation in &generations {
             if !self.keys.contains_key(generation)
                 && let Some(key) = private_key(&directories, *generation, true)?
@@ -113,7 +142,7 @@ impl NodeKeeper {
         let published = view.snapshot.leases.get(&*self.options.node);
         let mut known = published.into_iter().flat_map(|lease| lease.backend.keys());
         let has_others = self.keys.keys().any(|generation| !generations.contains(generation));
-        if has_others && known.all(|key| generations.contains(&key.generation)) {
+        if (has_others || begins) && known.all(|key| generations.contains(&key.generation)) {
             self.keys.retain(|generation, _| generations.contains(generation));
             forget_keys_but(&directories, &generations)?;
         }
@@ -122,13 +151,20 @@ impl NodeKeeper {
 
     /// What peers are told of the keys.
     fn told_keys(&self) -> Option<Backend> {
-        let port = self.options.config.wireguard.port;
-        let mut keys = self.key_turn.as_ref()?.generations().filter_map(|generation| {
-            let public_key = PublicKey(self.keys.get(&generation)?.public_key());
-            // Each device has a port of its own.
-            let port = port.saturating_add(u16::from(generation % 2 == 1));
-            Some(WireGuardKey { port, public_key, generation })
-        });
+        let mut keys = self.key_turn.as_ref()?.generations().filter_map(|generation| self.key(generation));
         Some(Backend::WireGuard { key: keys.next()?, next: keys.next() })
+    }
+
+    /// What the node receives by though its peers are told no more of it.
+    pub(super) fn held_key(&self) -> Option<Backend> {
+        let key = self.key(self.key_turn.as_ref()?.held()?)?;
+        Some(Backend::WireGuard { key, next: None })
+    }
+
+    fn key(&self, generation: u32) -> Option<WireGuardKey> {
+        let public_key = PublicKey(self.keys.get(&generation)?.public_key());
+        // Each device has a port of its own.
+        let port = self.options.config.wireguard.port.saturating_add(u16::from(generation % 2 == 1));
+        Some(WireGuardKey { port, public_key, generation })
     }
 }

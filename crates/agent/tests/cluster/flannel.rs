@@ -380,6 +380,31 @@ fn a_cluster_of_both_families_changes_over_from_flannels_host_gw_node_by_node() 
 }
 
 #[test]
+fn an_underlay_too_narrow_for_flannels_ipv6_carries_all_the_rest_and_the_node_says_what_is_missing() {
+    let Some((mut rig, server)) = nodes("vxlan", true) else { return };
+    // 1290 bytes are left by IPv4, which is enough for IPv6, and 1270 by IPv6.
+    for node in &mut rig.nodes[..2] {
+        node.netns.ip("link set eth0 mtu 1340");
+        node.start();
+    }
+    for node in &rig.nodes[..2] {
+        node.await_status("is ready, and says so", |status| {
+            let says = |problem: &String| problem.contains("IPv6 to and from flannel's nodes");
+            let programmed = status.peers.iter().filter(|peer| peer.state == PeerState::Programmed);
+            status.ready && status.problems.iter().any(says) && programmed.count() == 1
+        });
+        node.add_pod();
+        let annotations = server.get(&path(node))["metadata"]["annotations"].clone();
+        assert_eq!(annotations[format!("{PREFIX}public-ip")], *underlay(node));
+        assert!(annotations[format!("{PREFIX}public-ipv6")].is_null(), "{annotations}");
+    }
+    let [first, second, _] = &rig.nodes[..] else { panic!("three nodes") };
+    for (source, target) in first.pod_addresses().iter().zip(second.pod_addresses()) {
+        assert!(first.pings(source, &target), "{source} -> {target}");
+    }
+}
+
+#[test]
 fn an_agent_with_flannels_tunnel_in_its_way_draws_nobodys_packets() {
     let Some(mut mixed) = Mixed::new("vxlan", false) else { return };
     let before = mixed.said(&mixed.rig.nodes[0], |_| true);

@@ -1,6 +1,7 @@
 //! WireGuard keys that change under traffic. The same story for both who may carry it: `DATAPATH` says who does.
 
 use std::collections::BTreeSet;
+use std::process::Command;
 
 use ::store::Directory;
 use harness::{eventually, run_ok};
@@ -75,6 +76,15 @@ fn key_files(node: &Node) -> BTreeSet<String> {
     names.filter(|name| name.contains("wireguard")).collect()
 }
 
+/// Waits until nothing of the first key is left.
+fn await_one_key(node: &Node) {
+    eventually(&format!("{}: the old key and its device are gone", node.name), || {
+        let devices = node.netns.link_names();
+        let gone = !devices.contains(&"fairlead-wg".to_owned());
+        (gone && key_files(node) == BTreeSet::from(["wireguard-1.key".to_owned()])).then_some(())
+    });
+}
+
 #[test]
 fn scenario_51_a_cluster_changes_its_keys_with_one_node_late_and_loses_no_packet() {
     if !can_run() {
@@ -102,11 +112,7 @@ fn scenario_51_a_cluster_changes_its_keys_with_one_node_late_and_loses_no_packet
     assert!(after.len() == 3 && after.iter().all(|key| !before.contains(key)), "{before:?} {after:?}");
     for node in &rig.nodes {
         node.await_settled();
-        let devices = node.netns.link_names();
-        assert!(!devices.contains(&"fairlead-wg".to_owned()), "{devices:?}");
-        eventually("the old key is gone", || {
-            (key_files(node) == BTreeSet::from(["wireguard-1.key".to_owned()])).then_some(())
-        });
+        await_one_key(node);
         let status = node.await_status("has nothing to say", |status| status.problems.is_empty());
         assert!(status.ready, "{:?}", status.reasons);
     }
@@ -185,6 +191,77 @@ fn nobody_gives_up_or_stops_sending_by_the_key_that_a_node_needs_whose_agent_is_
     first.start();
     for node in &rig.nodes {
         await_generations(node, &[1]);
+    }
+    rig.assert_reachable();
+}
+
+#[test]
+fn a_node_that_joins_while_keys_change_has_both_keys_as_the_others_have_and_is_reached_from_the_first_moment() {
+    if !can_run() {
+        return;
+    }
+    let mut rig = joined(2);
+    rig.nodes[0].configure(&config(1));
+    await_generations(&rig.nodes[0], &[0, 1]);
+    rig.add_node(3);
+    let third = rig.nodes.last_mut().unwrap();
+    third.configure(&config(1));
+    third.start();
+    await_generations(third, &[0, 1]);
+    rig.await_joined();
+    rig.nodes[2].add_pod();
+    rig.assert_reachable();
+    let witnesses = witnesses(&rig);
+    rig.nodes[1].configure(&config(1));
+    for node in &rig.nodes {
+        await_generations(node, &[1]);
+    }
+    rig.nodes.iter().for_each(await_one_key);
+    let lost: Vec<(String, i64)> =
+        witnesses.into_iter().map(|(which, witness)| (which, witness.lost())).collect();
+    println!("lost while keys changed with a node that joined in the middle: {lost:?}");
+    assert!(lost.iter().all(|(_, lost)| *lost <= 1), "{lost:?}");
+}
+
+#[test]
+fn the_old_key_is_received_by_while_an_agent_is_dead_that_was_ready_and_has_not_heard_that_others_are() {
+    if !can_run() {
+        return;
+    }
+    let mut rig = joined(2);
+    let signal = |node: &Node, signal: &str| run_ok(Command::new("kill").args([signal, &node.pid().to_string()]));
+    let store = Directory::open(rig.store.path()).unwrap();
+    let published = |node: &Node| {
+        let lease = store.list().unwrap().snapshot.leases.remove(&*node.name);
+        lease.map(|lease| lease.backend.keys().map(|key| key.generation).collect::<Vec<_>>())
+    };
+    let [first, second] = &mut rig.nodes[..] else { panic!("two nodes") };
+    second.configure(&config(1));
+    eventually("the second has told both its keys", || (published(second)? == [0, 1]).then_some(()));
+    signal(second, "-STOP");
+    first.configure(&config(1));
+    eventually("the first is ready", || (published(first)? == [1, 0]).then_some(()));
+    first.kill();
+    signal(second, "-CONT");
+    await_generations(second, &[1]);
+    assert!(key_files(second).len() == 2 && second.netns.link_names().contains(&"fairlead-wg".to_owned()));
+    if DATAPATH == "kernel" {
+        let target = second.pod_addresses().swap_remove(1);
+        assert_eq!(device_to(first, &target), "fairlead-wg", "it has not heard");
+        for (source, target) in first.pod_addresses().iter().zip(second.pod_addresses()) {
+            assert!(first.pings(source, &target), "{target}");
+        }
+    }
+    // One that starts finds the key on its disk, and does not forget it.
+    second.kill();
+    second.start();
+    await_generations(second, &[1]);
+    second.await_settled();
+    assert!(key_files(second).len() == 2 && second.netns.link_names().contains(&"fairlead-wg".to_owned()));
+    first.start();
+    for node in &rig.nodes {
+        await_generations(node, &[1]);
+        await_one_key(node);
     }
     rig.assert_reachable();
 }

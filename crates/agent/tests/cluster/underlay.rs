@@ -186,3 +186,27 @@ fn pods_leave_the_cluster_with_their_nodes_address_and_keep_their_own_within_it(
     // A process of the node that insists on the node's own address is answered through the tunnel as well.
     assert!(rig.nodes[0].pings("198.18.0.1", target));
 }
+
+#[test]
+fn an_underlay_that_appears_later_or_is_given_the_name_that_is_looked_for_is_followed_at_once() {
+    let mut rig = Rig::new(1);
+    let node = &mut rig.nodes[0];
+    // A link that looks like a pod's, as the underlay of a node that is a namespace does; of its address nothing is told later.
+    node.netns.ip("link add spare0 type veth peer name far0");
+    node.netns.ip("link set spare0 addrgenmode none");
+    node.netns.ip("link set far0 up");
+    node.netns.ip("link set spare0 up");
+    node.netns.ip("address add 192.0.2.1/24 dev spare0");
+    node.configure("underlay: {interfacePattern: '^(eth0|wan[0-9])$'}\n");
+    node.start();
+    let link = |status: &agent::Status| status.underlay.as_ref().map(|underlay| underlay.link.clone());
+    node.await_status("is ready", |status| status.ready && link(status).as_deref() == Some("eth0"));
+    node.netns.ip("link set eth0 down");
+    node.await_settled();
+    node.netns.ip("link set spare0 name wan0");
+    node.await_status("has moved", |status| link(status).as_deref() == Some("wan0"));
+    eventually("the tunnel begins there", || {
+        let tunnel = node.netns.ip_json("link show fairlead0");
+        (tunnel[0]["linkinfo"]["info_data"]["local"] == "192.0.2.1").then_some(())
+    });
+}
