@@ -24,6 +24,7 @@ use crate::host::Host;
 use crate::kernel_tunnel::{self, InKernel};
 use crate::peers::{Peer, Seen, Way, carries, peers};
 use crate::problem::Problem;
+use crate::senders::Senders;
 use crate::tunnel::TunnelKind;
 use crate::underlay::Underlay;
 
@@ -54,6 +55,7 @@ struct Own {
     vxlan: VxlanSettings,
     kernel: InKernel,
     udp_port: u16,
+    senders: Senders,
     cluster: Vec<IpNet>,
     translated: (Vec<Family>, bool, Vec<IpNet>),
     host: Arc<Host>,
@@ -94,6 +96,7 @@ impl Own {
             vxlan: inputs.vxlan,
             kernel: inputs.kernel,
             udp_port: inputs.udp_port,
+            senders: inputs.senders,
             cluster: inputs.cluster.to_vec(),
             translated: (
                 masquerade.families.to_vec(),
