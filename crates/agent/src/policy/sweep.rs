@@ -99,7 +99,7 @@ fn sweep(addresses: &Swept, news: &Sender<News>) -> Result<u64, kernel::Error> {
 /// The addresses of this host.
 fn own_addresses() -> Result<HashSet<IpAddr>, kernel::Error> {
     let mut socket = Socket::open(netlink::Protocol::Route)?;
-    Ok(address::list(&mut socket, None)?.iter().map(|found| found.net.addr()).collect())
+    Ok(address::list(&mut socket, None, None)?.iter().map(|found| found.net.addr()).collect())
 }
 
 fn as_it_began(flow: &Tracked) -> Flow {

@@ -114,7 +114,7 @@ fn objects(play: &Play) -> Vec<(&'static str, Value)> {
             .map(|protocol| json!({"name": protocol.to_lowercase(), "protocol": protocol, "port": TARGET}));
         json!({"metadata": {"namespace": "shop", "name": format!("{service}-{family}"), "uid": format!("{service}-{family}"),
                 "resourceVersion": "1", "labels": {"kubernetes.io/service-name": service}},
-            "addressType": ["IPv4", "IPv6"][family], "ports": ports,
+            "addressType": (["IPv4", "IPv6"][family]), "ports": ports,
             "endpoints": [{"addresses": [play.web.addresses[family]], "nodeName": "node1",
                 "conditions": {"ready": true, "serving": true, "terminating": false}}]})
     };
