@@ -48,6 +48,7 @@ pub(crate) const MACHINE: &[Need] = &[
     ("nft", "nftables"),
     ("ping", "iputils-ping"),
     ("wg", "wireguard-tools"),
+    ("ipvsadm", "ipvsadm"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("cpio", "cpio"),

@@ -23,6 +23,7 @@ use crate::{packages, process, suites, workspace};
 const SUITES: &[(&str, &str)] = &[
     ("agent", "kernel_tunnels"),
     ("conformance", "ipvlan"),
+    ("agent", "kernel_policies"),
     ("conformance", "vrf"),
     ("conformance", "vlan"),
     ("plugins", "kinds"),
@@ -42,7 +43,7 @@ const MACHINES: usize = 2;
 const REFERENCE: [&str; 6] = ["bridge", "dummy", "host-local", "ipvlan", "vlan", "vrf"];
 
 /// Tools of the host that go along, with the libraries they need.
-const TOOLS: [&str; 9] = ["ip", "bridge", "nft", "unshare", "nsenter", "ping", "wg", "sh", "cat"];
+const TOOLS: [&str; 10] = ["ip", "bridge", "nft", "unshare", "nsenter", "ping", "wg", "sh", "cat", "ipvsadm"];
 
 /// Folders of kernel modules that go along, below `kernel/`.
 const MODULES: [&str; 6] = ["net", "drivers/net", "drivers/virtio", "lib", "arch/x86/crypto", "crypto"];
@@ -222,7 +223,8 @@ fn init(suites: &[(String, PathBuf)]) -> String {
          mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp\n\
          echo 1 > /proc/sys/net/core/fb_tunnels_only_for_init_net\n\
          for module in bridge 8021q veth vxlan nf_tables nft_chain_nat nft_masq nft_ct nft_fib_inet nft_meta_bridge \
-         nf_conntrack nf_conntrack_netlink nft_nat sctp dummy macvlan ipvlan ifb vrf wireguard ipip sit tun virtio_pci virtio_net; do \
+         nf_conntrack nf_conntrack_netlink nft_nat nft_limit nft_log nfnetlink_log nf_log_syslog ip_vs ip_vs_rr \
+         sctp dummy macvlan ipvlan ifb vrf wireguard ipip sit tun virtio_pci virtio_net; do \
          modprobe $module 2>/dev/null; done\n\
          ip link set lo up\n",
     );

@@ -34,7 +34,7 @@ pub use self::flannel::FlannelConfig;
 use self::net_conf::NetConf;
 
 pub use pattern::Pattern;
-pub use policy::{ExistingConnections, FlowLogConfig, FlowVerdicts, PolicyConfig};
+pub use policy::{ExistingConnections, FlowLogConfig, FlowVerdicts, ForeignSenders, PolicyConfig};
 
 /// The configuration of an agent: docs/configuration.md says more of each key.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Default)]

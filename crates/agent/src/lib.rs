@@ -41,7 +41,7 @@ mod view;
 
 pub use config::{
     Chained, Cluster, Config, ConfigError, Datapath, ExistingConnections, FlannelConfig, FlowLogConfig,
-    FlowVerdicts, Masquerade, Pattern, PolicyConfig, UnderlayConfig, VxlanConfig,
+    FlowVerdicts, ForeignSenders, Masquerade, Pattern, PolicyConfig, UnderlayConfig, VxlanConfig,
 };
 pub use door::DoorError;
 pub use files::{CONFLIST, FileError};

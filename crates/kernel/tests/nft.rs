@@ -129,6 +129,12 @@ fn everything() -> Table {
                 Statement::Verdict(Verdict::Jump("hostports".into())),
             ]))
             .with_rule(Rule::new([Statement::VerdictMap { fields: vec![field], map: "ways".into() }]))
+            .with_rule(Rule::new([Statement::SourceIsLocal, Statement::Verdict(Verdict::Accept)]))
+            .with_rule(Rule::new([
+                Statement::equal(Field::InputGroup, Value::Number(7)),
+                Statement::SourceIsElsewhere,
+                Statement::Verdict(Verdict::Drop),
+            ]))
             .with_rule(Rule::new([
                 Statement::equal(Field::Protocol, Value::Protocol(58)),
                 Statement::equal(Field::IcmpType, Value::Protocol(135)),
@@ -272,6 +278,8 @@ fn nft_lists_our_rules_in_its_own_words() {
         "tcp . 8053 : fd00::3 . 53",
         "type nat hook prerouting priority dstnat; policy accept;",
         "fib daddr type local jump hostports",
+        "fib saddr type local accept",
+        "iifgroup 7 fib saddr . iif oif missing drop",
         "udp sport != 100-200 ip saddr 10.0.0.3-10.0.0.9 dnat ip to meta l4proto . udp dport map @hostports4 comment",
         "dnat ip6 to meta l4proto . th dport map @hostports6 comment",
         "elements = { 10.244.0.0/16 comment \"pods\", 10.245.0.0/16,",

@@ -59,9 +59,16 @@ pub const LINK_ALIAS: &str = "fairlead";
 /// The alias of a bridge that the plugins made for pods.
 pub const BRIDGE_ALIAS: &str = "fairlead-bridge";
 
+/// The bridge of pods in the network `fairlead`, where that is one.
+pub const POD_BRIDGE: &str = "cni0";
+
 /// The group (`IFLA_GROUP`) of the agent's links. A link can be in a group from its first moment, while the alias
 /// has to be given afterwards: a link of this group without any alias is ours, half made.
 pub const LINK_GROUP: u32 = 7670;
+
+/// The group (`IFLA_GROUP`) of the links of pods in the network `fairlead`, which the agent's conflist is for: the plugins make it of
+/// the network's name.
+pub const POD_LINK_GROUP: u32 = 0xf9ef_aafb;
 
 /// What every nf_tables table of ours begins with.
 pub const TABLE_PREFIX: &str = "fairlead";

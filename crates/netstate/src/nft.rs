@@ -239,6 +239,10 @@ pub enum Statement {
     },
     /// The destination is an address of this host.
     DestinationIsLocal,
+    /// The source is an address of this host.
+    SourceIsLocal,
+    /// The way back to the source does not lead over the link that the packet came in by.
+    SourceIsElsewhere,
     /// Translates the destination to the address and port that the map has for the fields; a packet without an
     /// entry goes on to the next rule. Ends the rule.
     Dnat {
@@ -304,6 +308,8 @@ pub enum Field {
     InputLink,
     /// The link it leaves by.
     OutputLink,
+    /// The group of the link it came in by.
+    InputGroup,
     /// The family of the network protocol: 2 for IPv4, 10 for IPv6.
     NetworkFamily,
     /// The transport protocol.
@@ -562,6 +568,16 @@ impl IpVersion {
             Self::V4 => KeyType::Ipv4,
             Self::V6 => KeyType::Ipv6,
         }
+    }
+
+    /// The network of all link-local addresses.
+    #[must_use]
+    pub fn link_local(self) -> IpNet {
+        let (address, prefix) = match self {
+            Self::V4 => (IpAddr::V4(Ipv4Addr::new(169, 254, 0, 0)), 16),
+            Self::V6 => (IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 10),
+        };
+        IpNet::new_assert(address, prefix)
     }
 
     /// The network of all multicast addresses.

@@ -188,6 +188,11 @@ mod tests {
     }
 
     #[test]
+    fn the_agent_knows_the_group_of_its_network() {
+        assert_eq!(Owner::group("fairlead"), netstate::POD_LINK_GROUP);
+    }
+
+    #[test]
     fn every_part_changes_the_name_and_moving_a_letter_between_parts_does_too() {
         let names = [("ab", "c", "d"), ("a", "bc", "d"), ("a", "b", "cd"), ("a", "b", "d")]
             .map(|(network, container, interface)| owner(network, container, interface).host_link_name(0));

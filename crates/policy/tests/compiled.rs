@@ -151,6 +151,10 @@ proptest! {
                     let packet = |hook| Packet::new(hook, source, destination, protocol, number);
                     let crossed = crosses_and_tells(&nodes, packet, &mut told);
                     prop_assert_eq!(judged.allows(), crossed, "{}", all[0].explain(&flow));
+                    // What IPVS sends on passes another hook than what is forwarded.
+                    let by_ipvs = |hook| packet(if hook == Hook::Forward { Hook::Output } else { hook });
+                    let crossed_by_ipvs = crosses_and_tells(&nodes, by_ipvs, &mut Vec::new());
+                    prop_assert_eq!(crossed, crossed_by_ipvs, "{}", all[0].explain(&flow));
                     prop_assert_eq!(all[0].explain(&flow).allowed, judged.allows());
                     if itself {
                         // What it is told by is as good as the rule that would have let it pass.
@@ -368,5 +372,7 @@ fn neighbour_discovery_always_passes_and_echoes_do_not() {
         let packet = Packet::new(Hook::Input, pod, far, 58, kind);
         assert_eq!(passes(&table, &packet), (133..=137).contains(&kind), "type {kind}");
     }
-    assert!(passes(&table, &Packet::new(Hook::Output, far, pod, 58, 128)), "the node itself may");
+    let by_ipvs = Packet::new(Hook::Output, far, pod, 58, 128);
+    assert!(!passes(&table, &by_ipvs), "what IPVS sends on is not the node's");
+    assert!(passes(&table, &Packet { from_node: true, ..by_ipvs }), "the node itself may");
 }

@@ -25,6 +25,7 @@ use crate::kernel_tunnel::{self, InKernel};
 use crate::masquerade::Masquerade;
 use crate::peers::{Peer, Seen, Way, carries, peers};
 use crate::problem::Problem;
+use crate::senders::Senders;
 use crate::tunnel::TunnelKind;
 use crate::underlay::Underlay;
 
@@ -55,6 +56,7 @@ struct Own {
     vxlan: VxlanSettings,
     kernel: InKernel,
     udp_port: u16,
+    senders: Senders,
     cluster: Vec<IpNet>,
     translated: (Vec<Family>, bool, Vec<IpNet>),
     host: Arc<Host>,
@@ -97,6 +99,7 @@ impl Own {
             vxlan,
             kernel,
             udp_port,
+            senders,
             cluster,
             masquerade: Masquerade { families, fully_random, exceptions },
             host,
@@ -113,6 +116,7 @@ impl Own {
             vxlan,
             kernel,
             udp_port,
+            senders,
             cluster: cluster.to_vec(),
             translated: (families.to_vec(), fully_random, exceptions.to_vec()),
             host: Arc::clone(host),

@@ -33,6 +33,7 @@ use crate::masquerade::{self, Masquerade};
 use crate::mtu;
 use crate::peers::{Peer, Seen, Way, carries, peers};
 use crate::problem::Problem;
+use crate::senders::{self, Senders};
 use crate::tunnel::{TunnelDesign, TunnelKind, TunnelPeer};
 use crate::tunnel_guard::{self, Entrance};
 use crate::underlay::Underlay;
@@ -73,6 +74,8 @@ pub struct Inputs<'a> {
     pub cluster: &'a [IpNet],
     /// How pod traffic that leaves the cluster is translated.
     pub masquerade: Masquerade<'a>,
+    /// How far it is looked at who sends.
+    pub senders: Senders,
     /// The host's links and addresses.
     pub host: &'a Arc<Host>,
 }
@@ -180,9 +183,8 @@ fn own_part(design: &mut Design, inputs: &Inputs<'_>, superseded: &Superseded<'_
     if !inputs.masquerade.families.is_empty() {
         design.state.insert_table(masquerade::table(&inputs.masquerade, inputs.cluster, &devices));
     }
-    if let Some(table) = tunnel_guard::table(inputs, &entrances) {
-        design.state.insert_table(table);
-    }
+    let guards = [tunnel_guard::table(inputs, &entrances), senders::table(inputs.senders)];
+    guards.into_iter().flatten().for_each(|table| design.state.insert_table(table));
     sysctls(&mut design.state, inputs);
 }
 

@@ -33,6 +33,7 @@ mod overlap;
 mod peers;
 mod problem;
 mod retain;
+mod senders;
 #[cfg(test)]
 mod testing;
 mod tunnel;
@@ -53,5 +54,6 @@ pub use overlap::{Networks, Overlap, conflicts as overlaps};
 pub use peers::Way;
 pub use problem::Problem;
 pub use retain::{Retained, Retention, retained};
+pub use senders::Senders;
 pub use tunnel::{TunnelDesign, TunnelKind, TunnelPeer};
 pub use underlay::{Reached, Underlay, UnderlayError, Wish, choose as choose_underlay};

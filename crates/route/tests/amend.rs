@@ -13,7 +13,7 @@ use proptest::prelude::{Strategy, any, prop_assert, prop_assert_eq, prop_oneof, 
 use proptest::sample::select;
 use route::vxlan::tunnel_mac;
 use route::{
-    Basis, Design, Family, Host, HostAddress, HostLink, InKernel, Inputs, Masquerade, Underlay,
+    Basis, Design, Family, Host, HostAddress, HostLink, InKernel, Inputs, Masquerade, Senders, Underlay,
     VxlanSettings, amend, design,
 };
 
@@ -163,6 +163,7 @@ impl Own {
                 ipip: self.in_kernel,
             },
             udp_port: 8285,
+            senders: Senders::default(),
             cluster: &[net("10.240.0.0/12"), net("fd00:10:244::/48")],
             masquerade: Masquerade { families: &Family::ALL, fully_random: true, exceptions: &[] },
             host: &Arc::new(host),

@@ -17,7 +17,7 @@ use netstate::SecretKey;
 use proptest::prelude::{Just, Strategy, any, prop_assert_eq, prop_oneof, proptest};
 use route::vxlan::tunnel_mac;
 use route::{
-    Design, Family, Host, HostAddress, HostLink, HostRoute, InKernel, Inputs, Masquerade, Problem,
+    Design, Family, Host, HostAddress, HostLink, HostRoute, InKernel, Inputs, Masquerade, Problem, Senders,
     TunnelKind, Underlay, VxlanSettings, Way, design, guard,
 };
 
@@ -97,6 +97,7 @@ struct Case {
     path_mtus: BTreeMap<IpAddr, u32>,
     kernel: InKernel,
     sends_next: bool,
+    senders: Senders,
     /// What is different about the host.
     host: fn(&mut Host),
 }
@@ -115,6 +116,7 @@ impl Case {
             path_mtus: BTreeMap::new(),
             kernel: InKernel::default(),
             sends_next: false,
+            senders: Senders { checked: true, bridge: false, policed: true },
             host: |_| {},
         }
     }
@@ -136,6 +138,7 @@ impl Case {
             keeps: &[],
             kernel: self.kernel,
             udp_port: 8285,
+            senders: self.senders,
             sends_next: self.sends_next,
             underlay: &underlay(self.underlay),
             underlays: &each.collect(),
@@ -193,6 +196,21 @@ fn golden(name: &str, text: &str) {
 #[test]
 fn a_node_alone_has_its_device_its_addresses_and_its_masquerade() {
     golden("alone.txt", &Case::node1().design(&cluster_of([1])).state.to_string());
+}
+
+#[test]
+fn a_pod_sends_with_its_own_addresses_alone_unless_nobody_is_to_look() {
+    let tables = |checked, bridge, policed| {
+        let case = Case { senders: Senders { checked, bridge, policed }, ..Case::node1() };
+        let text = case.design(&cluster_of([1])).state.to_string();
+        let table = text.split("table ").find(|table| table.starts_with("inet fairlead_senders"));
+        table.map(str::to_owned)
+    };
+    assert_eq!(tables(false, false, true), None);
+    assert_eq!(tables(false, true, false), None);
+    golden("senders-on-a-bridge.txt", &tables(true, true, true).unwrap());
+    let unpoliced = tables(true, true, false).unwrap();
+    assert!(unpoliced.contains("prerouting") && !unpoliced.contains("forward"), "{unpoliced}");
 }
 
 #[test]

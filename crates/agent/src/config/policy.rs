@@ -15,6 +15,8 @@ pub struct PolicyConfig {
     pub enforcement: bool,
     /// What becomes of open connections that no policy allows any more. Default: `cut`.
     pub existing_connections: ExistingConnections,
+    /// What becomes of what a pod sends with an address that is not its own. Default: `drop`.
+    pub foreign_senders: ForeignSenders,
     /// How long, in seconds, the attachment of a pod waits until the pod's policies are in force, before it fails and the
     /// container runtime tries again. Default: 5.
     #[cfg_attr(test, schemars(range(min = 1, max = 60)))]
@@ -69,11 +71,24 @@ pub enum ExistingConnections {
     Keep,
 }
 
+/// What becomes of what a pod sends with an address that is not its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Serialize))]
+#[serde(rename_all = "kebab-case")]
+pub enum ForeignSenders {
+    /// It is dropped.
+    #[default]
+    Drop,
+    /// It passes, and policies take it for whoever has the address.
+    Pass,
+}
+
 impl Default for PolicyConfig {
     fn default() -> Self {
         Self {
             enforcement: true,
             existing_connections: ExistingConnections::default(),
+            foreign_senders: ForeignSenders::default(),
             attachment_patience_seconds: 5,
             flow_log: FlowLogConfig::default(),
         }

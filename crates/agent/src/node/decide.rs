@@ -13,13 +13,14 @@ use cluster::{Backend, Flannel, Lease, Node};
 use ipnet::IpNet;
 use netstate::State;
 use route::{
-    Amendment, Design, Family, Host, Inputs, Masquerade, Networks, Retention, Taken, TunnelKind, Underlay,
-    VxlanSettings, Wish, choose_underlay, overlaps, pod_mtu, vxlan,
+    Amendment, Design, Family, Host, Inputs, Masquerade, Networks, Retention, Senders, Taken, TunnelKind,
+    Underlay, VxlanSettings, Wish, choose_underlay, overlaps, pod_mtu, vxlan,
 };
 
 use super::NodeKeeper;
 use super::changeover::Changeover;
-use crate::config::{BackendKind, Config, Pattern, VxlanConfig};
+use crate::config::{BackendKind, Config, ForeignSenders, Pattern, VxlanConfig};
+use crate::options::Options;
 use crate::reconcile::Extent;
 use crate::report::{Reason, told};
 use crate::view::View;
@@ -100,6 +101,7 @@ impl NodeKeeper {
             vxlan: vxlan_settings(&self.options.config),
             kernel,
             udp_port: self.options.config.udp.port,
+            senders: senders(&self.options),
             cluster: &cluster.pod_cidrs,
             masquerade: Masquerade {
                 families: &translated.families(),
@@ -321,4 +323,10 @@ fn device_of(backend: &Backend) -> Option<&'static str> {
 fn vxlan_settings(config: &Config) -> VxlanSettings {
     let VxlanConfig { vni, port, direct_routing } = config.vxlan;
     VxlanSettings { vni, port, direct_routing }
+}
+
+fn senders(options: &Options) -> Senders {
+    let policy = &options.config.policy;
+    let checked = policy.foreign_senders == ForeignSenders::Drop;
+    Senders { checked, bridge: options.bridge, policed: policy.enforcement }
 }

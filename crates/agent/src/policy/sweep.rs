@@ -5,7 +5,9 @@
 //! the policies, a few at a time, and has the kernel forget those that are not allowed: their next packet is judged as a
 //! first one. What asks for it again meanwhile is one more sweep, however often it asks.
 //!
-//! A connection is judged as it began: in its original direction, at the destination that it was translated to.
+//! A connection is judged as it began: in its original direction, at the destination that it was translated to. One that the
+//! node began, from whichever of its addresses, is not judged, as the table does not judge it: of those addresses the cluster
+//! knows one or two.
 //!
 //! A TCP connection does not come back by a packet of the end that did not begin it: what is in the middle of a connection that
 //! is not tracked is dropped (crate `policy`, `frame.rs`). Of UDP and SCTP such a packet is one that begins, and passes if that
@@ -17,6 +19,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use cluster::Protocol;
+use kernel::address;
 use kernel::conntrack::{self, Flow as Tracked};
 use kernel::netlink::{self, Socket};
 use policy::{Flow, Traffic};
@@ -70,9 +73,11 @@ fn sweep(addresses: &Swept, news: &Sender<News>) -> Result<u64, kernel::Error> {
     }
     let mut socket = Socket::open(netlink::Protocol::Netfilter)?;
     let mut cut = 0;
+    let own = own_addresses()?;
     for family in [kernel::Family::V4, kernel::Family::V6] {
         let concerned = |flow: &Tracked| {
-            addresses.contains(&flow.original.source) || addresses.contains(&flow.reply.source)
+            let of_pod = addresses.contains(&flow.original.source) || addresses.contains(&flow.reply.source);
+            of_pod && !own.contains(&flow.original.source)
         };
         let found = conntrack::list_where(&mut socket, family, concerned)?;
         for part in found.chunks(AT_ONCE) {
@@ -89,6 +94,12 @@ fn sweep(addresses: &Swept, news: &Sender<News>) -> Result<u64, kernel::Error> {
         }
     }
     Ok(cut)
+}
+
+/// The addresses of this host.
+fn own_addresses() -> Result<HashSet<IpAddr>, kernel::Error> {
+    let mut socket = Socket::open(netlink::Protocol::Route)?;
+    Ok(address::list(&mut socket, None, None)?.iter().map(|found| found.net.addr()).collect())
 }
 
 fn as_it_began(flow: &Tracked) -> Flow {

@@ -3,172 +3,15 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use harness::talk::{Client, ask, is_deaf, serve};
-use harness::{Call, Namespace, Reply, eventually, run_ok};
+use harness::talk::{Client, serve};
+use harness::{Call, Namespace, eventually, run_ok};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-use crate::rig::{Node, Rig};
-
-/// A rig of one node whose pods the plugin wires.
-struct Scene {
-    rig: Rig,
-    bin: TempDir,
-    ipam: TempDir,
-}
-
-/// A pod that was attached, or is about to be.
-struct Pod {
-    name: &'static str,
-    uid: String,
-    netns: Namespace,
-    addresses: Vec<String>,
-}
-
-impl Scene {
-    /// The agent runs, and enforces.
-    fn enforcing() -> Self {
-        let mut scene = Self {
-            rig: Rig::new(1),
-            bin: harness::plugin_directory(&["fairlead"]),
-            ipam: tempfile::tempdir().unwrap(),
-        };
-        scene.rig.nodes[0].configure("policy: {attachmentPatienceSeconds: 10}\n");
-        scene.start();
-        scene
-    }
-
-    fn start(&mut self) {
-        self.rig.nodes[0].start();
-        self.await_enforced();
-    }
-
-    fn await_enforced(&self) {
-        self.node().await_status("policies are in force", |status| status.ready && status.policies.enforced);
-    }
-
-    fn node(&self) -> &Node {
-        &self.rig.nodes[0]
-    }
-
-    /// Puts a manifest into the store, in place of an earlier one of that name.
-    fn put(&self, name: &str, manifest: &Value) {
-        let store = self.rig.store.path();
-        let half = store.join(format!(".{name}.half"));
-        std::fs::write(&half, manifest.to_string()).unwrap();
-        std::fs::rename(half, store.join(format!("{name}.json"))).unwrap();
-    }
-
-    fn remove(&self, name: &str) {
-        std::fs::remove_file(self.rig.store.path().join(format!("{name}.json"))).unwrap();
-    }
-
-    fn put_pod(&self, pod: &Pod, app: &str) {
-        self.put(
-            pod.name,
-            &json!({
-                "apiVersion": "v1", "kind": "Pod",
-                "metadata": {"namespace": "shop", "name": pod.name, "uid": pod.uid, "labels": {"app": app}},
-                "spec": {"nodeName": "node1"},
-            }),
-        );
-    }
-
-    /// A policy of that name for the pods with this label; `spec` is what else it says.
-    fn put_policy(&self, name: &str, app: &str, mut spec: Value) {
-        spec["podSelector"] = json!({"matchLabels": {"app": app}});
-        self.put(
-            name,
-            &json!({
-                "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-                "metadata": {"namespace": "shop", "name": name}, "spec": spec,
-            }),
-        );
-    }
-
-    fn config(&self) -> Value {
-        json!({
-            "cniVersion": "1.1.0", "name": "fairlead", "type": "fairlead",
-            "stateDir": self.node().state_dir(), "dataDir": self.ipam.path(),
-        })
-    }
-
-    fn call(&self, command: &str, pod: &Pod) -> Reply {
-        let args = format!(
-            "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={};K8S_POD_UID={}",
-            pod.name, pod.uid
-        );
-        let mut call = Call::new(&self.node().netns, self.bin.path(), "fairlead", &pod.uid, &pod.netns);
-        call.args = &args;
-        call.run(command, &self.config())
-    }
-
-    fn attach(&self, pod: &mut Pod) {
-        let result = self.call("ADD", pod).expect_success("ADD");
-        let ips = result["ips"].as_array().unwrap().iter();
-        let address = |ip: &Value| ip["address"].as_str().unwrap().split('/').next().unwrap().to_owned();
-        pod.addresses = ips.map(address).collect();
-    }
-
-    /// A pod in the store and in the network.
-    fn pod(&self, name: &'static str, app: &str) -> Pod {
-        let mut pod = Pod::new(name, &format!("uid-of-{name}"));
-        self.put_pod(&pod, app);
-        self.attach(&mut pod);
-        pod
-    }
-
-    fn attachments(&self) -> Vec<PathBuf> {
-        let entries = std::fs::read_dir(self.node().state_dir().join("attachments")).unwrap();
-        entries.map(|entry| entry.unwrap().path()).collect()
-    }
-
-    /// Whether all that goes to or comes from these addresses is dropped.
-    fn is_closed(&self, pod: &Pod) -> bool {
-        let table = self.table();
-        let leads =
-            |address: &String, direction| table.contains(&format!("{address} : jump {direction}-closed"));
-        pod.addresses.iter().all(|address| leads(address, "ingress") && leads(address, "egress"))
-    }
-
-    /// The table, without what it has counted.
-    fn table(&self) -> String {
-        run_ok(self.node().netns.command("nft").args(["-s", "list", "table", "inet", "fairlead_policy"]))
-    }
-}
-
-impl Pod {
-    fn new(name: &'static str, uid: &str) -> Self {
-        Self { name, uid: uid.to_owned(), netns: Namespace::with_loopback(), addresses: Vec::new() }
-    }
-
-    fn asks(&self, other: &Self) -> bool {
-        other
-            .addresses
-            .iter()
-            .all(|address| ask(&self.netns, address, 80).as_deref() == Some(&*self.says(address, other)))
-    }
-
-    /// What a server says to this pod.
-    fn says(&self, address: &str, other: &Self) -> String {
-        let own = self.addresses.iter().find(|own| own.contains(':') == address.contains(':'));
-        format!("{} {}", other.name, own.unwrap())
-    }
-
-    fn is_deaf_to(&self, other: &Self) -> bool {
-        other.addresses.iter().all(|address| is_deaf(&self.netns, address, 80))
-    }
-}
-
-/// What lets in only pods with that label.
-fn only_from(app: &str) -> Value {
-    json!({"ingress": [{"from": [{"podSelector": {"matchLabels": {"app": app}}}]}]})
-}
+use crate::scene::{Pod, Scene, only_from};
 
 #[test]
 fn a_policy_a_label_and_the_policy_s_end_hold_at_once_and_open_connections_end_with_what_allowed_them() {
@@ -200,10 +43,10 @@ fn a_policy_a_label_and_the_policy_s_end_hold_at_once_and_open_connections_end_w
 }
 
 /// Connections to a pod's port 81, one of each family, on which it sends all the time and the other end says nothing.
-fn download(from: &Pod, by: &Pod) -> Vec<TcpStream> {
+fn download(from: &Pod, by: &Namespace) -> Vec<TcpStream> {
     let connect = |address: &String| {
         let to = SocketAddr::new(address.parse().unwrap(), 81);
-        by.netns.inside(|| TcpStream::connect(to).unwrap())
+        by.inside(|| TcpStream::connect(to).unwrap())
     };
     from.addresses.iter().map(connect).collect()
 }
@@ -237,7 +80,7 @@ fn a_download_ends_with_what_allowed_it_and_does_not_come_back_and_others_go_on(
         (scene.pod("web", "web"), scene.pod("client", "client"), scene.pod("friend", "client"));
     scene.node().await_status("one pod is isolated", |status| status.policies.isolated_pods == 1);
     serve_downloads(&web);
-    let (cut, stays) = (download(&web, &client), download(&web, &friend));
+    let (cut, stays) = (download(&web, &client.netns), download(&web, &friend.netns));
     assert!(cut.iter().chain(&stays).all(flows));
     scene.put_pod(&client, "other");
     for stream in &cut {
@@ -251,6 +94,25 @@ fn a_download_ends_with_what_allowed_it_and_does_not_come_back_and_others_go_on(
     assert!(!cut.iter().any(flows) && stays.iter().all(flows));
     serve(&client.netns, 80, "client");
     assert!(web.asks(&client), "the server may begin a connection");
+}
+
+#[test]
+fn what_the_node_began_from_whichever_address_goes_on_when_others_are_cut() {
+    let scene = Scene::enforcing();
+    let (web, client) = (scene.pod("web", "web"), scene.pod("client", "client"));
+    serve_downloads(&web);
+    // The Node object has no addresses at all.
+    let (node, cut) = (download(&web, &scene.node().netns), download(&web, &client.netns));
+    assert!(node.iter().chain(&cut).all(flows));
+    scene.put_policy("door", "web", json!({"policyTypes": ["Ingress", "Egress"]}));
+    for stream in &cut {
+        eventually("the pod's is cut", || (!flows(stream)).then_some(()));
+    }
+    eventually("as many were cut", || (scene.node().status()?.policies.cut == 2).then_some(()));
+    for stream in &node {
+        // What was on its way before says nothing.
+        (0..3).for_each(|_| assert!(flows(stream)));
+    }
 }
 
 /// A number of the agent's metrics.

@@ -34,6 +34,8 @@ pub(crate) struct Node {
     /// What `--store` takes.
     store: String,
     config: Option<PathBuf>,
+    /// Whether its pods are on a bridge.
+    pub(crate) bridge: bool,
     agent: Option<Child>,
     /// What keeps the agent's descriptors while it is dead, as systemd would.
     keeper: Option<Arc<Keeper>>,
@@ -78,6 +80,7 @@ impl Rig {
             directory: tempfile::tempdir().unwrap(),
             store: format!("dir:{}", self.store.path().display()),
             config: None,
+            bridge: false,
             agent: None,
             keeper: None,
         };
@@ -208,6 +211,9 @@ impl Node {
         command.args(first).arg(&self.name).arg(&self.store).arg(self.state_dir());
         command.arg(self.directory.path().join("net.d")).args(&self.config);
         command.env("AGENT_HEALTH", HEALTH);
+        if self.bridge {
+            command.env("AGENT_BRIDGE", "yes");
+        }
         command
     }
 

@@ -140,6 +140,7 @@ pub(super) const META_OUTPUT_NAME: u32 = 7;
 pub(super) const META_INPUT_TYPE: u32 = 8;
 pub(super) const META_FAMILY: u32 = 15;
 pub(super) const META_TRANSPORT: u32 = 16;
+pub(super) const META_INPUT_GROUP: u32 = 21;
 
 // enum nft_ct_keys
 pub(super) const CT_STATE: u32 = 0;
@@ -147,8 +148,12 @@ pub(super) const CT_STATUS: u32 = 2;
 pub(super) const CT_MARK: u32 = 3;
 
 // enum nft_fib_result, nft_fib_flags, nft_nat_types
+pub(super) const FIB_RESULT_LINK: u32 = 1;
 pub(super) const FIB_RESULT_TYPE: u32 = 3;
+pub(super) const FIB_OF_SOURCE: u32 = 1;
 pub(super) const FIB_OF_DESTINATION: u32 = 2;
+pub(super) const FIB_BY_INPUT_LINK: u32 = 8;
+pub(super) const FIB_PRESENT: u32 = 32;
 pub(super) const NAT_OF_DESTINATION: u32 = 1;
 
 // enum nft_payload_bases

@@ -62,7 +62,9 @@ impl<'a> Writer<'a> {
             Statement::Between { field, operator, first, last } => {
                 self.between(*field, *operator, (first, last));
             }
-            Statement::DestinationIsLocal => self.destination_is_local(),
+            Statement::DestinationIsLocal => self.is_local(c::FIB_OF_DESTINATION),
+            Statement::SourceIsLocal => self.is_local(c::FIB_OF_SOURCE),
+            Statement::SourceIsElsewhere => self.source_is_elsewhere(),
             Statement::Dnat { version, fields, map } => self.dnat(*version, fields, map),
             Statement::VerdictMap { fields, map } => self.lookup(fields, map, |data| {
                 data.be32(c::LOOKUP_DESTINATION, c::REGISTER_VERDICT);
@@ -105,12 +107,21 @@ impl<'a> Writer<'a> {
         });
     }
 
-    fn destination_is_local(&mut self) {
+    fn is_local(&mut self, end: u32) {
+        self.fib(c::FIB_RESULT_TYPE, end);
+        self.cmp(Operator::Equal, &u32::from(libc::RTN_LOCAL).to_ne_bytes());
+    }
+
+    fn source_is_elsewhere(&mut self) {
+        self.fib(c::FIB_RESULT_LINK, c::FIB_OF_SOURCE | c::FIB_BY_INPUT_LINK | c::FIB_PRESENT);
+        self.cmp(Operator::Equal, &[0]);
+    }
+
+    fn fib(&mut self, result: u32, flags: u32) {
         self.expression("fib", |data| {
             data.be32(c::FIB_DESTINATION, c::REGISTER_FIRST);
-            data.be32(c::FIB_RESULT, c::FIB_RESULT_TYPE).be32(c::FIB_FLAGS, c::FIB_OF_DESTINATION);
+            data.be32(c::FIB_RESULT, result).be32(c::FIB_FLAGS, flags);
         });
-        self.cmp(Operator::Equal, &u32::from(libc::RTN_LOCAL).to_ne_bytes());
     }
 
     /// The map leaves address and port where the fields were: the address first, the port in the next word.
@@ -189,6 +200,7 @@ impl<'a> Writer<'a> {
             Field::TcpFlags => self.payload(c::TRANSPORT_HEADER, 13, length, register),
             Field::InputLink => self.meta(c::META_INPUT_NAME, register),
             Field::OutputLink => self.meta(c::META_OUTPUT_NAME, register),
+            Field::InputGroup => self.meta(c::META_INPUT_GROUP, register),
             Field::NetworkFamily => self.meta(c::META_FAMILY, register),
             Field::Protocol => self.meta(c::META_TRANSPORT, register),
             Field::Mark => self.meta(c::META_MARK, register),
@@ -290,6 +302,6 @@ fn field_length(field: Field) -> u32 {
         Field::InputLink | Field::OutputLink => 16,
         Field::NetworkFamily | Field::Protocol | Field::IcmpType | Field::TcpFlags => 1,
         Field::SourcePort | Field::DestinationPort => 2,
-        Field::Mark | Field::CtState | Field::CtStatus | Field::CtMark => 4,
+        Field::InputGroup | Field::Mark | Field::CtState | Field::CtStatus | Field::CtMark => 4,
     }
 }

@@ -33,6 +33,8 @@ pub mod tcp_flags {
 
 /// The priorities that netfilter names, for [`BaseChain::priority`].
 pub mod priority {
+    /// Before connections are tracked.
+    pub const RAW: i32 = -300;
     /// Destination translation.
     pub const DSTNAT: i32 = -100;
     /// Filtering.

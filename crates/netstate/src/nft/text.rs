@@ -143,6 +143,8 @@ impl Display for Statement {
             }
             Self::Between { field, operator, first, last } => write!(f, "{field} {operator}{first}-{last}"),
             Self::DestinationIsLocal => f.write_str("fib daddr type local"),
+            Self::SourceIsLocal => f.write_str("fib saddr type local"),
+            Self::SourceIsElsewhere => f.write_str("fib saddr . iif oif missing"),
             Self::Dnat { version, fields, map } => {
                 let version = if *version == IpVersion::V4 { "ip" } else { "ip6" };
                 write!(f, "dnat {version} to {} map @{map}", Joined(fields, " . "))
@@ -177,6 +179,7 @@ impl Display for Field {
             Self::EtherDestination => "ether daddr",
             Self::InputLink => "iifname",
             Self::OutputLink => "oifname",
+            Self::InputGroup => "iifgroup",
             Self::NetworkFamily => "meta nfproto",
             Self::Protocol => "meta l4proto",
             Self::SourcePort => "th sport",

@@ -3,7 +3,12 @@
 //! Read [`frame`]. Three base chains, each a decision of its own: `egress` for what local pods send through the node,
 //! `host` for what they send to it, and, after `egress`, `ingress` for what reaches local pods. They see packets after the
 //! translation of a Service's address (prerouting) and before any masquerade (postrouting). What the node itself sends
-//! passes none of them: a pod's own node may always reach it.
+//! is not judged: a pod's own node may always reach it.
+//!
+//! IPVS translates elsewhere: it takes a packet to a Service on its way into the host, and sends it on as if it were the
+//! host's, past the hook for what is forwarded. So two chains more, `ipvs-egress` and `ipvs-ingress`, see what the host sends
+//! with an address that is not its own; what is forwarded never comes there, so nothing is judged twice. And `host` comes
+//! after IPVS, which has taken by then what it will: what is left is for the host.
 //!
 //! Packets of connections that exist pass at once, and so do ICMP errors about them. What of TCP is in the middle of a
 //! connection that the kernel does not track is of none: a pod of which a policy decides neither sends nor gets it. Otherwise
@@ -24,6 +29,10 @@ use super::set::VERSIONS;
 /// The name of the table.
 pub const TABLE: &str = netstate::POLICY_TABLE;
 
+/// Where on its way into the host a packet is no more IPVS's to take (its hooks are the two places before the translation of
+/// sources). It is dropped before the connection is entered all the same.
+const AFTER_IPVS: i32 = priority::SRCNAT;
+
 /// The protocol number of ICMPv6.
 const ICMPV6: u8 = 58;
 /// The protocol number of TCP.
@@ -43,8 +52,10 @@ pub(crate) fn frame() -> Table {
     }
     table
         .with_chain(base("egress", Hook::Forward, priority::FILTER, Direction::Egress))
-        .with_chain(base("host", Hook::Input, priority::FILTER, Direction::Egress))
+        .with_chain(base("host", Hook::Input, AFTER_IPVS, Direction::Egress))
         .with_chain(base("ingress", Hook::Forward, priority::FILTER + 1, Direction::Ingress))
+        .with_chain(base("ipvs-egress", Hook::Output, priority::FILTER, Direction::Egress))
+        .with_chain(base("ipvs-ingress", Hook::Output, priority::FILTER + 1, Direction::Ingress))
 }
 
 /// The table without anything in it.
@@ -68,7 +79,11 @@ fn base(name: &str, hook: Hook, priority: i32, direction: Direction) -> Chain {
             Statement::ct_state(ct_state::ESTABLISHED | ct_state::RELATED),
             accept.clone(),
         ]))
-        .with_rule(Rule::new([icmp, discovery, accept]).with_comment("neighbour discovery"));
+        .with_rule(Rule::new([icmp, discovery, accept.clone()]).with_comment("neighbour discovery"));
+    if hook == Hook::Output {
+        chain = chain
+            .with_rule(Rule::new([Statement::SourceIsLocal, accept]).with_comment("what the node sends"));
+    }
     for version in VERSIONS {
         let address = match direction {
             Direction::Ingress => Field::Destination(version),

@@ -23,11 +23,14 @@ pub(crate) struct Packet {
     pub(crate) state: u32,
     /// As in [`tcp_flags`].
     pub(crate) flags: u32,
+    /// Whether the node has the source's address.
+    pub(crate) from_node: bool,
 }
 
 impl Packet {
     pub(crate) fn new(hook: Hook, source: IpAddr, destination: IpAddr, protocol: u8, number: u16) -> Self {
-        Self { hook, source, destination, protocol, number, state: ct_state::NEW, flags: tcp_flags::SYN }
+        let (state, flags) = (ct_state::NEW, tcp_flags::SYN);
+        Self { hook, source, destination, protocol, number, state, flags, from_node: false }
     }
 }
 
@@ -111,6 +114,7 @@ fn holds(table: &Table, statement: &Statement, packet: &Packet) -> bool {
         Statement::MaskedMatch { field: Field::TcpFlags, mask, operator, value } => {
             (packet.flags & mask == *value) == (*operator == Operator::Equal)
         }
+        Statement::SourceIsLocal => packet.from_node,
         Statement::Lookup { fields, set, inverted } => {
             let set = &table.sets[set];
             let Some(key) = key(fields, packet) else { return false };
@@ -227,8 +231,7 @@ pub(crate) fn crosses_and_tells(nodes: &[Node], at: impl Fn(Hook) -> Packet, tol
         let begins = node.pods.contains(&source);
         let ends = node.pods.contains(&destination);
         if node.own.contains(&source) {
-            // The output hook, where the table has no chain.
-            return passes_and_tells(&node.table, &at(Hook::Output), told);
+            return passes_and_tells(&node.table, &Packet { from_node: true, ..at(Hook::Output) }, told);
         }
         if begins && node.own.contains(&destination) {
             return passes_and_tells(&node.table, &at(Hook::Input), told);

@@ -11,7 +11,7 @@ use super::vlan::{TrunkItem, Vlans};
 use crate::interface::mac;
 
 /// The bridge of a configuration that names none.
-const DEFAULT_BRIDGE: &str = "cni0";
+const DEFAULT_BRIDGE: &str = netstate::POD_BRIDGE;
 
 /// The largest packet that an Ethernet device of Linux can be set to, in bytes.
 const LARGEST_MTU: u32 = 65_535;
