@@ -288,6 +288,10 @@ mod tests {
         fn watch(&self, _: &[Kind]) -> Result<Events, Error> {
             unreachable!("nobody watches")
         }
+        fn confirm(&self, _: &Arc<str>, _: u64) -> bool {
+            false
+        }
+
         fn read(&self, _: &Key) -> Result<Option<(Object, Version)>, Error> {
             unreachable!("nobody reads")
         }

@@ -169,6 +169,8 @@ fn policies(registry: &mut Registry, status: &Status) {
     registry.register("policies", "Network policies in the cluster", kinds);
     let invalid = "Policies with what cannot be read, and allows nothing";
     gauge(registry, "policies_invalid", invalid, count(&known.invalid));
+    let refused = "Policies that the kernel refuses; their pods are isolated and they allow nothing";
+    gauge(registry, "policies_refused", refused, count(&known.refused));
     gauge(registry, "local_pods", "Pods of this node that policies can be about", number(known.local_pods));
     gauge(registry, "isolated_pods", "Those that some are about", number(known.isolated_pods));
     gauge(registry, "attachments_waiting", "Pods that wait for their policies", number(known.waiting));

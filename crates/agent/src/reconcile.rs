@@ -308,7 +308,8 @@ impl Loop {
         let mut status = self.node.status(&self.view);
         if !self.view.in_sync {
             status.ready = false;
-            status.reasons.insert(0, "the store has not been read yet".to_owned());
+            let why = self.view.away.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+            status.reasons.insert(0, format!("the store has not been read yet{why}"));
         }
         status
     }

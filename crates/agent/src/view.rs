@@ -37,7 +37,7 @@ pub(crate) struct View {
     own: Arc<str>,
     /// The pod CIDRs that an earlier agent of this node carried.
     remembered: Vec<IpNet>,
-    away: Option<String>,
+    pub(crate) away: Option<String>,
     broken: Vec<String>,
 }
 
@@ -136,6 +136,8 @@ impl View {
             }
             // Ours are written again, once somebody says which those are; the others' owners do the same.
             store::Event::Lost(_) => false,
+            // Policies' alone.
+            store::Event::Confirmed(_) => false,
         }
     }
 

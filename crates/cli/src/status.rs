@@ -47,6 +47,7 @@ fn tables(status: &Status, wide: bool) -> Vec<Table> {
         ("NOT READY BECAUSE", &status.reasons),
         ("PROBLEM", &status.problems),
         ("INVALID POLICY", &status.policies.invalid),
+        ("POLICY THAT THE KERNEL REFUSES", &status.policies.refused),
         ("CONFLICT", &status.conflicts),
         ("BROKEN FILE IN THE STORE", &status.store.broken),
     ];

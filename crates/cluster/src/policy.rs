@@ -277,6 +277,13 @@ impl NetworkPolicy {
         self.rules(direction).filter(|_| self.audit == audit)
     }
 
+    /// What stands for it where it cannot be enforced as it is: it isolates the same pods, and allows nothing.
+    pub fn closed(&self, reason: &str) -> Self {
+        let nothing = |rules: &Option<Box<[Rule]>>| rules.as_ref().map(|_| Box::default());
+        let (ingress, egress) = (nothing(&self.ingress), nothing(&self.egress));
+        Self { ingress, egress, faults: one_more(&self.faults, reason), ..self.clone() }
+    }
+
     /// Everything in it that could not be read.
     pub fn all_faults(&self) -> impl Iterator<Item = &str> {
         let rules = self.ingress.iter().chain(&self.egress).flatten();
@@ -300,6 +307,14 @@ impl ClusterNetworkPolicy {
         }
     }
 
+    /// What stands for it where it cannot be enforced as it is: each rule as if it could not be read.
+    pub fn closed(&self, reason: &str) -> Self {
+        let unreadable = |rule: &ClusterRule| ClusterRule::unreadable(&*rule.name, Some(rule.action), reason);
+        let closed = |rules: &[ClusterRule]| rules.iter().map(unreadable).collect();
+        let (ingress, egress) = (closed(&self.ingress), closed(&self.egress));
+        Self { ingress, egress, faults: one_more(&self.faults, reason), ..self.clone() }
+    }
+
     /// Everything in it that could not be read.
     pub fn all_faults(&self) -> impl Iterator<Item = &str> {
         let rules = self.ingress.iter().chain(&self.egress);
@@ -312,6 +327,10 @@ impl ClusterNetworkPolicy {
         });
         self.faults.iter().map(|fault| &**fault).chain(in_rules)
     }
+}
+
+fn one_more(faults: &[Box<str>], reason: &str) -> Box<[Box<str>]> {
+    faults.iter().cloned().chain([reason.into()]).collect()
 }
 
 fn unreadable_ports(ports: &Option<Box<[PortMatch]>>) -> impl Iterator<Item = &str> {

@@ -266,7 +266,7 @@ impl Supervisor {
             store::Event::Unavailable { reason } => log(&format!("the store is away: {reason}")),
             store::Event::Available => log("the store is back"),
             // A directory never says that it lost something.
-            store::Event::InSync | store::Event::Lost(_) => {}
+            store::Event::InSync | store::Event::Lost(_) | store::Event::Confirmed(_) => {}
         }
     }
 

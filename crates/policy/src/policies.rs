@@ -8,6 +8,7 @@
 //! steps of a change turn the table of before into the table of after; nothing here depends on the order in which the
 //! cluster came to be as it is.
 
+mod blame;
 mod closed;
 mod telling;
 

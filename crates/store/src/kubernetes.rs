@@ -1,7 +1,7 @@
 //! The Kubernetes API as a store.
 //!
 //! Read [`Kubernetes`], then `feed.rs` (how a resource is listed and watched), `mirror.rs` beside this one
-//! (what of it is news) and `claim.rs`. Everything that waits runs on one thread of its own, with a runtime that nobody outside sees; a watcher
+//! (what of it is news), `confirm.rs` (in what order) and `claim.rs`. Everything that waits runs on one thread of its own, with a runtime that nobody outside sees; a watcher
 //! reads a channel, and whoever asks for one object blocks until the answer is there.
 //!
 //! What Fairlead keeps in the API, so that an agent needs no definition of its own kinds and no controller:
@@ -19,13 +19,15 @@
 //! beside it bounds that to the agent's own Node.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::pin::Pin;
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cluster::{Backend, Claim, Flannel, Key, Kind, Lease, Object};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use crate::manifest;
 use crate::mirror::{Item, Mirror, News};
@@ -35,6 +37,7 @@ use crate::runtime::{Runtime, Watching};
 use crate::store::{check_expected, check_readable, check_reads_back, version_of};
 use crate::{Claimed, Error, Events, Expect, Listing, Notice, Report, Store, Version};
 use api::{Api, Call, Failure};
+use confirm::{Confirmer, Question};
 use connection::Origin;
 use feed::Feed;
 use form::LEASE;
@@ -43,6 +46,7 @@ use resource::{Namespace, Resource};
 
 mod api;
 mod claim;
+mod confirm;
 mod connection;
 mod feed;
 mod flannel;
@@ -56,11 +60,16 @@ pub use form::read_list;
 /// How often a write that lost a race looks again. Each time, somebody else's write of the same object went through.
 const MOST_RACES: usize = 32;
 
+/// What is done for a watch as long as it lives.
+type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// The Kubernetes API.
 #[derive(Debug)]
 pub struct Kubernetes {
     api: Arc<Api>,
     notices: Arc<Notices>,
+    /// Those of the watches that tell of pods and their policies.
+    confirmers: Mutex<Vec<UnboundedSender<Question>>>,
     runtime: Runtime,
 }
 
@@ -77,7 +86,7 @@ impl Kubernetes {
             let _entered = runtime.enter();
             Api::open(Origin::of(kubeconfig), namespace)
         };
-        Ok(Self { api: Arc::new(opened?), notices: Arc::default(), runtime })
+        Ok(Self { api: Arc::new(opened?), notices: Arc::default(), confirmers: Mutex::default(), runtime })
     }
 
     /// Does `work` on the runtime's thread and waits for what comes of it.
@@ -107,9 +116,25 @@ impl Store for Kubernetes {
         let (sender, news) = mpsc::channel();
         let reached = Arc::new(Notify::new());
         let feed = |resource| Feed::new(self.api.clone(), resource, sender.clone(), reached.clone());
-        let feeds = Resource::of(kinds).into_iter().map(feed);
+        let feeds: Vec<Feed> = Resource::of(kinds).into_iter().map(feed).collect();
+        let progress: Vec<_> =
+            feeds.iter().map(Feed::progress).filter(|(part, _)| part.decides_on_pods()).collect();
+        let mut work: Vec<Work> = feeds.into_iter().map(|feed| Box::pin(feed.run()) as Work).collect();
+        if !progress.is_empty() {
+            let (ask, questions) = unbounded_channel();
+            self.confirmers.lock().unwrap_or_else(PoisonError::into_inner).push(ask);
+            let confirmer = Confirmer { api: self.api.clone(), progress, questions, news: sender.clone() };
+            work.push(Box::pin(confirmer.run()));
+        }
         let mirror = Mirror::new(kinds, Namespace(self.api.namespace().to_owned()));
-        Ok(Box::new(Watching::start(&self.runtime, mirror, news, feeds.map(Feed::run))))
+        Ok(Box::new(Watching::start(&self.runtime, mirror, news, work.into_iter())))
+    }
+
+    fn confirm(&self, namespace: &Arc<str>, number: u64) -> bool {
+        let mut confirmers = self.confirmers.lock().unwrap_or_else(PoisonError::into_inner);
+        // A watch that has ended wants to know nothing.
+        confirmers.retain(|asked| asked.send(Question { number, namespace: namespace.clone() }).is_ok());
+        true
     }
 
     fn read(&self, key: &Key) -> Result<Option<(Object, Version)>, Error> {

@@ -76,6 +76,8 @@ pub(crate) enum News<P> {
     Reached(P),
     /// It does not, or refuses.
     Failed(P, String),
+    /// Everything has been told that was there when this question was asked.
+    Confirmed(u64),
 }
 
 /// One change of a part.
@@ -104,6 +106,7 @@ pub(crate) struct Mirror<L: Layout> {
     told_problems: Vec<Problem>,
     told_lost: BTreeSet<Key>,
     told_away: Option<String>,
+    confirmed: Option<u64>,
     queue: VecDeque<Event>,
 }
 
@@ -135,6 +138,7 @@ impl<L: Layout> Mirror<L> {
             told_problems: Vec::new(),
             told_lost: BTreeSet::new(),
             told_away: None,
+            confirmed: None,
             queue: VecDeque::new(),
         };
         mirror.tell(Vec::new());
@@ -191,6 +195,10 @@ impl<L: Layout> Mirror<L> {
             News::Failed(part, reason) => {
                 self.feed(part).trouble = Some(reason);
                 self.tell_away();
+            }
+            News::Confirmed(question) => {
+                self.confirmed = Some(question);
+                self.tell(Vec::new());
             }
         }
         self.tell_lost();
@@ -318,6 +326,7 @@ impl<L: Layout> Mirror<L> {
         if first {
             self.queue.push_back(Event::InSync);
         }
+        self.queue.extend(self.confirmed.take().map(Event::Confirmed));
     }
 
     /// What was lost and can be written again, once it can be. Before every part has been read again, a Node that

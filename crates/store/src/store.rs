@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use cluster::{Change, Key, Kind, Object, Snapshot};
 use ipnet::IpNet;
@@ -26,6 +27,11 @@ pub trait Store: Debug + Send + Sync {
     /// # Errors
     /// A limit of the system is exhausted.
     fn watch(&self, kinds: &[Kind]) -> Result<Events, Error>;
+
+    /// Has every watch of this store say [`Event::Confirmed`] with this number, once it has told what there is by now of what
+    /// decides about pods of that namespace: its policies, its own labels, and the policies of the cluster. Numbers grow.
+    /// Returns at once; false if there is no need to ask, since a watch of this store tells things in the order in which they came.
+    fn confirm(&self, namespace: &Arc<str>, number: u64) -> bool;
 
     /// One object and its version, if it is there. What Fairlead writes itself and cannot be read counts as not there.
     ///

@@ -49,6 +49,9 @@ pub enum Event {
     },
     /// The store is back.
     Available,
+    /// What was there when this question was asked has been told, and those before it ([`Store::confirm`](crate::Store::confirm)).
+    /// Comes after `InSync` only.
+    Confirmed(u64),
     /// The store does not have these leases and claims any more, though nobody removed them: it lost them, with what
     /// else it had. They stay in force; whoever wrote one may write it again. A directory that lost its files does not
     /// say so, for they may be put back.

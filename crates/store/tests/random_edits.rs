@@ -125,7 +125,7 @@ impl Known {
                 Event::InSync => {}
                 Event::Unavailable { reason } => panic!("{reason}"),
                 Event::Available => panic!("it was never away"),
-                Event::Lost(_) => panic!("a directory never says so"),
+                Event::Lost(_) | Event::Confirmed(_) => panic!("a directory never says so"),
             }
         }
     }

@@ -4,6 +4,7 @@
 //! so the directory is listened to, and read whole at the start.
 
 use std::fs;
+use std::io;
 use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
@@ -15,6 +16,7 @@ use rustix::io::Errno;
 
 use super::keeper::News;
 use crate::files::{FileError, make_directory};
+use crate::pause;
 
 /// The directory of attachments.
 #[derive(Debug, Clone)]
@@ -30,46 +32,57 @@ impl Attachments {
         Ok(Self { path })
     }
 
-    /// The attachment in the file of that name; `None` if there is none that can be read.
-    pub(super) fn read(&self, name: &str) -> Option<Attachment> {
+    /// The attachment in the file of that name; `None` if there is none, or what is there says none.
+    pub(super) fn read(&self, name: &str) -> io::Result<Option<Attachment>> {
         // What is written is under another name until it is whole; and nobody is led elsewhere.
         if name.starts_with('.') || name.contains('/') {
-            return None;
+            return Ok(None);
         }
-        let text = fs::read(self.path.join(name)).ok()?;
+        let text = match fs::read(self.path.join(name)) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
         let read = Attachment::from_json(&text);
         if read.is_none() {
             tracing::warn!(name, "the word that a plugin left of an attachment cannot be read");
         }
-        read
+        Ok(read)
     }
 
     /// All of them by the names of their files, the oldest first.
-    pub(super) fn all(&self) -> Vec<(String, Attachment)> {
-        let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
-        let mut found: Vec<(SystemTime, String)> = entries
-            .filter_map(|entry| {
-                let written = entry.metadata().and_then(|metadata| metadata.modified());
-                Some((written.unwrap_or(SystemTime::UNIX_EPOCH), entry.file_name().into_string().ok()?))
-            })
-            .collect();
+    pub(super) fn all(&self) -> io::Result<Vec<(String, Attachment)>> {
+        let mut found: Vec<(SystemTime, String)> = Vec::new();
+        for entry in fs::read_dir(&self.path)? {
+            let entry = entry?;
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            let written = entry.metadata().and_then(|metadata| metadata.modified());
+            found.push((written.unwrap_or(SystemTime::UNIX_EPOCH), name));
+        }
         found.sort();
-        found.into_iter().filter_map(|(_, name)| Some((name.clone(), self.read(&name)?))).collect()
+        let mut all = Vec::new();
+        for (_, name) in found {
+            all.extend(self.read(&name)?.map(|attachment| (name, attachment)));
+        }
+        Ok(all)
     }
 
-    /// Tells of every file that comes or goes, until nobody listens or the directory can no longer be listened to.
+    /// Tells of every file that comes or goes, until nobody listens. What hinders that may pass: then all are looked at.
     pub(super) fn follow(&self, news: &Sender<News>) {
-        loop {
-            let ended = self.listen(news);
-            let Err(error) = ended else { return };
+        for failures in 0.. {
+            let Err(error) = self.listen(news) else { return };
             let path = self.path.display();
-            if error != Errno::NOENT || make_directory(&self.path).is_err() {
-                tracing::warn!(%error, "attachments of pods in {path} are no longer followed; hint: restart the agent");
-                return;
+            if error == Errno::NOENT && make_directory(&self.path).is_ok() {
+                tracing::warn!(
+                    "{path} was removed; it is made anew, and pods that run are known by the API alone"
+                );
+                continue;
             }
             tracing::warn!(
-                "{path} was removed; it is made anew, and pods that run are known by the API alone"
+                %error, "attachments of pods in {path} are not followed now; it is tried again\nhint: see fs.inotify and \
+                 the limit of open files"
             );
+            std::thread::sleep(pause::after(failures));
         }
     }
 

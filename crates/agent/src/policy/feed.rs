@@ -50,6 +50,10 @@ impl Feed {
                     Snapshot { nodes, leases, claims, services, endpoint_slices, ..Snapshot::default() };
                 Some(Event::Snapshot(rest))
             }
+            Event::Confirmed(_) => {
+                tell(event);
+                None
+            }
             Event::InSync => {
                 tell(Event::InSync);
                 Some(Event::InSync)

@@ -6,8 +6,15 @@
 //! What stays true: while something failed, or somebody else has changed the table, nothing is built on what the kernel
 //! was thought to hold: the table is read, and the difference made.
 
+mod absence;
+mod attached;
+mod inherited;
 mod known;
+mod order;
+mod refused;
 
+use std::collections::HashSet;
+use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,15 +25,18 @@ use kernel::nft::Counted;
 use kernel::sysctl;
 use netstate::nft::Step;
 use policy::{Count, Flow};
-use store::Event;
+use store::{Event, Store};
 
+use self::absence::Absence;
+use self::inherited::Inherited;
 use self::known::Known;
+use self::order::Order;
 use super::attachments::Attachments;
 use super::flow_log::{self, Lines};
 use super::gate::Question;
 use super::programmed::Programmed;
 use super::status::{PolicyChange, PolicyStatus};
-use super::sweep::Swept;
+use super::sweep::Wanted;
 use crate::announce::Voice;
 use crate::config::{ExistingConnections, PolicyConfig};
 use crate::pause;
@@ -64,6 +74,10 @@ pub(super) enum News {
     Judge(Vec<Flow>, Sender<Vec<bool>>),
     /// So many connections were cut.
     Cut(u64),
+    /// These addresses were in tracked connections when the agent started.
+    Tracked(HashSet<IpAddr>),
+    /// Everything tracked of these was forgotten.
+    Forgotten(Vec<IpAddr>),
     /// Another configuration is in force.
     Configured(PolicyConfig),
     /// Whether the node is part of the cluster.
@@ -75,10 +89,11 @@ pub(super) struct Parts {
     pub(super) node: Arc<str>,
     pub(super) bridge: bool,
     pub(super) config: PolicyConfig,
+    pub(super) store: Arc<dyn Store>,
     pub(super) voice: Voice,
     pub(super) attachments: Attachments,
     pub(super) programmed: Programmed,
-    pub(super) sweeper: Sender<Swept>,
+    pub(super) sweeper: Sender<Wanted>,
     /// Why the kernel can tell of no verdicts, if it cannot.
     pub(super) unlogged: Option<String>,
     pub(super) status: Arc<Mutex<PolicyStatus>>,
@@ -91,12 +106,16 @@ pub(super) struct Keeper {
     bridge: bool,
     /// The node has left the cluster for good.
     left: bool,
-    /// Why the store is away, if it is: what is known may be of before.
-    away: Option<String>,
+    /// Whether the store is away: what is known may be of before.
+    away: Absence,
+    order: Order,
     voice: Voice,
     attachments: Attachments,
+    /// When to look at them again, if they could not be read.
+    unread: Option<Instant>,
     programmed: Programmed,
-    sweeper: Sender<Swept>,
+    sweeper: Sender<Wanted>,
+    inherited: Inherited,
     questions: Vec<Question>,
     table: Table,
     status: PolicyStatus,
@@ -127,16 +146,20 @@ struct Table {
 
 impl Keeper {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { node, bridge, config, voice, attachments, programmed, sweeper, unlogged, status } = parts;
+        let Parts { node, bridge, config, store, voice, attachments, programmed, sweeper, unlogged, status } =
+            parts;
         Self {
+            order: Order::new(store, node.clone()),
             known: Known::new(node, flow_log::logging(&config, unlogged.is_none())),
             config,
             bridge,
             left: false,
-            away: None,
+            away: Absence::default(),
             voice,
             attachments,
+            unread: None,
             programmed,
+            inherited: Inherited::new(sweeper.clone()),
             sweeper,
             questions: Vec::new(),
             table: Table { doubted: true, ..Table::default() },
@@ -166,6 +189,12 @@ impl Keeper {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             let was_doubted = self.table.doubted;
+            let steps = self.known.try_refused_again(Instant::now());
+            self.add(steps, Instant::now());
+            self.tell_of_absence();
+            if self.unread.is_some_and(|at| at <= Instant::now()) {
+                self.look_at_all();
+            }
             self.program();
             self.answer();
             self.publish();
@@ -179,7 +208,19 @@ impl Keeper {
     /// When something is due without being told.
     fn deadline(&self) -> Option<Instant> {
         let due = self.table.not_before.filter(|_| self.is_due());
-        self.questions.iter().map(|question| question.until).chain(due).min()
+        let again = self.known.due();
+        self.questions
+            .iter()
+            .map(|question| question.until)
+            .chain(due)
+            .chain(again)
+            .chain(self.untold())
+            .min()
+    }
+
+    /// When it is due to tell that nothing is known.
+    fn untold(&self) -> Option<Instant> {
+        self.away.due().filter(|_| !self.known.is_complete())
     }
 
     fn hear(&mut self, news: News) {
@@ -189,15 +230,8 @@ impl Keeper {
                 self.table.touched |= !self.table.doubted;
                 self.doubt();
             }
-            News::Attachment(name) => {
-                let found = self.attachments.read(&name);
-                let steps = self.known.attach(name, found);
-                self.add(steps, Instant::now());
-            }
-            News::Attachments => {
-                let steps = self.known.attach_all(self.attachments.all());
-                self.add(steps, Instant::now());
-            }
+            News::Attachment(name) => self.look_at(name),
+            News::Attachments => self.look_at_all(),
             News::Asked(question) => {
                 // It is there before the question is asked, and its notice may be on the way.
                 self.hear(News::Attachment(question.attachment.clone()));
@@ -209,6 +243,8 @@ impl Keeper {
                 let _ = answer.send(allowed);
             }
             News::Cut(count) => self.status.cut += count,
+            News::Tracked(addresses) => self.inherited.begin(addresses),
+            News::Forgotten(addresses) => self.inherited.forgotten(&addresses),
             News::Logged(logged, answer) => {
                 let lines = self.known.lines(&logged);
                 let _ = answer.send(Lines { lines, file: self.config.flow_log.file.clone() });
@@ -233,24 +269,35 @@ impl Keeper {
         match event {
             Event::Snapshot(snapshot) => self.known.begin(snapshot),
             Event::InSync => {
-                self.known.complete(self.attachments.all());
+                self.known.complete();
+                self.look_at_all();
                 self.table.since.get_or_insert(at);
                 self.doubt();
             }
             Event::Changes(changes) => {
                 self.status.generation += 1;
                 for change in changes {
+                    self.order.hear(&change);
                     let steps = self.known.apply(&change);
                     self.add(steps, at);
                 }
             }
-            Event::Unavailable { reason } => self.away = Some(reason),
-            Event::Available => self.away = None,
+            Event::Unavailable { reason } => self.away.begin(reason),
+            Event::Available => self.away.end(),
+            Event::Confirmed(number) => self.order.confirm(number),
             Event::Problems(_) | Event::Lost(_) => {}
         }
         for text in self.known.take_faults() {
             tracing::warn!("{text}");
             self.voice.notify(Reason::PolicyInvalid, text);
+        }
+    }
+
+    fn tell_of_absence(&mut self) {
+        let news = self.untold().and_then(|_| self.away.take_news(Instant::now()));
+        if let Some(text) = news {
+            tracing::warn!("{text}");
+            self.voice.notify(Reason::PolicyNotEnforced, text);
         }
     }
 
@@ -328,6 +375,7 @@ impl Keeper {
             return;
         }
         self.table.made = true;
+        self.known.taken();
         self.status.programmed = self.status.generation;
         self.status.last_error = None;
         if was.touched {
@@ -363,6 +411,10 @@ impl Keeper {
         self.table.failures = self.table.failures.saturating_add(1);
         // The first failure may be that somebody changed the table a moment ago: reading it tells.
         let at_once = self.table.failures == 1 && self.table.made;
+        if !at_once && self.enforces() && self.close_refused(error) {
+            self.table.not_before = Some(Instant::now());
+            return;
+        }
         self.table.not_before = Some(Instant::now() + if at_once { Duration::ZERO } else { pause });
         self.status.failures += 1;
         let text = format!(
@@ -376,10 +428,26 @@ impl Keeper {
         self.status.last_error = Some(text);
     }
 
+    /// Closes the policies whose part of the table the kernel refuses; false if it is not theirs to be refused.
+    fn close_refused(&mut self, error: &kernel::Error) -> bool {
+        let Some(suspects) = self.known.suspects(error, &mut self.programmed) else { return false };
+        let closed = self.known.close(&suspects, &format!("the kernel refuses it: {}", told(error)));
+        for key in &closed {
+            let text = format!(
+                "{key} is closed, for the kernel refuses it: {}\nhint: its pods are isolated, and it allows nothing; all other \
+                 policies are enforced; it is tried again now and then",
+                told(error)
+            );
+            tracing::warn!("{text}");
+            self.voice.notify(Reason::PolicyNotEnforced, text);
+        }
+        !closed.is_empty()
+    }
+
     fn sweep(&self) {
         if self.config.existing_connections == ExistingConnections::Cut {
             // Without that thread connections end by themselves.
-            let _ = self.sweeper.send(self.known.isolated_addresses());
+            let _ = self.sweeper.send(Wanted::Cut(self.known.isolated_addresses()));
         }
     }
 
@@ -401,7 +469,7 @@ impl Keeper {
     }
 
     /// Whether the policies of this attachment's pod are in force.
-    fn is_in_force(&self, attachment: &str) -> Result<(), Wait> {
+    fn is_in_force(&mut self, attachment: &str) -> Result<(), Wait> {
         if !self.config.enforcement {
             return Ok(());
         }
@@ -412,7 +480,7 @@ impl Keeper {
             return Err(Wait::Longer("this node is not in the cluster".to_owned()));
         }
         if !self.known.is_complete() {
-            return Err(Wait::Longer("the store has not been read yet".to_owned()));
+            return Err(Wait::Longer(self.unread()));
         }
         if self.table.doubted || !self.table.steps.is_empty() {
             let reason =
@@ -423,12 +491,23 @@ impl Keeper {
         if self.known.keeps_none() {
             return Ok(());
         }
-        if let Some(reason) = &self.away {
+        if let Some(reason) = self.away.reason() {
             return Err(Wait::Longer(format!("the store is away: {reason}")));
         }
         if !self.known.is_there(&pod, uid) {
             let uid = uid.map(|uid| format!(" with UID {uid}")).unwrap_or_default();
             return Err(Wait::Longer(format!("the store has no pod {pod}{uid} yet")));
+        }
+        if !self.order.knows_what_came_before(&pod) {
+            return Err(Wait::Longer(format!(
+                "the store has not said yet that these are all policies for {pod}"
+            )));
+        }
+        let addresses = self.known.addresses_of(attachment);
+        if !self.inherited.is_clean(attachment, addresses) {
+            return Err(Wait::Longer(format!(
+                "connections of who had the addresses of {pod} before are still tracked"
+            )));
         }
         self.can_be_isolated(&pod)
     }
@@ -444,13 +523,19 @@ impl Keeper {
         Ok(())
     }
 
+    /// That the store has not been read whole yet, and why not if that is known.
+    fn unread(&self) -> String {
+        let why = self.away.reason().map(|reason| format!(": {reason}")).unwrap_or_default();
+        format!("the store has not been read yet{why}")
+    }
+
     /// Lets others see how it stands.
     fn publish(&mut self) {
         let reason = match () {
             () if !self.config.enforcement => Some("policy.enforcement is off".to_owned()),
             () if self.left => Some("this node is not in the cluster".to_owned()),
             () if !self.known.is_complete() => {
-                Some("the store has not been read yet; the rules of before stay in force".to_owned())
+                Some(format!("{}; the rules of before stay in force", self.unread()))
             }
             () if self.bridge && self.known.has_subjects() && !bridged_frames_pass() => Some(
                 "pods on one bridge reach each other past all rules\nhint: load br_netfilter, and see that \
@@ -463,7 +548,11 @@ impl Keeper {
                     .clone()
                     .unwrap_or_else(|| "the kernel is about to be programmed".to_owned()),
             ),
-            () => None,
+            () => self
+                .known
+                .refused()
+                .next()
+                .map(|text| format!("{text}\nhint: all other policies are enforced")),
         };
         self.status.enforced = reason.is_none();
         self.status.reason = reason;

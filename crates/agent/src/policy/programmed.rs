@@ -69,6 +69,17 @@ impl Programmed {
         self.nft.commit(transaction)
     }
 
+    /// Tries whether the kernel takes a part of the table, in a table that is gone with the transaction that makes it.
+    pub(super) fn takes(&mut self, mut part: Table) -> Result<(), kernel::Error> {
+        part.key = TableKey::new(Family::Inet, "fairlead_policy_probe");
+        let mut transaction = Transaction::new();
+        for step in &diff(None, Some(&part)) {
+            transaction.add_step(step);
+        }
+        transaction.delete_table(&part.key);
+        self.nft.commit(transaction)
+    }
+
     /// Removes the table; true if it was there.
     pub(super) fn remove(&mut self) -> Result<bool, kernel::Error> {
         let mut transaction = Transaction::new();

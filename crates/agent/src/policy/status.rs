@@ -49,6 +49,9 @@ pub struct PolicyStatus {
     /// Policies with what could not be read in them; what that is is taken for what allows nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub invalid: Vec<String>,
+    /// Policies that the kernel refuses, and why: their pods are isolated, and they allow nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<String>,
 }
 
 /// A change of the kernel.

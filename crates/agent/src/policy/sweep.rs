@@ -5,6 +5,9 @@
 //! the policies, a few at a time, and has the kernel forget those that are not allowed: their next packet is judged as a
 //! first one. What asks for it again meanwhile is one more sweep, however often it asks.
 //!
+//! It also forgets all that is tracked of an address whose pod is gone ([`Wanted::Forget`]), and says at its start which addresses
+//! have anything (`keeper/inherited.rs`).
+//!
 //! A connection is judged as it began: in its original direction, at the destination that it was translated to. One that the
 //! node began, from whichever of its addresses, is not judged, as the table does not judge it: of those addresses the cluster
 //! knows one or two.
@@ -13,7 +16,8 @@
 //! is not tracked is dropped (crate `policy`, `frame.rs`). Of UDP and SCTP such a packet is one that begins, and passes if that
 //! end may begin.
 
-use std::collections::HashSet;
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
@@ -39,18 +43,48 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// The addresses whose connections are to be looked at.
 pub(super) type Swept = HashSet<IpAddr>;
 
+/// What is to be done.
+#[derive(Debug)]
+pub(super) enum Wanted {
+    /// To cut what is not allowed any more.
+    Cut(Swept),
+    /// To forget everything of an address.
+    Forget(IpAddr),
+}
+
 /// Starts the thread that sweeps.
-pub(super) fn start(news: Sender<News>) -> Result<Sender<Swept>, Error> {
+pub(super) fn start(news: Sender<News>) -> Result<Sender<Wanted>, Error> {
     let (wanted, asked) = mpsc::channel();
     spawn("sweep", move || serve(&asked, &news))?;
     Ok(wanted)
 }
 
-fn serve(asked: &Receiver<Swept>, news: &Sender<News>) {
+fn serve(asked: &Receiver<Wanted>, news: &Sender<News>) {
+    let tracked = tracked_addresses().unwrap_or_else(|error| {
+        tracing::warn!(%error, "a pod may get an address with connections of before");
+        HashSet::new()
+    });
+    if news.send(News::Tracked(tracked)).is_err() {
+        return;
+    }
     while let Ok(first) = asked.recv() {
         let started = Instant::now();
-        let addresses: Swept = first.into_iter().chain(asked.try_iter().flatten()).collect();
-        match sweep(&addresses, news) {
+        let (mut swept, mut freed) = (Swept::new(), BTreeSet::new());
+        for wanted in std::iter::once(first).chain(asked.try_iter()) {
+            match wanted {
+                Wanted::Cut(addresses) => swept.extend(addresses),
+                Wanted::Forget(address) => drop(freed.insert(address)),
+            }
+        }
+        if !freed.is_empty() {
+            if let Err(error) = forget(&freed) {
+                tracing::warn!(%error, "a pod may get an address with connections of before");
+            }
+            if news.send(News::Forgotten(freed.into_iter().collect())).is_err() {
+                return;
+            }
+        }
+        match sweep(&swept, news) {
             Ok(0) => {}
             Ok(count) => {
                 tracing::info!(count, "connections that no policy allows any more were cut");
@@ -64,6 +98,33 @@ fn serve(asked: &Receiver<Swept>, news: &Sender<News>) {
         }
         std::thread::sleep((started.elapsed() * SHARE).min(LONGEST_PAUSE));
     }
+}
+
+/// The addresses that tracked connections began at, or lead to.
+fn tracked_addresses() -> Result<HashSet<IpAddr>, kernel::Error> {
+    let found = RefCell::new(HashSet::new());
+    if conntrack::is_empty() {
+        return Ok(found.into_inner());
+    }
+    let mut socket = Socket::open(netlink::Protocol::Netfilter)?;
+    let note = |flow: &Tracked| {
+        found.borrow_mut().extend([flow.original.source, flow.reply.source]);
+        false
+    };
+    for family in kernel::Family::BOTH {
+        conntrack::list_where(&mut socket, family, note)?;
+    }
+    Ok(found.into_inner())
+}
+
+/// Forgets everything of these addresses.
+fn forget(addresses: &BTreeSet<IpAddr>) -> Result<(), kernel::Error> {
+    if conntrack::is_empty() {
+        return Ok(());
+    }
+    let mut socket = Socket::open(netlink::Protocol::Netfilter)?;
+    let flows = conntrack::list_of(&mut socket, addresses)?;
+    conntrack::forget(&mut socket, &flows)
 }
 
 /// Cuts what is not allowed of the connections that these addresses have, and says how many those were.

@@ -1,10 +1,11 @@
 //! Network policies in force, with packets: pods that the real plugin wires, policies put into the store, the agent killed, its
 //! table meddled with.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use harness::talk::{Client, serve};
@@ -274,44 +275,78 @@ impl Flood {
     }
 }
 
-/// Counts datagrams that reach a pod.
-fn count_datagrams(pod: &Pod) -> Arc<AtomicUsize> {
-    let count = Arc::new(AtomicUsize::new(0));
-    let socket = pod.netns.inside(|| UdpSocket::bind("[::]:9").unwrap());
-    let counted = Arc::clone(&count);
-    std::thread::spawn(move || {
-        let mut bytes = [0; 8];
-        while socket.recv_from(&mut bytes).is_ok() {
-            counted.fetch_add(1, Ordering::Relaxed);
-        }
-    });
-    count
+/// The datagrams that reach a pod, counted by their senders.
+#[derive(Clone, Default)]
+struct Arrivals(Arc<Mutex<BTreeMap<IpAddr, usize>>>);
+
+impl Arrivals {
+    fn at(pod: &Pod) -> Self {
+        let arrivals = Self::default();
+        let socket = pod.netns.inside(|| UdpSocket::bind("[::]:9").unwrap());
+        let counted = arrivals.clone();
+        std::thread::spawn(move || {
+            let mut bytes = [0; 8];
+            while let Ok((_, from)) = socket.recv_from(&mut bytes) {
+                *counted.0.lock().unwrap().entry(from.ip().to_canonical()).or_default() += 1;
+            }
+        });
+        arrivals
+    }
+
+    fn all(&self) -> usize {
+        self.0.lock().unwrap().values().sum()
+    }
+
+    /// Of each address of a pod.
+    fn of(&self, pod: &Pod) -> Vec<usize> {
+        let counted = self.0.lock().unwrap();
+        let address = |address: &String| address.parse::<IpAddr>().unwrap();
+        pod.addresses.iter().map(|from| counted.get(&address(from)).copied().unwrap_or(0)).collect()
+    }
+
+    /// Waits until more comes from each address of a pod: what is open is seen.
+    fn await_more(&self, what: &str, pod: &Pod) {
+        let before = self.of(pod);
+        let more = || self.of(pod).iter().zip(&before).all(|(now, before)| now > before);
+        eventually(what, || more().then_some(()));
+    }
 }
 
 #[test]
 fn what_is_forbidden_stays_so_while_agents_are_killed_and_policies_change() {
     let mut scene = Scene::enforcing();
     scene.put_policy("door", "web", only_from("friend"));
-    let (web, client) = (scene.pod("web", "web"), scene.pod("client", "client"));
-    let arrived = count_datagrams(&web);
-    let flood = Flood::start(&client.netns, &web);
+    let (web, client, friend) =
+        (scene.pod("web", "web"), scene.pod("client", "friend"), scene.pod("friend", "friend"));
+    let arrived = Arrivals::at(&web);
+    let floods = [Flood::start(&client.netns, &web), Flood::start(&friend.netns, &web)];
+    // The witness sees this very flood where it is not forbidden.
+    arrived.await_more("a friend is let in", &client);
+    scene.put_pod(&client, "client");
+    eventually("it is forbidden", || {
+        let before = arrived.of(&client);
+        arrived.await_more("the other friend", &friend);
+        (arrived.of(&client) == before).then_some(())
+    });
+    let before = arrived.of(&client);
     for round in 0..4 {
         for change in 0..20 {
             scene.put_policy(&format!("more-{change}"), "web", only_from(&format!("friend-{round}")));
         }
         scene.rig.nodes[0].kill();
-        let before = scene.table();
+        let table = scene.table();
         for change in 0..10 {
             scene.remove(&format!("more-{change}"));
         }
-        assert_eq!(scene.table(), before, "rules stay without an agent");
+        arrived.await_more("what is allowed goes on without an agent", &friend);
+        assert_eq!(scene.table(), table, "rules stay without an agent");
         scene.start();
+        arrived.await_more("what is allowed goes on", &friend);
     }
-    flood.stop();
-    assert_eq!(arrived.load(Ordering::Relaxed), 0, "packets that no policy allows");
+    assert_eq!(arrived.of(&client), before, "packets that no policy allows");
     scene.put_pod(&client, "friend");
-    serve(&web.netns, 80, "web");
-    eventually("a friend is let in", || client.asks(&web).then_some(()));
+    arrived.await_more("the witness still sees it where it is allowed", &client);
+    floods.into_iter().for_each(Flood::stop);
 }
 
 #[test]
@@ -346,6 +381,39 @@ fn what_another_hand_does_to_the_table_is_undone() {
     run_ok(scene.node().netns.command("nft").arg("delete table inet fairlead_policy"));
     scene.put_policy("door", "web", only_from("client"));
     eventually("the change is in force", || client.asks(&web).then_some(()));
+}
+
+#[test]
+fn a_policy_that_the_kernel_refuses_is_closed_alone_and_told_and_tried_again() {
+    let mut scene = Scene::enforcing();
+    scene.put_policy("door", "web", only_from("client"));
+    let (web, client) = (scene.pod("web", "web"), scene.pod("client", "client"));
+    serve(&web.netns, 80, "web");
+    scene.node().await_status("one pod is isolated", |status| status.policies.isolated_pods == 1);
+    assert!(client.asks(&web));
+    // The set of the clients' addresses takes no more than it has.
+    scene.rig.nodes[0].kill();
+    let table = scene.table();
+    let set = table.split_whitespace().find(|word| word.starts_with("pods4-")).unwrap().to_owned();
+    let full = format!(
+        "delete table inet fairlead_policy; add table inet fairlead_policy; \
+         add set inet fairlead_policy {set} {{ type ipv4_addr; size 1; }}"
+    );
+    run_ok(scene.node().netns.command("nft").arg(&full));
+    scene.start();
+    assert!(client.asks(&web));
+    // A pod that is wired knows its policies in force, though that one is not.
+    let second = scene.pod("second", "client");
+    let log = scene.node().log();
+    let closed = "network policy shop/door is closed, for the kernel refuses it: add element inet fairlead_policy pods4-";
+    assert!(log.contains(closed), "{log}");
+    scene.put_policy("other", "client", only_from("web"));
+    scene.node().await_status("others are enforced", |status| status.policies.isolated_pods == 3);
+    assert!(second.is_deaf_to(&client));
+    eventually("it is tried again, and is enforced", || second.asks(&web).then_some(()));
+    scene.node().await_status("all is well", |status| {
+        status.policies.enforced && status.policies.refused.is_empty() && status.policies.failures > 0
+    });
 }
 
 #[test]
@@ -429,7 +497,7 @@ fn a_pod_whose_object_goes_while_it_runs_neither_sends_nor_receives_until_its_de
     let open: Vec<Client> =
         web.addresses.iter().map(|address| Client::new(&friend.netns, address, 80)).collect();
     open.iter().for_each(|client| drop(client.ask()));
-    let arrived = [count_datagrams(&web), count_datagrams(&client)];
+    let arrived = [Arrivals::at(&web), Arrivals::at(&client)];
     let floods = [Flood::start(&client.netns, &web), Flood::start(&web.netns, &client)];
     scene.remove("web");
     eventually("it is closed", || scene.is_closed(&web).then_some(()));
@@ -443,7 +511,7 @@ fn a_pod_whose_object_goes_while_it_runs_neither_sends_nor_receives_until_its_de
     scene.start();
     assert!(scene.is_closed(&web), "a new agent knows no better");
     floods.into_iter().for_each(Flood::stop);
-    let arrived = arrived.map(|count| count.load(Ordering::Relaxed));
+    let arrived = arrived.map(|arrivals| arrivals.all());
     assert_eq!(arrived, [0, 0], "packets that no policy ever allowed");
     scene.put_pod(&web, "web");
     eventually("it is there again", || (!scene.is_closed(&web) && friend.asks(&web)).then_some(()));
@@ -458,13 +526,43 @@ fn a_pod_whose_object_goes_while_it_runs_neither_sends_nor_receives_until_its_de
     });
 }
 
+/// Lets others end, whatever happened.
+struct AtTheEnd<'e>(&'e AtomicBool);
+
+impl Drop for AtTheEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// How many pods are started while one looks whether they send what they must not: `FAIRLEAD_POLICY_STARTS`, or as many as
+/// take a few seconds.
+fn starts() -> usize {
+    std::env::var("FAIRLEAD_POLICY_STARTS").map_or(60, |number| number.parse().unwrap())
+}
+
 #[test]
 fn no_pod_sends_a_forbidden_packet_however_early_it_begins() {
     let scene = Scene::enforcing();
     let witness = scene.pod("witness", "witness");
-    let arrived = count_datagrams(&witness);
+    let arrived = Arrivals::at(&witness);
     scene.put_policy("closed", "closed", json!({"policyTypes": ["Egress"]}));
     scene.put_policy("more-0", "closed", json!({"policyTypes": ["Egress"]}));
+    // It sends before it has an address, and goes on until something was heard, or it is attached.
+    let begin = |uid: &str, app: &str, heard: bool| {
+        let mut pod = Pod::new("early", uid);
+        let flood = Flood::start(&pod.netns, &witness);
+        scene.put_pod(&pod, app);
+        scene.attach(&mut pod);
+        if heard {
+            arrived.await_more("who may is heard from its first packet on", &pod);
+        }
+        flood.stop();
+        scene.call("DEL", &pod).expect_success("DEL");
+        pod
+    };
+    begin("uid-open", "open", true);
+    let before = arrived.all();
     let ends = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -474,24 +572,14 @@ fn no_pod_sends_a_forbidden_packet_however_early_it_begins() {
                 std::thread::sleep(Duration::from_millis(3));
             }
         });
-        for round in 0..30 {
-            let mut pod = Pod::new("early", &format!("uid-{round}"));
-            let flood = Flood::start(&pod.netns, &witness);
-            scene.put_pod(&pod, "closed");
-            scene.attach(&mut pod);
-            flood.stop();
-            scene.call("DEL", &pod).expect_success("DEL");
+        let _end = AtTheEnd(&ends);
+        for round in 0..starts() {
+            begin(&format!("uid-{round}"), "closed", false);
+            assert_eq!(arrived.all(), before, "packets that no policy allows, at start {round}");
         }
-        ends.store(true, Ordering::Relaxed);
     });
-    assert_eq!(arrived.load(Ordering::Relaxed), 0, "packets that no policy allows");
     (0..7).for_each(|round| scene.put_policy(&format!("more-{round}"), "witness", json!({"ingress": [{}]})));
-    let mut pod = Pod::new("open", "uid-open");
-    scene.put_pod(&pod, "open");
-    scene.attach(&mut pod);
-    let flood = Flood::start(&pod.netns, &witness);
-    eventually("who may is heard", || (arrived.load(Ordering::Relaxed) > 0).then_some(()));
-    flood.stop();
+    begin("uid-open-again", "open", true);
 }
 
 #[test]

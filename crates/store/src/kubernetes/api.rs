@@ -109,6 +109,25 @@ impl Call {
         Self::new(Verb::Watch, resource, namespace, format!("{path}?{query}"))
     }
 
+    /// The metadata of all that there is of a resource at the time of asking; with `namespace`, of what is in it, or of
+    /// the Namespace itself.
+    pub(crate) fn versions(resource: Resource, namespace: Option<&str>) -> Self {
+        let path = match (resource, namespace) {
+            (Resource::Namespaces, Some(name)) => {
+                format!("{}?fieldSelector=metadata.name%3D{}", resource.path(""), escaped(name))
+            }
+            (_, Some(name)) => resource.path_within(&escaped(name)),
+            (_, None) => resource.path(""),
+        };
+        Self { accept: Resource::Namespaces.accept(true), ..Self::new(Verb::List, resource, "", path) }
+    }
+
+    /// What an API server knows below a path: its groups, or the resources of a group.
+    pub(crate) fn known(path: String) -> Self {
+        let (verb, accept, patch) = (Verb::Get, "application/json", Patch::Merge);
+        Self { verb, resource: "", group: "", namespace: None, accept, path, patch, body: None }
+    }
+
     /// A new object.
     pub(crate) fn create(resource: Resource, namespace: &str, object: serde_json::Value) -> Self {
         let call = Self::new(Verb::Create, resource, namespace, resource.path(namespace));

@@ -5,6 +5,9 @@
 //! nothing is listed twice. Only if the server no longer knows that version (410) everything is listed again, to be
 //! compared by who receives it. A server that was away may have lost its objects and would then never speak of them
 //! again, so after a failure it is asked first, for one object, how far its versions are.
+//!
+//! What stays true: that there is none of a resource because nobody has defined it is believed only of a server that says what
+//! it has defined.
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -16,6 +19,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use super::api::{Api, Call, Failure};
+use super::confirm::Progress;
 use super::form::{self, Line, Status};
 use super::resource::Resource;
 use crate::backoff::{self, Backoff};
@@ -29,8 +33,9 @@ const LASTS: (u32, u32) = (240, 480);
 const GRACE: Duration = Duration::from_secs(30);
 /// The longest line that is read: no object of etcd is nearly as large.
 const LONGEST_LINE: usize = 32 << 20;
-/// How often it is asked whether a resource that nobody has defined is defined by now.
-const DEFINED_AGAIN: Duration = Duration::from_secs(30);
+/// How often, in seconds, it is asked whether a resource that nobody has defined is defined by now. Often at first: what
+/// brings the definition may come along with the agents.
+const DEFINED_AGAIN: [(u32, u32); 5] = [(1, 2), (2, 4), (4, 8), (8, 16), (20, 40)];
 /// A watch that ends sooner, having said nothing, counts as a failure.
 const TOO_SOON: Duration = Duration::from_secs(2);
 
@@ -50,6 +55,9 @@ pub(crate) struct Feed {
     suspect: bool,
     /// The last watch was refused for its version, and none has told anything since.
     expired: bool,
+    /// So often in a row nobody had defined the resource.
+    undefined: usize,
+    progress: Arc<Progress>,
 }
 
 /// Nobody wants news any more.
@@ -78,6 +86,7 @@ impl From<Unwanted> for Trouble {
 
 impl Feed {
     pub(crate) fn new(api: Arc<Api>, resource: Resource, news: Sender<News>, reached: Arc<Notify>) -> Self {
+        let progress = Arc::default();
         Self {
             api,
             resource,
@@ -88,7 +97,14 @@ impl Feed {
             newest: 0,
             suspect: false,
             expired: false,
+            undefined: 0,
+            progress,
         }
+    }
+
+    /// How far it has told.
+    pub(crate) fn progress(&self) -> (Resource, Arc<Progress>) {
+        (self.resource, self.progress.clone())
     }
 
     /// Lists and watches until nobody wants the news any more.
@@ -136,10 +152,8 @@ impl Feed {
                 Err(Failure::Refused(status)) if next.is_some() && status.is_expired() => {
                     return Err(Trouble::Expired);
                 }
-                Err(Failure::Refused(status))
-                    if self.resource.may_be_undefined() && status.is_undefined() =>
-                {
-                    return self.wait_for_definition().await;
+                Err(failure) if self.is_undefined(&failure) => {
+                    return self.wait_for_definition(call, failure).await;
                 }
                 Err(failure) => return Err(Trouble::failed(call, failure)),
             };
@@ -154,20 +168,58 @@ impl Feed {
             let lost = self.is_behind(&page.version);
             self.newest = 0;
             self.advance(page.version);
-            self.suspect = false;
+            (self.suspect, self.undefined) = (false, 0);
             self.reach();
-            return Ok(self.tell(News::Listed { part: self.resource, items, lost })?);
+            self.tell(News::Listed { part: self.resource, items, lost })?;
+            self.progress.tell(self.newest);
+            return Ok(());
         }
     }
 
+    /// Whether a failure can mean that nobody has defined the resource.
+    fn is_undefined(&self, failure: &Failure) -> bool {
+        let undefined = matches!(failure, Failure::Refused(status) if status.is_undefined());
+        undefined && self.resource.may_be_undefined()
+    }
+
     /// Nobody has defined the resource, so there are none of it. A server does not tell when that changes.
-    async fn wait_for_definition(&mut self) -> Result<(), Trouble> {
+    async fn wait_for_definition(&mut self, call: Call, failure: Failure) -> Result<(), Trouble> {
+        if self.undefined == 0 && self.is_known().await? {
+            // Whoever says that it is not there is wrong, or about to learn of it.
+            return Err(Trouble::failed(call, failure));
+        }
         (self.version, self.newest, self.suspect) = (None, 0, false);
         self.reach();
         self.tell(News::Listed { part: self.resource, items: Vec::new(), lost: false })?;
         self.tell(News::Reached(self.resource))?;
-        tokio::time::sleep(DEFINED_AGAIN).await;
+        let (least, most) =
+            DEFINED_AGAIN.get(self.undefined).or(DEFINED_AGAIN.last()).copied().unwrap_or_default();
+        self.undefined = self.undefined.saturating_add(1);
+        let pause = Duration::from_secs(self.backoff.spread(least, most).into());
+        self.progress.until_defined(pause).await;
         Ok(())
+    }
+
+    /// Whether the server says itself that it knows the resource.
+    async fn is_known(&self) -> Result<bool, Trouble> {
+        let (group, version) = (self.resource.group(), self.resource.version());
+        let asked: [(String, fn(&form::Known, Resource) -> bool); 2] = [
+            ("/apis".to_owned(), form::Known::has_group_of),
+            (format!("/apis/{group}/{version}"), form::Known::has),
+        ];
+        for (path, has) in asked {
+            let call = Call::known(path);
+            let body = match self.api.answer(&call).await {
+                Ok(body) => body,
+                Err(failure) => return Err(Trouble::failed(call, failure)),
+            };
+            let known =
+                form::known(&body).map_err(|reason| Trouble::failed(call, Failure::Unreadable(reason)))?;
+            if !has(&known, self.resource) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Whether the server that was away still has what it had.
@@ -175,6 +227,8 @@ impl Feed {
         let call = Call::list(self.resource, self.api.namespace(), 1, None);
         let body = match self.api.answer(&call).await {
             Ok(body) => body,
+            // Its definition went, and all there was of it.
+            Err(failure) if self.is_undefined(&failure) => return Err(Trouble::Expired),
             Err(failure) => return Err(Trouble::failed(call, failure)),
         };
         let page = form::page(self.resource, &body);
@@ -193,6 +247,7 @@ impl Feed {
         let body = match self.api.stream(&call).await {
             Ok(body) => body,
             Err(Failure::Refused(status)) if status.is_expired() => return Err(Trouble::Expired),
+            Err(failure) if self.is_undefined(&failure) => return Err(Trouble::Expired),
             Err(failure) => return Err(Trouble::failed(call, failure)),
         };
         let started = Instant::now();
@@ -271,6 +326,7 @@ impl Feed {
         if !deltas.is_empty() {
             self.tell(News::Changed(self.resource, deltas)).map_err(|Unwanted| Broken::Unwanted)?;
         }
+        self.progress.tell(self.newest);
         end
     }
 

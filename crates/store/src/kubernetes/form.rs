@@ -35,6 +35,56 @@ pub(crate) struct Page {
     pub(crate) next: Option<String>,
 }
 
+/// What an API server says of what it knows: its groups, or the resources of one version of a group.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Known {
+    kind: String,
+    groups: Vec<KnownGroup>,
+    resources: Vec<KnownName>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct KnownGroup {
+    name: String,
+    versions: Vec<KnownVersion>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct KnownVersion {
+    version: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct KnownName {
+    name: String,
+}
+
+impl Known {
+    /// Whether the version of the group that the resource is asked for in is among the groups.
+    pub(crate) fn has_group_of(&self, resource: Resource) -> bool {
+        let own = self.groups.iter().filter(|group| group.name == resource.group());
+        own.flat_map(|group| &group.versions).any(|version| version.version == resource.version())
+    }
+
+    /// Whether the resource is among the resources.
+    pub(crate) fn has(&self, resource: Resource) -> bool {
+        self.resources.iter().any(|known| known.name == resource.plural())
+    }
+}
+
+/// What a server knows, out of the body of an answer.
+pub(crate) fn known(body: &[u8]) -> Result<Known, String> {
+    let known: Known = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    match &*known.kind {
+        "APIGroupList" | "APIResourceList" => Ok(known),
+        other => Err(format!("a list of what the server knows is of kind {other:?}")),
+    }
+}
+
 /// One line of a watch.
 #[derive(Debug)]
 pub(crate) enum Line {

@@ -86,6 +86,11 @@ impl Resource {
         if self == Self::ClusterNetworkPolicies { "v1alpha2" } else { "v1" }
     }
 
+    /// Whether it is, beside pods and nodes, what policies decide by.
+    pub(crate) fn decides_on_pods(self) -> bool {
+        matches!(self, Self::Namespaces | Self::NetworkPolicies | Self::ClusterNetworkPolicies)
+    }
+
     /// Whether an API server knows it only where somebody has defined it.
     pub(crate) fn may_be_undefined(self) -> bool {
         self == Self::ClusterNetworkPolicies
@@ -117,6 +122,16 @@ impl Resource {
             "" => format!("/api/v1/{plural}"),
             group if self.is_ours() => format!("/apis/{group}/v1/namespaces/{own}/{plural}"),
             group => format!("/apis/{group}/{}/{plural}", self.version()),
+        }
+    }
+
+    /// The path of the list of what is in a namespace.
+    pub(crate) fn path_within(self, namespace: &str) -> String {
+        match self.group() {
+            "" => format!("/api/v1/namespaces/{namespace}/{}", self.plural()),
+            group => {
+                format!("/apis/{group}/{}/namespaces/{namespace}/{}", self.version(), self.plural())
+            }
         }
     }
 

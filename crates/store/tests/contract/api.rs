@@ -61,6 +61,7 @@ fn clean(server: &ApiServer) {
         server.delete(path);
     }
     server.delete("/api/v1/namespaces/default/events");
+    server.delete("/apis/networking.k8s.io/v1/namespaces/default/networkpolicies");
     for kind in ["validatingadmissionpolicybindings", "validatingadmissionpolicies"] {
         for name in ["fairlead", "fairlead-claims"] {
             server.delete(&format!("/apis/admissionregistration.k8s.io/v1/{kind}/{name}"));

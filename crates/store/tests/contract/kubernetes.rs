@@ -9,8 +9,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Barrier};
 use std::thread;
 
-use cluster::{Change, Key, Kind, NamespacedName, Node, Object, Snapshot};
-use harness::{Credential, run_ok};
+use cluster::{Change, Key, Kind, NamespacedName, NetworkPolicy, Node, Object, Selector, Snapshot};
+use harness::{Credential, eventually, run_ok};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 use store::{Claimed, Error, Event, Expect, Kubernetes, Listing, Notice, Report, Store, Version};
@@ -250,6 +250,72 @@ pub(crate) fn cidr(text: &str) -> IpNet {
 
 fn nodes(witness: &Witness) -> Vec<String> {
     witness.snapshot.nodes.keys().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_question_is_answered_behind_all_that_was_there_when_it_was_asked() {
+    let Some(turn) = Turn::take() else { return };
+    let opened = Opened::new(turn.server.clone());
+    let mut witness = Witness::in_sync(sent(opened.store.watch(&ENFORCING).unwrap()));
+    for number in 1..=20 {
+        let policy = NetworkPolicy {
+            name: NamespacedName::new("default", format!("policy-{number}")),
+            subjects: Selector::default(),
+            ingress: Some(Box::default()),
+            egress: None,
+            audit: false,
+            faults: Box::default(),
+        };
+        let labels = json!({"metadata": {"labels": {"number": number.to_string()}}});
+        let server = locked(&turn.server);
+        api::put(&server, &policy.clone().into());
+        server.patch("/api/v1/namespaces/default", &labels);
+        drop(server);
+        assert!(opened.store.confirm(&"default".into(), number), "watches have no order");
+        witness.until(|witness| witness.confirmed == number);
+        assert!(witness.snapshot.network_policies.contains_key(&policy.name), "policy {number}");
+        let labels = &witness.snapshot.namespaces["default"].labels;
+        assert_eq!(labels.get("number"), Some(&*number.to_string()));
+    }
+}
+
+#[test]
+fn a_definition_that_comes_later_is_found_and_one_that_goes_takes_its_objects_along() {
+    let Some(turn) = Turn::take() else { return };
+    let opened = Opened::new(turn.server.clone());
+    let mut witness = Witness::in_sync(opened.watch_of(&ENFORCING));
+    let group = "policy.networking.k8s.io";
+    let definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    let name = format!("clusternetworkpolicies.{group}");
+    let definition = json!({
+        "metadata": {"name": name, "annotations": {"api-approved.kubernetes.io": "unapproved, a test"}},
+        "spec": {
+            "group": group, "scope": "Cluster",
+            "names": {"plural": "clusternetworkpolicies", "kind": "ClusterNetworkPolicy"},
+            "versions": [{
+                "name": "v1alpha2", "served": true, "storage": true,
+                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}},
+            }],
+        },
+    });
+    locked(&turn.server).create(definitions, &definition);
+    let policies = format!("/apis/{group}/v1alpha2/clusternetworkpolicies");
+    let policy = json!({
+        "apiVersion": format!("{group}/v1alpha2"), "kind": "ClusterNetworkPolicy", "metadata": {"name": "wall"},
+        "spec": {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}},
+    });
+    eventually("the definition is in force", || {
+        (locked(&turn.server).request("POST", &policies, Some(&policy)).0 == 201).then_some(())
+    });
+    witness.until(|witness| witness.snapshot.cluster_network_policies.contains_key("wall"));
+    assert!(witness.available);
+    locked(&turn.server).delete(&format!("{definitions}/{name}"));
+    witness.until(|witness| witness.snapshot.cluster_network_policies.is_empty());
+    eventually("the definition is gone", || {
+        (locked(&turn.server).request("GET", &policies, None).0 == 404).then_some(())
+    });
+    opened.write(&lease("node1", 1450), Expect::Absent).unwrap();
+    witness.until(|witness| witness.available && witness.snapshot.leases.len() == 1);
 }
 
 #[test]

@@ -58,14 +58,16 @@ pub(crate) struct Witness {
     pub(crate) removals: usize,
     /// What the store lost.
     pub(crate) lost: BTreeSet<Key>,
+    pub(crate) confirmed: u64,
     told: bool,
 }
 
 impl Witness {
     pub(crate) fn new(events: Receiver<Event>) -> Self {
         let (snapshot, problems) = (Snapshot::default(), Vec::new());
-        let (lost, removals) = (BTreeSet::new(), 0);
-        Self { events, snapshot, in_sync: false, available: true, problems, removals, lost, told: false }
+        let (lost, removals, confirmed) = (BTreeSet::new(), 0, 0);
+        let (in_sync, available, told) = (false, true, false);
+        Self { events, snapshot, in_sync, available, problems, removals, lost, confirmed, told }
     }
 
     /// A witness that has seen everything there was.
@@ -110,6 +112,7 @@ impl Witness {
             }
             Event::Unavailable { .. } => self.available = false,
             Event::Available => self.available = true,
+            Event::Confirmed(number) => self.confirmed = number,
             Event::Lost(keys) => {
                 assert!(self.in_sync, "something was lost that was not known");
                 assert!(keys.iter().all(|key| self.snapshot.object(key).is_some()), "{keys:?} stay in force");

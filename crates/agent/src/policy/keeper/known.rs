@@ -3,16 +3,21 @@
 //! Read [`Known::apply`]. Before the store has been read whole things are only gathered; then there are [`Policies`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use cluster::{Attachment, Change, Direction, Key, NamespacedName, Object, Snapshot};
 use kernel::nflog::Logged;
 use kernel::nft::Counted;
 use netstate::nft::{Step, Table};
 use policy::{Amount, Attached, Count, Flow, Logging, Policies, Reading, Tally, Told, Traffic};
+use rustix::io::Errno;
 
+use super::super::programmed::Programmed;
 use super::super::status::PolicyStatus;
 use super::super::sweep::Swept;
+use super::refused::{Refused, culprits};
 
 /// What is known.
 pub(super) struct Known {
@@ -28,6 +33,7 @@ pub(super) struct Known {
     faults: BTreeMap<Key, String>,
     /// Those of them that nobody has been told of.
     untold: Vec<String>,
+    refused: Refused,
 }
 
 impl Known {
@@ -41,6 +47,7 @@ impl Known {
             attachments: BTreeMap::new(),
             faults: BTreeMap::new(),
             untold: Vec::new(),
+            refused: Refused::default(),
         }
     }
 
@@ -52,15 +59,16 @@ impl Known {
         let changes: Vec<Change> = changes.chain(of_cluster).map(Change::Set).collect();
         changes.iter().for_each(|change| self.note_faults(change));
         self.gathered = snapshot;
+        self.refused = Refused::default();
     }
 
     /// The store has been read whole.
-    pub(super) fn complete(&mut self, attachments: Vec<(String, Attachment)>) {
+    pub(super) fn complete(&mut self) {
         let snapshot = std::mem::take(&mut self.gathered);
         self.policies = Some(Policies::with_logging(self.node.clone(), snapshot, self.logging));
-        // What was heard of them before has been told to nobody.
-        self.attachments.clear();
-        self.attach_all(attachments);
+        // What was heard of attachments before has been told to nobody.
+        let attached: BTreeSet<NamespacedName> = self.attachments.values().map(pod_name).collect();
+        attached.iter().for_each(|pod| drop(self.settle(pod)));
     }
 
     /// Whether it has.
@@ -71,6 +79,7 @@ impl Known {
     /// Takes a change of the cluster; returns what it changes of the table.
     pub(super) fn apply(&mut self, change: &Change) -> Vec<Step> {
         self.note_faults(change);
+        self.refused.forget(&change.key());
         match &mut self.policies {
             Some(policies) => policies.apply(change).steps,
             None => {
@@ -78,6 +87,59 @@ impl Known {
                 Vec::new()
             }
         }
+    }
+
+    /// The policies that are the reason for a refusal of the kernel; `None` if none are.
+    pub(super) fn suspects(
+        &self,
+        error: &kernel::Error,
+        programmed: &mut Programmed,
+    ) -> Option<BTreeSet<Key>> {
+        let policies = self.policies.as_ref()?;
+        let named = refused_object(error).map(|object| policies.blame(object)).unwrap_or_default();
+        if !named.is_empty() {
+            return Some(named);
+        }
+        // Where the kernel does not say: what it does not take by itself, either. Not where it takes nothing at all.
+        let mut takes = |part: &BTreeSet<Key>| programmed.takes(policies.part(part)).is_ok();
+        takes(&BTreeSet::new())
+            .then(|| culprits(policies.written(), &mut takes))
+            .filter(|found| !found.is_empty())
+    }
+
+    /// Closes policies; says which were not closed before. The table has to be made anew.
+    pub(super) fn close(&mut self, suspects: &BTreeSet<Key>, reason: &str) -> Vec<Key> {
+        let Some(policies) = &mut self.policies else { return Vec::new() };
+        let mut closed = Vec::new();
+        for key in suspects {
+            let Some(policy) = policies.cluster().snapshot().object(key) else { continue };
+            if let Some(change) = self.refused.close(policy, reason) {
+                policies.apply(&change);
+                closed.push(key.clone());
+            }
+        }
+        closed
+    }
+
+    /// Opens the refused policies whose time has come; returns what that changes of the table.
+    pub(super) fn try_refused_again(&mut self, now: Instant) -> Vec<Step> {
+        let Some(policies) = &mut self.policies else { return Vec::new() };
+        self.refused.reopen(now).iter().flat_map(|change| policies.apply(change).steps).collect()
+    }
+
+    /// When the next of them is to be tried.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.refused.due()
+    }
+
+    /// The kernel holds all that it should.
+    pub(super) fn taken(&mut self) {
+        self.refused.settle();
+    }
+
+    /// The policies that are closed because the kernel refuses them, and why.
+    pub(super) fn refused(&self) -> impl Iterator<Item = String> {
+        self.refused.told()
     }
 
     /// The file of that name says this now, or is gone.
@@ -107,11 +169,15 @@ impl Known {
         touched.iter().flat_map(|pod| self.settle(pod)).collect()
     }
 
+    /// The known attachments whose files are not among these.
+    pub(super) fn attachments_without(&self, all: &[(String, Attachment)]) -> Vec<String> {
+        let there: BTreeSet<&String> = all.iter().map(|(name, _)| name).collect();
+        self.attachments.keys().filter(|name| !there.contains(name)).cloned().collect()
+    }
+
     /// These are all files there are, the oldest first.
     pub(super) fn attach_all(&mut self, all: Vec<(String, Attachment)>) -> Vec<Step> {
-        let there: BTreeSet<&String> = all.iter().map(|(name, _)| name).collect();
-        let gone: Vec<String> =
-            self.attachments.keys().filter(|name| !there.contains(name)).cloned().collect();
+        let gone = self.attachments_without(&all);
         let mut steps: Vec<Step> = gone.into_iter().flat_map(|name| self.attach(name, None)).collect();
         for (name, attachment) in all {
             // One that is known may have lost addresses to a later one, and does not get them back.
@@ -140,6 +206,11 @@ impl Known {
     pub(super) fn pod_of(&self, attachment: &str) -> Option<(NamespacedName, Option<&str>)> {
         let attachment = self.attachments.get(attachment)?;
         Some((pod_name(attachment), attachment.uid.as_deref()))
+    }
+
+    /// The addresses of an attachment.
+    pub(super) fn addresses_of(&self, attachment: &str) -> &[IpAddr] {
+        self.attachments.get(attachment).map_or(&[], |attachment| &attachment.addresses)
     }
 
     /// Whether the store has this very pod.
@@ -275,6 +346,7 @@ impl Known {
         if status.invalid.len() != self.faults.len() || !status.invalid.iter().eq(self.faults.values()) {
             status.invalid = self.faults.values().cloned().collect();
         }
+        status.refused = self.refused().collect();
         let Some(policies) = &self.policies else { return };
         let snapshot = policies.cluster().snapshot();
         status.network_policies = snapshot.network_policies.len();
@@ -282,6 +354,16 @@ impl Known {
         status.local_pods = policies.local_pods();
         status.isolated_pods = policies.subjects().count();
     }
+}
+
+/// What of the table the kernel refused, as it is called in it; `None` where that may be anybody's.
+fn refused_object(error: &kernel::Error) -> Option<&str> {
+    let kernel::Error::Refused { purpose, errno, .. } = error else { return None };
+    if matches!(*errno, Errno::PERM | Errno::ACCESS | Errno::NOMEM | Errno::NOBUFS) {
+        return None;
+    }
+    let (table, object) = purpose.object().split_once(policy::TABLE)?;
+    Some(object.trim_start()).filter(|object| table == "inet " && !object.is_empty())
 }
 
 fn pod_name(attachment: &Attachment) -> NamespacedName {

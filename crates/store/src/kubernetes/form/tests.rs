@@ -4,7 +4,7 @@ use cluster::{Key, Kind, Object};
 use proptest::prelude::{any, prop, proptest};
 use serde_json::{Value, json};
 
-use super::{Line, Page, Status, item, line, page, read_list};
+use super::{Line, Page, Status, item, known, line, page, read_list};
 use crate::kubernetes::resource::{Namespace, Resource};
 use crate::store::check_readable;
 
@@ -238,4 +238,25 @@ fn a_node_that_cannot_be_read_is_no_node_that_is_gone() {
     let told = check_readable(&layout, &key, &read(&broken)).unwrap_err().to_string();
     assert!(told.starts_with("cannot read node node1: /api/v1/nodes/node1: "), "{told}");
     assert!(told.contains("spec.podCIDRs"), "{told}");
+}
+
+#[test]
+fn what_a_server_knows_is_its_own_word_and_not_that_of_somebody_before_it() {
+    let resource = Resource::ClusterNetworkPolicies;
+    let groups = |version: &str| {
+        let text = format!(
+            r#"{{"kind": "APIGroupList", "groups": [{{"name": "apps", "versions": [{{"version": "v1alpha2"}}]}},
+                {{"name": "policy.networking.k8s.io", "versions": [{{"version": "{version}"}}]}}]}}"#
+        );
+        known(text.as_bytes()).unwrap().has_group_of(resource)
+    };
+    assert!(groups("v1alpha2") && !groups("v1alpha1"));
+    let resources = |name: &str| {
+        let text = format!(r#"{{"kind": "APIResourceList", "resources": [{{"name": "{name}"}}]}}"#);
+        known(text.as_bytes()).unwrap().has(resource)
+    };
+    assert!(resources("clusternetworkpolicies") && !resources("clusternetworkpolicies/status"));
+    for other in ["404 page not found", "<html>", "{}", r#"{"kind": "Status", "code": 404}"#] {
+        assert!(known(other.as_bytes()).is_err(), "{other}");
+    }
 }
