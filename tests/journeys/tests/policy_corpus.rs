@@ -6,8 +6,8 @@
 //!
 //! Over VXLAN, with the pods spread over three nodes, every case is played; over plain routes and with all pods on one node
 //! each eighth, or every one with `FAIRLEAD_POLICY_PACKETS=all`; `FAIRLEAD_POLICY_PACKETS=WORD` plays those with that word in
-//! their names. What a lab has not is left out, and said: addresses
-//! outside the cluster, Services, DNS, SCTP, an address given to a second pod on purpose.
+//! their names. Hosts outside the cluster, Services and labels of nodes are added to the lab ([`surroundings`]). What it has not is left out, and
+//! said: DNS, SCTP, an address given to a second pod on purpose.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -19,6 +19,8 @@
 mod cases;
 #[path = "policy_corpus/probes.rs"]
 mod probes;
+#[path = "policy_corpus/surroundings.rs"]
+mod surroundings;
 
 use std::path::{Path, PathBuf};
 

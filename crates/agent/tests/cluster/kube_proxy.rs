@@ -1,4 +1,4 @@
-//! Policies beside a real kube-proxy, in each of its modes that this machine can have.
+//! Policies beside a real kube-proxy.
 //!
 //! Read [`beside`]. kube-proxy watches an API server that has one Service and nothing else, which is played here: it needs no
 //! more, and needs that at once ([`serve_objects`]).
@@ -169,14 +169,4 @@ fn answer(mut stream: TcpStream, objects: &[(&'static str, Value)]) -> Option<Tc
     );
     stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes())).ok()?;
     None
-}
-
-#[test]
-fn policies_judge_what_kube_proxy_translates_in_mode_iptables() {
-    beside("iptables");
-}
-
-#[test]
-fn policies_judge_what_kube_proxy_translates_in_mode_nftables() {
-    beside("nftables");
 }

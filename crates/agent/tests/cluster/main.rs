@@ -10,6 +10,7 @@
 )]
 
 mod backends;
+mod beside_kube_proxy;
 mod chaos;
 mod clear_text;
 mod encryption;

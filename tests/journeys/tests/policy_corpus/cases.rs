@@ -14,12 +14,13 @@ use journeys::TestLab;
 use serde_json::{Value, json};
 
 use crate::probes::{Answer, Probe, Protocol, ask};
+use crate::surroundings::{Surroundings, carry_services};
 
 /// How long the cluster may need until all verdicts are as they should be.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// What a lab has not.
-const MISSING: [&str; 5] = ["external", "service", "dns", "ip-reuse", "sctp"];
+const MISSING: [&str; 3] = ["dns", "ip-reuse", "sctp"];
 
 /// What came of a case.
 pub(crate) enum Played {
@@ -34,21 +35,24 @@ pub(crate) struct Game<'l> {
     lab: &'l TestLab,
     oracle: PathBuf,
     nodes: usize,
+    surroundings: Surroundings,
     /// What stands in the store, by file.
     written: BTreeMap<String, String>,
     /// Where the ends of the case are.
     ends: BTreeMap<String, End>,
 }
 
-/// A pod or node of the lab.
+/// A pod or node of the lab, or a host outside.
 #[derive(Debug, Clone)]
-struct End {
-    netns: PathBuf,
-    addresses: Vec<IpAddr>,
+pub(crate) struct End {
+    pub(crate) netns: PathBuf,
+    pub(crate) addresses: Vec<IpAddr>,
+    /// Whether others have the namespace, too, so that it has to say which address it sends with.
+    pub(crate) binds: bool,
 }
 
 impl End {
-    fn address(&self, v6: bool) -> Option<IpAddr> {
+    pub(crate) fn address(&self, v6: bool) -> Option<IpAddr> {
         self.addresses.iter().copied().find(|address| address.is_ipv6() == v6)
     }
 }
@@ -79,15 +83,15 @@ pub(crate) fn play(game: &mut Game<'_>, case: &Value) -> Result<Played, String> 
     if let Some(missing) = MISSING.iter().find(|missing| needs.contains(*missing)) {
         return Ok(Played::LeftOut((*missing).to_owned()));
     }
-    if list(&case["nodes"]).any(|node| node["labels"].as_object().is_some_and(|labels| !labels.is_empty())) {
-        return Ok(Played::LeftOut("nodes with labels".to_owned()));
+    if game.nodes == 1 && needs.contains("node") {
+        return Ok(Played::LeftOut("nodes of which some are not the pod's".to_owned()));
     }
     let tagged = |tag: &str| list(&case["tags"]).any(|given| text(given) == tag);
     let families: &[Family] = match case["families"].as_array().map_or(0, Vec::len) {
         2.. => &[Family::Named],
         _ if tagged("v4-literal") => &[Family::V4],
         _ if case["ip_dependent"] == true
-            || list(&case["nodes"]).next().is_some()
+            || list(&case["nodes"]).chain(list(&case["externals"])).next().is_some()
             || has_placeholders(case) =>
         {
             &[Family::V4, Family::V6]
@@ -105,16 +109,22 @@ impl<'l> Game<'l> {
     pub(crate) fn new(lab: &'l TestLab, folder: &Path) -> Self {
         let nodes = lab.list()["nodes"].as_array().map_or(0, Vec::len);
         let oracle = folder.join("oracle.py");
-        Self { lab, oracle, nodes, written: BTreeMap::new(), ends: BTreeMap::new() }
+        let (written, ends) = (BTreeMap::new(), BTreeMap::new());
+        Self { lab, oracle, nodes, surroundings: Surroundings::of(lab), written, ends }
     }
 
     fn play(&mut self, case: &Value, family: Family) -> Result<usize, String> {
         let mut state = Case::new(case, family);
+        self.surroundings.label_nodes(self.lab, case);
         self.stand(&state);
         let mut asked = 0;
         if let Some(expected) = self.filled(&mut state, None) {
             asked +=
                 self.judge(&state, &expected).map_err(|wrong| format!("{family:?}, at first: {wrong}"))?;
+        }
+        if list(&case["services"]).next().is_some() {
+            asked +=
+                self.judge_services(case).map_err(|wrong| format!("{family:?}, by Services: {wrong}"))?;
         }
         for (number, step) in list(&case["steps"]).enumerate() {
             for action in list(&step["apply"]) {
@@ -140,7 +150,9 @@ impl<'l> Game<'l> {
     fn stand(&mut self, state: &Case<'_>) {
         let gone: Vec<String> =
             self.ends.keys().filter(|pod| !state.pods.contains_key(*pod)).cloned().collect();
-        gone.iter().filter(|id| !id.starts_with("node/")).for_each(|pod| self.remove_pod(pod));
+        gone.iter()
+            .filter(|id| !id.starts_with("node/") && !id.starts_with("ext/"))
+            .for_each(|pod| self.remove_pod(pod));
         let namespaces: Vec<Value> =
             state.namespaces.iter().map(|(name, labels)| namespace(name, labels)).collect();
         self.write("namespaces.yaml", Some(listed(namespaces)));
@@ -155,6 +167,7 @@ impl<'l> Game<'l> {
             let name = text(&node["name"]).replace("node", "node/n");
             self.ends.insert(name, end(node));
         }
+        self.ends.extend(self.surroundings.hosts(self.lab, state.case));
     }
 
     /// The ends, once every pod runs that should.
@@ -295,30 +308,26 @@ impl<'l> Game<'l> {
                 probes.push(probe);
             });
         }
-        let begun = Instant::now();
-        loop {
-            let answers = ask(&probes);
-            let is_wrong = |(probe, answer): (&Probe, &Answer)| match answer {
-                Answer::Passed => !probe.passes,
-                Answer::Silence => probe.passes,
-                Answer::Other(_) => true,
-            };
-            let wrong: Vec<usize> =
-                (0..probes.len()).filter(|number| is_wrong((&probes[*number], &answers[*number]))).collect();
-            if wrong.is_empty() {
-                return Ok(probes.len());
-            }
-            if begun.elapsed() > DEADLINE {
-                let told: Vec<String> = wrong
-                    .iter()
-                    .take(8)
-                    .map(|number| {
-                        format!("{}: {:?} to {}", names[*number], answers[*number], probes[*number].to)
-                    })
-                    .collect();
-                return Err(format!("{} of {}: {}", wrong.len(), probes.len(), told.join("; ")));
+        await_verdicts(&names, &probes)
+    }
+
+    /// The same for what goes to Services.
+    fn judge_services(&self, case: &Value) -> Result<usize, String> {
+        let services = carry_services(self.lab, case, &self.ends);
+        let mut names = Vec::new();
+        let mut probes = Vec::new();
+        for flow in list(&case["service_expected"]) {
+            let (from, service) = (text(&flow["from"]), text(&flow["service"]));
+            let protocol = if flow["protocol"] == "UDP" { Protocol::Udp } else { Protocol::Tcp };
+            let port = flow["port"].as_u64().and_then(|port| port.try_into().ok()).expect("a port");
+            for address in services[service] {
+                let to = SocketAddr::new(address, port);
+                let (passes, from_netns) = (flow["expected"] == ".", self.ends[from].netns.clone());
+                names.push(format!("{from} -> {service}"));
+                probes.push(Probe { from: from_netns, source: None, to, protocol, passes });
             }
         }
+        await_verdicts(&names, &probes)
     }
 
     fn add_probes(&self, state: &Case<'_>, target: &str, rows: &Value, add: &mut impl FnMut(String, Probe)) {
@@ -354,13 +363,42 @@ impl<'l> Game<'l> {
                 continue;
             }
             for v6 in families {
-                let (Some(_), Some(address)) = (source.address(*v6), destination.address(*v6)) else {
+                let (Some(from_address), Some(address)) = (&source.address(*v6), destination.address(*v6))
+                else {
                     continue;
                 };
                 let to_socket = SocketAddr::new(address, port);
-                let probe = Probe { from: source.netns.clone(), to: to_socket, protocol, passes };
+                let bound = Some(*from_address).filter(|_| source.binds);
+                let netns = source.netns.clone();
+                let probe = Probe { from: netns, source: bound, to: to_socket, protocol, passes };
                 add(format!("{from} -> {to} {target}"), probe);
             }
+        }
+    }
+}
+
+/// Asks until all is as it should be.
+fn await_verdicts(names: &[String], probes: &[Probe]) -> Result<usize, String> {
+    let begun = Instant::now();
+    loop {
+        let answers = ask(probes);
+        let is_wrong = |(probe, answer): (&Probe, &Answer)| match answer {
+            Answer::Passed => !probe.passes,
+            Answer::Silence => probe.passes,
+            Answer::Other(_) => true,
+        };
+        let wrong: Vec<usize> =
+            (0..probes.len()).filter(|number| is_wrong((&probes[*number], &answers[*number]))).collect();
+        if wrong.is_empty() {
+            return Ok(probes.len());
+        }
+        if begun.elapsed() > DEADLINE {
+            let told: Vec<String> = wrong
+                .iter()
+                .take(8)
+                .map(|number| format!("{}: {:?} to {}", names[*number], answers[*number], probes[*number].to))
+                .collect();
+            return Err(format!("{} of {}: {}", wrong.len(), probes.len(), told.join("; ")));
         }
     }
 }
@@ -430,11 +468,11 @@ impl<'v> Case<'v> {
     }
 }
 
-fn list(value: &Value) -> impl Iterator<Item = &Value> {
+pub(crate) fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
-fn text(value: &Value) -> &str {
+pub(crate) fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_else(|| panic!("{value} is no text"))
 }
 
@@ -453,7 +491,7 @@ fn file_of(id: &str) -> String {
 
 fn end(listed: &Value) -> End {
     let addresses = list(&listed["addresses"]).map(|address| text(address).parse().unwrap()).collect();
-    End { netns: PathBuf::from(text(&listed["netns"])), addresses }
+    End { netns: PathBuf::from(text(&listed["netns"])), addresses, binds: false }
 }
 
 fn node_of(pod: &Value) -> String {

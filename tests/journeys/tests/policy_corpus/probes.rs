@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -33,6 +33,8 @@ pub(crate) enum Protocol {
 pub(crate) struct Probe {
     /// The namespace of who opens it.
     pub(crate) from: PathBuf,
+    /// The address that it sends with, where the namespace has others.
+    pub(crate) source: Option<IpAddr>,
     pub(crate) to: SocketAddr,
     pub(crate) protocol: Protocol,
     pub(crate) passes: bool,
@@ -101,6 +103,9 @@ fn open(probe: &Probe) -> Result<OwnedFd, Errno> {
     if probe.protocol == Protocol::Tcp {
         // Nothing of it stays when it is closed.
         net::sockopt::set_socket_linger(&socket, Some(Duration::ZERO))?;
+    }
+    if let Some(source) = probe.source {
+        net::bind(&socket, &SocketAddr::new(source, 0))?;
     }
     match net::connect(&socket, &probe.to) {
         Ok(()) | Err(Errno::INPROGRESS) => {}
