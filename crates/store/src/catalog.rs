@@ -74,12 +74,21 @@ impl Holders {
 
 #[derive(Debug, Default)]
 struct File {
+    /// By their keys: a file may hold a whole cluster.
     objects: Box<[Placed]>,
     /// Why the file as it stands is not in force.
     faults: Box<[Fault]>,
     /// It may be a folder, or is one, and what stands in it could not be found out.
     unread: bool,
     orphan: bool,
+}
+
+impl File {
+    /// The object of that key, the first if it stands there more than once.
+    fn placed(&self, key: &Key) -> Option<&Placed> {
+        let place = self.objects.partition_point(|placed| placed.object.key() < *key);
+        self.objects.get(place).filter(|placed| placed.object.key() == *key)
+    }
 }
 
 impl Catalog {
@@ -112,6 +121,7 @@ impl Catalog {
                     self.shared.share(&mut placed.object);
                     self.hold(&key, placed.object.key());
                 }
+                objects.sort_by_cached_key(|placed| placed.object.key());
                 file.objects = objects.into();
                 file.faults = Box::default();
                 self.troubled.remove(path);
@@ -257,8 +267,7 @@ impl Catalog {
             let mut fault = Fault::new(reason).about(Some(key.to_string())).hint("remove one of the two");
             // In a file that is broken now the object no longer stands where it stood.
             if file.faults.is_empty() {
-                let placed = file.objects.iter().find(|placed| placed.object.key() == *key);
-                fault.place.line = placed.map_or(0, |placed| placed.line);
+                fault.place.line = file.placed(key).map_or(0, |placed| placed.line);
             }
             problems.push(self.problem(path, &fault));
         }
@@ -272,7 +281,7 @@ impl Catalog {
 
     fn speaker(&self, key: &Key) -> Option<Object> {
         let (_, file) = self.speaking_file(key)?;
-        file.objects.iter().find(|placed| placed.object.key() == *key).map(|placed| placed.object.clone())
+        file.placed(key).map(|placed| placed.object.clone())
     }
 
     fn hold(&mut self, path: &Arc<Path>, key: Key) {

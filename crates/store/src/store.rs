@@ -100,8 +100,6 @@ pub type Events = Box<dyn Iterator<Item = Event> + Send>;
 pub struct Listing {
     /// The objects.
     pub snapshot: Snapshot,
-    /// The version of each.
-    pub versions: BTreeMap<Key, Version>,
     /// What could not be taken as it stands, in the order of the places.
     pub problems: Vec<Problem>,
 }
@@ -122,8 +120,13 @@ pub enum Claimed {
 
 impl Listing {
     pub(crate) fn new(snapshot: Snapshot, problems: Vec<Problem>) -> Self {
-        let versions = snapshot.objects().map(|object| (object.key(), version_of(&object))).collect();
-        Self { snapshot, versions, problems }
+        Self { snapshot, problems }
+    }
+
+    /// The version of each object. It takes writing each of them.
+    #[must_use]
+    pub fn versions(&self) -> BTreeMap<Key, Version> {
+        self.snapshot.objects().map(|object| (object.key(), version_of(&object))).collect()
     }
 }
 

@@ -9,14 +9,16 @@ use serde_json::{Value, json};
 
 use crate::rig::Rig;
 
-/// A rig whose nodes have a kubeconfig and nothing else. Node N's Node object has the address that its kubelet would
-/// tell, and `spec`.
-fn rig(specs: &[Value]) -> Option<(Rig, ApiServer)> {
+const RIGHTS: &str = include_str!("../../../../deploy/kubernetes/rbac.yaml");
+
+/// A rig whose nodes have a kubeconfig with these rights and nothing else. Node N's Node object has the address that its
+/// kubelet would tell, and `spec`.
+fn rig(rights: &str, specs: &[Value]) -> Option<(Rig, ApiServer)> {
     let mut rig = Rig::new(specs.len());
     let address = IpAddr::from([198, 18, 0, 254]);
     rig.underlay.ip("address add 198.18.0.254/24 dev br0");
     let server = ApiServer::start_in(&rig.underlay, address)?;
-    server.apply(include_str!("../../../../deploy/kubernetes/rbac.yaml"));
+    server.apply(rights);
     let token = server.token_of("kube-system", "fairlead");
     let kubeconfig: PathBuf = server.kubeconfig_for("fairlead", Credential::Token(&token));
     for (node, spec) in rig.nodes.iter_mut().zip(specs) {
@@ -35,7 +37,7 @@ fn rig(specs: &[Value]) -> Option<(Rig, ApiServer)> {
 #[test]
 fn nodes_with_only_a_kubeconfig_are_joined() {
     let given = json!({"podCIDR": "10.244.7.0/24", "podCIDRs": ["10.244.7.0/24"]});
-    let Some((mut rig, mut server)) = rig(&[given, json!({}), json!({})]) else { return };
+    let Some((mut rig, mut server)) = rig(RIGHTS, &[given, json!({}), json!({})]) else { return };
     rig.await_joined();
     assert_eq!(rig.nodes[0].pod_cidrs()[0], "10.244.7.0/24", "what the cluster gave it");
     rig.add_pods();
@@ -77,4 +79,27 @@ fn nodes_with_only_a_kubeconfig_are_joined() {
     });
     rig.nodes[1].await_status("is ready", |status| status.ready);
     rig.assert_reachable();
+}
+
+#[test]
+fn an_agent_that_may_not_read_pods_says_which_rule_is_missing_and_attaches_none() {
+    let rights = RIGHTS.replace("resources: [pods]", "resources: [none]");
+    assert_ne!(rights, RIGHTS);
+    let Some((rig, server)) = rig(&rights, &[json!({})]) else { return };
+    let rule = "forbids to list pods (hint: add to the ClusterRole that this account is bound to: {apiGroups: [\"\"], \
+                resources: [\"pods\"], verbs: [\"list\"]})";
+    rig.nodes[0].await_status("says what it lacks", |status| {
+        let told = status.policies.reason.as_deref().unwrap_or_default();
+        let whole = told.contains(rule) && told.ends_with("; the rules of before stay in force");
+        whole && !status.ready && status.reasons.iter().any(|reason| reason.contains(rule))
+    });
+    assert!(rig.nodes[0].network_file().is_none(), "no plugin has what it needs to attach a pod");
+    harness::eventually("people are told", || {
+        let events = server.get("/api/v1/namespaces/default/events");
+        let told = |event: &Value| {
+            let message = event["message"].as_str().unwrap_or_default();
+            event["reason"] == "PolicyNotEnforced" && message.contains(rule)
+        };
+        events["items"].as_array()?.iter().any(told).then_some(())
+    });
 }

@@ -7,7 +7,8 @@
 //!
 //! What stays true: versions are compared within a resource only; a question costs the API server three small lists
 //! (metadata of the policies of one namespace, of the namespace, of the cluster's policies), and those that come together
-//! share what they can; one that cannot be answered now is asked again, not dropped.
+//! share what they can; one that cannot be answered now is asked again, not dropped; a watch that does not tell what is known to
+//! be there is one that was cut off without a word, and is made anew.
 //!
 //! What is not told by it: that something is gone.
 
@@ -17,6 +18,7 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::timeout;
 
 use super::api::{Api, Call, Failure};
 use super::form;
@@ -28,11 +30,15 @@ type News = mirror::News<Resource>;
 /// So long after a failure it is asked again.
 const AGAIN: Duration = Duration::from_millis(500);
 
+/// So long a watch may take to tell what is there.
+const BEHIND: Duration = Duration::from_secs(3);
+
 /// How far the watch of a resource has told.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     told: watch::Sender<u64>,
     defined: Notify,
+    behind: Notify,
 }
 
 impl Progress {
@@ -44,15 +50,22 @@ impl Progress {
     /// Waits until somebody has seen that the resource is defined, or so long.
     pub(super) async fn until_defined(&self, at_most: Duration) {
         // Whoever has not seen it yet goes on waiting.
-        drop(tokio::time::timeout(at_most, self.defined.notified()).await);
+        drop(timeout(at_most, self.defined.notified()).await);
+    }
+
+    /// Waits until somebody has seen that the watch does not tell what is there.
+    pub(super) async fn until_behind(&self) {
+        self.behind.notified().await;
     }
 
     async fn reach(&self, version: u64) {
         if *self.told.borrow() < version {
             self.defined.notify_one();
         }
-        // It lives as long as who asks.
-        let _ = self.told.subscribe().wait_for(|told| *told >= version).await;
+        let mut told = self.told.subscribe();
+        while timeout(BEHIND, told.wait_for(|told| *told >= version)).await.is_err() {
+            self.behind.notify_one();
+        }
     }
 }
 

@@ -9,8 +9,11 @@
 //! What stays true: that there is none of a resource because nobody has defined it is believed only of a server that says what
 //! it has defined.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::task::Poll;
 use std::time::Duration;
 
 use http_body_util::BodyExt;
@@ -254,8 +257,13 @@ impl Feed {
         self.reach();
         self.tell(News::Reached(self.resource))?;
         let lasts = GRACE + Duration::from_secs(seconds.into());
-        let ended =
-            timeout(lasts, self.read(body)).await.unwrap_or_else(|_| Err(Broken::Cut("no end".to_owned())));
+        let progress = self.progress.clone();
+        let read = timeout(lasts, unless(progress.until_behind(), self.read(body))).await;
+        let ended = match read {
+            Ok(Some(ended)) => ended,
+            Ok(None) => Err(Broken::Cut("it does not tell what is there".to_owned())),
+            Err(_) => Err(Broken::Cut("no end".to_owned())),
+        };
         let fruitful = started.elapsed() > TOO_SOON || self.version.as_ref() != Some(&version);
         match ended {
             Ok(()) if fruitful => Ok(()),
@@ -371,6 +379,16 @@ impl Feed {
         }
         Ok(())
     }
+}
+
+/// Does `work` unless something else happens first.
+async fn unless<T>(end: impl Future<Output = ()>, work: impl Future<Output = T>) -> Option<T> {
+    let (mut end, mut work) = (pin!(end), pin!(work));
+    poll_fn(|context| match work.as_mut().poll(context) {
+        Poll::Ready(done) => Poll::Ready(Some(done)),
+        Poll::Pending => end.as_mut().poll(context).map(|()| None),
+    })
+    .await
 }
 
 /// Why the lines of a watch came to an end.

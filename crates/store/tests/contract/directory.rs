@@ -568,7 +568,7 @@ fn own_files_and_manifests_are_kept_apart() {
     assert!(matches!(fixture.store.delete(&key, Expect::Any), Err(Error::Foreign { .. })));
     let (object, version) = fixture.store.read(&key).unwrap().unwrap();
     assert_eq!(object, Object::from(pod("web")));
-    assert_eq!(fixture.store.list().unwrap().versions[&key], version);
+    assert_eq!(fixture.store.list().unwrap().versions()[&key], version);
 
     // A broken file of our own is nobody's: not free, not matching, but replaceable.
     fixture.put("fairlead/leases/node1.json", "{");
@@ -671,10 +671,10 @@ fn a_writer_killed_at_any_point_leaves_whole_files_only() {
     for _ in 0..12 {
         let mut process = another_process(&fixture, "write");
         assert!(lines(&mut process).any(|line| line == "ready"));
-        let before = fixture.store.list().unwrap().versions;
+        let before = fixture.store.list().unwrap().versions();
         // It writes as fast as it can; killed some way into a write.
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-        while fixture.store.list().unwrap().versions == before {
+        while fixture.store.list().unwrap().versions() == before {
             assert!(std::time::Instant::now() < deadline, "the other process writes nothing");
         }
         process.kill().unwrap();

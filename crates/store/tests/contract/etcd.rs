@@ -200,7 +200,7 @@ fn what_people_put_is_read_as_in_a_directory() {
     // The version is that of the object, however it was spelt.
     let listed = opened.list().unwrap();
     let key = Key::Node("node1".into());
-    assert_eq!(opened.read(&key).unwrap().unwrap().1, listed.versions[&key]);
+    assert_eq!(opened.read(&key).unwrap().unwrap().1, listed.versions()[&key]);
     opened.server().put("/fairlead/pods/default/web", "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\n");
     witness.until(|witness| witness.snapshot.pods.len() == 1);
     opened.server().delete("/fairlead/nodes/node1");

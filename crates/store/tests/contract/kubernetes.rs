@@ -46,9 +46,9 @@ impl Opened {
 impl Subject for Opened {
     fn list(&self) -> Result<Listing, Error> {
         let mut listing = self.store.list(&Kind::ALL)?;
-        let own: Vec<Key> = listing.versions.keys().filter(|key| is_its_own(key)).cloned().collect();
+        let all = listing.snapshot.objects().map(|object| object.key());
+        let own: Vec<Key> = all.filter(is_its_own).collect();
         for key in own {
-            listing.versions.remove(&key);
             listing.snapshot.apply(Change::Removed(key));
         }
         without_uids(&mut listing.snapshot);

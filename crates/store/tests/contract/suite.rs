@@ -233,7 +233,7 @@ pub(crate) fn what_is_written_is_listed(store: &dyn Subject) {
     let mut want = Snapshot::default();
     for object in objects.into_iter().filter(|object| store.has(object.key().kind())) {
         let version = store.write(&object, Expect::Absent).unwrap();
-        assert_eq!(store.list().unwrap().versions[&object.key()], version);
+        assert_eq!(store.list().unwrap().versions()[&object.key()], version);
         want.apply(cluster::Change::Set(object));
     }
     let listing = store.list().unwrap();
@@ -308,7 +308,7 @@ pub(crate) fn a_write_that_expects_something_else_changes_nothing(store: &dyn Su
     };
     let first = store.write(&old, Expect::Absent).unwrap();
     conflict(store.write(&new, Expect::Absent), Some(first));
-    assert_eq!(store.list().unwrap().versions[&old.key()], first);
+    assert_eq!(store.list().unwrap().versions()[&old.key()], first);
     let second = store.write(&new, Expect::Version(first)).unwrap();
     assert_ne!(first, second);
     conflict(store.write(&old, Expect::Version(first)), Some(second));
