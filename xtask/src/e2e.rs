@@ -9,16 +9,17 @@
 //!   once more over the reference plugins' chain and static routes;
 //! - `outages`: what dies while a witness counts packets between pods (outages.rs has the list);
 //! - `conformance`: Kubernetes' own suite, every `[sig-network]` `[Conformance]` test, with kube-proxy beside us;
-//! - `policies`: the same suite's tests of NetworkPolicy;
+//! - `policies`: the same suite's tests of NetworkPolicy, and a ClusterNetworkPolicy from its definition to its end;
 //! - `allocation`: a cluster that gives out no pod CIDRs, with pods of two families;
 //! - `uninstall`: deploy/uninstall.yaml, and whether anything of Fairlead is left on a node.
 //!
-//! The cluster is started by a script that is not in this repository; where it, or Kubernetes' binaries (`KUBEBUILDER_ASSETS`,
+//! The cluster is started by a script that is not in this repository (`FAIRLEAD_CLUSTER`, else the one in ../shared); where it, or Kubernetes' binaries (`KUBEBUILDER_ASSETS`,
 //! else /usr/local/kubebuilder/bin), are not there, nothing is run. `FAIRLEAD_E2E_KEEP=1` leaves the cluster up.
 
 mod allocation;
 mod cluster;
 mod conformance;
+mod isolation;
 mod outages;
 mod pods;
 mod witness;
@@ -94,6 +95,7 @@ pub(crate) fn run(part: &str) -> anyhow::Result<()> {
     }
     if wanted("policies") {
         judge("policies", conformance::policies(&cluster));
+        judge("cluster policies", isolation::cluster_policies(&cluster));
     }
     if wanted("uninstall") {
         judge("uninstall", uninstall(&cluster));

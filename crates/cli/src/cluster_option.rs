@@ -10,21 +10,23 @@ use ::lab::Lab;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use cluster::{Change, Kind, Object, Snapshot};
-use store::{Directory, Location};
+use store::{Directory, Listing, Location, Store};
 
 use crate::lab::parse_name;
 
 /// What policies decide by.
-const KINDS: [Kind; 8] = [
+const KINDS: [Kind; 7] = [
     Kind::Node,
+    Kind::Lease,
     Kind::Namespace,
     Kind::Pod,
     Kind::PodStatus,
-    Kind::Service,
-    Kind::EndpointSlice,
     Kind::NetworkPolicy,
     Kind::ClusterNetworkPolicy,
 ];
+
+/// What people may name beside that. Policies look at none of it, and the account of an agent may not read it.
+const NAMED: [Kind; 2] = [Kind::Service, Kind::EndpointSlice];
 
 /// The addresses that pods of mere manifests are given: of 198.18.0.0/15, which nobody uses (RFC 2544).
 const MADE_UP: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
@@ -65,10 +67,25 @@ impl ClusterOption {
             }
         };
         let listing =
-            location.open()?.list(&KINDS).with_context(|| format!("cannot list what is in {location}"))?;
+            list(&*location.open()?).with_context(|| format!("cannot list what is in {location}"))?;
         listing.problems.iter().for_each(|problem| warn(&problem.to_string()));
         Ok(listing.snapshot)
     }
+}
+
+/// All there is, but for Services where only they are forbidden.
+fn list(store: &dyn Store) -> Result<Listing, store::Error> {
+    match store.list(&[&KINDS[..], &NAMED].concat()) {
+        Err(error) if is_about_services(&error) => {
+            warn(&format!("Services are not known here: {error}"));
+            store.list(&KINDS)
+        }
+        listed => listed,
+    }
+}
+
+fn is_about_services(error: &store::Error) -> bool {
+    matches!(error, store::Error::Forbidden { resource: "services" | "endpointslices", .. })
 }
 
 /// The objects of a manifest, or of all manifests in a directory.

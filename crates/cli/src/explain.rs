@@ -4,6 +4,7 @@
 //! (`policy::explain`); no agent is asked, so it answers also where none runs yet.
 
 mod ends;
+mod source;
 
 use std::process::ExitCode;
 

@@ -7,9 +7,10 @@ use std::fmt::{self, Display, Formatter};
 use std::sync::Arc;
 
 use cluster::{
-    Action, ClusterPeers, Direction, NetworkPolicy, Peer, PortMatch, Protocol, Requirement, Rule, Selector,
-    Tier,
+    Action, ClusterPeers, Direction, Labels, Lease, NetworkPolicy, Peer, PortMatch, Protocol, Requirement,
+    Rule, Selector, Tier,
 };
+use netstate::pool::base_address;
 
 use crate::judge::{ClusterRuleAt, Decision, Flow, Freedom, Judgement, Outcome, Side, Traffic, judge};
 use crate::view::{Cluster, Party};
@@ -79,11 +80,34 @@ fn told(cluster: &Cluster, party: &Party) -> String {
     if let Some(node) = cluster.orphan(party.address) {
         return format!("an attachment to node {node} without a living pod ({})", party.address);
     }
-    let mut nodes = cluster.snapshot().nodes.values();
-    match nodes.find(|node| node.addresses.contains(&party.address)) {
-        Some(node) => format!("node {} ({})", node.name, party.address),
+    let snapshot = cluster.snapshot();
+    if let Some(node) = snapshot.nodes.values().find(|node| node.addresses.contains(&party.address)) {
+        return format!("node {} ({})", node.name, party.address);
+    }
+    let tunnel = |lease: &&Arc<Lease>| lease.current().any(|cidr| base_address(cidr) == party.address);
+    match snapshot.leases.values().find(tunnel) {
+        Some(lease) => format!("node {} ({}, its address in the pod network)", lease.node, party.address),
         None => party.address.to_string(),
     }
+}
+
+/// Labels that controllers give pods, by which the next one of the same kind is another.
+const PASSING: [&str; 7] = [
+    "apps.kubernetes.io/pod-index",
+    "batch.kubernetes.io/controller-uid",
+    "controller-revision-hash",
+    "controller-uid",
+    "pod-template-generation",
+    "pod-template-hash",
+    "statefulset.kubernetes.io/pod-name",
+];
+
+/// What selects a pod by its labels, and those that take its place, where it has labels for that.
+fn lasting_selector(labels: &Labels) -> Selector {
+    let equal = |(key, value)| Requirement::equal(key, value);
+    let lasting = labels.iter().filter(|(key, _)| !PASSING.contains(key));
+    let lasting: Selector = lasting.map(equal).collect();
+    if lasting.is_empty() { labels.iter().map(equal).collect() } else { lasting }
 }
 
 struct Teller<'c> {
@@ -211,8 +235,7 @@ impl Teller<'_> {
         let who = match &self.other.member {
             Some(member) => {
                 let name = &member.name().namespace;
-                let labels = member.pod.labels.iter().map(|(key, value)| Requirement::equal(key, value));
-                let pods: Selector = labels.collect();
+                let pods = lasting_selector(&member.pod.labels);
                 format!("namespaceSelector {}={name}, podSelector {pods}", cluster::NAMESPACE_NAME_LABEL)
             }
             None => format!(

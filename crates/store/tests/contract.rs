@@ -30,5 +30,8 @@ mod rights;
 #[path = "contract/api.rs"]
 mod api;
 
+#[path = "contract/definition.rs"]
+mod definition;
+
 #[path = "contract/flannel_etcd.rs"]
 mod flannel_etcd;

@@ -6,7 +6,7 @@
 //!
 //! Measured are the time from its start until every peer is programmed, as `fairlead status` tells; its memory then,
 //! after a time of rest, after a heartbeat of every node and after as many changes of pods; and what it asks the API
-//! server, by the audit log. Changes of pods are there to show that an agent is not told of them.
+//! server, by the audit log. Policies look at every pod of the cluster, so an agent is told of each change of each.
 
 mod objects;
 
@@ -91,10 +91,18 @@ fn at_rest(server: &ApiServer, agent: &Agent) -> anyhow::Result<()> {
 /// Prints what the cluster's everyday life costs the agent.
 fn changes(server: &ApiServer, agent: &Agent) -> anyhow::Result<()> {
     let status = |kind: &str, name: String| format!("/api/v1/{kind}/{name}/status");
-    let step = |what: &str, mark: u8, requests: Vec<objects::Request>| -> anyhow::Result<()> {
+    // `told` is how much of it concerns policies.
+    let step = |what: &str, mark: u8, told: u64, requests: Vec<objects::Request>| -> anyhow::Result<()> {
         let (before, worked) = (asked(server), ticks(agent.process())?);
+        let generation = agent.policies_told() + told;
         send(server, requests.into_iter());
         agent.await_mark(server, mark);
+        agent.await_status("what policies decide by is in the kernel", |status| {
+            let policies = &status["policies"];
+            (policies["generation"].as_u64()? >= generation
+                && policies["programmed"] == policies["generation"])
+                .then_some(())
+        });
         let worked = (ticks(agent.process())? - worked) * 10;
         println!("{:<58}{worked:>8} ms", format!("processor time of {what}"));
         println!("{:<58}{:>8}", "  requests begun meanwhile", summary(server, &before));
@@ -102,12 +110,12 @@ fn changes(server: &ApiServer, agent: &Agent) -> anyhow::Result<()> {
     };
     let heartbeat =
         |number| ("PATCH", status("nodes", objects::node_name(number)), objects::heartbeat(1 + number));
-    step(&format!("{NODES} heartbeats of nodes"), 1, (0..NODES).map(heartbeat).collect())?;
+    step(&format!("{NODES} heartbeats of nodes"), 1, 0, (0..NODES).map(heartbeat).collect())?;
     let change = |number| {
         let pod = status("namespaces/default/pods", objects::pod_name(number));
         ("PATCH", pod, objects::pod_running(number))
     };
-    step(&format!("{NODES} changes of pods"), 2, (0..NODES).map(change).collect())
+    step(&format!("{NODES} changes of pods"), 2, NODES as u64, (0..NODES).map(change).collect())
 }
 
 fn send(server: &ApiServer, requests: impl Iterator<Item = objects::Request>) {
@@ -209,13 +217,20 @@ impl Agent {
         self.service.id().into()
     }
 
-    fn await_status(&self, what: &str, probe: impl Fn(&Value) -> Option<()>) {
+    fn await_status<T>(&self, what: &str, probe: impl Fn(&Value) -> Option<T>) -> T {
         eventually(what, || {
             let mut command = Command::new(&self.program);
             command.args(["status", "-o", "json", "--state-dir"]).arg(self.directory.path().join("run"));
             let answer = command.output().ok()?;
             probe(&serde_json::from_slice(&answer.stdout).ok()?)
-        });
+        })
+    }
+
+    /// How many changes of what policies decide by it was told of.
+    fn policies_told(&self) -> u64 {
+        self.await_status("the agent says how far policies are", |status| {
+            status["policies"]["generation"].as_u64()
+        })
     }
 
     /// Waits until the cluster has been told of the node: its lease, and that it has a network.

@@ -64,8 +64,10 @@ pub(super) fn missing() -> Option<String> {
     (!root).then(|| "a kubelet needs root".to_owned())
 }
 
+/// The script: `FAIRLEAD_CLUSTER`, else the one beside the checkout.
 fn script() -> PathBuf {
-    workspace::root().join("../shared/cluster/cluster")
+    let beside = || workspace::root().join("../shared/cluster/cluster");
+    std::env::var_os("FAIRLEAD_CLUSTER").map_or_else(beside, PathBuf::from)
 }
 
 /// Where Kubernetes' binaries are.

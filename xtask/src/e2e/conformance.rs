@@ -42,10 +42,10 @@ pub(super) fn run(cluster: &Cluster) -> anyhow::Result<()> {
     suite(cluster, &Choice { name: "conformance", focus: r"\[sig-network\].*\[Conformance\]", skip })
 }
 
-/// Runs the tests of NetworkPolicy, but for those of SCTP, which this kernel opens no sockets of.
+/// Runs the tests of NetworkPolicy, but for those that send SCTP, which this kernel opens no sockets of.
 pub(super) fn policies(cluster: &Cluster) -> anyhow::Result<()> {
     start_dns(cluster)?;
-    let skip = Some("SCTP");
+    let skip = Some(r"\[Feature:SCTPConnectivity\]");
     suite(cluster, &Choice { name: "policies", focus: r"\[sig-network\] Netpol", skip })
 }
 

@@ -8,7 +8,9 @@ use std::str::FromStr;
 
 use ::policy::{Cluster, Flow, Traffic};
 use anyhow::{Context, Result, anyhow, bail};
-use cluster::{NamespacedName, Pod, Protocol, Service, ServicePort, Snapshot, TargetPort};
+use cluster::{NamespacedName, Node, Pod, Protocol, Service, ServicePort, Snapshot, TargetPort};
+
+use super::source::Source;
 
 /// ICMP and ICMPv6.
 const ECHO: [u8; 2] = [1, 58];
@@ -73,14 +75,16 @@ pub(super) struct Asked<'a> {
 enum End<'c> {
     Pod(&'c Pod),
     Service(&'c Service),
+    Node(&'c Node),
     Addresses(Vec<IpAddr>),
 }
 
 /// The flows that are meant: one for each version of IP that both ends have, and for each pod behind a Service.
 pub(super) fn flows(cluster: &Cluster, asked: &Asked<'_>) -> Result<Vec<Flow>> {
-    let sources = match find(cluster, asked.source, asked.namespace)? {
-        End::Pod(pod) => pod_addresses(cluster, pod)?,
-        End::Addresses(addresses) => addresses,
+    let source = match find(cluster, asked.source, asked.namespace)? {
+        End::Pod(pod) => Source::Addresses(pod_addresses(cluster, pod)?),
+        End::Addresses(addresses) => Source::Addresses(addresses),
+        End::Node(node) => Source::Node(node),
         End::Service(service) => bail!(
             "{} is a Service, and a Service begins no connections; hint: name one of the pods behind it",
             service.name
@@ -92,33 +96,41 @@ pub(super) fn flows(cluster: &Cluster, asked: &Asked<'_>) -> Result<Vec<Flow>> {
             let addresses = pod_addresses(cluster, pod)?;
             addresses.iter().flat_map(|address| traffic.iter().map(|each| (*address, *each))).collect()
         }
-        End::Addresses(addresses) => {
-            let traffic = plain_traffic(asked.port).ok_or_else(|| {
-                anyhow!("only pods and Services have ports with names; hint: give the port's number")
-            })?;
-            addresses.into_iter().map(|address| (address, traffic)).collect()
-        }
+        End::Addresses(addresses) => at_addresses(&addresses, asked.port)?,
+        End::Node(node) => at_addresses(&node.addresses, asked.port)?,
         End::Service(service) => {
-            return pairs(&sources, of_service(cluster.snapshot(), service, asked.port)?, true);
+            let targets = of_service(cluster.snapshot(), service, asked.port)?;
+            return pairs(cluster, &source, targets, true);
         }
     };
-    pairs(&sources, destinations, false)
+    pairs(cluster, &source, destinations, false)
+}
+
+fn at_addresses(addresses: &[IpAddr], port: &Port) -> Result<Vec<Target>> {
+    let traffic = plain_traffic(port).ok_or_else(|| {
+        anyhow!("only pods and Services have ports with names; hint: give the port's number")
+    })?;
+    Ok(addresses.iter().map(|address| (*address, traffic)).collect())
 }
 
 /// Where something goes.
 type Target = (IpAddr, Traffic);
 
-/// Every target with the source's address of its version.
-fn pairs(sources: &[IpAddr], targets: Vec<Target>, through_service: bool) -> Result<Vec<Flow>> {
+/// Every target with the source's addresses of its version.
+fn pairs(
+    cluster: &Cluster,
+    source: &Source<'_>,
+    targets: Vec<Target>,
+    through_service: bool,
+) -> Result<Vec<Flow>> {
     let mut flows: Vec<Flow> = Vec::new();
     for (destination, traffic) in targets {
-        let source = sources.iter().find(|source| source.is_ipv4() == destination.is_ipv4());
-        let Some(source) = source else { continue };
         let traffic = match traffic {
             Traffic::Other(_) if destination.is_ipv6() => Traffic::Other(ECHO[1]),
             other => other,
         };
-        flows.push(Flow { source: *source, destination, traffic, through_service });
+        let sources = source.towards(cluster, destination).into_iter();
+        flows.extend(sources.map(|source| Flow { source, destination, traffic, through_service }));
     }
     if flows.is_empty() {
         bail!("the two ends have no version of IP in common, so nothing passes between them");
@@ -142,7 +154,7 @@ fn find<'c>(cluster: &'c Cluster, text: &str, namespace: &str) -> Result<End<'c>
         return Ok(End::Service(service));
     }
     if let Some(node) = snapshot.nodes.get(text) {
-        return Ok(End::Addresses(node.addresses.to_vec()));
+        return Ok(End::Node(node));
     }
     let elsewhere: Vec<&NamespacedName> =
         snapshot.pods.keys().filter(|other| other.name == name.name).collect();

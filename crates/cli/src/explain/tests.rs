@@ -5,6 +5,11 @@ use super::*;
 const CLUSTER: &str = r#"
 {apiVersion: v1, kind: Node, metadata: {name: node1}, status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}}
 ---
+apiVersion: fairlead/v1
+kind: NodeLease
+metadata: {name: node1}
+spec: {podCIDRs: [10.1.0.0/24], mtu: 1450, underlay: [192.0.2.1], backend: {type: ipip}}
+---
 apiVersion: v1
 kind: Pod
 metadata: {name: web, namespace: shop, labels: {app: web}}
@@ -13,8 +18,13 @@ status: {podIPs: [{ip: 10.1.0.1}, {ip: "fd00::1"}]}
 apiVersion: v1
 kind: Pod
 metadata: {name: db, namespace: shop, labels: {app: db}}
-spec: {containers: [{name: db, ports: [{name: sql, containerPort: 5432}]}]}
+spec: {nodeName: node2, containers: [{name: db, ports: [{name: sql, containerPort: 5432}]}]}
 status: {podIPs: [{ip: 10.1.0.2}, {ip: "fd00::2"}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: api-7d9f-x2v, namespace: shop, labels: {app: api, pod-template-hash: 7d9f}}
+status: {podIPs: [{ip: 10.1.0.4}]}
 ---
 apiVersion: v1
 kind: Pod
@@ -86,6 +96,13 @@ fn a_denied_flow_names_who_isolates_and_what_would_allow_it() {
 }
 
 #[test]
+fn what_would_allow_it_selects_the_pods_of_the_next_rollout_too() {
+    let told = ask("api-7d9f-x2v", "db", "5432").unwrap().remove(0);
+    let remedy = told.ingress.remedy.unwrap();
+    assert!(remedy.contains("podSelector app=api, ports TCP 5432"), "{remedy}");
+}
+
+#[test]
 fn nodes_and_pods_of_other_namespaces_are_found_and_what_is_not_there_is_asked_back() {
     assert!(ask("node1", "web", "80").is_ok());
     let elsewhere = |port: &str| {
@@ -97,6 +114,17 @@ fn nodes_and_pods_of_other_namespaces_are_found_and_what_is_not_there_is_asked_b
     assert!(refusal("webb", "db", "80").contains("there is no pod, Service or node webb (namespace shop)"));
     assert!(refusal("other/web", "db", "80").contains("did you mean shop/web?"));
     assert!(refusal("job", "db", "80").contains("has no address now (it is ended)"));
+}
+
+#[test]
+fn a_node_is_answered_for_by_each_address_that_a_pod_elsewhere_may_see() {
+    let told = ask("node1", "db", "5432").unwrap();
+    let sources: Vec<&str> = told.iter().map(|told| told.source.as_str()).collect();
+    assert_eq!(sources, ["node node1 (192.0.2.1)", "node node1 (10.1.0.0, its address in the pod network)"]);
+    let remedy = told[1].ingress.remedy.as_deref().unwrap();
+    assert!(remedy.contains("from ipBlock 10.1.0.0/32"), "{remedy}");
+    // Of a pod whose node is not known none can be told.
+    assert_eq!(ask("node1", "web", "80").unwrap().len(), 1);
 }
 
 #[test]

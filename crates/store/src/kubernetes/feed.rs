@@ -39,6 +39,8 @@ const LONGEST_LINE: usize = 32 << 20;
 /// How often, in seconds, it is asked whether a resource that nobody has defined is defined by now. Often at first: what
 /// brings the definition may come along with the agents.
 const DEFINED_AGAIN: [(u32, u32); 5] = [(1, 2), (2, 4), (4, 8), (8, 16), (20, 40)];
+/// A resource that every server has, and that whoever reads one that may be undefined may read too.
+const ALWAYS_DEFINED: Resource = Resource::NetworkPolicies;
 /// A watch that ends sooner, having said nothing, counts as a failure.
 const TOO_SOON: Duration = Duration::from_secs(2);
 
@@ -155,10 +157,7 @@ impl Feed {
                 Err(Failure::Refused(status)) if next.is_some() && status.is_expired() => {
                     return Err(Trouble::Expired);
                 }
-                Err(failure) if self.is_undefined(&failure) => {
-                    return self.wait_for_definition(call, failure).await;
-                }
-                Err(failure) => return Err(Trouble::failed(call, failure)),
+                Err(failure) => return self.failed_or_undefined(call, failure).await,
             };
             let page = form::page(self.resource, &body);
             let page = page.map_err(|reason| Trouble::failed(call, Failure::Unreadable(reason)))?;
@@ -179,10 +178,14 @@ impl Feed {
         }
     }
 
-    /// Whether a failure can mean that nobody has defined the resource.
-    fn is_undefined(&self, failure: &Failure) -> bool {
-        let undefined = matches!(failure, Failure::Refused(status) if status.is_undefined());
-        undefined && self.resource.may_be_undefined()
+    /// What a request came to that failed: a resource that is not defined, or is no longer, is no failure.
+    async fn failed_or_undefined(&mut self, call: Call, failure: Failure) -> Result<(), Trouble> {
+        let undefined = matches!(&failure, Failure::Refused(status) if status.is_undefined());
+        if undefined && self.resource.may_be_undefined() {
+            self.wait_for_definition(call, failure).await
+        } else {
+            Err(Trouble::failed(call, failure))
+        }
     }
 
     /// Nobody has defined the resource, so there are none of it. A server does not tell when that changes.
@@ -191,9 +194,14 @@ impl Feed {
             // Whoever says that it is not there is wrong, or about to learn of it.
             return Err(Trouble::failed(call, failure));
         }
+        // A definition may also be gone because the server lost it, along with what was defined.
+        let lost = self.newest > 0 && {
+            let now = self.version_now(ALWAYS_DEFINED).await?;
+            self.is_behind(&now)
+        };
         (self.version, self.newest, self.suspect) = (None, 0, false);
         self.reach();
-        self.tell(News::Listed { part: self.resource, items: Vec::new(), lost: false })?;
+        self.tell(News::Listed { part: self.resource, items: Vec::new(), lost })?;
         self.tell(News::Reached(self.resource))?;
         let (least, most) =
             DEFINED_AGAIN.get(self.undefined).or(DEFINED_AGAIN.last()).copied().unwrap_or_default();
@@ -227,20 +235,26 @@ impl Feed {
 
     /// Whether the server that was away still has what it had.
     async fn examine(&mut self, version: String) -> Result<(), Trouble> {
-        let call = Call::list(self.resource, self.api.namespace(), 1, None);
-        let body = match self.api.answer(&call).await {
-            Ok(body) => body,
-            // Its definition went, and all there was of it.
-            Err(failure) if self.is_undefined(&failure) => return Err(Trouble::Expired),
-            Err(failure) => return Err(Trouble::failed(call, failure)),
+        let now = match self.version_now(self.resource).await {
+            Err(Trouble::Failed(failed)) => return self.failed_or_undefined(failed.0, failed.1).await,
+            now => now?,
         };
-        let page = form::page(self.resource, &body);
-        let page = page.map_err(|reason| Trouble::failed(call, Failure::Unreadable(reason)))?;
         self.suspect = false;
-        if self.is_behind(&page.version) {
+        if self.is_behind(&now) {
             return Err(Trouble::Expired);
         }
         self.watch(version).await
+    }
+
+    /// How far the server's versions are, as the list of a resource says.
+    async fn version_now(&self, of: Resource) -> Result<String, Trouble> {
+        let call = Call::list(of, self.api.namespace(), 1, None);
+        let body = match self.api.answer(&call).await {
+            Ok(body) => body,
+            Err(failure) => return Err(Trouble::failed(call, failure)),
+        };
+        let page = form::page(of, &body);
+        Ok(page.map_err(|reason| Trouble::failed(call, Failure::Unreadable(reason)))?.version)
     }
 
     /// Every change after `version`, until the watch ends.
@@ -250,8 +264,7 @@ impl Feed {
         let body = match self.api.stream(&call).await {
             Ok(body) => body,
             Err(Failure::Refused(status)) if status.is_expired() => return Err(Trouble::Expired),
-            Err(failure) if self.is_undefined(&failure) => return Err(Trouble::Expired),
-            Err(failure) => return Err(Trouble::failed(call, failure)),
+            Err(failure) => return self.failed_or_undefined(call, failure).await,
         };
         let started = Instant::now();
         self.reach();
