@@ -91,6 +91,7 @@ impl Nft {
 #[derive(Debug, Default)]
 pub struct Transaction {
     batch: Batch,
+    bytes: usize,
     sets: u32,
     oversized: Option<Error>,
 }
@@ -106,6 +107,12 @@ impl Transaction {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.batch.is_empty()
+    }
+
+    /// How many bytes it is. The kernel takes any number in one piece, and has them all in memory, as we have.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Makes a table, if it is not there.
@@ -170,8 +177,9 @@ impl Transaction {
         let mut message = message(c::NEW_RULE, c::CREATE | c::APPEND, table.family);
         message.text(c::RULE_TABLE, &table.name).text(c::RULE_CHAIN, chain);
         expression::put_rule(&mut message, table.family, rule);
-        message.put(c::RULE_USERDATA, &userdata::comment(&userdata::rule_comment(rule)));
-        let purpose = Purpose::new("add rule", format!("{table} {chain} {rule}"));
+        let text = rule.to_string();
+        message.put(c::RULE_USERDATA, &userdata::comment(&userdata::rule_comment(rule, &text)));
+        let purpose = Purpose::new("add rule", format!("{table} {chain} {text}"));
         self.push(message, rule_option(rule).into_iter().fold(purpose, Purpose::needing))
     }
 
@@ -305,6 +313,7 @@ impl Transaction {
     }
 
     fn push(&mut self, message: Message, purpose: Purpose) -> &mut Self {
+        self.bytes += message.length();
         self.batch.push(Request::new(message, purpose));
         self
     }

@@ -19,7 +19,7 @@ use std::{
 
 use ipnet::IpNet;
 
-pub use self::diff::{Step, diff};
+pub use self::diff::{Step, diff, steps};
 pub use self::log::{Limit, Log};
 pub use self::number::{ct_state, ct_status, priority, tcp_flags};
 use crate::{LinkName, Mac};
@@ -108,7 +108,7 @@ pub enum KeyType {
 }
 
 /// A value that a field is compared with or that a key is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Value {
     /// An address.
     Address(IpAddr),
@@ -186,7 +186,7 @@ pub enum Policy {
 }
 
 /// A rule: its statements are evaluated in order until one does not match or gives a verdict.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Rule {
     /// The statements.
     pub statements: Vec<Statement>,
@@ -195,7 +195,7 @@ pub struct Rule {
 }
 
 /// One statement of a rule.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Statement {
     /// The field compares so with the value. Fields of a header imply the match on its protocol family.
     Match {
@@ -285,7 +285,7 @@ pub enum Statement {
 }
 
 /// How a field is compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operator {
     /// Must be equal.
     Equal,
@@ -294,7 +294,7 @@ pub enum Operator {
 }
 
 /// What a rule can look at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Field {
     /// Source address.
     Source(IpVersion),
@@ -342,7 +342,7 @@ pub enum IpVersion {
 }
 
 /// What becomes of a packet.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Verdict {
     /// It passes this hook's chain.
     Accept,
@@ -492,7 +492,13 @@ impl Rule {
     /// recognised.
     #[must_use]
     pub fn digest(&self) -> u64 {
-        self.to_string().bytes().fold(0xcbf2_9ce4_8422_2325, |digest, byte| {
+        Self::digest_of(&self.to_string())
+    }
+
+    /// The digest of a rule with this canonical text.
+    #[must_use]
+    pub fn digest_of(text: &str) -> u64 {
+        text.bytes().fold(0xcbf2_9ce4_8422_2325, |digest, byte| {
             (digest ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         })
     }

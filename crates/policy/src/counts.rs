@@ -76,8 +76,8 @@ pub(crate) fn counts<'r>(policies: &Policies, readings: impl IntoIterator<Item =
     let pods = policies.pods_by_chain();
     let mut found: BTreeMap<Counted, (Vec<NamespacedName>, Amount)> = BTreeMap::new();
     for (name, amounts) in sought {
-        let Some((chain, rules)) = policies.chain(name) else { continue };
-        for (rule, origin) in rules {
+        let Some(chain) = policies.chain(name) else { continue };
+        for (rule, origin) in policies.rules(name) {
             let Some(of) = whose(policies, chain, origin) else { continue };
             let Some(amount) = amounts.get(&rule.digest()) else { continue };
             let (whom, total) = found.entry(of).or_default();

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use netstate::nft::{self, Chain, Element, Key, Rule, Set, Step, Table};
+use netstate::nft::{self, Chain, Element, Key, Rule, Set, Statement, Step, Table};
 
 use crate::compile::frame;
 
@@ -60,28 +60,33 @@ impl Delta {
         self.after.chains.insert(chain.name.clone(), chain);
     }
 
-    /// A chain whose rules are others now; `old` are those it had.
-    pub(crate) fn chain_changed(&mut self, old: Vec<Rule>, chain: Chain) {
+    /// A chain whose rules are others now than the so many that it had.
+    pub(crate) fn chain_changed(&mut self, old: usize, chain: Chain) {
         let name = chain.name.clone();
         let made_just_now = self.after.chains.contains_key(&name) && !self.before.chains.contains_key(&name);
         if !made_just_now {
-            let before = || Chain { rules: old, ..Chain::regular(name.clone()) };
-            self.before.chains.entry(name.clone()).or_insert_with(before);
+            self.before.chains.entry(name.clone()).or_insert_with(|| before(&name, old));
         }
         self.after.chains.insert(name, chain);
     }
 
-    /// A chain that is not needed any more, with the rules it had.
-    pub(crate) fn chain_left(&mut self, chain: Chain) {
+    /// A chain that is not needed any more, with so many rules that it had.
+    pub(crate) fn chain_left(&mut self, name: &str, old: usize) {
         let made_just_now =
-            self.after.chains.remove(&chain.name).is_some() && !self.before.chains.contains_key(&chain.name);
+            self.after.chains.remove(name).is_some() && !self.before.chains.contains_key(name);
         if !made_just_now {
-            self.before.chains.entry(chain.name.clone()).or_insert(chain);
+            self.before.chains.entry(name.to_owned()).or_insert_with(|| before(name, old));
         }
     }
 
     /// The steps from what was to what is.
-    pub(crate) fn steps(&self) -> Vec<Step> {
-        nft::diff(Some(&self.before), Some(&self.after))
+    pub(crate) fn steps(self) -> Vec<Step> {
+        nft::steps(Some(&self.before), Some(self.after))
     }
+}
+
+/// A chain whose rules nobody has any more, but that there were so many, and that they are not the ones wanted.
+fn before(name: &str, rules: usize) -> Chain {
+    let unknown = || Rule::new([Statement::Unknown("as it was before".to_owned())]);
+    Chain { rules: (0..rules.min(1)).map(|_| unknown()).collect(), ..Chain::regular(name) }
 }

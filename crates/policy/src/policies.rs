@@ -12,7 +12,8 @@ mod blame;
 mod closed;
 mod telling;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -20,14 +21,14 @@ use cluster::{Change, Direction, Key, NamespacedName, NetworkPolicy, Object, Res
 use netstate::nft::{self, Element, Rule, Step, Table};
 
 use crate::compile::frame;
-use crate::compile::origin::{Logging, Origin};
-use crate::compile::profile::{Chain, Named, Profile, chain};
+use crate::compile::origin::Logging;
+use crate::compile::profile::{ByChain, Chain, Named, Profile, Written, chain};
 use crate::compile::rules::Compiled;
-use crate::compile::set::Set;
+use crate::compile::set::{NamedSet, Set};
 use crate::delta::Delta;
 use crate::explain::{Explanation, explain};
 use crate::judge::{Flow, Judgement, judge};
-use crate::select::{Index, difference};
+use crate::select::{Index, Members, difference};
 use crate::view::{Attached, Cluster, Member};
 
 /// What this node's kernel is to enforce, and what any flow of the cluster is judged by.
@@ -39,6 +40,8 @@ pub struct Policies {
     /// Addresses that are attached here without a living pod, where that is not left open.
     closed: BTreeSet<IpAddr>,
     chains: HashMap<Arc<str>, Held>,
+    /// The same chains, to be found by what they stand for.
+    named: HashSet<ByChain>,
     index: Index,
     frame: Table,
     logging: Logging,
@@ -58,15 +61,31 @@ impl Local {
     }
 }
 
-/// A chain of the table.
+/// A chain of the table. Its rules are not kept, for they are written from the policies at any time, and there can be
+/// tens of thousands.
 #[derive(Debug, Clone)]
 struct Held {
     chain: Arc<Named>,
     users: usize,
-    rules: Vec<Rule>,
-    origins: Vec<Origin>,
-    sets: Vec<Set>,
-    chains: Vec<Arc<Named>>,
+    /// By which others than these are told.
+    rules: Digest,
+    sets: Box<[NamedSet]>,
+    chains: Box<[Arc<Named>]>,
+}
+
+/// What rules are told apart by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Digest {
+    count: usize,
+    hash: u64,
+}
+
+impl Digest {
+    fn of(rules: &[Rule]) -> Self {
+        let mut hasher = DefaultHasher::new();
+        rules.hash(&mut hasher);
+        Self { count: rules.len(), hash: hasher.finish() }
+    }
 }
 
 /// What a change makes of the table.
@@ -82,7 +101,7 @@ struct Work {
     delta: Option<Delta>,
     /// Needs that ended. They are given up last, so that what is needed again at once never goes.
     chains_left: Vec<Arc<Named>>,
-    sets_left: Vec<Set>,
+    sets_left: Vec<NamedSet>,
 }
 
 impl Work {
@@ -101,9 +120,17 @@ impl Policies {
     pub fn with_logging(node: impl Into<Arc<str>>, snapshot: Snapshot, logging: Logging) -> Self {
         let cluster = Cluster::new(snapshot);
         let index = Index::new(cluster.namespaces());
-        let (locals, closed, chains) = (BTreeMap::new(), BTreeSet::new(), HashMap::new());
-        let frame = frame::frame();
-        let mut policies = Self { node: node.into(), cluster, locals, closed, chains, index, frame, logging };
+        let mut policies = Self {
+            node: node.into(),
+            cluster,
+            locals: BTreeMap::new(),
+            closed: BTreeSet::new(),
+            chains: HashMap::new(),
+            named: HashSet::new(),
+            index,
+            frame: frame::frame(),
+            logging,
+        };
         let here: Vec<NamespacedName> = policies.pods_here().collect();
         let mut work = Work::new(None);
         policies.make_closed(&mut work);
@@ -164,10 +191,12 @@ impl Policies {
     pub fn full(&self) -> Table {
         let mut table = self.frame.clone();
         for (name, held) in &self.chains {
-            table = table.with_chain(chain(name.to_string(), held.rules.clone()));
+            let rules = held.chain.write(&self.cluster, self.logging, self.index.sets()).rules.rules;
+            table = table.with_chain(chain(name.to_string(), rules));
         }
-        for set in self.index.sets() {
-            table = table.with_set(self.index.filled(set, &self.cluster, &self.node));
+        let mut members = Members::of(&self.cluster);
+        for set in self.index.sets().iter() {
+            table = table.with_set(self.index.filled(set, &mut members, &self.node));
         }
         let of_closed = self.closed.iter().flat_map(|address| closed::entries(*address));
         for (set, key, element) in self.locals.values().flat_map(entries).chain(of_closed) {
@@ -271,8 +300,8 @@ impl Policies {
 
     /// A change that is not about pods: sets of nodes and names may hold others than before.
     fn change_others(&mut self, work: &mut Work, change: impl FnOnce(&mut Cluster) -> bool) {
-        let concerned = |set: &&Set| matches!(set, Set::Nodes(..) | Set::DomainNames(..));
-        let sets: Vec<Set> = self.index.sets().filter(concerned).cloned().collect();
+        let concerned = |set: &&NamedSet| matches!(***set, Set::Nodes(..) | Set::DomainNames(..));
+        let sets: Vec<NamedSet> = self.index.sets().iter().filter(concerned).cloned().collect();
         let before: Vec<_> = sets.iter().map(|set| set.keys(&self.cluster)).collect();
         if !change(&mut self.cluster) {
             return;
@@ -293,7 +322,9 @@ impl Policies {
         }
         self.settle_for(name, [before, policy(self)], work);
         for direction in Direction::ALL {
-            self.rewrite(&Named::new(Chain::Policy(direction, name.clone())), work);
+            if let Some(ByChain(chain)) = self.named.get(&Chain::Policy(direction, name.clone())).cloned() {
+                self.rewrite(&chain, work);
+            }
         }
     }
 
@@ -320,11 +351,16 @@ impl Policies {
         let after = member.map(|member| {
             let profile = |direction| {
                 Profile::of(&self.cluster, &member, direction)
-                    .map(|profile| Named::new(Chain::Profile(profile)))
+                    .map(|profile| self.named(Chain::Profile(profile)))
             };
             Local { profiles: Direction::ALL.map(profile), member }
         });
         self.put(name, after, work);
+    }
+
+    /// A chain with its name: the one that is there, if it is.
+    fn named(&self, chain: Chain) -> Arc<Named> {
+        self.named.get(&chain).map_or_else(|| Named::new(chain), |known| known.0.clone())
     }
 
     /// Brings this node's pods up to date with a NetworkPolicy that was one thing and is another now. Only where it is
@@ -365,10 +401,10 @@ impl Policies {
                 });
                 let Some((old, one_more)) = old.zip(one_more) else {
                     let anew = Profile::of(&self.cluster, &local.member, direction);
-                    *profile = anew.map(|profile| Named::new(Chain::Profile(profile)));
+                    *profile = anew.map(|profile| self.named(Chain::Profile(profile)));
                     continue;
                 };
-                let named = Named::new(Chain::Profile(one_more));
+                let named = self.named(Chain::Profile(one_more));
                 known.insert(old, named.clone());
                 *profile = Some(named);
             }
@@ -379,9 +415,9 @@ impl Policies {
     }
 
     /// Puts a pod in place of what it was, or away.
-    fn put(&mut self, name: &NamespacedName, after: Option<Local>, work: &mut Work) {
-        for chain in after.iter().flat_map(|local| local.profiles.iter().flatten()) {
-            self.acquire(chain, work);
+    fn put(&mut self, name: &NamespacedName, mut after: Option<Local>, work: &mut Work) {
+        for chain in after.iter_mut().flat_map(|local| local.profiles.iter_mut().flatten()) {
+            *chain = self.acquire(chain, work);
         }
         let before = match after.clone() {
             Some(local) => self.locals.insert(name.clone(), local),
@@ -394,27 +430,31 @@ impl Policies {
         work.chains_left.extend(before.into_iter().flat_map(|local| local.profiles).flatten());
     }
 
-    fn acquire(&mut self, named: &Arc<Named>, work: &mut Work) {
+    /// Notes one more need of a chain; returns it as others have it, so that what it stands for is there once.
+    fn acquire(&mut self, named: &Arc<Named>, work: &mut Work) -> Arc<Named> {
         if let Some(held) = self.chains.get_mut(&named.name) {
             held.users += 1;
-            return;
+            return held.chain.clone();
         }
-        let written = named.write(&self.cluster, self.logging);
-        written.chains.iter().for_each(|other| self.acquire(other, work));
-        written.rules.sets.iter().for_each(|set| self.acquire_set(set, work));
-        let Compiled { rules, origins, sets } = written.rules;
+        let Written { rules, chains } = named.write(&self.cluster, self.logging, self.index.sets());
+        let Compiled { rules, sets, .. } = rules;
+        let chains = chains.iter().map(|other| self.acquire(other, work)).collect();
+        sets.iter().for_each(|set| self.acquire_set(set, work));
+        let (users, digest) = (1, Digest::of(&rules));
         if let Some(delta) = &mut work.delta {
-            delta.chain_made(chain(named.name.to_string(), rules.clone()));
+            delta.chain_made(chain(named.name.to_string(), rules));
         }
-        let held = Held { chain: named.clone(), users: 1, rules, origins, sets, chains: written.chains };
+        let held = Held { chain: named.clone(), users, rules: digest, sets: sets.into(), chains };
         self.chains.insert(named.name.clone(), held);
+        self.named.insert(ByChain(named.clone()));
+        named.clone()
     }
 
-    fn acquire_set(&mut self, set: &Set, work: &mut Work) {
+    fn acquire_set(&mut self, set: &NamedSet, work: &mut Work) {
         if self.index.acquire(set, &self.cluster)
             && let Some(delta) = &mut work.delta
         {
-            delta.set_made(self.index.filled(set, &self.cluster, &self.node));
+            delta.set_made(self.index.filled(set, &mut Members::of(&self.cluster), &self.node));
         }
     }
 
@@ -423,14 +463,14 @@ impl Policies {
         if !self.chains.contains_key(&named.name) {
             return;
         }
-        let rules = named.write(&self.cluster, self.logging).rules;
-        rules.sets.iter().for_each(|set| self.acquire_set(set, work));
+        let Compiled { rules, sets, .. } = named.write(&self.cluster, self.logging, self.index.sets()).rules;
+        sets.iter().for_each(|set| self.acquire_set(set, work));
         let Some(held) = self.chains.get_mut(&named.name) else { return };
-        work.sets_left.append(&mut held.sets);
-        (held.sets, held.origins) = (rules.sets, rules.origins);
-        let old = std::mem::replace(&mut held.rules, rules.rules);
-        if let Some(delta) = work.delta.as_mut().filter(|_| old != held.rules) {
-            delta.chain_changed(old, chain(named.name.to_string(), held.rules.clone()));
+        work.sets_left.extend(std::mem::replace(&mut held.sets, sets.into()));
+        let new = Digest::of(&rules);
+        let old = std::mem::replace(&mut held.rules, new);
+        if let Some(delta) = work.delta.as_mut().filter(|_| old != new) {
+            delta.chain_changed(old.count, chain(named.name.to_string(), rules));
         }
     }
 
@@ -454,9 +494,10 @@ impl Policies {
         if held.users > 0 {
             return;
         }
+        self.named.remove(&named.chain);
         if let Some(held) = self.chains.remove(&named.name) {
             if let Some(delta) = &mut work.delta {
-                delta.chain_left(chain(named.name.to_string(), held.rules));
+                delta.chain_left(&named.name, held.rules.count);
             }
             work.chains_left.extend(held.chains);
             work.sets_left.extend(held.sets);

@@ -63,7 +63,7 @@ pub struct RecordEnd {
 
 pub(crate) fn record(policies: &Policies, told: &Told<'_>) -> Option<Record> {
     let prefix = Prefix::read(told.prefix)?;
-    let (chain, _) = policies.chain(&prefix.chain)?;
+    let chain = policies.chain(&prefix.chain)?;
     let end = |address, port| {
         let member = policies.cluster().party(address).member;
         RecordEnd { address, port, pod: member.map(|member| member.name().clone()) }

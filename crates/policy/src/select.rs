@@ -11,24 +11,42 @@ use std::sync::Arc;
 use cluster::{NAMESPACE_NAME_LABEL, NamespacedName, Pod, Selector};
 use netstate::nft::{self, Element, Key};
 
-use crate::compile::set::{Scope, Set, elements};
+use crate::compile::set::{NamedSet, Scope, Sets, elements};
 use crate::view::{Cluster, Member};
 
 /// The sets in use.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Index {
-    users: HashMap<Arc<Set>, usize>,
-    within: HashMap<Arc<str>, Vec<Arc<Set>>>,
+    sets: Sets,
+    within: HashMap<Arc<str>, Vec<NamedSet>>,
     across: HashMap<Selector, Group>,
     /// The namespaces that were looked at.
     known: HashSet<Arc<str>>,
+}
+
+/// Members of a cluster that does not change meanwhile: whoever fills many sets meets the same pods again and again.
+pub(crate) struct Members<'c> {
+    cluster: &'c Cluster,
+    /// By where a pod of the cluster is in memory.
+    known: HashMap<*const Pod, Option<Member>>,
+}
+
+impl<'c> Members<'c> {
+    /// Nobody has been met yet.
+    pub(crate) fn of(cluster: &'c Cluster) -> Self {
+        Self { cluster, known: HashMap::new() }
+    }
+
+    fn member(&mut self, pod: &Arc<Pod>) -> Option<&Member> {
+        self.known.entry(Arc::as_ptr(pod)).or_insert_with(|| self.cluster.member_of(pod)).as_ref()
+    }
 }
 
 /// The sets about namespaces that one selector selects.
 #[derive(Debug, Clone, Default)]
 struct Group {
     namespaces: HashSet<Arc<str>>,
-    sets: Vec<Arc<Set>>,
+    sets: Vec<NamedSet>,
 }
 
 impl Index {
@@ -49,33 +67,30 @@ impl Index {
     }
 
     /// Notes one more need of a set. True if it is the first.
-    pub(crate) fn acquire(&mut self, set: &Set, cluster: &Cluster) -> bool {
-        if let Some(users) = self.users.get_mut(set) {
-            *users += 1;
+    pub(crate) fn acquire(&mut self, set: &NamedSet, cluster: &Cluster) -> bool {
+        if !self.sets.acquire(set) {
             return false;
         }
-        let set = Arc::new(set.clone());
-        self.users.insert(set.clone(), 1);
+        let one_more = set.clone();
         match set.scope() {
-            Some(Scope::Within(namespace, _)) => self.within.entry(namespace.clone()).or_default().push(set),
-            Some(Scope::Across(selector, _)) => self.group(&selector.clone(), cluster).sets.push(set),
+            Some(Scope::Within(namespace, _)) => {
+                self.within.entry(namespace.clone()).or_default().push(one_more);
+            }
+            Some(Scope::Across(selector, _)) => self.group(selector, cluster).sets.push(one_more),
             // This node's pods are asked whatever their namespace.
-            Some(Scope::Local) => self.group(&Selector::default(), cluster).sets.push(set),
+            Some(Scope::Local) => self.group(&Selector::default(), cluster).sets.push(one_more),
             None => {}
         }
         true
     }
 
     /// Notes one need less. True if it was the last.
-    pub(crate) fn release(&mut self, set: &Set) -> bool {
-        let Some(users) = self.users.get_mut(set) else { return false };
-        *users -= 1;
-        if *users > 0 {
+    pub(crate) fn release(&mut self, set: &NamedSet) -> bool {
+        if !self.sets.release(set) {
             return false;
         }
-        self.users.remove(set);
-        let drop_from = |sets: &mut Vec<Arc<Set>>| {
-            sets.retain(|other| **other != *set);
+        let drop_from = |sets: &mut Vec<NamedSet>| {
+            sets.retain(|other| other != set);
             sets.is_empty()
         };
         let selector = match set.scope() {
@@ -111,15 +126,15 @@ impl Index {
     }
 
     /// Every set in use.
-    pub(crate) fn sets(&self) -> impl Iterator<Item = &Set> {
-        self.users.keys().map(|set| &**set)
+    pub(crate) fn sets(&self) -> &Sets {
+        &self.sets
     }
 
     /// The sets that pods of a namespace can be in.
-    pub(crate) fn about(&self, namespace: &str) -> impl Iterator<Item = &Set> {
+    pub(crate) fn about(&self, namespace: &str) -> impl Iterator<Item = &NamedSet> {
         let within = self.within.get(namespace).into_iter().flatten();
         let across = self.across.values().filter(|group| group.namespaces.contains(namespace));
-        within.chain(across.flat_map(|group| &group.sets)).map(|set| &**set)
+        within.chain(across.flat_map(|group| &group.sets))
     }
 
     /// Looks at a namespace again, which may be new or have other labels. Returns the sets that its pods can be in
@@ -128,7 +143,7 @@ impl Index {
         &mut self,
         namespace: &Arc<str>,
         cluster: &Cluster,
-    ) -> (Vec<Arc<Set>>, Vec<Arc<Set>>) {
+    ) -> (Vec<NamedSet>, Vec<NamedSet>) {
         self.known.insert(namespace.clone());
         let labels = cluster.namespace_labels(namespace);
         let (mut entered, mut left) = (Vec::new(), Vec::new());
@@ -149,12 +164,12 @@ impl Index {
     }
 
     /// A set with all that is in it; `node` is this one.
-    pub(crate) fn filled(&self, set: &Set, cluster: &Cluster, node: &str) -> nft::Set {
+    pub(crate) fn filled(&self, set: &NamedSet, members: &mut Members<'_>, node: &str) -> nft::Set {
         let keys: Vec<Key> = match set.scope() {
-            None => set.keys(cluster),
+            None => set.keys(members.cluster),
             Some(scope) => {
                 let mut keys = Vec::new();
-                self.each_candidate(scope, cluster, node, |member| keys.extend(set.keys_of(member, node)));
+                self.each_candidate(scope, members, node, |member| keys.extend(set.keys_of(member, node)));
                 keys
             }
         };
@@ -162,33 +177,43 @@ impl Index {
     }
 
     /// Hands over the pods that may be in a scope, few too many at most. Labels are looked at first, for that is cheap.
-    fn each_candidate(&self, scope: &Scope, cluster: &Cluster, node: &str, mut take: impl FnMut(&Member)) {
-        let mut offer = |pod: &Pod| {
-            if let Some(member) = cluster.member(&pod.name) {
-                take(&member);
+    fn each_candidate(
+        &self,
+        scope: &Scope,
+        members: &mut Members<'_>,
+        node: &str,
+        mut take: impl FnMut(&Member),
+    ) {
+        let cluster = members.cluster;
+        let mut offer = |pod: &Arc<Pod>| {
+            if let Some(member) = members.member(pod) {
+                take(member);
             }
         };
         let (selector, pods) = match scope {
             Scope::Within(namespace, pods) => {
                 let own = cluster.pods_of(namespace).filter(|pod| pods.matches(&pod.labels));
-                return own.for_each(|pod| offer(pod));
+                return own.for_each(&mut offer);
             }
             Scope::Local => {
                 let snapshot = cluster.snapshot();
                 let here = |name: &NamespacedName| cluster.node_of(name).is_some_and(|have| **have == *node);
-                return snapshot.pods.values().filter(|pod| here(&pod.name)).for_each(|pod| offer(pod));
+                return snapshot.pods.values().filter(|pod| here(&pod.name)).for_each(&mut offer);
             }
             Scope::Across(selector, pods) => (selector, pods),
         };
         let Some(group) = self.across.get(selector) else { return };
         let wanted = |pod: &&Arc<Pod>| pods.matches(&pod.labels);
-        if let Some(pair) = pods.certain_pair() {
-            let names = cluster.labelled(pair).filter(|name| group.namespaces.contains(&name.namespace));
+        // By label or by namespace, whichever is likely to be about fewer pods.
+        let by_namespace = cluster.snapshot().pods.len() * group.namespaces.len() / self.known.len().max(1);
+        if let Some(pair) = pods.certain_pair().filter(|pair| cluster.labelled(*pair).len() < by_namespace) {
+            let names =
+                cluster.labelled(pair).iter().filter(|name| group.namespaces.contains(&name.namespace));
             let own = names.filter_map(|name| cluster.snapshot().pods.get(name));
-            return own.filter(wanted).for_each(|pod| offer(pod));
+            return own.filter(wanted).for_each(&mut offer);
         }
         for namespace in &group.namespaces {
-            cluster.pods_of(namespace).filter(wanted).for_each(|pod| offer(pod));
+            cluster.pods_of(namespace).filter(wanted).for_each(&mut offer);
         }
     }
 }

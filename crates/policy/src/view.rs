@@ -91,11 +91,17 @@ impl Cluster {
     /// The cluster of a snapshot.
     pub fn new(snapshot: Snapshot) -> Self {
         let mut cluster = Self { snapshot, ..Self::default() };
-        let pods: Vec<NamespacedName> = cluster.snapshot.pods.keys().cloned().collect();
-        for name in &pods {
-            cluster.claim(name);
-            cluster.file(name);
+        let pods: Vec<Arc<Pod>> = cluster.snapshot.pods.values().cloned().collect();
+        let mut labelled: HashMap<u64, Vec<NamespacedName>> = HashMap::new();
+        for pod in &pods {
+            cluster.claim(&pod.name);
+            for (key, value) in pod.labels.iter() {
+                labelled.entry(digest(key, value)).or_default().push(pod.name.clone());
+            }
         }
+        // They come by name, of which a set is made at once.
+        cluster.labelled =
+            labelled.into_iter().map(|(digest, names)| (digest, names.into_iter().collect())).collect();
         let policies = cluster.snapshot.network_policies.values();
         cluster.enforced =
             policies.filter(|policy| !policy.audit).count() + cluster.snapshot.cluster_network_policies.len();
@@ -233,30 +239,35 @@ impl Cluster {
 
     /// The pod of that name as a member of the network.
     pub fn member(&self, name: &NamespacedName) -> Option<Member> {
-        let pod = self.snapshot.pods.get(name)?;
-        let owned = |address: &IpAddr| self.owns(name, address);
-        let mut addresses = self.claimed(name);
-        addresses.retain(owned);
+        self.snapshot.pods.get(name).and_then(|pod| self.member_of(pod))
+    }
+
+    /// A pod of the snapshot as a member of the network.
+    pub(crate) fn member_of(&self, pod: &Arc<Pod>) -> Option<Member> {
+        let name = &pod.name;
+        let mut addresses = self.claimed_of(pod);
+        addresses.retain(|address| self.owns(name, address));
         addresses.sort_unstable();
         addresses.dedup();
         if addresses.is_empty() {
             return None;
         }
-        let node = self.node_of(name).cloned();
+        let attached = self.attached_of(pod).map(|attached| &attached.node).next();
+        let node = attached.or(pod.node.as_ref()).or_else(|| self.snapshot.pod_node(name)).cloned();
         Some(Member { pod: pod.clone(), addresses: addresses.into(), node })
     }
 
     /// The node of a pod: where it is attached, else where it is said to be.
     pub(crate) fn node_of(&self, name: &NamespacedName) -> Option<&Arc<str>> {
-        let attached = self.attached_of(name).map(|attached| &attached.node).next();
+        let pod = self.snapshot.pods.get(name);
+        let attached = pod.and_then(|pod| self.attached_of(pod).map(|attached| &attached.node).next());
         attached.or_else(|| self.snapshot.pod_node(name))
     }
 
-    /// What is attached of the pod that has this name now.
-    fn attached_of(&self, name: &NamespacedName) -> impl Iterator<Item = &Attached> {
-        let pod = self.snapshot.pods.get(name);
-        let attached = pod.and_then(|pod| Some((pod, self.attached.get(name)?)));
-        attached.into_iter().flat_map(|(pod, all)| all.iter().filter(|attached| attached.is_of(pod)))
+    /// What is attached of a pod, which is the one that has its name now.
+    fn attached_of(&self, pod: &Pod) -> impl Iterator<Item = &Attached> {
+        let all = self.attached.get(&pod.name).into_iter().flatten();
+        all.filter(|attached| attached.is_of(pod))
     }
 
     /// All pods of a namespace, members or not.
@@ -276,8 +287,9 @@ impl Cluster {
     }
 
     /// The pods that have a label, and perhaps some others.
-    pub(crate) fn labelled(&self, (key, value): (&str, &str)) -> impl Iterator<Item = &NamespacedName> {
-        self.labelled.get(&digest(key, value)).into_iter().flatten()
+    pub(crate) fn labelled(&self, (key, value): (&str, &str)) -> &BTreeSet<NamespacedName> {
+        static NONE: BTreeSet<NamespacedName> = BTreeSet::new();
+        self.labelled.get(&digest(key, value)).unwrap_or(&NONE)
     }
 
     /// The namespaces that have an object or a pod; some of them more than once.
@@ -321,14 +333,17 @@ impl Cluster {
 
     /// The addresses that a pod has reason to call its own.
     fn claimed(&self, name: &NamespacedName) -> Vec<IpAddr> {
-        let ended = self.snapshot.pod_statuses.get(name).is_some_and(|status| status.phase.ended());
-        match self.snapshot.pods.get(name) {
-            Some(pod) if !pod.host_network && !pod.phase.ended() && !ended => {
-                let attached = self.attached_of(name).flat_map(|attached| attached.addresses.iter());
-                attached.chain(self.snapshot.pod_addresses(name)).copied().collect()
-            }
-            _ => Vec::new(),
+        self.snapshot.pods.get(name).map_or(Vec::new(), |pod| self.claimed_of(pod))
+    }
+
+    fn claimed_of(&self, pod: &Pod) -> Vec<IpAddr> {
+        let status = self.snapshot.pod_statuses.get(&pod.name);
+        if pod.host_network || pod.phase.ended() || status.is_some_and(|status| status.phase.ended()) {
+            return Vec::new();
         }
+        let attached = self.attached_of(pod).flat_map(|attached| attached.addresses.iter());
+        let written = status.map(|status| &*status.addresses).filter(|addresses| !addresses.is_empty());
+        attached.chain(written.unwrap_or(&pod.addresses)).copied().collect()
     }
 
     /// Whether an address is this pod's: nobody goes before it, and where the address is attached, it is to this pod.
@@ -374,13 +389,18 @@ impl Cluster {
 
     /// Whether the pod's interface on this node has the address.
     fn has_attached(&self, name: &NamespacedName, address: &IpAddr) -> bool {
-        self.attached_of(name).any(|attached| attached.addresses.contains(address))
+        let pod = self.snapshot.pods.get(name);
+        pod.is_some_and(|pod| self.attached_of(pod).any(|attached| attached.addresses.contains(address)))
     }
 
     fn claim(&mut self, name: &NamespacedName) {
         for address in self.claimed(name) {
             let mut names = self.claimants(&address).to_vec();
             names.push(name.clone());
+            if names.len() == 1 {
+                self.put(address, names);
+                continue;
+            }
             // Who is attached here before who is said to have it; who stays before who goes; then any order, as long as it
             // is always the same.
             let goes =

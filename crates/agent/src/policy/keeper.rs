@@ -197,11 +197,11 @@ impl Keeper {
             }
             self.program();
             self.answer();
-            self.publish();
             if was_doubted && !self.table.doubted {
                 // The whole table, what the kernel held, and every message between the two were there for a moment.
                 kernel::memory::give_back();
             }
+            self.publish();
         }
     }
 
@@ -349,9 +349,9 @@ impl Keeper {
             self.doubt();
             self.programmed.remove().map(|_| 0)
         } else if self.table.doubted {
-            self.known.full().map_or(Ok(0), |want| self.programmed.make(&want))
+            self.known.full().map_or(Ok(0), |want| self.programmed.make(want))
         } else {
-            self.programmed.take(&self.table.steps).map(|()| self.table.steps.len())
+            self.programmed.take(std::mem::take(&mut self.table.steps))
         };
         match done {
             Ok(steps) => self.succeeded(steps),

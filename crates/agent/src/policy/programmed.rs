@@ -1,14 +1,17 @@
 //! The table of policies in the kernel.
 //!
-//! Read [`Programmed::make`]: reading what the table holds, and making the difference to what it should hold in one
-//! transaction, is how an agent starts, how a foreign hand is undone, and how a failure is got over. In between,
+//! Read [`Programmed::make`]: reading what the table holds, and making the difference to what it should hold, is how an agent starts, how a foreign hand is undone, and how a failure is got over. In between,
 //! [`Programmed::take`] carries out the steps of a change without reading anything.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 
 use kernel::nft::{Nft, Transaction};
-use netstate::nft::{Chain, Family, Limit, Log, Rule, Statement, Step, Table, TableKey, diff};
+use netstate::nft::{self, Chain, Family, Limit, Log, Rule, Statement, Step, Table, TableKey};
 use policy::TABLE;
+
+/// So many bytes at most are sent at once of what may be made bit by bit: more would be in memory twice, here and in the
+/// kernel.
+const PART: usize = 1 << 20;
 
 /// A conversation with the kernel about the table.
 #[derive(Debug)]
@@ -31,29 +34,33 @@ impl Programmed {
         self.nft.port()
     }
 
-    /// Carries out steps from the table as it is known: what nothing leads to yet first, then all the rest or nothing.
-    pub(super) fn take(&mut self, steps: &[Step]) -> Result<(), kernel::Error> {
+    /// Carries out steps from the table as it is known: what nothing leads to yet first, in as many transactions as it
+    /// takes, then all the rest or nothing. Says how many they are.
+    pub(super) fn take(&mut self, steps: Vec<Step>) -> Result<usize, kernel::Error> {
+        let count = steps.len();
         let (apart, rest) = apart(steps);
-        if !apart.is_empty() {
-            self.commit(apart)?;
-        }
-        self.commit(rest)
-    }
-
-    fn commit(&mut self, steps: Vec<&Step>) -> Result<(), kernel::Error> {
         let mut transaction = Transaction::new();
-        for step in steps {
-            transaction.add_step(step);
+        for step in apart {
+            transaction.add_step(&step);
+            if transaction.bytes() >= PART {
+                self.nft.commit(std::mem::take(&mut transaction))?;
+            }
         }
-        self.nft.commit(transaction)
+        self.nft.commit(transaction)?;
+        let mut transaction = Transaction::new();
+        for step in rest {
+            transaction.add_step(&step);
+        }
+        self.nft.commit(transaction)?;
+        Ok(count)
     }
 
     /// Makes the table hold what it should, whatever it holds; says in how many steps.
-    pub(super) fn make(&mut self, want: &Table) -> Result<usize, kernel::Error> {
-        let have = self.nft.table(&self.table, Some(want))?;
-        let steps = diff(have.as_ref(), Some(want));
-        self.take(&steps)?;
-        Ok(steps.len())
+    pub(super) fn make(&mut self, want: Table) -> Result<usize, kernel::Error> {
+        let have = self.nft.table(&self.table, Some(&want))?;
+        let steps = nft::steps(have.as_ref(), Some(want));
+        drop(have);
+        self.take(steps)
     }
 
     /// Tries whether the kernel takes rules that log: in a table that is gone with the transaction that makes it.
@@ -96,11 +103,11 @@ impl Programmed {
 ///
 /// A packet on its way while a transaction takes effect may find a new element by the new state and the rules of the chain
 /// that it leads to by the old one, in which a chain of the same transaction has none, and pass. So chains are there before
-/// anything leads to them.
-fn apart(steps: &[Step]) -> (Vec<&Step>, Vec<&Step>) {
-    let made: BTreeSet<&str> = steps.iter().filter_map(made).collect();
+/// anything leads to them. No packet comes to a new table before its base chains are there, which come last.
+fn apart(steps: Vec<Step>) -> (Vec<Step>, Vec<Step>) {
+    let made: HashSet<String> = steps.iter().filter_map(made).map(str::to_owned).collect();
     let is_anew = |step: &Step| match step {
-        Step::AddTable(_) | Step::DeleteTable(_) => true,
+        Step::DeleteTable(_) => true,
         Step::DeleteChain(_, name) | Step::FlushChain(_, name) | Step::DeleteSet(_, name) => {
             made.contains(&**name)
         }
@@ -108,18 +115,19 @@ fn apart(steps: &[Step]) -> (Vec<&Step>, Vec<&Step>) {
     };
     // What is made and goes, or goes and is made, has an order of its own.
     if steps.iter().any(is_anew) || !steps.iter().any(|step| matches!(step, Step::AddChain(..))) {
-        return (Vec::new(), steps.iter().collect());
+        return (Vec::new(), steps);
     }
-    steps.iter().partition(|step| match step {
+    steps.into_iter().partition(|step| match step {
+        Step::AddTable(_) => true,
         Step::AddRule(_, name, _) | Step::AddElements(_, name, _) => made.contains(&**name),
         step => self::made(step).is_some(),
     })
 }
 
-/// The name of what a step makes.
+/// The name of what a step makes that no packet comes to by itself.
 fn made(step: &Step) -> Option<&str> {
     match step {
-        Step::AddChain(_, chain) => Some(&chain.name),
+        Step::AddChain(_, chain) => chain.base.is_none().then_some(&*chain.name),
         Step::AddSet(_, set) => Some(&set.name),
         _ => None,
     }
@@ -127,7 +135,10 @@ fn made(step: &Step) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use netstate::nft::{Chain, Family, Rule, Statement, Step, TableKey, Verdict};
+    use netstate::nft::{
+        BaseChain, Chain, ChainKind, Family, Hook, KeyType, Policy, Rule, Set, Statement, Step, TableKey,
+        Verdict,
+    };
 
     use super::apart;
 
@@ -143,11 +154,33 @@ mod tests {
             Step::AddRule(table.clone(), "there".into(), rule()),
             Step::AddElements(table.clone(), "ingress4".into(), std::collections::BTreeMap::new()),
         ];
-        let (first, rest) = apart(&steps);
-        assert_eq!(first, [&steps[2], &steps[3]]);
-        assert_eq!(rest, [&steps[0], &steps[1], &steps[4], &steps[5]]);
+        let (first, rest) = apart(steps.to_vec());
+        assert_eq!(first, steps[2..4]);
+        assert_eq!(rest, [&steps[..2], &steps[4..]].concat());
         let again = [steps.as_slice(), &[Step::DeleteChain(table, "new".into())]].concat();
-        assert!(apart(&again).0.is_empty());
-        assert!(apart(&steps[4..]).0.is_empty());
+        assert!(apart(again).0.is_empty());
+        assert!(apart(steps[4..].to_vec()).0.is_empty());
+    }
+
+    #[test]
+    fn packets_come_to_a_new_table_when_all_else_of_it_is_there() {
+        let table = TableKey::new(Family::Inet, "fairlead_policy");
+        let base =
+            BaseChain { kind: ChainKind::Filter, hook: Hook::Forward, priority: 0, policy: Policy::Accept };
+        let rule = || Rule::new([Statement::Verdict(Verdict::Drop)]);
+        let steps = [
+            Step::AddTable(table.clone()),
+            Step::AddSet(table.clone(), Set::verdict_map("ingress4", [KeyType::Ipv4])),
+            Step::AddChain(table.clone(), Chain::base("ingress", base)),
+            Step::AddChain(table.clone(), Chain::regular("new")),
+            Step::AddRule(table.clone(), "ingress".into(), rule()),
+            Step::AddRule(table.clone(), "new".into(), rule()),
+            Step::AddElements(table.clone(), "ingress4".into(), std::collections::BTreeMap::new()),
+        ];
+        let (first, rest) = apart(steps.to_vec());
+        assert_eq!(first, [0, 1, 3, 5, 6].map(|place| steps[place].clone()));
+        assert_eq!(rest, [2, 4].map(|place| steps[place].clone()));
+        let anew = [&[Step::DeleteTable(table)], steps.as_slice()].concat();
+        assert!(apart(anew).0.is_empty(), "another table of that name is replaced in one transaction");
     }
 }

@@ -37,11 +37,12 @@ pub(super) fn find_comment(mut bytes: &[u8]) -> Option<&str> {
     None
 }
 
-/// The comment under which a rule is written.
-pub(super) fn rule_comment(rule: &Rule) -> String {
+/// The comment under which a rule of that canonical text is written.
+pub(super) fn rule_comment(rule: &Rule, text: &str) -> String {
+    let digest = Rule::digest_of(text);
     match &rule.comment {
-        Some(comment) => format!("{} #{:016x}", cut(comment, RULE_COMMENT_ROOM), rule.digest()),
-        None => format!("#{:016x}", rule.digest()),
+        Some(comment) => format!("{} #{digest:016x}", cut(comment, RULE_COMMENT_ROOM)),
+        None => format!("#{digest:016x}"),
     }
 }
 
@@ -78,7 +79,7 @@ mod tests {
     #[test]
     fn a_digest_is_found_at_the_end_of_any_comment() {
         let rule = Rule::new([]).with_comment("issue #12: é".repeat(20));
-        assert_eq!(find_digest(&rule_comment(&rule)), Some(rule.digest()));
+        assert_eq!(find_digest(&rule_comment(&rule, &rule.to_string())), Some(rule.digest()));
         assert_eq!(find_digest("issue #12"), None);
     }
 }

@@ -4,10 +4,14 @@
 //! what they refer to, sets and chains come before the rules that name them, and an interval leaves before
 //! one that overlaps it comes. A set or base chain whose definition changed cannot be changed in place: the
 //! whole table is then made anew within the same transaction, which no packet can observe.
+//!
+//! Among sets those come first that most rules name: the kernel finds a set by its name in a list, in the order in which
+//! they came, for every rule and every message that names it.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
 
-use super::{Chain, Element, Key, Rule, Set, Table, TableKey};
+use super::{Chain, Element, Key, Rule, Set, Statement, Table, TableKey};
 
 /// One step within a table. The set and chain of an add step carry no elements or rules; those follow.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,11 +60,17 @@ impl Step {
 /// The steps from one state of a table to another; `None` is a table that is not there.
 #[must_use]
 pub fn diff(have: Option<&Table>, want: Option<&Table>) -> Vec<Step> {
+    if have == want { Vec::new() } else { steps(have, want.cloned()) }
+}
+
+/// The same where the wanted state is not needed any more: what is in it goes into the steps, for it may be large.
+#[must_use]
+pub fn steps(have: Option<&Table>, want: Option<Table>) -> Vec<Step> {
     match (have, want) {
         (None, None) => Vec::new(),
         (Some(have), None) => vec![Step::DeleteTable(have.key.clone())],
         (None, Some(want)) => create(want),
-        (Some(have), Some(want)) if same_frame(have, want) => change(have, want),
+        (Some(have), Some(want)) if same_frame(have, &want) => change(have, want),
         (Some(have), Some(want)) => {
             let mut steps = vec![Step::DeleteTable(have.key.clone())];
             steps.extend(create(want));
@@ -69,9 +79,10 @@ pub fn diff(have: Option<&Table>, want: Option<&Table>) -> Vec<Step> {
     }
 }
 
-fn create(want: &Table) -> Vec<Step> {
+fn create(want: Table) -> Vec<Step> {
     let mut steps = vec![Step::AddTable(want.key.clone())];
-    steps.extend(change(&Table::new(want.key.family, want.key.name.clone()), want));
+    let nothing = Table::new(want.key.family, want.key.name.clone());
+    steps.extend(change(&nothing, want));
     steps
 }
 
@@ -87,41 +98,69 @@ fn same_frame(have: &Table, want: &Table) -> bool {
     have.sets.values().all(same_set) && have.chains.values().all(same_chain)
 }
 
-fn change(have: &Table, want: &Table) -> Vec<Step> {
+fn change(have: &Table, want: Table) -> Vec<Step> {
+    let key = want.key.clone();
+    let mut steps = leave_all(have, &want);
+    // What names a chain or a set comes after it.
+    let Table { sets, chains, .. } = want;
+    let (mut plain, leading): (Vec<Set>, Vec<Set>) =
+        sets.into_values().partition(|set| !set.leads_to_chains());
+    let mut uses = uses(&chains);
+    plain.sort_by_cached_key(|set| Reverse(uses.remove(&*set.name).unwrap_or_default()));
+    steps.extend(leading.iter().filter_map(|set| make(&key, set, have)));
+    for set in plain {
+        steps.extend(make(&key, &set, have));
+        steps.extend(fill(&key, set, have));
+    }
+    let mut rules = Vec::new();
+    for (name, mut chain) in chains {
+        let own = std::mem::take(&mut chain.rules);
+        let held = have.chains.get(&name);
+        if held.map_or(&[][..], |held| &held.rules) != own {
+            rules.extend(own.into_iter().map(|rule| Step::AddRule(key.clone(), name.clone(), rule)));
+        }
+        if held.is_none() {
+            steps.push(Step::AddChain(key.clone(), chain));
+        }
+    }
+    steps.append(&mut rules);
+    steps.extend(leading.into_iter().filter_map(|set| fill(&key, set, have)));
+    steps
+}
+
+/// How many statements name a set.
+fn uses(chains: &BTreeMap<String, Chain>) -> HashMap<String, usize> {
+    let mut uses: HashMap<String, usize> = HashMap::new();
+    let statements = chains.values().flat_map(|chain| &chain.rules).flat_map(|rule| &rule.statements);
+    for statement in statements {
+        let (Statement::Lookup { set, .. }
+        | Statement::VerdictMap { map: set, .. }
+        | Statement::Dnat { map: set, .. }) = statement
+        else {
+            continue;
+        };
+        match uses.get_mut(set) {
+            Some(count) => *count += 1,
+            None => drop(uses.insert(set.clone(), 1)),
+        }
+    }
+    uses
+}
+
+/// Takes away what is not wanted: what names a chain or a set goes before it.
+fn leave_all(have: &Table, want: &Table) -> Vec<Step> {
     let key = &want.key;
     let mut steps = Vec::new();
-    let rules =
-        |table: &Table, name: &str| table.chains.get(name).map_or(Vec::new(), |chain| chain.rules.clone());
-    // What names a chain or a set goes before it, and comes after it.
     for (name, chain) in &have.chains {
-        if !chain.rules.is_empty() && chain.rules != rules(want, name) {
+        if !chain.rules.is_empty() && want.chains.get(name).is_none_or(|wanted| wanted.rules != chain.rules) {
             steps.push(Step::FlushChain(key.clone(), name.clone()));
         }
     }
     let lead = |wanted: bool| move |set: &&Set| set.leads_to_chains() == wanted;
-    steps.extend(have.sets.values().filter(lead(true)).flat_map(|set| leave(key, set, want)));
+    steps.extend(have.sets.values().filter(lead(true)).filter_map(|set| leave(key, set, want)));
     let gone = have.chains.keys().filter(|name| !want.chains.contains_key(*name));
     steps.extend(gone.map(|name| Step::DeleteChain(key.clone(), name.clone())));
-    steps.extend(have.sets.values().filter(lead(false)).flat_map(|set| leave(key, set, want)));
-    steps.extend(want.sets.values().flat_map(|set| {
-        let mut steps = make(key, set, have);
-        if !set.leads_to_chains() {
-            steps.extend(fill(key, set, have));
-        }
-        steps
-    }));
-    for (name, chain) in &want.chains {
-        if !have.chains.contains_key(name) {
-            steps.push(Step::AddChain(key.clone(), Chain { rules: Vec::new(), ..chain.clone() }));
-        }
-    }
-    for (name, chain) in &want.chains {
-        if chain.rules != rules(have, name) {
-            let add = |rule: &Rule| Step::AddRule(key.clone(), name.clone(), rule.clone());
-            steps.extend(chain.rules.iter().map(add));
-        }
-    }
-    steps.extend(want.sets.values().filter(lead(true)).flat_map(|set| fill(key, set, have)));
+    steps.extend(have.sets.values().filter(lead(false)).filter_map(|set| leave(key, set, want)));
     steps
 }
 
@@ -137,18 +176,18 @@ fn leave(table: &TableKey, held: &Set, want: &Table) -> Option<Step> {
 }
 
 /// Makes a set that is not there yet.
-fn make(table: &TableKey, want: &Set, have: &Table) -> Vec<Step> {
+fn make(table: &TableKey, want: &Set, have: &Table) -> Option<Step> {
     let missing = !have.sets.contains_key(&want.name);
-    let empty = || Set { elements: BTreeMap::new(), ..want.clone() };
-    missing.then(|| Step::AddSet(table.clone(), empty())).into_iter().collect()
+    let (name, key, data) = (want.name.clone(), want.key.clone(), want.data.clone());
+    let empty = || Set { name, key, data, interval: want.interval, elements: BTreeMap::new() };
+    missing.then(|| Step::AddSet(table.clone(), empty()))
 }
 
 /// Puts into a set what it does not hold yet.
-fn fill(table: &TableKey, want: &Set, have: &Table) -> Option<Step> {
-    let held = have.sets.get(&want.name);
-    let lacks =
-        |(key, element): &(&Key, &Element)| held.and_then(|set| set.elements.get(*key)) != Some(*element);
-    let new: BTreeMap<Key, Element> =
-        want.elements.iter().filter(lacks).map(|(key, element)| (key.clone(), element.clone())).collect();
-    (!new.is_empty()).then(|| Step::AddElements(table.clone(), want.name.clone(), new))
+fn fill(table: &TableKey, want: Set, have: &Table) -> Option<Step> {
+    let Set { name, elements: mut new, .. } = want;
+    if let Some(held) = have.sets.get(&name) {
+        new.retain(|key, element| held.elements.get(key) != Some(element));
+    }
+    (!new.is_empty()).then(|| Step::AddElements(table.clone(), name, new))
 }

@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Formatter};
 
 /// Tells of the packet to whoever listens to a group (nfnetlink_log); if nobody does, nothing happens.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Log {
     /// The group.
     pub group: u16,
@@ -14,7 +14,7 @@ pub struct Log {
 }
 
 /// So many packets, and no more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Limit {
     /// Packets a second, over time.
     pub per_second: u32,

@@ -5,6 +5,7 @@
 mod model;
 
 use model::Model;
+use netstate::nft::{self, Chain, Family, Field, IpVersion, KeyType, Rule, Set, Statement, Table};
 use netstate::{Foreign, ForeignLink, Observed, SecretKey, State, Step, diff, plan};
 use proptest::prelude::*;
 
@@ -132,4 +133,17 @@ fn a_private_key_is_in_no_text_of_a_state_or_a_step() {
             "{text}"
         );
     }
+}
+
+#[test]
+fn sets_that_most_rules_name_are_made_first() {
+    let table = ["a", "b", "c"]
+        .into_iter()
+        .fold(Table::new(Family::Inet, "t"), |table, name| table.with_set(Set::new(name, [KeyType::Ipv4])));
+    let rule = |set: &str| Rule::new([Statement::in_set([Field::Source(IpVersion::V4)], set)]);
+    let chain = Chain::regular("x").with_rule(rule("c")).with_rule(rule("b")).with_rule(rule("c"));
+    let steps = nft::diff(None, Some(&table.with_chain(chain)));
+    let sets: Vec<String> =
+        steps.iter().map(ToString::to_string).filter(|step| step.contains(" set ")).collect();
+    assert_eq!(sets.iter().map(|step| step.split(' ').nth(4).unwrap()).collect::<Vec<_>>(), ["c", "b", "a"]);
 }

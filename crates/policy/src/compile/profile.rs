@@ -3,6 +3,8 @@
 //! Read [`Profile`]. Pods of one workload have the same profile, so a node has as many chains of this kind as it has
 //! different ones. [`Chain`] names every chain that is not part of the frame by what it stands for.
 
+use std::borrow::Borrow;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use cluster::{Direction, NamespacedName, NetworkPolicy, Tier};
@@ -10,7 +12,7 @@ use netstate::nft::{self, Rule, Statement, Verdict};
 
 use super::origin::{Decided, Logging, Origin, Teller};
 use super::rules::{self, Compiled};
-use super::set::VERSIONS;
+use super::set::{Sets, VERSIONS};
 use super::{frame, named};
 use crate::view::{Cluster, Member};
 
@@ -59,11 +61,35 @@ impl Named {
     }
 }
 
+/// A chain that is found by what it stands for, so that its name is made once.
+#[derive(Debug, Clone)]
+pub(crate) struct ByChain(pub(crate) Arc<Named>);
+
+impl PartialEq for ByChain {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.chain == other.0.chain
+    }
+}
+
+impl Eq for ByChain {}
+
+impl Hash for ByChain {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.chain.hash(state);
+    }
+}
+
+impl Borrow<Chain> for ByChain {
+    fn borrow(&self) -> &Chain {
+        &self.0.chain
+    }
+}
+
 /// A chain's rules, and what they lean on.
-#[derive(Debug, Default)]
-pub(crate) struct Written {
+#[derive(Debug)]
+pub(crate) struct Written<'s> {
     /// In order.
-    pub(crate) rules: Compiled,
+    pub(crate) rules: Compiled<'s>,
     /// The chains that they jump to.
     pub(crate) chains: Vec<Arc<Named>>,
 }
@@ -138,28 +164,27 @@ impl Chain {
 }
 
 impl Named {
-    /// Its rules, as the cluster is.
-    pub(crate) fn write(&self, cluster: &Cluster, logging: Logging) -> Written {
+    /// Its rules, as the cluster is. Sets that are known have a name already.
+    pub(crate) fn write<'s>(&self, cluster: &Cluster, logging: Logging, known: &'s Sets) -> Written<'s> {
         let teller = Teller { logging, chain: &self.name };
+        let empty = Written { rules: Compiled::new(known), chains: Vec::new() };
         let rules = match &self.chain {
-            Chain::Profile(profile) => return write_profile(profile, &teller),
-            Chain::Closed(_) => return write_closed(&teller),
+            Chain::Profile(profile) => return write_profile(profile, &teller, empty),
+            Chain::Closed(_) => return write_closed(&teller, empty),
             Chain::Policy(direction, name) => {
-                let policy = cluster.snapshot().network_policies.get(name);
-                policy.map_or_else(Compiled::default, |policy| {
-                    rules::network_policy(policy, *direction, &teller)
-                })
+                let Some(policy) = cluster.snapshot().network_policies.get(name) else { return empty };
+                rules::network_policy(policy, *direction, &teller, known)
             }
             Chain::Tier(_, direction, names) => {
                 let all = &cluster.snapshot().cluster_network_policies;
-                rules::tier(names.iter().filter_map(|name| all.get(name)), *direction, &teller)
+                rules::tier(names.iter().filter_map(|name| all.get(name)), *direction, &teller, known)
             }
         };
-        Written { rules, chains: Vec::new() }
+        Written { rules, ..empty }
     }
 }
 
-impl Written {
+impl Written<'_> {
     fn push(&mut self, rule: Rule, origin: Origin) {
         self.rules.rules.push(rule);
         self.rules.origins.push(origin);
@@ -185,8 +210,7 @@ impl Written {
     }
 }
 
-fn write_profile(profile: &Profile, teller: &Teller<'_>) -> Written {
-    let mut written = Written::default();
+fn write_profile<'s>(profile: &Profile, teller: &Teller<'_>, mut written: Written<'s>) -> Written<'s> {
     let direction = profile.direction;
     if !profile.admin.is_empty() {
         written.jump(Chain::Tier(Tier::Admin, direction, profile.admin.clone()), None);
@@ -216,8 +240,7 @@ fn write_profile(profile: &Profile, teller: &Teller<'_>) -> Written {
     written
 }
 
-fn write_closed(teller: &Teller<'_>) -> Written {
-    let mut written = Written::default();
+fn write_closed<'s>(teller: &Teller<'_>, mut written: Written<'s>) -> Written<'s> {
     written.end(Decided::Denied, "attached, and the cluster does not have the pod", teller);
     written
 }

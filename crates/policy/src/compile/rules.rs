@@ -19,17 +19,36 @@ use netstate::nft::{self, Field, IpVersion, Statement, Value, Verdict};
 
 use super::networks::{subtract, union};
 use super::origin::{Decided, Origin, Teller};
-use super::set::{PortName, Scope, Set, VERSIONS, number};
+use super::set::{NamedSet, PortName, Scope, Set, Sets, VERSIONS, number};
 
 /// Rules, and the sets that they look up.
-#[derive(Debug, Default)]
-pub(crate) struct Compiled {
+#[derive(Debug)]
+pub(crate) struct Compiled<'s> {
+    known: &'s Sets,
     /// In order.
     pub(crate) rules: Vec<nft::Rule>,
     /// What each rule stands for.
     pub(crate) origins: Vec<Origin>,
-    /// Some may stand here more than once.
-    pub(crate) sets: Vec<Set>,
+    /// Each once.
+    pub(crate) sets: Vec<NamedSet>,
+}
+
+impl<'s> Compiled<'s> {
+    /// No rules yet. Sets that are known have a name already.
+    pub(crate) fn new(known: &'s Sets) -> Self {
+        Self { known, rules: Vec::new(), origins: Vec::new(), sets: Vec::new() }
+    }
+
+    /// The fields together are an element of the set.
+    fn look_up(&mut self, fields: impl Into<Vec<Field>>, set: Set) -> Statement {
+        if let Some(here) = self.sets.iter().find(|here| ***here == set) {
+            return Statement::in_set(fields, &*here.name);
+        }
+        let set = self.known.named(set);
+        let lookup = Statement::in_set(fields, &*set.name);
+        self.sets.push(set);
+        lookup
+    }
 }
 
 /// One kind of peer that a rule of nf_tables can look up.
@@ -65,8 +84,13 @@ struct Traffic<'t> {
 }
 
 /// What a NetworkPolicy allows in one direction: a packet that none of the rules is about goes on to the next policy.
-pub(crate) fn network_policy(policy: &NetworkPolicy, direction: Direction, teller: &Teller<'_>) -> Compiled {
-    let mut compiled = Compiled::default();
+pub(crate) fn network_policy<'s>(
+    policy: &NetworkPolicy,
+    direction: Direction,
+    teller: &Teller<'_>,
+    known: &'s Sets,
+) -> Compiled<'s> {
+    let mut compiled = Compiled::new(known);
     for (place, rule) in policy.rules(direction).into_iter().flatten().enumerate() {
         let traffic = Traffic {
             direction,
@@ -85,12 +109,13 @@ pub(crate) fn network_policy(policy: &NetworkPolicy, direction: Direction, telle
 }
 
 /// What a tier's policies decide in one direction, in this order: what they leave to others returns.
-pub(crate) fn tier<'p>(
+pub(crate) fn tier<'p, 's>(
     policies: impl IntoIterator<Item = &'p Arc<ClusterNetworkPolicy>>,
     direction: Direction,
     teller: &Teller<'_>,
-) -> Compiled {
-    let mut compiled = Compiled::default();
+    known: &'s Sets,
+) -> Compiled<'s> {
+    let mut compiled = Compiled::new(known);
     for (which, policy) in policies.into_iter().enumerate() {
         for (place, rule) in policy.rules(direction).iter().enumerate() {
             let comment = format!("{} {} rule {} {}", policy.name, direction.as_str(), place + 1, rule.name);
@@ -230,7 +255,7 @@ fn merged(listed: &[PortMatch], protocol: Protocol) -> Vec<(u16, u16)> {
 }
 
 impl Traffic<'_> {
-    fn write(&self, compiled: &mut Compiled) {
+    fn write(&self, compiled: &mut Compiled<'_>) {
         let everywhere = [None];
         let ports: Vec<Option<&Somewhere>> = match &self.ports {
             None => everywhere.to_vec(),
@@ -255,15 +280,16 @@ impl Traffic<'_> {
         }
     }
 
-    fn pair(&self, peer: &Somebody, version: IpVersion, port: Option<&Somewhere>, compiled: &mut Compiled) {
+    fn pair(
+        &self,
+        peer: &Somebody,
+        version: IpVersion,
+        port: Option<&Somewhere>,
+        compiled: &mut Compiled<'_>,
+    ) {
         let address = match self.direction {
             Direction::Ingress => Field::Source(version),
             Direction::Egress => Field::Destination(version),
-        };
-        let mut look_up = |set: Set| {
-            let lookup = Statement::in_set([address], set.name());
-            compiled.sets.push(set);
-            lookup
         };
         let statements = match (peer, port, self.direction) {
             (Somebody::Pods(scope), Some(Somewhere::Named(name)), Direction::Egress) => {
@@ -275,7 +301,7 @@ impl Traffic<'_> {
                     Somebody::Pods(scope) => Set::Pods(scope.clone(), version),
                     Somebody::Others(set) => set.clone(),
                 };
-                let mut statements = vec![look_up(set)];
+                let mut statements = vec![compiled.look_up([address], set)];
                 match port {
                     Some(Somewhere::Named(name)) => {
                         statements.push(self.named(self.any_named(name, version), compiled));
@@ -298,18 +324,16 @@ impl Traffic<'_> {
         Set::NamedPorts(scope, name.clone(), version)
     }
 
-    fn named(&self, set: Set, compiled: &mut Compiled) -> Statement {
+    fn named(&self, set: Set, compiled: &mut Compiled<'_>) -> Statement {
         let version = match &set {
             Set::NamedPorts(_, _, version) => *version,
             _ => IpVersion::V4,
         };
         let fields = [Field::Destination(version), Field::Protocol, Field::DestinationPort];
-        let lookup = Statement::in_set(fields, set.name());
-        compiled.sets.push(set);
-        lookup
+        compiled.look_up(fields, set)
     }
 
-    fn rule(&self, statements: Vec<Statement>, compiled: &mut Compiled) {
+    fn rule(&self, statements: Vec<Statement>, compiled: &mut Compiled<'_>) {
         let told = self.decided.and_then(|decided| self.teller.tell(decided, self.origin, &statements));
         let last = [Statement::Counter, Statement::Verdict(self.verdict.clone())];
         let counted: Vec<Statement> = statements.into_iter().chain(last).collect();
@@ -322,7 +346,7 @@ impl Traffic<'_> {
 }
 
 /// What a port without a name is matched by.
-fn plain_port(port: &Somewhere, compiled: &mut Compiled) -> Vec<Statement> {
+fn plain_port(port: &Somewhere, compiled: &mut Compiled<'_>) -> Vec<Statement> {
     let of = |protocol: Protocol| Statement::equal(Field::Protocol, Value::Protocol(number(protocol)));
     match port {
         Somewhere::All(protocol) => vec![of(*protocol)],
@@ -335,8 +359,7 @@ fn plain_port(port: &Somewhere, compiled: &mut Compiled) -> Vec<Statement> {
             vec![of(*protocol), Statement::Between { field, operator: nft::Operator::Equal, first, last }]
         }
         Somewhere::Numbers(set) => {
-            compiled.sets.push(set.clone());
-            vec![Statement::in_set([Field::Protocol, Field::DestinationPort], set.name())]
+            vec![compiled.look_up([Field::Protocol, Field::DestinationPort], set.clone())]
         }
         // Looked up with an address, by whoever knows which.
         Somewhere::Named(_) => Vec::new(),

@@ -1,9 +1,12 @@
 //! Sets of a node's table, by what they hold.
 //!
 //! Read [`Set`]. A set's name is made from what it holds, so equal wishes meet in one set. Sets of pods, nodes and domain
-//! names change with the cluster; those of networks and ports never do.
+//! names change with the cluster; those of networks and ports never do. [`NamedSet`] is a set with its name, and [`Sets`]
+//! those in use: a name is made once, for that costs more than all else of a rule that looks the set up.
 
-use std::collections::BTreeMap;
+use std::borrow::Borrow;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -51,6 +54,18 @@ pub(crate) struct PortName {
     pub(crate) name: Box<str>,
 }
 
+/// A set with its name in the table. It is known by what it holds.
+#[derive(Debug, Clone)]
+pub(crate) struct NamedSet {
+    set: Arc<Set>,
+    /// Its name.
+    pub(crate) name: Arc<str>,
+}
+
+/// The sets in use, with how many chains look up each.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Sets(HashMap<NamedSet, usize>);
+
 /// Both versions of the internet protocol.
 pub(crate) const VERSIONS: [IpVersion; 2] = [IpVersion::V4, IpVersion::V6];
 
@@ -78,9 +93,82 @@ impl Scope {
     }
 }
 
+impl std::ops::Deref for NamedSet {
+    type Target = Set;
+
+    fn deref(&self) -> &Set {
+        &self.set
+    }
+}
+
+impl PartialEq for NamedSet {
+    fn eq(&self, other: &Self) -> bool {
+        self.set == other.set
+    }
+}
+
+impl Eq for NamedSet {}
+
+impl Hash for NamedSet {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.set.hash(state);
+    }
+}
+
+impl Borrow<Set> for NamedSet {
+    fn borrow(&self) -> &Set {
+        &self.set
+    }
+}
+
+impl NamedSet {
+    /// A set with the name that follows from it.
+    fn new(set: Set) -> Self {
+        let name = set.name().into();
+        Self { set: Arc::new(set), name }
+    }
+
+    /// It without elements.
+    pub(crate) fn empty(&self) -> nft::Set {
+        let (name, address) = (&*self.name, self.version().map_or(KeyType::Protocol, IpVersion::key_type));
+        match **self {
+            Set::NamedPorts(..) => nft::Set::new(name, [address, KeyType::Protocol, KeyType::Port]),
+            Set::Networks(..) => nft::Set::interval(name, [address]),
+            Set::Numbers(_) => nft::Set::new(name, [KeyType::Protocol, KeyType::Port]),
+            Set::Pods(..) | Set::Nodes(..) | Set::DomainNames(..) => nft::Set::new(name, [address]),
+        }
+    }
+}
+
+impl Sets {
+    /// A set with its name.
+    pub(crate) fn named(&self, set: Set) -> NamedSet {
+        self.0.get_key_value(&set).map_or_else(|| NamedSet::new(set), |(known, _)| known.clone())
+    }
+
+    /// Notes one more need of a set. True if it is the first.
+    pub(crate) fn acquire(&mut self, set: &NamedSet) -> bool {
+        let users = self.0.entry(set.clone()).or_default();
+        *users += 1;
+        *users == 1
+    }
+
+    /// Notes one need less. True if it was the last.
+    pub(crate) fn release(&mut self, set: &NamedSet) -> bool {
+        let Some(users) = self.0.get_mut(set) else { return false };
+        *users -= 1;
+        *users == 0 && self.0.remove(set).is_some()
+    }
+
+    /// All of them.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &NamedSet> {
+        self.0.keys()
+    }
+}
+
 impl Set {
     /// Its name in the table.
-    pub(crate) fn name(&self) -> String {
+    fn name(&self) -> String {
         let kind = match self {
             Self::Pods(..) => "pods",
             Self::NamedPorts(..) => "named",
@@ -105,17 +193,6 @@ impl Set {
             | Self::DomainNames(_, version)
             | Self::Networks(_, version) => Some(*version),
             Self::Numbers(_) => None,
-        }
-    }
-
-    /// It without elements.
-    pub(crate) fn empty(&self) -> nft::Set {
-        let address = self.version().map_or(KeyType::Protocol, IpVersion::key_type);
-        match self {
-            Self::NamedPorts(..) => nft::Set::new(self.name(), [address, KeyType::Protocol, KeyType::Port]),
-            Self::Networks(..) => nft::Set::interval(self.name(), [address]),
-            Self::Numbers(_) => nft::Set::new(self.name(), [KeyType::Protocol, KeyType::Port]),
-            Self::Pods(..) | Self::Nodes(..) | Self::DomainNames(..) => nft::Set::new(self.name(), [address]),
         }
     }
 

@@ -23,7 +23,9 @@ impl Policies {
     /// Makes the chains that such addresses lead to.
     pub(super) fn make_closed(&mut self, work: &mut Work) {
         let chains = Direction::ALL.map(|direction| Named::new(Chain::Closed(direction)));
-        chains.iter().for_each(|chain| self.acquire(chain, work));
+        for chain in &chains {
+            self.acquire(chain, work);
+        }
     }
 
     /// Brings the table up to date with what these addresses are now.

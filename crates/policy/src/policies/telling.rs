@@ -38,10 +38,18 @@ impl Policies {
         record(self, told)
     }
 
-    /// A chain of the table by its name: what it stands for, and its rules with what each stands for.
-    pub(crate) fn chain(&self, name: &str) -> Option<(&Chain, impl Iterator<Item = (&Rule, Origin)>)> {
-        let held = self.chains.get(name)?;
-        Some((&held.chain.chain, held.rules.iter().zip(held.origins.iter().copied())))
+    /// What a chain of the table stands for, by its name.
+    pub(crate) fn chain(&self, name: &str) -> Option<&Chain> {
+        self.chains.get(name).map(|held| &held.chain.chain)
+    }
+
+    /// The rules of a chain by its name, with what each stands for.
+    pub(crate) fn rules(&self, chain: &str) -> impl Iterator<Item = (Rule, Origin)> {
+        let held = self.chains.get(chain).into_iter();
+        held.flat_map(|held| {
+            let written = held.chain.write(&self.cluster, self.logging, self.index.sets()).rules;
+            written.rules.into_iter().zip(written.origins)
+        })
     }
 
     /// This node's pods by the chains that their packets go through.
