@@ -78,12 +78,13 @@ impl Programmed {
 
     /// Tries whether the kernel takes a part of the table, in a table that is gone with the transaction that makes it.
     pub(super) fn takes(&mut self, mut part: Table) -> Result<(), kernel::Error> {
-        part.key = TableKey::new(Family::Inet, "fairlead_policy_probe");
+        let key = TableKey::new(Family::Inet, "fairlead_policy_probe");
+        part.key = key.clone();
         let mut transaction = Transaction::new();
-        for step in &diff(None, Some(&part)) {
-            transaction.add_step(step);
+        for step in nft::steps(None, Some(part)) {
+            transaction.add_step(&step);
         }
-        transaction.delete_table(&part.key);
+        transaction.delete_table(&key);
         self.nft.commit(transaction)
     }
 

@@ -11,6 +11,8 @@ use super::{Held, Policies};
 use crate::compile::frame;
 use crate::compile::origin::Origin;
 use crate::compile::profile::{Chain, chain};
+use crate::compile::rules::Compiled;
+use crate::select::Members;
 
 impl Policies {
     /// The policies that a chain's rule, a chain or a set is made of, as a refusal words it: the object's name, and what may
@@ -25,7 +27,7 @@ impl Policies {
             if *held.chain.name == *name {
                 let exactly = self.behind(held, |rule| rule.to_string() == rest);
                 found.extend(if exactly.is_empty() { self.behind(held, |_| true) } else { exactly });
-            } else if held.sets.iter().any(|set| set.name() == name) {
+            } else if held.sets.iter().any(|set| *set.name == *name) {
                 found.extend(self.behind(held, named_by));
             }
         }
@@ -40,16 +42,17 @@ impl Policies {
     /// What of the table is these policies' own: their rules and the sets that these look up, which lean on nothing else.
     pub fn part(&self, policies: &BTreeSet<Key>) -> Table {
         let mut table = frame::empty();
+        let mut members = Members::of(&self.cluster);
         for held in self.chains.values() {
-            let own = held.rules.iter().zip(&held.origins);
-            let own = own
-                .filter(|(_, origin)| self.owner(held, **origin).is_some_and(|key| policies.contains(&key)));
-            let rules: Vec<Rule> = own.map(|(rule, _)| rule.clone()).collect();
+            let all = self.rules_of(held);
+            let own = all
+                .filter(|(_, origin)| self.owner(held, *origin).is_some_and(|key| policies.contains(&key)));
+            let rules: Vec<Rule> = own.map(|(rule, _)| rule).collect();
             if rules.is_empty() {
                 continue;
             }
             for set in &held.sets {
-                table = table.with_set(self.index.filled(set, &self.cluster, &self.node));
+                table = table.with_set(self.index.filled(set, &mut members, &self.node));
             }
             table = table.with_chain(chain(held.chain.name.to_string(), rules));
         }
@@ -58,8 +61,15 @@ impl Policies {
 
     /// The policies of those rules of a chain.
     fn behind(&self, held: &Held, which: impl Fn(&Rule) -> bool) -> BTreeSet<Key> {
-        let rules = held.rules.iter().zip(&held.origins).filter(|(rule, _)| which(rule));
-        rules.filter_map(|(_, origin)| self.owner(held, *origin)).collect()
+        let rules = self.rules_of(held).filter(|(rule, _)| which(rule));
+        rules.filter_map(|(_, origin)| self.owner(held, origin)).collect()
+    }
+
+    /// The rules of a chain, and where they are from.
+    fn rules_of(&self, held: &Held) -> impl Iterator<Item = (Rule, Origin)> {
+        let Compiled { rules, origins, .. } =
+            held.chain.write(&self.cluster, self.logging, self.index.sets()).rules;
+        rules.into_iter().zip(origins)
     }
 
     /// The policy of a rule of a chain.
