@@ -235,6 +235,9 @@ fn services(tree: &Path) -> anyhow::Result<()> {
     for extension in fs::read_dir(Path::new("/").join(EXTENSIONS))?.filter_map(Result::ok) {
         copy(&extension.path(), &tree.join(EXTENSIONS).join(extension.file_name()))?;
     }
+    // By which `ipset` knows protocols.
+    fs::create_dir_all(tree.join("etc"))?;
+    fs::write(tree.join("etc/protocols"), "tcp 6 TCP\nudp 17 UDP\nsctp 132 SCTP\n")?;
     match kube_proxy() {
         Some(program) => copy(&program, &tree.join(ASSETS).join("kube-proxy")),
         None => {

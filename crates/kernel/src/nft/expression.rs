@@ -114,7 +114,7 @@ impl<'a> Writer<'a> {
 
     fn source_is_elsewhere(&mut self) {
         self.fib(c::FIB_RESULT_LINK, c::FIB_OF_SOURCE | c::FIB_BY_INPUT_LINK | c::FIB_PRESENT);
-        self.cmp(Operator::Equal, &[0]);
+        self.cmp(Operator::Equal, &0_u32.to_ne_bytes());
     }
 
     fn fib(&mut self, result: u32, flags: u32) {
