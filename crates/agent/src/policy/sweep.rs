@@ -19,7 +19,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, SendError, Sender};
 use std::time::{Duration, Instant};
 
 use cluster::Protocol;
@@ -61,13 +61,11 @@ pub(super) fn start(news: Sender<News>) -> Result<Sender<Wanted>, Error> {
 
 fn serve(asked: &Receiver<Wanted>, news: &Sender<News>) {
     let tracked = tracked_addresses().unwrap_or_else(|error| {
-        tracing::warn!(%error, "a pod may get an address with connections of before");
+        tell_inherited(&error);
         HashSet::new()
     });
-    if news.send(News::Tracked(tracked)).is_err() {
-        return;
-    }
-    while let Ok(first) = asked.recv() {
+    let mut told = news.send(News::Tracked(tracked));
+    while let (Ok(()), Ok(first)) = (&told, asked.recv()) {
         let started = Instant::now();
         let (mut swept, mut freed) = (Swept::new(), BTreeSet::new());
         for wanted in std::iter::once(first).chain(asked.try_iter()) {
@@ -76,28 +74,33 @@ fn serve(asked: &Receiver<Wanted>, news: &Sender<News>) {
                 Wanted::Forget(address) => drop(freed.insert(address)),
             }
         }
-        if !freed.is_empty() {
-            if let Err(error) = forget(&freed) {
-                tracing::warn!(%error, "a pod may get an address with connections of before");
-            }
-            if news.send(News::Forgotten(freed.into_iter().collect())).is_err() {
-                return;
-            }
-        }
-        match sweep(&swept, news) {
-            Ok(0) => {}
-            Ok(count) => {
-                tracing::info!(count, "connections that no policy allows any more were cut");
-                if news.send(News::Cut(count)).is_err() {
-                    return;
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%error, "connections that no policy allows any more may go on until they end");
-            }
-        }
+        told = free(freed, news).and_then(|()| cut(&swept, news));
         std::thread::sleep((started.elapsed() * SHARE).min(LONGEST_PAUSE));
     }
+}
+
+fn free(addresses: BTreeSet<IpAddr>, news: &Sender<News>) -> Result<(), SendError<News>> {
+    if addresses.is_empty() {
+        return Ok(());
+    }
+    forget(&addresses).unwrap_or_else(|error| tell_inherited(&error));
+    news.send(News::Forgotten(addresses.into_iter().collect()))
+}
+
+fn cut(addresses: &Swept, news: &Sender<News>) -> Result<(), SendError<News>> {
+    let count = sweep(addresses, news).unwrap_or_else(|error| {
+        tracing::warn!(%error, "connections that no policy allows any more may go on until they end");
+        0
+    });
+    if count == 0 {
+        return Ok(());
+    }
+    tracing::info!(count, "connections that no policy allows any more were cut");
+    news.send(News::Cut(count))
+}
+
+fn tell_inherited(error: &kernel::Error) {
+    tracing::warn!(%error, "a pod may get an address with connections of before");
 }
 
 /// The addresses that tracked connections began at, or lead to.

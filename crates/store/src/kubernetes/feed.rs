@@ -213,24 +213,23 @@ impl Feed {
 
     /// Whether the server says itself that it knows the resource.
     async fn is_known(&self) -> Result<bool, Trouble> {
-        let (group, version) = (self.resource.group(), self.resource.version());
-        let asked: [(String, fn(&form::Known, Resource) -> bool); 2] = [
-            ("/apis".to_owned(), form::Known::has_group_of),
-            (format!("/apis/{group}/{version}"), form::Known::has),
-        ];
-        for (path, has) in asked {
-            let call = Call::known(path);
-            let body = match self.api.answer(&call).await {
-                Ok(body) => body,
-                Err(failure) => return Err(Trouble::failed(call, failure)),
-            };
-            let known =
-                form::known(&body).map_err(|reason| Trouble::failed(call, Failure::Unreadable(reason)))?;
-            if !has(&known, self.resource) {
-                return Ok(false);
-            }
+        if !self.known("/apis".to_owned()).await?.has_group_of(self.resource) {
+            return Ok(false);
         }
-        Ok(true)
+        let (group, version) = (self.resource.group(), self.resource.version());
+        let resources = self.known(format!("/apis/{group}/{version}")).await?;
+        Ok(resources.has(self.resource))
+    }
+
+    /// What the server says of what it knows.
+    async fn known(&self, path: String) -> Result<form::Known, Trouble> {
+        let call = Call::known(path);
+        match self.api.answer(&call).await {
+            Ok(body) => {
+                form::known(&body).map_err(|reason| Trouble::failed(call, Failure::Unreadable(reason)))
+            }
+            Err(failure) => Err(Trouble::failed(call, failure)),
+        }
     }
 
     /// Whether the server that was away still has what it had.
