@@ -39,7 +39,7 @@ const SUITES: &[(&str, &str)] = &[
 const REFERENCE: [&str; 6] = ["bridge", "dummy", "host-local", "ipvlan", "vlan", "vrf"];
 
 /// Tools of the host that go along, with the libraries they need.
-const TOOLS: [&str; 9] = ["ip", "bridge", "nft", "unshare", "nsenter", "ping", "wg", "sh", "cat"];
+const TOOLS: [&str; 10] = ["ip", "tc", "bridge", "nft", "unshare", "nsenter", "ping", "wg", "sh", "cat"];
 
 /// Folders of kernel modules that go along, below `kernel/`.
 const MODULES: [&str; 6] = ["net", "drivers/net", "drivers/virtio", "lib", "arch/x86/crypto", "crypto"];
