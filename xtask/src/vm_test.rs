@@ -43,7 +43,7 @@ const MACHINES: usize = 2;
 const REFERENCE: [&str; 6] = ["bridge", "dummy", "host-local", "ipvlan", "vlan", "vrf"];
 
 /// Tools of the host that go along, with the libraries they need.
-const TOOLS: [&str; 9] = ["ip", "bridge", "nft", "unshare", "nsenter", "ping", "wg", "sh", "cat"];
+const TOOLS: [&str; 10] = ["ip", "tc", "bridge", "nft", "unshare", "nsenter", "ping", "wg", "sh", "cat"];
 
 /// What else the suite about Services needs: kube-proxy, where there is one, and what that runs.
 const SERVICES: (&str, [&str; 8]) = (

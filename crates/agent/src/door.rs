@@ -20,8 +20,8 @@ use netstate::{
     FdbKey, LinkName, MAIN_TABLE, NeighbourKey, POD_ROUTE_PROTOCOL, POLICY_TABLE, Plan, ROUTE_PROTOCOL,
     RULE_PRIORITIES, State, Step, owns_table,
 };
-use route::vxlan::{DEVICE, DEVICE_V6};
 use regex::bytes::Regex;
+use route::vxlan::{DEVICE, DEVICE_V6};
 use route::{Family, Host, Reached, TunnelKind};
 use rustix::event::{PollFd, PollFlags, poll};
 

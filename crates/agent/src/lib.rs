@@ -20,6 +20,7 @@ mod files;
 mod freed;
 mod health;
 mod host;
+pub mod host_firewall;
 mod key_files;
 mod lease;
 mod metrics;

@@ -55,6 +55,12 @@ fn node(registry: &mut Registry, status: &Status) {
         "What is wrong and keeps no pod from being carried",
         count(&status.problems),
     );
+    gauge(
+        registry,
+        "host_firewall_closed",
+        "Chains of the host's own firewall that drop what pods send to other nodes",
+        count(&status.firewall_closed),
+    );
     gauge(registry, "node_conflicts", "Foreign kernel objects in the way", count(&status.conflicts));
     let mtu = Gauge::<i64>::default();
     mtu.set(status.mtu.into());

@@ -32,6 +32,7 @@ use self::known::Known;
 use crate::announce::Announcer;
 use crate::door::Door;
 use crate::files::{Conflist, NetworkFile};
+use crate::host_firewall::HostFirewall;
 use crate::lease::Leases;
 use crate::options::Options;
 use crate::path_mtu::{Order, Prober};
@@ -106,6 +107,7 @@ pub(crate) struct NodeKeeper {
     policing: Policing,
     /// What is known of the kernel.
     known: Known,
+    firewall: HostFirewall,
 }
 
 /// What a node is kept by.
@@ -161,6 +163,7 @@ impl NodeKeeper {
             prober,
             policing,
             known: Known::default(),
+            firewall: HostFirewall::default(),
             options,
         }
     }
@@ -208,6 +211,7 @@ impl NodeKeeper {
         if extent == Extent::Everything {
             self.collect(view, &mut outcome);
         }
+        self.tell_of_firewall(extent);
         match self.decide(view, node, extent) {
             Ok(decided) => self.carry_out(view, decided, &mut outcome),
             Err(Refusal { reason, text }) => {

@@ -46,6 +46,8 @@ pub(crate) enum Reason {
     PathCarriesLess,
     /// Something foreign in the kernel is in the way.
     ForeignObject,
+    /// The host's own firewall drops what pods send to other nodes.
+    HostFirewall,
     /// The kernel or the disk refused.
     NodeRefused,
     /// Somebody changed what is Fairlead's in the kernel; it has been put right.
@@ -76,6 +78,7 @@ impl Reason {
             Self::KeyRetained => "KeyRetained",
             Self::PathCarriesLess => "PathCarriesLess",
             Self::ForeignObject => "ForeignObject",
+            Self::HostFirewall => "HostFirewall",
             Self::NodeRefused => "NodeRefused",
             Self::NetworkHealed => "NetworkHealed",
             Self::PolicyNotEnforced => "PolicyNotEnforced",

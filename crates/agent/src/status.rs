@@ -84,6 +84,9 @@ pub struct Status {
     pub cluster_cidrs: Vec<IpNet>,
     /// How packets travel between nodes.
     pub backend: BackendStatus,
+    /// What the host's own firewall drops of what pods send to other nodes and get from them, chain by chain.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub firewall_closed: Vec<String>,
     /// The host's end of the tunnels, once chosen.
     pub underlay: Option<UnderlayStatus>,
     /// The largest packet a pod may send, in bytes; 0 before it is known.

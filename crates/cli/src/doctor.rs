@@ -17,7 +17,6 @@ mod managers;
 mod network;
 mod overlap;
 mod ports;
-mod ruleset;
 mod sysctls;
 mod underlay;
 
@@ -106,7 +105,8 @@ fn unused(finding: Finding) -> Finding {
 
 /// What stands in the kernel's network of this namespace.
 fn examine_network(config: &Config, root: Root<'_>, directories: &Directories, findings: &mut Vec<Finding>) {
-    let rulesets = ruleset::read(findings);
+    let (rulesets, unread) = ::agent::host_firewall::read(None);
+    findings.extend(unread.into_iter().map(|unread| Finding::unseen(unread.what, &Error::msg(unread.why))));
     let mut tunnel = Family::V4;
     match Network::read(&config.underlay.can_reach) {
         Ok(network) => {

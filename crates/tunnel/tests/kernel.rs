@@ -1,5 +1,5 @@
 //! A program's tunnel at one node and the kernel's own at the other: they speak the same on the wire. The kernel's is made
-//! with `ip` and `wg`.
+//! with `ip` and `wg`. And both over an underlay that loses, delays and reorders, which only some kernels make (sch_netem).
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure here is a failure of the test")]
 
 mod rig;
@@ -37,6 +37,45 @@ fn assert_joined(rig: &Rig) {
     }
 }
 
+/// Has the underlay lose, delay and reorder packets both ways, and TCP come through it whole; says why not where the kernel
+/// does not make one.
+fn assert_joined_over_a_bad_underlay(rig: &Rig) {
+    let words = "qdisc add dev u root netem delay 3ms 1ms loss 2% reorder 20% 50%";
+    let spoils = |node: &harness::Namespace| {
+        harness::run(node.command("tc").args(words.split_whitespace())).status.success()
+    };
+    if !rig.nodes.iter().all(spoils) {
+        return harness::not_run("this kernel has no sch_netem");
+    }
+    for address in ["10.2.0.2", "fd00:2::2"] {
+        assert!(echoes(&rig.pods[0], &rig.pods[1], address, 300_000), "{address}");
+    }
+}
+
+#[test]
+fn tcp_comes_through_every_tunnel_whole_where_the_underlay_loses_delays_and_reorders() {
+    let ciphered = |number: u8| Encapsulation::WireGuard { private_key: Secret([number; 32]) };
+    let kinds: [(u16, &dyn Fn(u8) -> Encapsulation); 3] =
+        [(1472, &|_| Encapsulation::Udp), (1480, &|_| Encapsulation::Ipip), (1440, &ciphered)];
+    for (mtu, of) in kinds {
+        let Some(rig) = Rig::new(of(1), mtu) else { return };
+        let tunnels = [1, 2].map(|number| {
+            let settings = Settings { encapsulation: of(number), ..rig.settings(number.into(), 1) };
+            rig.nodes[usize::from(number) - 1].inside(|| Tunnel::start(settings, &[])).unwrap()
+        });
+        rig.wait_for_devices();
+        for (tunnel, other) in tunnels.iter().zip([2, 1]) {
+            let public_key = match of(other) {
+                Encapsulation::WireGuard { private_key } => Some(private_key.public_key()),
+                _ => None,
+            };
+            tunnel.set_peers(&[Peer { public_key, ..rig.peer(other.into()) }]);
+        }
+        assert_joined(&rig);
+        assert_joined_over_a_bad_underlay(&rig);
+    }
+}
+
 #[test]
 fn ip_in_ip_of_a_program_and_of_the_kernel_are_the_same() {
     if !has_tunnels(&["ipip", "sit"]) {
@@ -50,6 +89,7 @@ fn ip_in_ip_of_a_program_and_of_the_kernel_are_the_same() {
     let devices = [("four0", &*format!("type ipip {local}")), ("six0", &*format!("type sit {local}"))];
     replace_device(&rig, devices, ["via 192.0.2.1 onlink", "via ::192.0.2.1"]);
     assert_joined(&rig);
+    assert_joined_over_a_bad_underlay(&rig);
 }
 
 #[test]
@@ -82,4 +122,5 @@ fn wireguard_of_a_program_and_of_the_kernel_are_the_same() {
         ping.unwrap().status.success().then_some(())
     };
     eventually("the first node's pod answers", answered);
+    assert_joined_over_a_bad_underlay(&rig);
 }

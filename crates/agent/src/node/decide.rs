@@ -218,7 +218,8 @@ impl NodeKeeper {
     fn choose_underlays(&mut self, host: &Host, node: &Node) -> Result<Underlay, Refusal> {
         let config = &self.options.config.underlay;
         let reached = self.door.reached(&config.can_reach).map_err(refused(Reason::NodeRefused))?;
-        self.door.look_for(config.interface.as_deref(), config.interface_pattern.as_ref().map(Pattern::regex));
+        self.door
+            .look_for(config.interface.as_deref(), config.interface_pattern.as_ref().map(Pattern::regex));
         let mut errors = Vec::new();
         let mut chosen = BTreeMap::new();
         for family in Family::ALL {
@@ -289,11 +290,14 @@ impl NodeKeeper {
     /// The lease without an underlay of IPv6 where that is too narrow for flannel's second tunnel. Packets of IPv6 pods then go to
     /// Fairlead's nodes by the first one, as ever, and to flannel's not at all; all others have what they need.
     fn without_narrow_tunnel(&mut self, mut lease: Lease, carried: u32) -> Lease {
-        let (Some(_), Some(over)) = (lease.mac_over_ipv6(), self.underlays.get(&Family::V6)) else { return lease };
+        let (Some(_), Some(over)) = (lease.mac_over_ipv6(), self.underlays.get(&Family::V6)) else {
+            return lease;
+        };
         // Pods take what is left with a route; but it has to be enough for IPv6.
         let left = pod_mtu(&lease.backend, &over.link, carried.min(over.mtu), Family::V6, &[Family::V6]);
         if let Err(error) = left {
-            let why = format!("carry IPv6 to and from flannel's nodes, which is over IPv6 there: {}", told(&error));
+            let why =
+                format!("carry IPv6 to and from flannel's nodes, which is over IPv6 there: {}", told(&error));
             self.report.problem(Reason::UnderlayMissing, why);
             lease.underlay = lease.underlay.iter().copied().filter(IpAddr::is_ipv4).collect();
         }

@@ -272,7 +272,9 @@ mod tests {
         let now = Instant::now();
         let held = |in_force, other, older| KeyTurn::new(in_force, other, now).holding(older, now).held();
         assert_eq!(held(1, None, Some(0)), Some(0));
-        for (in_force, other, older) in [(1, None, None), (2, None, Some(0)), (1, Some(0), Some(0)), (0, None, Some(1))] {
+        for (in_force, other, older) in
+            [(1, None, None), (2, None, Some(0)), (1, Some(0), Some(0)), (0, None, Some(1))]
+        {
             assert_eq!(held(in_force, other, older), None, "{in_force} {other:?} {older:?}");
         }
     }

@@ -2,11 +2,14 @@
 //!
 //! Nothing here looks at the cluster or changes the kernel; the next pass does, by what was left here.
 
+use std::time::Instant;
+
 use cluster::NodeNetwork;
 
 use super::NodeKeeper;
 use crate::config::{Cluster, Config, FlannelConfig};
 use crate::files::Conflist;
+use crate::reconcile::Extent;
 use crate::report::{Reason, told};
 use crate::status::{Answer, PlanReport, Status};
 use crate::view::{Standing, View};
@@ -58,6 +61,17 @@ impl NodeKeeper {
         }
     }
 
+    /// Tells what the host's own firewall drops of what pods send and get.
+    pub(super) fn tell_of_firewall(&mut self, extent: Extent) {
+        let networks = &self.options.config.cluster.pod_cidrs;
+        let closed = match extent {
+            Extent::Everything => self.firewall.closed(networks, Instant::now()),
+            // The way to a peer does not wait for it.
+            _ => self.firewall.known(),
+        };
+        closed.iter().for_each(|chain| self.report.problem(Reason::HostFirewall, chain));
+    }
+
     /// Has flannel's file, where it is wanted. Pods need it not.
     pub(super) fn keep_subnet_file(&mut self, network: &NodeNetwork) {
         let config = &self.options.config;
@@ -106,6 +120,8 @@ impl NodeKeeper {
 
     pub(crate) fn status(&mut self, view: &View) -> Status {
         let mut status = self.report.status();
+        let networks = &self.options.config.cluster.pod_cidrs;
+        status.firewall_closed = self.firewall.closed(networks, Instant::now()).to_vec();
         status.kernel_peers = self.kernel_peers(view);
         status.node.clone_from(&self.options.node);
         status.cluster_cidrs.clone_from(&self.options.config.cluster.pod_cidrs);

@@ -295,3 +295,37 @@ fn a_cluster_moves_to_host_gw_and_back_node_by_node_and_loses_no_packet() {
     }
     assert_eq!(witnesses.map(Witness::lost), [0, 0, 0]);
 }
+
+#[test]
+fn two_nodes_of_which_one_alone_routes_directly_reach_each_other_and_the_strict_one_drops_nothing() {
+    let mut rig = Rig::new(2);
+    run_ok(rig.nodes[0].netns.command("sysctl").args(["-qw", "net.ipv4.conf.all.rp_filter=1"]));
+    for (node, direct) in rig.nodes.iter_mut().zip([true, false]) {
+        node.configure(&format!("vxlan: {{directRouting: {direct}}}\n"));
+        node.start();
+    }
+    rig.await_joined();
+    rig.add_pods();
+    let [first, second] = &rig.nodes[..] else { panic!("two nodes") };
+    assert_eq!([paths(first), paths(second)], [["direct"], ["vxlan"]]);
+    // Each way by another road: with the largest packet that pods send, and tracked from end to end.
+    for (from, to) in [(first, second), (second, first)] {
+        for (family, (source, target)) in from.pod_addresses().iter().zip(to.pod_addresses()).enumerate() {
+            let size = (1450 - [28, 48][family]).to_string();
+            let words = [
+                "-n", "-q", "-c", "3", "-i", "0.01", "-W", "3", "-M", "do", "-s", &size, "-I", source,
+                &target,
+            ];
+            let said = run_ok(from.netns.command("ping").args(words));
+            assert!(said.contains(" 3 received"), "{said}");
+        }
+    }
+    assert_eq!(filtered(first), 0, "what comes by the tunnel is answered by the link");
+    for node in [first, second] {
+        let invalid = run_ok(node.netns.command("conntrack").args(["-S"]));
+        assert!(
+            invalid.split_whitespace().all(|word| !word.starts_with("invalid=") || word == "invalid=0"),
+            "{invalid}"
+        );
+    }
+}

@@ -1,5 +1,5 @@
 //! Agents as processes in namespaces: two or three nodes on a bridge, a directory, a real API server or a real etcd for a store,
-//! and outside tools to look with. The numbers in names are those of the project's list of scenarios for node-to-node networking.
+//! and outside tools to look with. The numbers in names are those of the project's list of scenarios for node-to-node networking (docs/scenarios.md).
 
 #![allow(
     clippy::unwrap_used,
@@ -30,6 +30,7 @@ mod proxy;
 mod restart;
 mod rig;
 mod rotation;
+mod scenarios;
 mod scene;
 mod senders;
 mod services;

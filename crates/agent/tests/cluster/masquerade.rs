@@ -1,5 +1,5 @@
 //! Address translation of what leaves the cluster: the configuration, beside kube-proxy, many connections at once, and those
-//! of pods that are gone. Scenarios 44, 45 and 48.
+//! of pods that are gone. Scenarios 43, 44, 45 and 48.
 
 use std::collections::BTreeSet;
 use std::net::UdpSocket;
@@ -192,21 +192,61 @@ fn scenario_45_five_thousand_connections_to_one_place_get_a_port_each_randomly_o
     }
 }
 
+/// A pod's namespace behind a link of that name, as the plugin wires one.
+fn wire(node: &Node, link: &str, address: &str) -> Namespace {
+    let pod = Namespace::with_loopback();
+    node.netns.ip(&format!("link add {link} type veth peer name eth0 netns {}", pod.path().display()));
+    node.netns.ip(&format!("link set {link} alias fairlead:test/{link}/eth0 up"));
+    pod.ip("link set eth0 up");
+    pod.ip(&format!("address add {address}/32 dev eth0"));
+    pod.ip("route add 169.254.1.1 dev eth0 scope link");
+    pod.ip("route add default via 169.254.1.1");
+    node.netns.ip(&format!("address add 169.254.1.1/32 dev {link}"));
+    node.netns.ip(&format!("route add {address} dev {link} proto 71"));
+    pod
+}
+
+#[test]
+fn scenario_43_a_pod_that_asks_its_own_service_is_answered_by_itself_as_by_the_service() {
+    let rig = followed();
+    let node = &rig.nodes[0];
+    let address = node.pod_addresses()[0].replace(".5", ".77");
+    let pod = wire(node, "pod1", &address);
+    // What kube-proxy makes of a Service with that pod behind it.
+    nft(
+        &node.netns,
+        &format!(
+            "add table ip kube-proxy; \
+             add chain ip kube-proxy services {{ type nat hook prerouting priority dstnat; }}; \
+             add chain ip kube-proxy post {{ type nat hook postrouting priority srcnat; }}; \
+             add rule ip kube-proxy services ip daddr 10.96.0.10 udp dport 80 meta mark set mark or 0x4000 \
+             dnat to {address}:9004; \
+             add rule ip kube-proxy post mark and 0x4000 == 0 return; \
+             add rule ip kube-proxy post meta mark set mark xor 0x4000; \
+             add rule ip kube-proxy post masquerade fully-random"
+        ),
+    );
+    let [server, client] =
+        [9004, 4002].map(|port| pod.inside(|| UdpSocket::bind((address.as_str(), port)).unwrap()));
+    for socket in [&server, &client] {
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    }
+    client.connect("10.96.0.10:80").unwrap();
+    client.send(b"hello").unwrap();
+    let mut buffer = [0; 8];
+    let (_, from) = server.recv_from(&mut buffer).expect("it comes back in");
+    assert_ne!(from.ip().to_string(), address, "it would answer itself beside the Service");
+    server.send_to(b"hello", from).unwrap();
+    assert_eq!(client.recv(&mut buffer).expect("an answer of the Service"), 5);
+}
+
 #[test]
 fn scenario_48_the_connections_of_a_pod_that_is_gone_are_forgotten_and_no_others() {
     let rig = followed();
     let node = &rig.nodes[0];
     rig.underlay.ip("address add 198.18.0.254/24 dev br0");
     let (kept, gone) = (node.pod_addresses().swap_remove(0), node.pod_addresses()[0].replace(".5", ".77"));
-    let pod = Namespace::with_loopback();
-    node.netns.ip(&format!("link add pod1 type veth peer name eth0 netns {}", pod.path().display()));
-    node.netns.ip("link set pod1 alias fairlead:test/pod1/eth0 up");
-    pod.ip("link set eth0 up");
-    pod.ip(&format!("address add {gone}/32 dev eth0"));
-    pod.ip("route add 169.254.1.1 dev eth0 scope link");
-    pod.ip("route add default via 169.254.1.1");
-    node.netns.ip("address add 169.254.1.1/32 dev pod1");
-    node.netns.ip(&format!("route add {gone} dev pod1 proto 71"));
+    let pod = wire(node, "pod1", &gone);
     // One that it began, through the masquerade, and one that leads to it; and another pod's.
     let server = rig.underlay.inside(|| UdpSocket::bind("198.18.0.254:9003").unwrap());
     server.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -229,4 +269,18 @@ fn scenario_48_the_connections_of_a_pod_that_is_gone_are_forgotten_and_no_others
     node.netns.ip("link delete pod1");
     eventually("they are forgotten", || (flows(&gone) == 0).then_some(()));
     assert_eq!(flows(&kept), 1);
+    // Another pod is given the address: nothing of the one before is in its way, in or out.
+    let next = wire(node, "pod2", &gone);
+    let waiting = next.inside(|| UdpSocket::bind((gone.as_str(), 9)).unwrap());
+    waiting.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    node.netns.inside(|| {
+        UdpSocket::bind("198.18.0.1:4001").unwrap().send_to(b"anew", (gone.as_str(), 9)).unwrap();
+    });
+    waiting.recv_from(&mut buffer).expect("it goes to the pod that is there now");
+    next.inside(|| {
+        let client = UdpSocket::bind((gone.as_str(), 4000)).unwrap();
+        client.send_to(b"anew", "198.18.0.254:9003").unwrap();
+    });
+    server.recv_from(&mut buffer).expect("its own goes out");
+    assert_eq!((flows(&gone), flows(&kept)), (2, 1));
 }

@@ -1,4 +1,4 @@
-//! What an operator does to agents that run: another configuration, health checks.
+//! What an operator does to agents that run: another configuration, health checks; and a firewall of the host's own.
 
 use harness::eventually;
 
@@ -101,6 +101,33 @@ fn scenario_59_a_node_is_not_ready_before_every_peer_that_is_known_is_programmed
         Some(node.health("/readyz")).filter(|answer| answer.starts_with("no answer through the tunnel from"))
     });
     assert_eq!(node.tunnel_routes().len(), 2 * usize::from(PEERS), "{answer}");
+}
+
+#[test]
+fn scenario_28_a_firewall_of_the_hosts_own_that_drops_pods_is_told_and_left_as_it_is() {
+    let rig = Rig::joined(2);
+    let node = &rig.nodes[0];
+    let nft = |commands: &str| harness::run_ok(node.netns.command("nft").arg(commands));
+    nft("add table inet filter; \
+         add chain inet filter forward { type filter hook forward priority filter; policy drop; }; \
+         add rule inet filter forward ct state established,related accept");
+    let before = nft("list table inet filter");
+    node.await_status("its status tells, for both families", |status| status.firewall_closed.len() == 2);
+    eventually("the metrics tell", || {
+        node.health("/metrics").contains("fairlead_host_firewall_closed 2\n").then_some(())
+    });
+    // An Event comes with the next look at the node.
+    eventually("it is a problem, and no reason to be unready", || {
+        node.netns.ip("link add other0 type bridge");
+        node.netns.ip("link delete other0");
+        let status = node.status()?;
+        let tells = |problem: &String| problem.contains("inet filter forward drops what it does not accept");
+        (status.ready && status.problems.iter().any(tells)).then_some(())
+    });
+    assert_eq!(nft("list table inet filter"), before);
+    nft("insert rule inet filter forward ip saddr 10.244.0.0/16 accept; \
+         insert rule inet filter forward ip6 saddr fd00:10:244::/48 accept");
+    node.await_status("there is nothing to tell", |status| status.firewall_closed.is_empty());
 }
 
 #[test]

@@ -196,7 +196,8 @@ fn nobody_gives_up_or_stops_sending_by_the_key_that_a_node_needs_whose_agent_is_
 }
 
 #[test]
-fn a_node_that_joins_while_keys_change_has_both_keys_as_the_others_have_and_is_reached_from_the_first_moment() {
+fn a_node_that_joins_while_keys_change_has_both_keys_as_the_others_have_and_is_reached_from_the_first_moment()
+{
     if !can_run() {
         return;
     }
@@ -229,7 +230,8 @@ fn the_old_key_is_received_by_while_an_agent_is_dead_that_was_ready_and_has_not_
         return;
     }
     let mut rig = joined(2);
-    let signal = |node: &Node, signal: &str| run_ok(Command::new("kill").args([signal, &node.pid().to_string()]));
+    let signal =
+        |node: &Node, signal: &str| run_ok(Command::new("kill").args([signal, &node.pid().to_string()]));
     let store = Directory::open(rig.store.path()).unwrap();
     let published = |node: &Node| {
         let lease = store.list().unwrap().snapshot.leases.remove(&*node.name);

@@ -1,55 +1,31 @@
 //! The host's own firewall: does it let pods and tunnels through.
 //!
-//! Read [`judge`]. A verdict of acceptance in Fairlead's tables does not help against a drop in another one, so what the
-//! host's firewall drops is lost. Rules of others are read only so far that an accepting one can be recognised; where
-//! that leaves doubt (sets, addresses that contain the pods') it is a warning, and where nothing accepts, an error.
-
-use std::collections::BTreeSet;
-use std::net::IpAddr;
+//! Read [`judge`]. What a chain does the agent finds out in the same way (`agent::host_firewall`); where that is in doubt it
+//! is a warning, and where nothing accepts, an error, each with what to do about it by the program that keeps the rules.
 
 use ::agent::Config;
+use ::agent::host_firewall::{Chain, Opinion, Program, Ruleset};
 use ipnet::IpNet;
-use kernel::foreign::ForeignRule;
 use netstate::nft::Hook;
 use route::Family;
 
-use super::ruleset::{Base, Program, Ruleset};
 use crate::finding::{Finding, Severity};
-
-/// Parts of a rule that ask for nothing.
-const UNCONDITIONAL: [&str; 9] =
-    ["immediate", "counter", "accept", "drop", "reject", "REJECT", "log", "LOG", "comment"];
-/// Parts that look at the state of the connection.
-const TRACKING: [&str; 3] = ["ct", "conntrack", "state"];
-
-/// Whether a chain lets something pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Opinion {
-    /// A rule for it is there, or the chain accepts anyway.
-    Accepts,
-    /// No rule for it can be seen, but some that might be.
-    Unclear,
-    /// Nothing accepts a first packet.
-    Drops,
-}
 
 /// What the host's firewall drops that Fairlead needs; `tunnel` is the family that tunnels run over.
 pub(super) fn judge(rulesets: &[Ruleset], config: &Config, tunnel: Family) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for ruleset in rulesets {
-        for base in &ruleset.bases {
-            let chain = Chain { ruleset, base };
-            match base.hook {
-                Hook::Forward => {
-                    let seen = |cidr: &&IpNet| ruleset.families.contains(&Family::of_net(cidr));
-                    let cidrs = config.cluster.pod_cidrs.iter().filter(seen);
-                    findings.extend(cidrs.filter_map(|cidr| chain.judge_pods(*cidr)));
-                }
-                Hook::Input if ruleset.families.contains(&tunnel) => {
-                    findings.extend(chain.judge_tunnel(config.vxlan.port))
-                }
-                _ => {}
+    for chain in Chain::all(rulesets) {
+        let families = &chain.ruleset.families;
+        match chain.base.hook {
+            Hook::Forward => {
+                let seen = |cidr: &&IpNet| families.contains(&Family::of_net(cidr));
+                let cidrs = config.cluster.pod_cidrs.iter().filter(seen);
+                findings.extend(cidrs.filter_map(|cidr| Told(chain).judge_pods(*cidr)));
             }
+            Hook::Input if families.contains(&tunnel) => {
+                findings.extend(Told(chain).judge_tunnel(config.vxlan.port))
+            }
+            _ => {}
         }
     }
     findings
@@ -62,83 +38,28 @@ enum Keeper {
     Ufw,
 }
 
-struct Chain<'a> {
-    ruleset: &'a Ruleset,
-    base: &'a Base,
-}
+/// A chain, as findings speak of it.
+struct Told<'a>(Chain<'a>);
 
-impl Chain<'_> {
+impl Told<'_> {
     fn judge_pods(&self, cidr: IpNet) -> Option<Finding> {
-        let network = prefix(cidr);
-        let severity = severity(self.opinion(|rule| rule.mentions(&network)))?;
+        let severity = severity(self.0.for_pods(cidr))?;
         let problem =
             format!("{}from or to the pods' network {cidr}: pods reach no other node", self.drops(severity));
-        Some(Finding::new(severity, self.subject(), problem, self.let_pods_through(cidr)))
+        Some(Finding::new(severity, self.0.name(), problem, self.let_pods_through(cidr)))
     }
 
     fn judge_tunnel(&self, port: u16) -> Option<Finding> {
-        let opinion = self.opinion(|rule| {
-            // Native rules have it in network order, matches of iptables in the host's.
-            let is_match = rule.has("udp") || rule.has("multiport");
-            rule.mentions(&port.to_be_bytes()) || is_match && rule.mentions(&port.to_ne_bytes())
-        });
-        let severity = severity(opinion)?;
+        let severity = severity(self.0.for_port(port))?;
         let problem =
             format!("{}for UDP port {port}: no tunnel from other nodes comes in", self.drops(severity));
-        Some(Finding::new(severity, self.subject(), problem, self.let_tunnels_in(port)))
-    }
-
-    /// What the chain does to first packets that the rules which are `meant` are for.
-    fn opinion(&self, meant: impl Fn(&ForeignRule) -> bool) -> Opinion {
-        if !self.is_closed() {
-            return Opinion::Accepts;
-        }
-        let (mut doubt, rules) = (false, self.reachable());
-        for (rule, always) in rules {
-            let leads_on = rule.has("accept") || rule.jump.is_some();
-            if leads_on && meant(rule) || always && rule.has("accept") && is_unconditional(rule) {
-                return Opinion::Accepts;
-            }
-            let narrow = TRACKING.iter().any(|name| rule.has(name)) || is_about_loopback(rule);
-            doubt |= rule.has("lookup") || rule.has("accept") && !narrow;
-        }
-        if doubt { Opinion::Unclear } else { Opinion::Drops }
-    }
-
-    /// Whether what no rule accepts is dropped: by the policy, or by the last rule.
-    fn is_closed(&self) -> bool {
-        let last = self.ruleset.rules.iter().rfind(|rule| rule.chain == self.base.name);
-        let drops = |rule: &ForeignRule| ["drop", "reject", "REJECT"].iter().any(|name| rule.has(name));
-        self.base.drops || last.is_some_and(|rule| drops(rule) && is_unconditional(rule))
-    }
-
-    /// The rules that a packet can come to, each with whether every packet that comes so far does.
-    fn reachable(&self) -> Vec<(&ForeignRule, bool)> {
-        let mut todo = vec![(self.base.name.as_str(), true)];
-        let mut seen = BTreeSet::new();
-        let mut found = Vec::new();
-        while let Some((chain, always)) = todo.pop() {
-            if !seen.insert((chain, always)) {
-                continue;
-            }
-            for rule in self.ruleset.rules.iter().filter(|rule| rule.chain == chain) {
-                found.push((rule, always));
-                if let Some(next) = &rule.jump {
-                    todo.push((next, always && is_unconditional(rule)));
-                }
-            }
-        }
-        found
-    }
-
-    fn subject(&self) -> String {
-        format!("{} {}", self.ruleset.name, self.base.name)
+        Some(Finding::new(severity, self.0.name(), problem, self.let_tunnels_in(port)))
     }
 
     /// Table and chain, as `nft` takes them.
     fn place(&self) -> String {
-        let table = self.ruleset.name.strip_prefix("nf_tables ").unwrap_or(&self.ruleset.name);
-        format!("{table} {}", self.base.name)
+        let table = self.0.ruleset.name.strip_prefix("nf_tables ").unwrap_or(&self.0.ruleset.name);
+        format!("{table} {}", self.0.base.name)
     }
 
     fn drops(&self, severity: Severity) -> &'static str {
@@ -150,21 +71,20 @@ impl Chain<'_> {
 
     /// Who writes these rules, where it can be told.
     fn keeper(&self) -> Option<Keeper> {
-        if self.ruleset.name.ends_with(" firewalld") {
+        if self.0.ruleset.name.ends_with(" firewalld") {
             return Some(Keeper::Firewalld);
         }
-        self.ruleset.chains.iter().any(|chain| chain.starts_with("ufw-")).then_some(Keeper::Ufw)
+        self.0.ruleset.chains.iter().any(|chain| chain.starts_with("ufw-")).then_some(Keeper::Ufw)
     }
 
     fn let_tunnels_in(&self, port: u16) -> String {
-        match (self.keeper(), &self.ruleset.program) {
+        match (self.keeper(), &self.0.ruleset.program) {
             (Some(Keeper::Firewalld), _) => {
                 format!("firewall-cmd --permanent --add-port={port}/udp; firewall-cmd --reload")
             }
             (Some(Keeper::Ufw), _) => format!("ufw allow {port}/udp"),
-            (None, Program::Iptables(program, _)) => {
-                self.permanently(&format!("{program} -I {} -p udp --dport {port} -j ACCEPT", self.base.name))
-            }
+            (None, Program::Iptables(program, _)) => self
+                .permanently(&format!("{program} -I {} -p udp --dport {port} -j ACCEPT", self.0.base.name)),
             (None, Program::Nft) => {
                 self.permanently(&format!("nft insert rule {} udp dport {port} accept", self.place()))
             }
@@ -174,8 +94,8 @@ impl Chain<'_> {
     /// From and to the pods.
     fn let_pods_through(&self, cidr: IpNet) -> String {
         let word = if cidr.addr().is_ipv4() { "ip" } else { "ip6" };
-        let (chain, place) = (&self.base.name, self.place());
-        match (self.keeper(), &self.ruleset.program) {
+        let (chain, place) = (&self.0.base.name, self.place());
+        match (self.keeper(), &self.0.ruleset.program) {
             (Some(Keeper::Firewalld), _) => {
                 format!("firewall-cmd --permanent --zone=trusted --add-source={cidr}; firewall-cmd --reload")
             }
@@ -202,31 +122,11 @@ fn severity(opinion: Opinion) -> Option<Severity> {
     }
 }
 
-/// Whether every packet matches it.
-fn is_unconditional(rule: &ForeignRule) -> bool {
-    rule.parts.iter().all(|part| part.name.is_empty() || UNCONDITIONAL.contains(&part.name.as_str()))
-}
-
-fn is_about_loopback(rule: &ForeignRule) -> bool {
-    let name =
-        |bytes: &[u8]| bytes.strip_prefix(b"lo").is_some_and(|rest| rest.iter().all(|byte| *byte == 0));
-    rule.parts.iter().any(|part| part.name == "cmp" && name(&part.bytes))
-}
-
-/// The bytes of a network that a rule compares: whole ones of its prefix, or all where it ends within a byte.
-fn prefix(cidr: IpNet) -> Vec<u8> {
-    let octets = match cidr.network() {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    };
-    let length = usize::from(cidr.prefix_len());
-    if length % 8 == 0 { octets[..length / 8].to_vec() } else { octets }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kernel::foreign::{NARROWED, Part};
+    use ::agent::host_firewall::Base;
+    use kernel::foreign::{ForeignRule, NARROWED, Part};
 
     fn part(name: &str, bytes: &[u8]) -> Part {
         Part { name: name.into(), bytes: bytes.to_vec() }
@@ -346,11 +246,5 @@ mod tests {
             "{found:#?}"
         );
         assert_eq!(found[1].fix, "ufw allow 8472/udp");
-    }
-
-    #[test]
-    fn a_prefix_that_ends_within_a_byte_is_compared_whole() {
-        assert_eq!(prefix("10.244.0.0/16".parse().unwrap()), [10, 244]);
-        assert_eq!(prefix("10.244.0.0/15".parse().unwrap()), [10, 244, 0, 0]);
     }
 }

@@ -11,6 +11,7 @@ mod other;
 use std::fs;
 use std::path::PathBuf;
 
+use ::agent::host_firewall::{Program, Ruleset};
 use anyhow::Error;
 use kernel::link::{Kind, Link};
 use kernel::route::Route;
@@ -18,7 +19,6 @@ use kernel::route::Route;
 use super::Root;
 use super::directories::Directories;
 use super::network::Network;
-use super::ruleset::{Program, Ruleset};
 use crate::finding::{Finding, Severity};
 use other::{OTHERS, Other};
 

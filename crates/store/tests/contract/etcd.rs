@@ -6,6 +6,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use cluster::{Claim, Key, Kind, Node, Object};
 use harness::etcd::Options;
@@ -412,7 +413,7 @@ fn watches_that_are_cut_as_soon_as_they_begin_are_tried_ever_more_seldom() {
     opened.write(&lease("node1", 1450), Expect::Absent).unwrap();
     way.state.lock().unwrap().cut_watches = Some(0);
     let mut witness = Witness::in_sync(opened.watch_of(&AGENT));
-    thread::sleep(std::time::Duration::from_secs(3));
+    thread::sleep(Duration::from_secs(3));
     let cuts = way.state.lock().unwrap().cut_watches.take().unwrap();
     // Of three kinds, each after 25 to 50 ms, then twice that, and so on up to 0.8 s.
     assert!((6..60).contains(&cuts), "{cuts} watches within three seconds");
@@ -585,6 +586,26 @@ fn many_nodes_are_listed_in_pages_of_one_time() {
     assert_eq!(opened.list().unwrap().snapshot.nodes.len(), 1000);
     opened.server().delete("/fairlead/nodes/node09");
     witness.until(|witness| witness.snapshot.nodes.len() == 900);
+}
+
+#[test]
+fn scenario_40_with_an_etcd_that_takes_its_time_for_each_request_a_start_takes_a_few_however_many_nodes_there_are()
+ {
+    let Some(server) = harness::Etcd::start() else { return };
+    let direct = Etcd::open(&server.url().parse().unwrap(), Access::default()).unwrap();
+    for number in 0..50 {
+        let name = format!("node{number}");
+        server.put(&format!("/fairlead/nodes/{name}"), &manifest(&name));
+        direct.write(&lease(&name, 1450), Expect::Absent).unwrap();
+        direct.claim(cidr(&format!("10.244.{number}.0/24")), &name).unwrap();
+    }
+    let way = Way::to(&server.url());
+    way.state.lock().unwrap().slow = Duration::from_millis(500);
+    let opened = Opened::by(server, way.url.parse().unwrap(), Access::default());
+    let witness = Witness::in_sync(opened.watch_of(&AGENT));
+    assert_eq!((witness.snapshot.nodes.len(), witness.snapshot.leases.len()), (50, 50));
+    let requests = way.state.lock().unwrap().requests;
+    assert!(requests < 20, "{requests} requests for 50 nodes");
 }
 
 #[test]
@@ -769,6 +790,9 @@ struct State {
     cut: bool,
     /// How many watches were cut right after their first line; none if they are let be.
     cut_watches: Option<usize>,
+    /// How long each request takes, and how many there were.
+    slow: Duration,
+    requests: usize,
     open: Vec<TcpStream>,
 }
 
@@ -812,6 +836,14 @@ impl Way {
 fn carry(mut from: TcpStream, mut to: TcpStream, state: &Mutex<State>) {
     let mut buffer = [0; 16 << 10];
     while let Ok(count @ 1..) = from.read(&mut buffer) {
+        if buffer.starts_with(b"POST ") && count > 5 {
+            let slow = {
+                let mut state = state.lock().unwrap();
+                state.requests += 1;
+                state.slow
+            };
+            thread::sleep(slow);
+        }
         if to.write_all(&buffer[..count]).is_err() {
             break;
         }

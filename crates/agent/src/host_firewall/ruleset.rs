@@ -4,35 +4,34 @@
 
 use std::fs::File;
 
-use anyhow::Error;
 use kernel::foreign::ForeignRule;
 use kernel::nft::Nft;
 use kernel::xtables::{self, Table};
 use netstate::nft::{ChainKind, Family as TableFamily, Hook, IpVersion, Policy, TableKey};
 use route::Family;
 
-use crate::finding::Finding;
+use crate::report::told;
 
 /// A table of somebody else.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Ruleset {
+pub struct Ruleset {
     /// How it is spoken of: `nf_tables ip filter`, `iptables-legacy filter`.
-    pub(super) name: String,
+    pub name: String,
     /// The program that changes it.
-    pub(super) program: Program,
+    pub program: Program,
     /// The families whose packets it sees.
-    pub(super) families: Vec<Family>,
+    pub families: Vec<Family>,
     /// Its chains by name.
-    pub(super) chains: Vec<String>,
+    pub chains: Vec<String>,
     /// Those where packets enter to be filtered.
-    pub(super) bases: Vec<Base>,
+    pub bases: Vec<Base>,
     /// All rules, in order.
-    pub(super) rules: Vec<ForeignRule>,
+    pub rules: Vec<ForeignRule>,
 }
 
 /// Who can change a table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) enum Program {
+pub enum Program {
     /// `nft`, by the table's family and name.
     #[default]
     Nft,
@@ -42,32 +41,44 @@ pub(super) enum Program {
 
 /// A chain where packets enter.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Base {
-    pub(super) name: String,
-    pub(super) hook: Hook,
+pub struct Base {
+    /// Its name.
+    pub name: String,
+    /// Where they enter.
+    pub hook: Hook,
     /// Whether what no rule decided on is dropped.
-    pub(super) drops: bool,
+    pub drops: bool,
 }
 
-/// Reads the tables of others; what cannot be read is a note.
-pub(super) fn read(findings: &mut Vec<Finding>) -> Vec<Ruleset> {
-    let mut rulesets = Vec::new();
-    match read_nft() {
+/// What could not be read, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unread {
+    /// The interface.
+    pub what: &'static str,
+    /// Why, as text.
+    pub why: String,
+}
+
+/// Reads the tables of others: those where packets enter at this hook, or all.
+#[must_use]
+pub fn read(only: Option<Hook>) -> (Vec<Ruleset>, Vec<Unread>) {
+    let (mut rulesets, mut unread) = (Vec::new(), Vec::new());
+    match read_nft(only) {
         Ok(found) => rulesets.extend(found),
         // That there are none is told with the features.
         Err(error) if error.is_unsupported() => {}
-        Err(error) => findings.push(Finding::unseen("nf_tables", &Error::from(error))),
+        Err(error) => unread.push(Unread { what: "nf_tables", why: told(&error) }),
     }
     for (version, list) in [(IpVersion::V4, "ip_tables_names"), (IpVersion::V6, "ip6_tables_names")] {
-        match read_legacy(version, list) {
+        match read_legacy(version, list, only.is_some()) {
             Ok(found) => rulesets.extend(found),
-            Err(error) => findings.push(Finding::unseen("iptables-legacy", &error)),
+            Err(why) => unread.push(Unread { what: "iptables-legacy", why }),
         }
     }
-    rulesets
+    (rulesets, unread)
 }
 
-fn read_nft() -> Result<Vec<Ruleset>, kernel::Error> {
+fn read_nft(only: Option<Hook>) -> Result<Vec<Ruleset>, kernel::Error> {
     let mut nft = Nft::open()?;
     let mut rulesets = Vec::new();
     for key in nft.tables()? {
@@ -75,13 +86,18 @@ fn read_nft() -> Result<Vec<Ruleset>, kernel::Error> {
         if ours || key.family == TableFamily::Bridge {
             continue;
         }
+        let bases: Vec<_> =
+            nft.base_chains(&key)?.into_iter().filter(|(_, base)| base.kind == ChainKind::Filter).collect();
+        if only.is_some_and(|hook| !bases.iter().any(|(_, base)| base.hook == hook)) {
+            continue;
+        }
         let chains = nft.chain_names(&key)?;
-        let bases = nft.base_chains(&key)?.into_iter().filter(|(_, base)| base.kind == ChainKind::Filter);
         rulesets.push(Ruleset {
             name: format!("nf_tables {key}"),
             program: program_of(&key, &chains),
             families: families(key.family),
             bases: bases
+                .into_iter()
                 .map(|(name, base)| Base { name, hook: base.hook, drops: base.policy == Policy::Drop })
                 .collect(),
             rules: nft.foreign_rules(&key, None)?,
@@ -112,12 +128,12 @@ fn families(family: TableFamily) -> Vec<Family> {
     }
 }
 
-fn read_legacy(version: IpVersion, list: &str) -> Result<Vec<Ruleset>, Error> {
+fn read_legacy(version: IpVersion, list: &str, filters_only: bool) -> Result<Vec<Ruleset>, String> {
     // The list is there as soon as the interface is; only root may read it.
     if let Err(error) = File::open(format!("/proc/thread-self/net/{list}"))
         && error.kind() != std::io::ErrorKind::NotFound
     {
-        return Err(Error::new(error).context("list the tables of the older iptables interface"));
+        return Err(format!("list the tables of the older iptables interface: {error}"));
     }
     let (program, family) = match version {
         IpVersion::V4 => ("iptables-legacy", Family::V4),
@@ -125,7 +141,11 @@ fn read_legacy(version: IpVersion, list: &str) -> Result<Vec<Ruleset>, Error> {
     };
     let mut rulesets = Vec::new();
     for name in xtables::names(version) {
-        let Some(table) = Table::read(version, &name)? else { continue };
+        if filters_only && name != "filter" {
+            continue;
+        }
+        let read = Table::read(version, &name).map_err(|error| told(&error))?;
+        let Some(table) = read else { continue };
         let dropping = table.dropping_chains();
         let base = |(chain, hook): (&str, Hook)| Base {
             name: chain.to_owned(),
