@@ -91,8 +91,7 @@ impl NodeKeeper {
             pod_mtu(&lease.backend, &over.link, carried.min(over.mtu), Family::V6, &[Family::V6])
                 .map_err(refused(Reason::UnderlayMissing))?;
         }
-        let translated = &self.options.config.masquerade;
-        let path_mtus = self.prober.limits();
+        let (translated, path_mtus) = (&self.options.config.masquerade, self.prober.limits());
         let inputs = Inputs {
             snapshot: &view.snapshot,
             lease: &lease,
