@@ -49,8 +49,6 @@ pub(crate) const MACHINE: &[Need] = &[
     ("ping", "iputils-ping"),
     ("wg", "wireguard-tools"),
     ("ipvsadm", "ipvsadm"),
-    ("ipset", "ipset"),
-    ("iptables", "iptables"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("cpio", "cpio"),

@@ -43,28 +43,8 @@ const MACHINES: usize = 2;
 const REFERENCE: [&str; 6] = ["bridge", "dummy", "host-local", "ipvlan", "vlan", "vrf"];
 
 /// Tools of the host that go along, with the libraries they need.
-const TOOLS: [&str; 10] = ["ip", "tc", "bridge", "nft", "unshare", "nsenter", "ping", "wg", "sh", "cat"];
-
-/// What else the suite about Services needs: kube-proxy, where there is one, and what that runs.
-const SERVICES: (&str, [&str; 8]) = (
-    "agent-kernel_policies",
-    [
-        "ipvsadm",
-        "ipset",
-        "iptables",
-        "iptables-save",
-        "iptables-restore",
-        "ip6tables",
-        "ip6tables-save",
-        "ip6tables-restore",
-    ],
-);
-
-/// Where kube-proxy is, here as there, unless `KUBEBUILDER_ASSETS` says otherwise.
-const ASSETS: &str = "usr/local/kubebuilder/bin";
-
-/// Where iptables has its extensions.
-const EXTENSIONS: &str = "usr/lib/x86_64-linux-gnu/xtables";
+const TOOLS: [&str; 11] =
+    ["ip", "tc", "bridge", "nft", "unshare", "nsenter", "ping", "wg", "sh", "cat", "ipvsadm"];
 
 /// Folders of kernel modules that go along, below `kernel/`.
 const MODULES: [&str; 6] = ["net", "drivers/net", "drivers/virtio", "lib", "arch/x86/crypto", "crypto"];
@@ -195,10 +175,8 @@ fn initramfs(tree: &Path, kernel: &Kernel, suites: &[(String, PathBuf)], image: 
     for tool in TOOLS.iter().filter(|tool| **tool != "sh") {
         with_libraries(&which(tool)?, "usr/bin", tree)?;
     }
-    reference(tree)?;
-    if suites.iter().any(|(name, _)| name == SERVICES.0) {
-        services(tree)?;
-    }
+    const TOOLS: [&str; 11] =
+        ["ip", "tc", "bridge", "nft", "unshare", "nsenter", "ping", "wg", "sh", "cat", "ipvsadm"];
     for (name, program) in suites {
         copy(program, &tree.join("tests").join(name))?;
         // `harness::binary` looks beside the test program.
@@ -227,36 +205,6 @@ fn initramfs(tree: &Path, kernel: &Kernel, suites: &[(String, PathBuf)], image: 
     process::run(Command::new("sh").args(["-c", &pack]).current_dir(tree))
 }
 
-/// What carries Services.
-fn services(tree: &Path) -> anyhow::Result<()> {
-    for tool in SERVICES.1 {
-        with_libraries(&which(tool)?, "usr/bin", tree)?;
-    }
-    for extension in fs::read_dir(Path::new("/").join(EXTENSIONS))?.filter_map(Result::ok) {
-        copy(&extension.path(), &tree.join(EXTENSIONS).join(extension.file_name()))?;
-    }
-    // By which `ipset` knows protocols.
-    fs::create_dir_all(tree.join("etc"))?;
-    fs::write(tree.join("etc/protocols"), "tcp 6 TCP\nudp 17 UDP\nsctp 132 SCTP\n")?;
-    match kube_proxy() {
-        Some(program) => copy(&program, &tree.join(ASSETS).join("kube-proxy")),
-        None => {
-            workspace::not_run(
-                "vm-test",
-                "there is no kube-proxy, so policies are not tried beside its mode ipvs",
-            );
-            Ok(())
-        }
-    }
-}
-
-/// The program, as envtest finds such.
-fn kube_proxy() -> Option<PathBuf> {
-    let named = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
-    let program = named.unwrap_or_else(|| Path::new("/").join(ASSETS)).join("kube-proxy");
-    program.exists().then_some(program)
-}
-
 /// The reference plugins: Debian's, or those in the folder that `FAIRLEAD_REFERENCE` names.
 fn reference(tree: &Path) -> anyhow::Result<()> {
     let named = std::env::var_os("FAIRLEAD_REFERENCE").map(PathBuf::from);
@@ -277,18 +225,14 @@ fn init(suites: &[(String, PathBuf)]) -> String {
          mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp\n\
          echo 1 > /proc/sys/net/core/fb_tunnels_only_for_init_net\n\
          for module in bridge 8021q veth vxlan nf_tables nft_chain_nat nft_masq nft_ct nft_fib_inet nft_meta_bridge \
-         nf_conntrack nf_conntrack_netlink nft_nat nft_limit nft_log nfnetlink_log nf_log_syslog ip_vs ip_vs_rr ip_vs_wrr ip_vs_sh nft_compat \
-         xt_set xt_comment xt_mark xt_conntrack xt_addrtype xt_MASQUERADE xt_nat xt_tcpudp xt_multiport \
-         ip_set_hash_ip ip_set_hash_ipport ip_set_hash_ipportip ip_set_hash_ipportnet ip_set_hash_net ip_set_bitmap_port \
+         nf_conntrack nf_conntrack_netlink nft_nat nft_limit nft_log nfnetlink_log nf_log_syslog ip_vs ip_vs_rr \
          sctp dummy macvlan ipvlan ifb vrf wireguard ipip sit tun virtio_pci virtio_net; do \
          modprobe $module 2>/dev/null; done\n\
          ip link set lo up\n",
     );
-    let skipped = if kube_proxy().is_some() { "" } else { "--skip kube_proxy" };
     for (name, _) in suites {
         script.push_str(&format!(
-            "echo \"suite {name}\"; /tests/{name} --test-threads=1 --nocapture {skipped}; \
-             echo \"suite {name} ended with $?\"\n"
+            "echo \"suite {name}\"; /tests/{name} --test-threads=1 --nocapture; echo \"suite {name} ended with $?\"\n"
         ));
     }
     script.push_str("sync; poweroff -f\n");

@@ -87,8 +87,7 @@ impl NodeKeeper {
         overlaps(&host, &networks)
             .iter()
             .for_each(|overlap| self.report.problem(Reason::NetworkOverlap, told(overlap)));
-        let translated = &self.options.config.masquerade;
-        let path_mtus = self.prober.limits();
+        let (translated, path_mtus) = (&self.options.config.masquerade, self.prober.limits());
         let inputs = Inputs {
             snapshot: &view.snapshot,
             lease: &lease,

@@ -1,4 +1,5 @@
-//! Policies beside kube-proxy in the modes that need nothing of the kernel that is not everywhere. `ipvs` has a suite of its own.
+//! Policies beside kube-proxy in the modes that need nothing of the kernel that is not everywhere. What IPVS takes has a
+//! suite of its own (`kernel_policies`).
 
 use crate::kube_proxy::beside;
 

@@ -9,8 +9,6 @@
     reason = "a test that cannot go on has failed, and tools are what it asserts with"
 )]
 
-#[path = "../cluster/kube_proxy.rs"]
-mod kube_proxy;
 #[path = "../cluster/rig.rs"]
 #[allow(dead_code, reason = "another suite's, of which this one needs a part")]
 mod rig;
@@ -80,13 +78,6 @@ fn what_ipvs_takes_is_judged_by_whom_it_comes_from_and_by_where_it_goes() {
     let play = Play::new();
     balance(&play);
     tell(&play);
-}
-
-#[test]
-fn policies_judge_what_kube_proxy_translates_in_mode_ipvs() {
-    if has_ipvs() {
-        kube_proxy::beside("ipvs");
-    }
 }
 
 #[test]
