@@ -9,7 +9,8 @@
 //!   once more over the reference plugins' chain and static routes;
 //! - `outages`: what dies while a witness counts packets between pods (outages.rs has the list);
 //! - `conformance`: Kubernetes' own suite, every `[sig-network]` `[Conformance]` test, with kube-proxy beside us;
-//! - `policies`: the same suite's tests of NetworkPolicy, and a ClusterNetworkPolicy from its definition to its end;
+//! - `policies`: the same suite's tests of NetworkPolicy;
+//! - `cluster-policies`: a ClusterNetworkPolicy from its definition to its end;
 //! - `allocation`: a cluster that gives out no pod CIDRs, with pods of two families;
 //! - `uninstall`: deploy/uninstall.yaml, and whether anything of Fairlead is left on a node.
 //!
@@ -95,7 +96,9 @@ pub(crate) fn run(part: &str) -> anyhow::Result<()> {
     }
     if wanted("policies") {
         judge("policies", conformance::policies(&cluster));
-        judge("cluster policies", isolation::cluster_policies(&cluster));
+    }
+    if wanted("cluster-policies") {
+        judge("cluster-policies", isolation::cluster_policies(&cluster));
     }
     if wanted("uninstall") {
         judge("uninstall", uninstall(&cluster));

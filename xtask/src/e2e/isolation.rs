@@ -1,7 +1,7 @@
 //! Policies where something is missing: the API server, the agents, or the definition of a kind.
 //!
-//! A pod is let in by the agent, which must know it; so [`waits`] is what becomes of one that comes while there is none, and
-//! [`sandbox_died`] of one that the agent knows while nobody else can be asked. [`cluster_policies`] is the life of a kind
+//! A pod is let in by the agent, which must know that what it knows is of now; so [`waits`] is what becomes of one that comes
+//! while there is none, and [`sandbox_died`] of one that is to be let in anew while the API server is away. [`cluster_policies`] is the life of a kind
 //! that an API server knows only where somebody has defined it.
 
 use std::time::Instant;
@@ -65,7 +65,8 @@ fn attachment(cluster: &Cluster, node: usize, name: &str) -> anyhow::Result<Opti
     Ok(all.into_iter().find(|attachment| attachment["name"] == name))
 }
 
-/// A pod's sandbox dies while the API server is away: it has a new one by what the agent knows, isolated as before.
+/// A pod's sandbox dies while the API server is away: nobody knows whether policies are as they were, so it has no other
+/// one until the API server is back.
 pub(super) fn sandbox_died(cluster: &mut Cluster) -> anyhow::Result<String> {
     let isolated = json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": { "name": "sealed" },
@@ -76,12 +77,12 @@ pub(super) fn sandbox_died(cluster: &mut Cluster) -> anyhow::Result<String> {
     cluster.kubectl(&["wait", "--for=condition=Ready", "pod/sealed", "--timeout=60s"])?;
     let before = attachment(cluster, 2, "sealed")?.context("the pod has no attachment")?;
     let server = cluster.kill("kube-apiserver")?;
-    let sandbox = before["container"].as_str().context("an attachment without a sandbox")?;
-    let socket = cluster.path("node2/containerd.sock").display().to_string();
-    cluster.sh(2, &format!("ctr -a {socket} -n k8s.io task kill -s 9 {sandbox}"))?;
+    let refused = refused_anew(cluster, &before);
+    cluster.start(&server, &[])?;
+    refused?;
     let start = Instant::now();
     // Word of an attachment comes before the pod is reached, and goes again if it is not let in.
-    let after = eventually("the pod has another sandbox, which its own node reaches", || {
+    let address = eventually("the pod has another sandbox, which its own node reaches", || {
         let after = attachment(cluster, 2, "sealed")?;
         let Some(after) = after.filter(|after| after["container"] != before["container"]) else {
             return Ok(None);
@@ -89,23 +90,25 @@ pub(super) fn sandbox_died(cluster: &mut Cluster) -> anyhow::Result<String> {
         let address = after["addresses"][0].as_str().context("an attachment without an address")?;
         cluster.sh(2, &format!("ping -n -q -c 1 -W 1 {address}"))?;
         Ok(Some(address.to_owned()))
-    });
+    })?;
     let took = start.elapsed().as_secs_f64();
-    let isolated = after.and_then(|after| is_isolated(cluster, &after));
-    cluster.start(&server, &[])?;
-    isolated?;
-    cluster.kubectl(&["wait", "--for=condition=Ready", "pod/sealed", "--timeout=120s"])?;
-    cluster.kubectl(&["delete", "pod/sealed", "networkpolicy/sealed", "--wait=true"])?;
-    nothing_leaked(cluster, 2)?;
-    Ok(format!("it has another one after {took:.1} s, isolated"))
-}
-
-/// Whether no node but its own reaches a pod.
-fn is_isolated(cluster: &Cluster, address: &str) -> anyhow::Result<()> {
     let others =
         cluster.sh(1, &format!("ping -n -q -c 2 -W 1 {address} >/dev/null && echo reached; true"))?;
     ensure!(others.is_empty(), "another node reaches it");
-    Ok(())
+    cluster.kubectl(&["delete", "pod/sealed", "networkpolicy/sealed", "--wait=true"])?;
+    nothing_leaked(cluster, 2)?;
+    Ok(format!("it has no other one until then, and {took:.1} s later it has, isolated"))
+}
+
+/// Kills a sandbox, and waits until the next one was refused for the API server that is away.
+fn refused_anew(cluster: &Cluster, attachment: &Value) -> anyhow::Result<()> {
+    let sandbox = attachment["container"].as_str().context("an attachment without a sandbox")?;
+    let socket = cluster.path("node2/containerd.sock").display().to_string();
+    cluster.sh(2, &format!("ctr -a {socket} -n k8s.io task kill -s 9 {sandbox}"))?;
+    eventually("the kubelet is told that the pod is not let in", || {
+        let log = std::fs::read_to_string(cluster.path("node2-kubelet.log"))?;
+        Ok(log.contains("pod default/sealed are in force: the store is away").then_some(()))
+    })
 }
 
 /// The smallest definition that an API server takes. What is in such a policy is not asked here.

@@ -323,9 +323,8 @@ fn rebooted(cluster: &mut Cluster) -> anyhow::Result<String> {
     // One whose runtime has forgotten it altogether.
     cluster.sh(
         3,
-        "printf 'f0f0f0\\r\\neth0' > /var/lib/cni/networks/fairlead/10.244.255.255.lost; \
-         d=/var/lib/cni/networks/fairlead; a=$(ls $d | grep -E '^10\\.' | head -1); \
-         printf 'f0f0f0\\r\\neth0' > $d/${a%.*}.250; touch -d '2 days ago' $d/${a%.*}.250; rm -f $d/*.lost",
+        "d=/var/lib/cni/networks/fairlead; a=$(ls $d | grep -E '^10\\.' | head -1); \
+         printf 'f0f0f0\\r\\neth0' > $d/${a%.*}.250; touch -d '2 days ago' $d/${a%.*}.250",
     )?;
     cluster.start(&containerd, &[])?;
     let start = Instant::now();

@@ -1,7 +1,7 @@
 //! A kind that an API server knows only where somebody has defined it: ClusterNetworkPolicies.
 //!
 //! The definition is the smallest that the API server takes, for what is in such a policy is not asked here. That one
-//! which comes later is found is a matter of half a minute, and so of `cargo xtask e2e policies`.
+//! which comes later is found is a matter of half a minute, and so of `cargo xtask e2e cluster-policies`.
 
 use std::sync::mpsc::Receiver;
 
