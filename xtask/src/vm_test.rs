@@ -175,8 +175,7 @@ fn initramfs(tree: &Path, kernel: &Kernel, suites: &[(String, PathBuf)], image: 
     for tool in TOOLS.iter().filter(|tool| **tool != "sh") {
         with_libraries(&which(tool)?, "usr/bin", tree)?;
     }
-    const TOOLS: [&str; 11] =
-        ["ip", "tc", "bridge", "nft", "unshare", "nsenter", "ping", "wg", "sh", "cat", "ipvsadm"];
+    reference(tree)?;
     for (name, program) in suites {
         copy(program, &tree.join("tests").join(name))?;
         // `harness::binary` looks beside the test program.
