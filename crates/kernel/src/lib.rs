@@ -57,6 +57,7 @@ pub mod filter;
 pub mod foreign;
 pub mod forwarding;
 mod host;
+pub mod ipvs;
 pub mod link;
 pub mod machine;
 pub mod memory;

@@ -45,6 +45,8 @@ pub struct Policies {
     index: Index,
     frame: Table,
     logging: Logging,
+    /// Whether the node may have IPVS.
+    ipvs: bool,
 }
 
 /// A pod of this node.
@@ -128,8 +130,9 @@ impl Policies {
             chains: HashMap::new(),
             named: HashSet::new(),
             index,
-            frame: frame::frame(),
+            frame: frame::frame(true),
             logging,
+            ipvs: true,
         };
         let here: Vec<NamespacedName> = policies.pods_here().collect();
         let mut work = Work::new(None);

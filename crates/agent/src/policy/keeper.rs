@@ -9,6 +9,7 @@
 mod absence;
 mod attached;
 mod inherited;
+mod ipvs;
 mod known;
 mod order;
 mod refused;
@@ -29,6 +30,7 @@ use store::{Event, Store};
 
 use self::absence::Absence;
 use self::inherited::Inherited;
+use self::ipvs::Ipvs;
 use self::known::Known;
 use self::order::Order;
 use super::attachments::Attachments;
@@ -116,6 +118,7 @@ pub(super) struct Keeper {
     programmed: Programmed,
     sweeper: Sender<Wanted>,
     inherited: Inherited,
+    ipvs: Ipvs,
     questions: Vec<Question>,
     table: Table,
     status: PolicyStatus,
@@ -160,6 +163,7 @@ impl Keeper {
             unread: None,
             programmed,
             inherited: Inherited::new(sweeper.clone()),
+            ipvs: Ipvs::default(),
             sweeper,
             questions: Vec::new(),
             table: Table { doubted: true, ..Table::default() },
@@ -195,6 +199,7 @@ impl Keeper {
             if self.unread.is_some_and(|at| at <= Instant::now()) {
                 self.look_at_all();
             }
+            self.look_for_ipvs();
             self.program();
             self.answer();
             if was_doubted && !self.table.doubted {
@@ -208,14 +213,8 @@ impl Keeper {
     /// When something is due without being told.
     fn deadline(&self) -> Option<Instant> {
         let due = self.table.not_before.filter(|_| self.is_due());
-        let again = self.known.due();
-        self.questions
-            .iter()
-            .map(|question| question.until)
-            .chain(due)
-            .chain(again)
-            .chain(self.untold())
-            .min()
+        let asked = self.questions.iter().map(|question| question.until);
+        asked.chain(due).chain(self.known.due()).chain(self.ipvs.due()).chain(self.untold()).min()
     }
 
     /// When it is due to tell that nothing is known.

@@ -8,7 +8,8 @@
 //! IPVS translates elsewhere: it takes a packet to a Service on its way into the host, and sends it on as if it were the
 //! host's, past the hook for what is forwarded. So two chains more, `ipvs-egress` and `ipvs-ingress`, see what the host sends
 //! with an address that is not its own; what is forwarded never comes there, so nothing is judged twice. And `host` comes
-//! after IPVS, which has taken by then what it will: what is left is for the host.
+//! after IPVS, which has taken by then what it will: what is left is for the host. Both cost the kernel one more walk through
+//! all that they lead to at each change, so they are left out where it has no IPVS.
 //!
 //! Packets of connections that exist pass at once, and so do ICMP errors about them. What of TCP is in the middle of a
 //! connection that the kernel does not track is of none: a pod of which a policy decides neither sends nor gets it. Otherwise
@@ -40,8 +41,8 @@ const TCP: u8 = 6;
 /// Router and neighbour solicitations and advertisements, and redirects (RFC 4861).
 const NEIGHBOUR_DISCOVERY: (u8, u8) = (133, 137);
 
-/// The table without pods.
-pub(crate) fn frame() -> Table {
+/// The table without pods; with what is there for IPVS or without.
+pub(crate) fn frame(ipvs: bool) -> Table {
     let mut table = empty();
     for version in VERSIONS {
         for direction in Direction::ALL {
@@ -50,12 +51,19 @@ pub(crate) fn frame() -> Table {
         let own = Set::new(itself(version), [version.key_type(), version.key_type()]);
         table = table.with_set(own).with_set(Set::new(policed(version), [version.key_type()]));
     }
-    table
+    let table = table
         .with_chain(base("egress", Hook::Forward, priority::FILTER, Direction::Egress))
         .with_chain(base("host", Hook::Input, AFTER_IPVS, Direction::Egress))
-        .with_chain(base("ingress", Hook::Forward, priority::FILTER + 1, Direction::Ingress))
-        .with_chain(base("ipvs-egress", Hook::Output, priority::FILTER, Direction::Egress))
-        .with_chain(base("ipvs-ingress", Hook::Output, priority::FILTER + 1, Direction::Ingress))
+        .with_chain(base("ingress", Hook::Forward, priority::FILTER + 1, Direction::Ingress));
+    if !ipvs {
+        return table;
+    }
+    table.with_chain(base("ipvs-egress", Hook::Output, priority::FILTER, Direction::Egress)).with_chain(base(
+        "ipvs-ingress",
+        Hook::Output,
+        priority::FILTER + 1,
+        Direction::Ingress,
+    ))
 }
 
 /// The table without anything in it.

@@ -9,6 +9,7 @@ use cluster::NamespacedName;
 use netstate::nft::Rule;
 
 use super::{Emitted, Policies, Work};
+use crate::compile::frame;
 use crate::compile::origin::{Logging, Origin};
 use crate::compile::profile::{Chain, Named};
 use crate::counts::{Count, Reading, counts};
@@ -25,6 +26,15 @@ impl Policies {
             chains.iter().for_each(|chain| self.rewrite(chain, &mut work));
         }
         self.finish(work)
+    }
+
+    /// Whether the node has IPVS, which is taken for granted at first. True if that is new: then the whole table is another one.
+    pub fn set_ipvs(&mut self, there: bool) -> bool {
+        let new = std::mem::replace(&mut self.ipvs, there) != there;
+        if new {
+            self.frame = frame::frame(there);
+        }
+        new
     }
 
     /// Whose it is what the kernel counted: each reading is laid at the door of a policy's rule, or of an isolation.

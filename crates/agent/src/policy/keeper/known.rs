@@ -26,6 +26,7 @@ pub(super) struct Known {
     gathered: Snapshot,
     policies: Option<Policies>,
     logging: Logging,
+    ipvs: bool,
     tally: Tally,
     /// By the names of their files.
     attachments: BTreeMap<String, Attachment>,
@@ -43,6 +44,7 @@ impl Known {
             gathered: Snapshot::default(),
             policies: None,
             logging,
+            ipvs: true,
             tally: Tally::default(),
             attachments: BTreeMap::new(),
             faults: BTreeMap::new(),
@@ -65,7 +67,9 @@ impl Known {
     /// The store has been read whole.
     pub(super) fn complete(&mut self) {
         let snapshot = std::mem::take(&mut self.gathered);
-        self.policies = Some(Policies::with_logging(self.node.clone(), snapshot, self.logging));
+        let mut policies = Policies::with_logging(self.node.clone(), snapshot, self.logging);
+        policies.set_ipvs(self.ipvs);
+        self.policies = Some(policies);
         // What was heard of attachments before has been told to nobody.
         let attached: BTreeSet<NamespacedName> = self.attachments.values().map(pod_name).collect();
         attached.iter().for_each(|pod| drop(self.settle(pod)));
@@ -276,6 +280,12 @@ impl Known {
     /// The whole table, once it is known.
     pub(super) fn full(&self) -> Option<Table> {
         self.policies.as_ref().map(Policies::full)
+    }
+
+    /// Whether IPVS is at work here. True if that is new: the table has to be made anew.
+    pub(super) fn set_ipvs(&mut self, there: bool) -> bool {
+        self.ipvs = there;
+        self.policies.as_mut().is_some_and(|policies| policies.set_ipvs(there))
     }
 
     /// Has the table tell so much; returns what that changes of it.
