@@ -27,8 +27,10 @@ const FRESH: Duration = Duration::from_secs(5);
 /// Parts of a rule that ask for nothing.
 const UNCONDITIONAL: [&str; 9] =
     ["immediate", "counter", "accept", "drop", "reject", "REJECT", "log", "LOG", "comment"];
-/// Parts that look at the state of the connection.
-const TRACKING: [&str; 3] = ["ct", "conntrack", "state"];
+/// Parts that look at the state of the connection, or at a mark, which pods' packets do not have by themselves.
+const TRACKING: [&str; 4] = ["ct", "conntrack", "state", "mark"];
+/// How links begin that are of others and carry nothing of pods.
+const OTHERS: [&str; 5] = ["docker", "br-", "virbr", "podman", "lxdbr"];
 
 /// Whether a chain lets something pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,7 +92,7 @@ impl<'a> Chain<'a> {
             if leads_on && meant(rule) || always && rule.has("accept") && is_unconditional(rule) {
                 return Opinion::Accepts;
             }
-            let narrow = TRACKING.iter().any(|name| rule.has(name)) || is_about_loopback(rule);
+            let narrow = TRACKING.iter().any(|name| rule.has(name)) || is_about_another_link(rule);
             doubt |= rule.has("lookup") || rule.has("accept") && !narrow;
         }
         if doubt { Opinion::Unclear } else { Opinion::Drops }
@@ -99,8 +101,7 @@ impl<'a> Chain<'a> {
     /// Whether what no rule accepts is dropped: by the policy, or by the last rule.
     fn is_closed(&self) -> bool {
         let last = self.ruleset.rules.iter().rfind(|rule| rule.chain == self.base.name);
-        let drops = |rule: &ForeignRule| ["drop", "reject", "REJECT"].iter().any(|name| rule.has(name));
-        self.base.drops || last.is_some_and(|rule| drops(rule) && is_unconditional(rule))
+        self.base.drops || last.is_some_and(drops_all)
     }
 
     /// The rules that a packet can come to, each with whether every packet that comes so far does.
@@ -123,15 +124,22 @@ impl<'a> Chain<'a> {
     }
 }
 
+/// Whether nothing passes it.
+fn drops_all(rule: &ForeignRule) -> bool {
+    ["drop", "reject", "REJECT"].iter().any(|name| rule.has(name)) && is_unconditional(rule)
+}
+
 /// Whether every packet matches it.
 fn is_unconditional(rule: &ForeignRule) -> bool {
     rule.parts.iter().all(|part| part.name.is_empty() || UNCONDITIONAL.contains(&part.name.as_str()))
 }
 
-fn is_about_loopback(rule: &ForeignRule) -> bool {
-    let name =
+/// Whether it is about the loopback, or a link of others who have containers here.
+fn is_about_another_link(rule: &ForeignRule) -> bool {
+    let loopback =
         |bytes: &[u8]| bytes.strip_prefix(b"lo").is_some_and(|rest| rest.iter().all(|byte| *byte == 0));
-    rule.parts.iter().any(|part| part.name == "cmp" && name(&part.bytes))
+    let others = |bytes: &[u8]| OTHERS.iter().any(|name| bytes.starts_with(name.as_bytes()));
+    rule.parts.iter().any(|part| part.name == "cmp" && (loopback(&part.bytes) || others(&part.bytes)))
 }
 
 /// The bytes of a network that a rule compares: whole ones of its prefix, or all where it ends within a byte.

@@ -7,7 +7,7 @@ use std::fs::File;
 use kernel::foreign::ForeignRule;
 use kernel::nft::Nft;
 use kernel::xtables::{self, Table};
-use netstate::nft::{ChainKind, Family as TableFamily, Hook, IpVersion, Policy, TableKey};
+use netstate::nft::{BaseChain, ChainKind, Family as TableFamily, Hook, IpVersion, Policy, TableKey};
 use route::Family;
 
 use crate::report::told;
@@ -91,6 +91,9 @@ fn read_nft(only: Option<Hook>) -> Result<Vec<Ruleset>, kernel::Error> {
         if only.is_some_and(|hook| !bases.iter().any(|(_, base)| base.hook == hook)) {
             continue;
         }
+        if only.is_some() && !is_closed_somewhere(&mut nft, &key, &bases)? {
+            continue;
+        }
         let chains = nft.chain_names(&key)?;
         rulesets.push(Ruleset {
             name: format!("nf_tables {key}"),
@@ -105,6 +108,23 @@ fn read_nft(only: Option<Hook>) -> Result<Vec<Ruleset>, kernel::Error> {
         });
     }
     Ok(rulesets)
+}
+
+/// Whether one of the chains where packets enter drops what nothing accepts. The other chains are not read for that: kube-proxy
+/// keeps all Services in one table.
+fn is_closed_somewhere(
+    nft: &mut Nft,
+    table: &TableKey,
+    bases: &[(String, BaseChain)],
+) -> Result<bool, kernel::Error> {
+    for (name, base) in bases {
+        let closed = base.policy == Policy::Drop
+            || nft.foreign_rules(table, Some(name))?.last().is_some_and(super::drops_all);
+        if closed {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Tables of iptables have the names of its tables, and its chains.

@@ -78,7 +78,7 @@ impl NodeKeeper {
         let changeover = self.changeover(view, &host, (&backend, keys.as_ref()), now);
         let (sends, mut keeps): (_, Vec<Backend>) =
             (changeover.sends(now).clone(), changeover.keeps(now).cloned().collect());
-        keeps.extend(self.held_key());
+        keeps.extend(self.held_key(&keeps));
         let kernel = self.in_kernel(view, &keeps.iter().chain([&backend, &sends]).collect::<Vec<_>>())?;
         let own = [self.remembered.as_slice(), &pod_cidrs].concat();
         let lease = self.without_narrow_tunnel(self.lease_of(pod_cidrs, backend, mtu), carried);

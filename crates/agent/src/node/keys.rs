@@ -116,11 +116,14 @@ impl NodeKeeper {
                 0 => String::new(),
                 count => format!(" and {count} others"),
             };
+            let (retained, why) = match turn.held() {
+                Some(held) => (held, "has not said that it sends by the new one to all"),
+                None => (current, "has no newer one yet, or is not ready for it"),
+            };
             self.report.problem(
                 Reason::KeyRetained,
                 format!(
-                    "give up the WireGuard key of generation {current}: node {first}{others} has no newer one yet, or \
-                     is not ready for it\nhint: is the agent there away, or of an older version, or its configuration?"
+                    "give up the WireGuard key of generation {retained}: node {first}{others} {why}\nhint: is the agent there away, or of an older version, or its configuration?"
                 ),
             );
         }
@@ -156,7 +159,12 @@ impl NodeKeeper {
     }
 
     /// What the node receives by though its peers are told no more of it.
-    pub(super) fn held_key(&self) -> Option<Backend> {
+    /// Nothing once the node has left WireGuard; `keeps` are the backends that it still receives by.
+    pub(super) fn held_key(&self, keeps: &[Backend]) -> Option<Backend> {
+        let is_wire_guard = |backend: &Backend| matches!(backend, Backend::WireGuard { .. });
+        if self.options.config.backend != BackendKind::WireGuard && !keeps.iter().any(is_wire_guard) {
+            return None;
+        }
         let key = self.key(self.key_turn.as_ref()?.held()?)?;
         Some(Backend::WireGuard { key, next: None })
     }

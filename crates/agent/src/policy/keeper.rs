@@ -214,7 +214,13 @@ impl Keeper {
     fn deadline(&self) -> Option<Instant> {
         let due = self.table.not_before.filter(|_| self.is_due());
         let asked = self.questions.iter().map(|question| question.until);
-        asked.chain(due).chain(self.known.due()).chain(self.ipvs.due()).chain(self.untold()).min()
+        asked
+            .chain(due)
+            .chain(self.known.due())
+            .chain(self.ipvs.due())
+            .chain(self.unread)
+            .chain(self.untold())
+            .min()
     }
 
     /// When it is due to tell that nothing is known.
@@ -497,7 +503,7 @@ impl Keeper {
             let uid = uid.map(|uid| format!(" with UID {uid}")).unwrap_or_default();
             return Err(Wait::Longer(format!("the store has no pod {pod}{uid} yet")));
         }
-        if !self.order.knows_what_came_before(&pod) {
+        if !self.order.knows_what_came_before(&pod, uid) {
             return Err(Wait::Longer(format!(
                 "the store has not said yet that these are all policies for {pod}"
             )));

@@ -109,9 +109,10 @@ fn apart(steps: Vec<Step>) -> (Vec<Step>, Vec<Step>) {
     let made: HashSet<String> = steps.iter().filter_map(made).map(str::to_owned).collect();
     let is_anew = |step: &Step| match step {
         Step::DeleteTable(_) => true,
-        Step::DeleteChain(_, name) | Step::FlushChain(_, name) | Step::DeleteSet(_, name) => {
-            made.contains(&**name)
-        }
+        Step::DeleteChain(_, name)
+        | Step::FlushChain(_, name)
+        | Step::DeleteSet(_, name)
+        | Step::DeleteElements(_, name, _) => made.contains(&**name),
         _ => false,
     };
     // What is made and goes, or goes and is made, has an order of its own.

@@ -19,7 +19,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
-use std::sync::mpsc::{self, Receiver, SendError, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SendError, Sender};
 use std::time::{Duration, Instant};
 
 use cluster::Protocol;
@@ -39,6 +39,9 @@ const SHARE: u32 = 4;
 
 /// The longest pause after a sweep.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// How soon what failed is tried again.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// The addresses whose connections are to be looked at.
 pub(super) type Swept = HashSet<IpAddr>;
@@ -60,31 +63,52 @@ pub(super) fn start(news: Sender<News>) -> Result<Sender<Wanted>, Error> {
 }
 
 fn serve(asked: &Receiver<Wanted>, news: &Sender<News>) {
-    let tracked = tracked_addresses().unwrap_or_else(|error| {
-        tell_inherited(&error);
-        HashSet::new()
-    });
-    let mut told = news.send(News::Tracked(tracked));
-    while let (Ok(()), Ok(first)) = (&told, asked.recv()) {
-        let started = Instant::now();
-        let (mut swept, mut freed) = (Swept::new(), BTreeSet::new());
-        for wanted in std::iter::once(first).chain(asked.try_iter()) {
+    let (mut swept, mut freed) = (Swept::new(), BTreeSet::new());
+    // Not before these: a sweep leaves a pause, and what failed is tried again.
+    let (mut cut_at, mut free_at) = (Instant::now(), Instant::now());
+    let mut told = news.send(News::Tracked(tracked_at_the_start()));
+    while told.is_ok() {
+        let due = [(!swept.is_empty()).then_some(cut_at), (!freed.is_empty()).then_some(free_at)];
+        let first = match due.into_iter().flatten().min() {
+            None => asked.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(at) => asked.recv_timeout(at.saturating_duration_since(Instant::now())),
+        };
+        if matches!(first, Err(RecvTimeoutError::Disconnected)) {
+            return;
+        }
+        for wanted in first.into_iter().chain(asked.try_iter()) {
             match wanted {
                 Wanted::Cut(addresses) => swept.extend(addresses),
                 Wanted::Forget(address) => drop(freed.insert(address)),
             }
         }
-        told = free(freed, news).and_then(|()| cut(&swept, news));
-        std::thread::sleep((started.elapsed() * SHARE).min(LONGEST_PAUSE));
+        let started = Instant::now();
+        if !freed.is_empty() && started >= free_at {
+            match forget(&freed) {
+                Err(error) if !error.is_unsupported() => {
+                    tell_inherited(&error);
+                    free_at = Instant::now() + AGAIN;
+                }
+                _ => told = news.send(News::Forgotten(std::mem::take(&mut freed).into_iter().collect())),
+            }
+        }
+        if told.is_ok() && !swept.is_empty() && started >= cut_at {
+            told = cut(&std::mem::take(&mut swept), news);
+            cut_at = Instant::now() + (started.elapsed() * SHARE).min(LONGEST_PAUSE);
+        }
     }
 }
 
-fn free(addresses: BTreeSet<IpAddr>, news: &Sender<News>) -> Result<(), SendError<News>> {
-    if addresses.is_empty() {
-        return Ok(());
+/// Those of the connections that there are before any pod is let in.
+fn tracked_at_the_start() -> HashSet<IpAddr> {
+    loop {
+        match tracked_addresses() {
+            Ok(found) => return found,
+            Err(error) if error.is_unsupported() => return HashSet::new(),
+            Err(error) => tell_inherited(&error),
+        }
+        std::thread::sleep(AGAIN);
     }
-    forget(&addresses).unwrap_or_else(|error| tell_inherited(&error));
-    news.send(News::Forgotten(addresses.into_iter().collect()))
 }
 
 fn cut(addresses: &Swept, news: &Sender<News>) -> Result<(), SendError<News>> {
@@ -100,7 +124,7 @@ fn cut(addresses: &Swept, news: &Sender<News>) -> Result<(), SendError<News>> {
 }
 
 fn tell_inherited(error: &kernel::Error) {
-    tracing::warn!(%error, "a pod may get an address with connections of before");
+    tracing::warn!(%error, "what is tracked of an address cannot be forgotten, so its next pod waits; it is tried again");
 }
 
 /// The addresses that tracked connections began at, or lead to.

@@ -123,7 +123,7 @@ const WORDS: [Words; Feature::ALL.len()] = [
     Words::new(
         Feature::HostPorts,
         "dnat of nf_tables",
-        "host ports (the plugin portmap) fail",
+        "host ports (the plugin portmap) fail, and, if it is nft_fib, an agent with policy.enforcement or policy.foreignSenders: drop",
         ("CONFIG_NFT_NAT and CONFIG_NFT_FIB_INET", "-a nft_nat nft_fib_inet"),
     ),
     Words::new(
@@ -155,11 +155,17 @@ fn severity(feature: Feature, config: &Config) -> Severity {
     let has_ipv6 = || config.cluster.pod_cidrs.iter().any(|cidr| Family::of_net(cidr) == Family::V6);
     match feature {
         Feature::Veth | Feature::Vxlan | Feature::Tables | Feature::Sets => Severity::Error,
+        // Also for nft_fib, which it is tried with.
+        Feature::HostPorts if policed(config) => Severity::Error,
         Feature::Masquerade if config.masquerade.enabled => Severity::Error,
         Feature::Ipv6 if has_ipv6() => Severity::Error,
         Feature::Ipv6 => Severity::Note,
         _ => Severity::Warning,
     }
+}
+
+fn policed(config: &Config) -> bool {
+    config.policy.enforcement || config.policy.foreign_senders == agent::ForeignSenders::Drop
 }
 
 #[cfg(test)]

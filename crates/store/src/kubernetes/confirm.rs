@@ -33,6 +33,9 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// So long a watch may take to tell what is there.
 const BEHIND: Duration = Duration::from_secs(3);
 
+/// So many watches one after the other.
+const PATIENCE: usize = 2;
+
 /// How far the watch of a resource has told.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
@@ -58,14 +61,25 @@ impl Progress {
         self.behind.notified().await;
     }
 
-    async fn reach(&self, version: u64) {
+    /// Drops what was said of a watch before.
+    pub(super) fn begin(&self) {
+        std::pin::pin!(self.behind.notified()).as_mut().enable();
+    }
+
+    /// Waits until everything up to this version has been told; not for ever, for a server that was restored may never come
+    /// so far.
+    async fn reach(&self, version: u64) -> Result<(), Failure> {
         if *self.told.borrow() < version {
             self.defined.notify_one();
         }
         let mut told = self.told.subscribe();
-        while timeout(BEHIND, told.wait_for(|told| *told >= version)).await.is_err() {
+        for _ in 0..PATIENCE {
+            if timeout(BEHIND, told.wait_for(|told| *told >= version)).await.is_ok() {
+                return Ok(());
+            }
             self.behind.notify_one();
         }
+        Err(Failure::Unreachable("its watch does not tell what its list says".to_owned()))
     }
 }
 
@@ -116,7 +130,7 @@ impl Confirmer {
             for call in &calls {
                 newest = newest.max(self.newest(*resource, call).await?);
             }
-            progress.reach(newest).await;
+            progress.reach(newest).await?;
         }
         Ok(())
     }

@@ -266,6 +266,7 @@ impl Feed {
             Err(failure) => return self.failed_or_undefined(call, failure).await,
         };
         let started = Instant::now();
+        self.progress.begin();
         self.reach();
         self.tell(News::Reached(self.resource))?;
         let lasts = GRACE + Duration::from_secs(seconds.into());

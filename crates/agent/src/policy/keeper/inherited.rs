@@ -40,6 +40,10 @@ impl Inherited {
     pub(super) fn is_clean(&mut self, attachment: &str, addresses: &[IpAddr]) -> bool {
         let mut clean = true;
         for address in addresses {
+            if self.asked.contains(address) {
+                clean = false;
+                continue;
+            }
             match (self.holders.get(address), &self.tracked) {
                 (Some(holder), _) if holder == attachment => {}
                 (None, Some(tracked)) if !tracked.contains(address) => {

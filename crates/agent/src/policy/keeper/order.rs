@@ -23,8 +23,16 @@ pub(super) struct Order {
     asked: u64,
     /// The last one that was answered, with all before it.
     confirmed: u64,
-    /// By which question a pod is asked for; 0 where it need not be.
-    pods: BTreeMap<NamespacedName, u64>,
+    pods: BTreeMap<NamespacedName, Asked>,
+}
+
+/// What is asked for a pod.
+#[derive(Debug)]
+struct Asked {
+    /// The next one of that name is another pod.
+    uid: Option<Box<str>>,
+    /// By which question; 0 where it need not be.
+    number: u64,
 }
 
 impl Order {
@@ -35,8 +43,14 @@ impl Order {
     /// Learns of pods that come and go.
     pub(super) fn hear(&mut self, change: &Change) {
         match change {
-            Change::Set(Object::Pod(pod)) if pod.node.as_ref() == Some(&self.node) && !pod.host_network => {
-                self.ask(&pod.name);
+            Change::Set(Object::Pod(pod)) => {
+                // A store may tell in one change that a pod went and another one of its name came.
+                if self.pods.get(&pod.name).is_some_and(|asked| asked.uid != pod.uid) {
+                    self.pods.remove(&pod.name);
+                }
+                if pod.node.as_ref() == Some(&self.node) && !pod.host_network {
+                    self.ask(&pod.name, pod.uid.as_deref());
+                }
             }
             Change::Removed(Key::Pod(name)) => drop(self.pods.remove(name)),
             _ => {}
@@ -49,18 +63,18 @@ impl Order {
     }
 
     /// Whether all is known that was written before that pod, which is there.
-    pub(super) fn knows_what_came_before(&mut self, pod: &NamespacedName) -> bool {
-        self.ask(pod) <= self.confirmed
+    pub(super) fn knows_what_came_before(&mut self, pod: &NamespacedName, uid: Option<&str>) -> bool {
+        self.ask(pod, uid) <= self.confirmed
     }
 
     /// The question by which a pod is asked for.
-    fn ask(&mut self, pod: &NamespacedName) -> u64 {
-        if let Some(number) = self.pods.get(pod) {
-            return *number;
+    fn ask(&mut self, pod: &NamespacedName, uid: Option<&str>) -> u64 {
+        if let Some(asked) = self.pods.get(pod) {
+            return asked.number;
         }
         self.asked += 1;
         let number = if self.store.confirm(&pod.namespace, self.asked) { self.asked } else { 0 };
-        self.pods.insert(pod.clone(), number);
+        self.pods.insert(pod.clone(), Asked { uid: uid.map(Into::into), number });
         number
     }
 }
