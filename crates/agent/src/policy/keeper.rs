@@ -223,11 +223,6 @@ impl Keeper {
             .min()
     }
 
-    /// When it is due to tell that nothing is known.
-    fn untold(&self) -> Option<Instant> {
-        self.away.due().filter(|_| !self.known.is_complete())
-    }
-
     fn hear(&mut self, news: News) {
         match news {
             News::Store(at, event) => self.hear_of_store(at, *event),
@@ -295,14 +290,6 @@ impl Keeper {
         for text in self.known.take_faults() {
             tracing::warn!("{text}");
             self.voice.notify(Reason::PolicyInvalid, text);
-        }
-    }
-
-    fn tell_of_absence(&mut self) {
-        let news = self.untold().and_then(|_| self.away.take_news(Instant::now()));
-        if let Some(text) = news {
-            tracing::warn!("{text}");
-            self.voice.notify(Reason::PolicyNotEnforced, text);
         }
     }
 

@@ -148,8 +148,9 @@ fn an_agent_that_is_killed_while_its_key_changes_goes_on_where_it_was() {
         witnesses.into_iter().map(|(which, witness)| (which, witness.lost())).collect();
     println!("lost while keys changed and the agent was killed: {lost:?}");
     assert_eq!(watch.seen(), 0, "in the clear");
+    // One for the new key; and one more where an agent was killed while its kernel began a session by it.
     if DATAPATH == "kernel" {
-        assert!(lost.iter().all(|(_, lost)| *lost <= 1), "{lost:?}");
+        assert!(lost.iter().all(|(_, lost)| *lost <= 2), "{lost:?}");
     }
     rig.assert_reachable();
     let first = &mut rig.nodes[0];
@@ -238,6 +239,7 @@ fn the_old_key_is_received_by_while_an_agent_is_dead_that_was_ready_and_has_not_
         lease.map(|lease| lease.backend.keys().map(|key| key.generation).collect::<Vec<_>>())
     };
     let [first, second] = &mut rig.nodes[..] else { panic!("two nodes") };
+    let addresses = [first.pod_addresses(), second.pod_addresses()];
     second.configure(&config(1));
     eventually("the second has told both its keys", || (published(second)? == [0, 1]).then_some(()));
     signal(second, "-STOP");
@@ -248,10 +250,10 @@ fn the_old_key_is_received_by_while_an_agent_is_dead_that_was_ready_and_has_not_
     await_generations(second, &[1]);
     assert!(key_files(second).len() == 2 && second.netns.link_names().contains(&"fairlead-wg".to_owned()));
     if DATAPATH == "kernel" {
-        let target = second.pod_addresses().swap_remove(1);
-        assert_eq!(device_to(first, &target), "fairlead-wg", "it has not heard");
-        for (source, target) in first.pod_addresses().iter().zip(second.pod_addresses()) {
-            assert!(first.pings(source, &target), "{target}");
+        let [sources, targets] = &addresses;
+        assert_eq!(device_to(first, &targets[1]), "fairlead-wg", "it has not heard");
+        for (source, target) in sources.iter().zip(targets) {
+            assert!(first.pings(source, target), "{target}");
         }
     }
     // One that starts finds the key on its disk, and does not forget it.

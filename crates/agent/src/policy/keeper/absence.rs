@@ -5,6 +5,9 @@
 
 use std::time::{Duration, Instant};
 
+use super::Keeper;
+use crate::report::Reason;
+
 /// An agent may start before what it needs; so long that is nobody's affair.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -48,6 +51,22 @@ impl Absence {
                  pod is attached until the store has been read"
             )
         })
+    }
+}
+
+impl Keeper {
+    /// When it is due to tell that nothing is known.
+    pub(super) fn untold(&self) -> Option<Instant> {
+        self.away.due().filter(|_| !self.known.is_complete())
+    }
+
+    /// Tells it when it is due.
+    pub(super) fn tell_of_absence(&mut self) {
+        let news = self.untold().and_then(|_| self.away.take_news(Instant::now()));
+        if let Some(text) = news {
+            tracing::warn!("{text}");
+            self.voice.notify(Reason::PolicyNotEnforced, text);
+        }
     }
 }
 
