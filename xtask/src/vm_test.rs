@@ -225,7 +225,7 @@ fn init(suites: &[(String, PathBuf)]) -> String {
          echo 1 > /proc/sys/net/core/fb_tunnels_only_for_init_net\n\
          for module in bridge 8021q veth vxlan nf_tables nft_chain_nat nft_masq nft_ct nft_fib_inet nft_meta_bridge \
          nf_conntrack nf_conntrack_netlink nft_nat nft_limit nft_log nfnetlink_log nf_log_syslog ip_vs ip_vs_rr \
-         sctp dummy macvlan ipvlan ifb vrf wireguard ipip sit tun virtio_pci virtio_net; do \
+         sctp dummy macvlan ipvlan ifb vrf wireguard ipip sit tun sch_netem virtio_pci virtio_net; do \
          modprobe $module 2>/dev/null; done\n\
          ip link set lo up\n",
     );
