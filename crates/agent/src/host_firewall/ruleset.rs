@@ -59,7 +59,8 @@ pub struct Unread {
     pub why: String,
 }
 
-/// Reads the tables of others: those where packets enter at this hook, or all.
+/// Reads the tables of others: all, or those that matter to packets that enter at this hook, of nf_tables only if they drop what
+/// nothing accepts.
 #[must_use]
 pub fn read(only: Option<Hook>) -> (Vec<Ruleset>, Vec<Unread>) {
     let (mut rulesets, mut unread) = (Vec::new(), Vec::new());
@@ -88,10 +89,9 @@ fn read_nft(only: Option<Hook>) -> Result<Vec<Ruleset>, kernel::Error> {
         }
         let bases: Vec<_> =
             nft.base_chains(&key)?.into_iter().filter(|(_, base)| base.kind == ChainKind::Filter).collect();
-        if only.is_some_and(|hook| !bases.iter().any(|(_, base)| base.hook == hook)) {
-            continue;
-        }
-        if only.is_some() && !is_closed_somewhere(&mut nft, &key, &bases)? {
+        if let Some(hook) = only
+            && !is_closed_at(hook, &mut nft, &key, &bases)?
+        {
             continue;
         }
         let chains = nft.chain_names(&key)?;
@@ -110,14 +110,15 @@ fn read_nft(only: Option<Hook>) -> Result<Vec<Ruleset>, kernel::Error> {
     Ok(rulesets)
 }
 
-/// Whether one of the chains where packets enter drops what nothing accepts. The other chains are not read for that: kube-proxy
-/// keeps all Services in one table.
-fn is_closed_somewhere(
+/// Whether one of the chains where packets enter at this hook drops what nothing accepts. The other chains are not read for
+/// that: kube-proxy keeps all Services in one table.
+fn is_closed_at(
+    hook: Hook,
     nft: &mut Nft,
     table: &TableKey,
     bases: &[(String, BaseChain)],
 ) -> Result<bool, kernel::Error> {
-    for (name, base) in bases {
+    for (name, base) in bases.iter().filter(|(_, base)| base.hook == hook) {
         let closed = base.policy == Policy::Drop
             || nft.foreign_rules(table, Some(name))?.last().is_some_and(super::drops_all);
         if closed {

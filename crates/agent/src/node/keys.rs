@@ -123,7 +123,8 @@ impl NodeKeeper {
             self.report.problem(
                 Reason::KeyRetained,
                 format!(
-                    "give up the WireGuard key of generation {retained}: node {first}{others} {why}\nhint: is the agent there away, or of an older version, or its configuration?"
+                    "give up the WireGuard key of generation {retained}: node {first}{others} {why}\n\
+                     hint: is the agent there away, or of an older version, or its configuration?"
                 ),
             );
         }
@@ -158,8 +159,7 @@ impl NodeKeeper {
         Some(Backend::WireGuard { key: keys.next()?, next: keys.next() })
     }
 
-    /// What the node receives by though its peers are told no more of it.
-    /// Nothing once the node has left WireGuard; `keeps` are the backends that it still receives by.
+    /// What the node receives by though its peers are told no more of it. Nothing once the node has left WireGuard; `keeps` are the backends that it still receives by.
     pub(super) fn held_key(&self, keeps: &[Backend]) -> Option<Backend> {
         let is_wire_guard = |backend: &Backend| matches!(backend, Backend::WireGuard { .. });
         if self.options.config.backend != BackendKind::WireGuard && !keeps.iter().any(is_wire_guard) {

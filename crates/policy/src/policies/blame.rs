@@ -11,7 +11,6 @@ use super::{Held, Policies};
 use crate::compile::frame;
 use crate::compile::origin::Origin;
 use crate::compile::profile::{Chain, chain};
-use crate::compile::rules::Compiled;
 use crate::select::Members;
 
 impl Policies {
@@ -63,13 +62,6 @@ impl Policies {
     fn behind(&self, held: &Held, which: impl Fn(&Rule) -> bool) -> BTreeSet<Key> {
         let rules = self.rules_of(held).filter(|(rule, _)| which(rule));
         rules.filter_map(|(_, origin)| self.owner(held, origin)).collect()
-    }
-
-    /// The rules of a chain, and where they are from.
-    fn rules_of(&self, held: &Held) -> impl Iterator<Item = (Rule, Origin)> {
-        let Compiled { rules, origins, .. } =
-            held.chain.write(&self.cluster, self.logging, self.index.sets()).rules;
-        rules.into_iter().zip(origins)
     }
 
     /// The policy of a rule of a chain.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use cluster::NamespacedName;
 use netstate::nft::Rule;
 
-use super::{Emitted, Policies, Work};
+use super::{Emitted, Held, Policies, Work};
 use crate::compile::frame;
 use crate::compile::origin::{Logging, Origin};
 use crate::compile::profile::{Chain, Named};
@@ -55,11 +55,13 @@ impl Policies {
 
     /// The rules of a chain by its name, with what each stands for.
     pub(crate) fn rules(&self, chain: &str) -> impl Iterator<Item = (Rule, Origin)> {
-        let held = self.chains.get(chain).into_iter();
-        held.flat_map(|held| {
-            let written = held.chain.write(&self.cluster, self.logging, self.index.sets()).rules;
-            written.rules.into_iter().zip(written.origins)
-        })
+        self.chains.get(chain).into_iter().flat_map(|held| self.rules_of(held))
+    }
+
+    /// The rules of a chain, with what each stands for.
+    pub(super) fn rules_of(&self, held: &Held) -> impl Iterator<Item = (Rule, Origin)> + use<> {
+        let written = held.chain.write(&self.cluster, self.logging, self.index.sets()).rules;
+        written.rules.into_iter().zip(written.origins)
     }
 
     /// This node's pods by the chains that their packets go through.
