@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a failure here is a failure of the test")]
 
 use std::collections::BTreeMap;
+use std::io::Write;
 
 use harness::{Namespace, run_ok};
 use kernel::nft::{Nft, Transaction};
@@ -74,6 +75,12 @@ fn ways<const N: usize>(name: &str, ways: [(&str, Verdict); N]) -> Set {
     map
 }
 
+fn ways_of_class(class: u32, way: Verdict) -> Set {
+    let mut map = Set::verdict_map("ways-of-classes", [KeyType::Class]);
+    map.elements.insert(vec![Value::Class(class)], Element::leading_to(way));
+    map
+}
+
 fn host_port(version: IpVersion, map: &str) -> Statement {
     Statement::Dnat { version, fields: vec![Field::Protocol, Field::DestinationPort], map: map.to_owned() }
 }
@@ -119,6 +126,12 @@ fn everything() -> Table {
             "ways",
             [("10.244.1.2", Verdict::Jump("hostports".into())), ("10.244.1.3", Verdict::Drop)],
         ))
+        .with_set(
+            Set::map("classes", [KeyType::Ipv4], [KeyType::Class])
+                .with_mapping(address("10.244.1.2"), [Value::Class(0x12ab_0cd0)], None)
+                .with_mapping(address("10.244.1.3"), [Value::Class(0x10)], Some("a pod")),
+        )
+        .with_set(ways_of_class(0x12ab_0cd0, Verdict::Goto("hostports".into())))
         .with_chain(
             Chain::base(
                 "prerouting",
@@ -129,6 +142,10 @@ fn everything() -> Table {
                 Statement::Verdict(Verdict::Jump("hostports".into())),
             ]))
             .with_rule(Rule::new([Statement::VerdictMap { fields: vec![field], map: "ways".into() }]))
+            .with_rule(Rule::new([
+                Statement::SetPriority { fields: vec![field], map: "classes".into() },
+                Statement::VerdictMap { fields: vec![Field::Priority], map: "ways-of-classes".into() },
+            ]))
             .with_rule(Rule::new([Statement::SourceIsLocal, Statement::Verdict(Verdict::Accept)]))
             .with_rule(Rule::new([
                 Statement::equal(Field::InputGroup, Value::Number(7)),
@@ -279,6 +296,9 @@ fn nft_lists_our_rules_in_its_own_words() {
         "type nat hook prerouting priority dstnat; policy accept;",
         "fib daddr type local jump hostports",
         "fib saddr type local accept",
+        "meta priority set ip saddr map @classes meta priority vmap @ways-of-classes",
+        "10.244.1.2 : 12ab:cd0",
+        "12ab:cd0 : goto hostports",
         "iifgroup 7 fib saddr . iif oif missing drop",
         "udp sport != 100-200 ip saddr 10.0.0.3-10.0.0.9 dnat ip to meta l4proto . udp dport map @hostports4 comment",
         "dnat ip6 to meta l4proto . th dport map @hostports6 comment",
@@ -291,6 +311,11 @@ fn nft_lists_our_rules_in_its_own_words() {
     ] {
         assert!(text.contains(line), "{line}\nis not in\n{text}");
     }
+    // Whoever saves a node's ruleset, and loads it again, loads ours with it.
+    let mut saved = tempfile::NamedTempFile::new().unwrap();
+    saved.write_all(format!("flush ruleset\n{text}").as_bytes()).unwrap();
+    run_ok(namespace.command("nft").arg("-f").arg(saved.path()));
+    assert_eq!(run_ok(namespace.command("nft").args(["list", "ruleset"])), text);
 }
 
 #[test]

@@ -11,17 +11,16 @@ mod diff;
 mod log;
 mod number;
 mod text;
+mod version;
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 
 pub use self::diff::{Step, diff, steps};
 pub use self::log::{Limit, Log};
 pub use self::number::{ct_state, ct_status, priority, tcp_flags};
+pub use self::version::IpVersion;
 use crate::{LinkName, Mac};
 
 /// The address family of a table: which packets its chains see.
@@ -103,6 +102,8 @@ pub enum KeyType {
     Port,
     /// A packet mark.
     Mark,
+    /// A traffic class: what a packet's priority is.
+    Class,
     /// What becomes of a packet: only what a map leads to, and then alone.
     Verdict,
 }
@@ -124,6 +125,8 @@ pub enum Value {
     Port(u16),
     /// A number of 32 bits: a mark, connection states.
     Number(u32),
+    /// A traffic class, of which 16 bits are the major and 16 the minor number.
+    Class(u32),
 }
 
 /// A chain: a base chain when it has a hook, else one that others jump to.
@@ -260,6 +263,13 @@ pub enum Statement {
         /// The map's name, in the same table.
         map: String,
     },
+    /// Gives the packet the priority that the map has for the fields; a packet without an entry goes on to the next rule.
+    SetPriority {
+        /// What is looked up; several for a concatenation.
+        fields: Vec<Field>,
+        /// The map's name, in the same table.
+        map: String,
+    },
     /// Sets the packet's mark: the bits under `mask` become those of `value`.
     SetMark {
         /// The bits to change.
@@ -324,21 +334,14 @@ pub enum Field {
     TcpFlags,
     /// The packet's mark.
     Mark,
+    /// The packet's priority, by which queues are chosen.
+    Priority,
     /// The connection's state bits.
     CtState,
     /// The connection's status bits.
     CtStatus,
     /// The connection's mark.
     CtMark,
-}
-
-/// Which of the two internet protocols an address field belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum IpVersion {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
 }
 
 /// What becomes of a packet.
@@ -551,48 +554,5 @@ impl Statement {
     #[must_use]
     pub fn ct_state(states: u32) -> Self {
         Self::MaskedMatch { field: Field::CtState, mask: states, operator: Operator::NotEqual, value: 0 }
-    }
-}
-
-impl IpVersion {
-    /// The version of an address.
-    #[must_use]
-    pub fn of(address: IpAddr) -> Self {
-        if address.is_ipv4() { Self::V4 } else { Self::V6 }
-    }
-
-    /// The version of a network.
-    #[must_use]
-    pub fn of_net(net: IpNet) -> Self {
-        Self::of(net.addr())
-    }
-
-    /// The set type of this version's addresses.
-    #[must_use]
-    pub fn key_type(self) -> KeyType {
-        match self {
-            Self::V4 => KeyType::Ipv4,
-            Self::V6 => KeyType::Ipv6,
-        }
-    }
-
-    /// The network of all link-local addresses.
-    #[must_use]
-    pub fn link_local(self) -> IpNet {
-        let (address, prefix) = match self {
-            Self::V4 => (IpAddr::V4(Ipv4Addr::new(169, 254, 0, 0)), 16),
-            Self::V6 => (IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 10),
-        };
-        IpNet::new_assert(address, prefix)
-    }
-
-    /// The network of all multicast addresses.
-    #[must_use]
-    pub fn multicast(self) -> IpNet {
-        let (address, prefix) = match self {
-            Self::V4 => (IpAddr::V4(Ipv4Addr::new(224, 0, 0, 0)), 4),
-            Self::V6 => (IpAddr::V6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0)), 8),
-        };
-        IpNet::new_assert(address, prefix)
     }
 }

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use cluster::{Change, Direction, Key, NamespacedName, NetworkPolicy, Object, ResolvedName, Snapshot};
 use netstate::nft::{self, Element, Rule, Step, Table};
 
+use crate::compile::class::{Class, Classes};
 use crate::compile::frame;
 use crate::compile::origin::Logging;
 use crate::compile::profile::{ByChain, Chain, Named, Profile, Written, chain};
@@ -42,6 +43,7 @@ pub struct Policies {
     chains: HashMap<Arc<str>, Held>,
     /// The same chains, to be found by what they stand for.
     named: HashSet<ByChain>,
+    classes: Classes,
     index: Index,
     frame: Table,
     logging: Logging,
@@ -68,11 +70,20 @@ impl Local {
 #[derive(Debug, Clone)]
 struct Held {
     chain: Arc<Named>,
+    /// By which local pods are led to it, if they are, and in which direction.
+    class: Option<(Class, Direction)>,
     users: usize,
     /// By which others than these are told.
     rules: Digest,
     sets: Box<[NamedSet]>,
     chains: Box<[Arc<Named>]>,
+}
+
+impl Held {
+    /// What leads to the chain.
+    fn lead(&self) -> Option<(String, nft::Key, Element)> {
+        self.class.map(|(class, direction)| frame::lead(class, direction, &self.chain.name))
+    }
 }
 
 /// What rules are told apart by.
@@ -129,6 +140,7 @@ impl Policies {
             closed: BTreeSet::new(),
             chains: HashMap::new(),
             named: HashSet::new(),
+            classes: Classes::default(),
             index,
             frame: frame::frame(true),
             logging,
@@ -197,12 +209,14 @@ impl Policies {
             let rules = held.chain.write(&self.cluster, self.logging, self.index.sets()).rules.rules;
             table = table.with_chain(chain(name.to_string(), rules));
         }
+        let leads = self.chains.values().filter_map(Held::lead);
         let mut members = Members::of(&self.cluster);
         for set in self.index.sets().iter() {
             table = table.with_set(self.index.filled(set, &mut members, &self.node));
         }
-        let of_closed = self.closed.iter().flat_map(|address| closed::entries(*address));
-        for (set, key, element) in self.locals.values().flat_map(entries).chain(of_closed) {
+        let of_closed = self.closed.iter().flat_map(|address| self.closed_entries(*address));
+        let of_pods = self.locals.values().flat_map(|local| self.entries(local));
+        for (set, key, element) in leads.chain(of_pods).chain(of_closed) {
             if let Some(set) = table.sets.get_mut(&set) {
                 set.elements.insert(key, element);
             }
@@ -427,8 +441,9 @@ impl Policies {
             None => self.locals.remove(name),
         };
         if let Some(delta) = &mut work.delta {
-            let listed = |local: &Option<Local>| local.as_ref().map_or(Vec::new(), entries);
-            move_entries(delta, &self.frame, listed(&before), listed(&after));
+            let [before, after] =
+                [&before, &after].map(|local| local.as_ref().map_or(Vec::new(), |local| self.entries(local)));
+            move_entries(delta, &self.frame, before, after);
         }
         work.chains_left.extend(before.into_iter().flat_map(|local| local.profiles).flatten());
     }
@@ -444,10 +459,12 @@ impl Policies {
         let chains = chains.iter().map(|other| self.acquire(other, work)).collect();
         sets.iter().for_each(|set| self.acquire_set(set, work));
         let (users, digest) = (1, Digest::of(&rules));
+        let class = named.chain.leads().map(|direction| (self.classes.acquire(&named.name), direction));
+        let held = Held { chain: named.clone(), class, users, rules: digest, sets: sets.into(), chains };
         if let Some(delta) = &mut work.delta {
             delta.chain_made(chain(named.name.to_string(), rules));
+            move_entries(delta, &self.frame, Entries::new(), held.lead().into_iter().collect());
         }
-        let held = Held { chain: named.clone(), users, rules: digest, sets: sets.into(), chains };
         self.chains.insert(named.name.clone(), held);
         self.named.insert(ByChain(named.clone()));
         named.clone()
@@ -477,6 +494,29 @@ impl Policies {
         }
     }
 
+    fn entries(&self, local: &Local) -> Entries {
+        let mut entries = Entries::new();
+        for named in local.profiles.iter().flatten() {
+            entries.extend(self.led_to(&local.member.addresses, &named.name));
+        }
+        if !entries.is_empty() {
+            entries.extend(frame::own(&local.member.addresses));
+        }
+        if local.profiles.iter().flatten().any(|named| named.chain.enforces()) {
+            entries.extend(local.member.addresses.iter().map(|address| frame::under_policy(*address)));
+        }
+        entries
+    }
+
+    /// What leads the packets of these addresses to a chain.
+    fn led_to(&self, addresses: &[IpAddr], chain: &str) -> Entries {
+        let class = self.chains.get(chain).and_then(|held| held.class);
+        let entries = class.into_iter().flat_map(|(class, direction)| {
+            addresses.iter().map(move |address| frame::member(*address, direction, class))
+        });
+        entries.collect()
+    }
+
     fn finish(&mut self, mut work: Work) -> Emitted {
         while let Some(chain) = work.chains_left.pop() {
             self.release(&chain, &mut work);
@@ -501,6 +541,10 @@ impl Policies {
         if let Some(held) = self.chains.remove(&named.name) {
             if let Some(delta) = &mut work.delta {
                 delta.chain_left(&named.name, held.rules.count);
+                move_entries(delta, &self.frame, held.lead().into_iter().collect(), Entries::new());
+            }
+            if let Some((class, _)) = held.class {
+                self.classes.release(class);
             }
             work.chains_left.extend(held.chains);
             work.sets_left.extend(held.sets);
@@ -508,25 +552,8 @@ impl Policies {
     }
 }
 
-/// What a local pod puts into the frame's sets: set, key, element.
+/// What is put into the frame's sets: set, key, element.
 type Entries = Vec<(String, nft::Key, Element)>;
-
-fn entries(local: &Local) -> Entries {
-    let mut entries = Entries::new();
-    for (direction, chain) in Direction::ALL.into_iter().zip(&local.profiles) {
-        let Some(named) = chain else { continue };
-        for address in &local.member.addresses {
-            entries.push(frame::dispatch(*address, direction, named.name.to_string()));
-        }
-    }
-    if !entries.is_empty() {
-        entries.extend(frame::own(&local.member.addresses));
-    }
-    if local.profiles.iter().flatten().any(|named| named.chain.enforces()) {
-        entries.extend(local.member.addresses.iter().map(|address| frame::under_policy(*address)));
-    }
-    entries
-}
 
 fn move_entries(delta: &mut Delta, frame: &Table, before: Entries, after: Entries) {
     let mut parts: BTreeMap<String, [BTreeMap<nft::Key, Element>; 2]> = BTreeMap::new();

@@ -562,11 +562,11 @@ enum Wait {
     ForNothing(String),
 }
 
-/// Whether a step can take something away from somebody. A new element can where it leads a pod's packets to a chain.
+/// Whether a step can take something away from somebody. A new element can where it leads a pod's packets to a chain, by its class.
 fn narrows(step: &Step) -> bool {
     match step {
         Step::DeleteElements(..) | Step::FlushChain(..) => true,
-        Step::AddElements(_, _, elements) => elements.values().any(|element| element.verdict.is_some()),
+        Step::AddElements(_, _, elements) => elements.values().any(|element| !element.data.is_empty()),
         _ => false,
     }
 }

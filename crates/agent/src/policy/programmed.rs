@@ -100,7 +100,8 @@ impl Programmed {
     }
 }
 
-/// The steps that make new chains, with what these need, and all others.
+/// The steps that make new chains, with what these need and what leads to them from classes that no address has yet, and all
+/// others.
 ///
 /// A packet on its way while a transaction takes effect may find a new element by the new state and the rules of the chain
 /// that it leads to by the old one, in which a chain of the same transaction has none, and pass. So chains are there before
@@ -119,11 +120,24 @@ fn apart(steps: Vec<Step>) -> (Vec<Step>, Vec<Step>) {
     if steps.iter().any(is_anew) || !steps.iter().any(|step| matches!(step, Step::AddChain(..))) {
         return (Vec::new(), steps);
     }
+    let shrunk: HashSet<String> = steps.iter().filter_map(shrunk).map(str::to_owned).collect();
     steps.into_iter().partition(|step| match step {
         Step::AddTable(_) => true,
-        Step::AddRule(_, name, _) | Step::AddElements(_, name, _) => made.contains(&**name),
+        Step::AddRule(_, name, _) => made.contains(&**name),
+        Step::AddElements(_, name, elements) => {
+            let lead = elements.values().all(|element| element.verdict.is_some());
+            made.contains(&**name) || lead && !shrunk.contains(&**name)
+        }
         step => self::made(step).is_some(),
     })
+}
+
+/// The name of the set that a step takes elements from.
+fn shrunk(step: &Step) -> Option<&str> {
+    match step {
+        Step::DeleteElements(_, name, _) => Some(name),
+        _ => None,
+    }
 }
 
 /// The name of what a step makes that no packet comes to by itself.
@@ -137,51 +151,74 @@ fn made(step: &Step) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use netstate::nft::{
-        BaseChain, Chain, ChainKind, Family, Hook, KeyType, Policy, Rule, Set, Statement, Step, TableKey,
-        Verdict,
+        BaseChain, Chain, ChainKind, Element, Family, Hook, Key, KeyType, Policy, Rule, Set, Statement, Step,
+        TableKey, Value, Verdict,
     };
 
     use super::apart;
+
+    /// What leads from a class to a chain, and from an address to the class.
+    fn leads(chain: &str) -> [BTreeMap<Key, Element>; 2] {
+        let class = Value::Class(0x10);
+        let lead = Element::leading_to(Verdict::Goto(chain.into()));
+        let member = Element { data: vec![class], ..Element::default() };
+        let address = Value::Address(std::net::Ipv4Addr::new(10, 244, 1, 5).into());
+        [BTreeMap::from([(vec![class], lead)]), BTreeMap::from([(vec![address], member)])]
+    }
 
     #[test]
     fn a_chain_is_there_before_anything_leads_to_it_unless_its_name_was_anothers() {
         let table = TableKey::new(Family::Inet, "fairlead_policy");
         let rule = || Rule::new([Statement::Verdict(Verdict::Drop)]);
+        let [lead, member] = leads("new");
         let steps = [
             Step::DeleteElements(table.clone(), "ingress4".into(), Vec::new()),
             Step::DeleteChain(table.clone(), "old".into()),
             Step::AddChain(table.clone(), Chain::regular("new")),
             Step::AddRule(table.clone(), "new".into(), rule()),
+            Step::AddElements(table.clone(), "ingress-chains".into(), lead),
             Step::AddRule(table.clone(), "there".into(), rule()),
-            Step::AddElements(table.clone(), "ingress4".into(), std::collections::BTreeMap::new()),
+            Step::AddElements(table.clone(), "ingress4".into(), member),
         ];
         let (first, rest) = apart(steps.to_vec());
-        assert_eq!(first, steps[2..4]);
-        assert_eq!(rest, [&steps[..2], &steps[4..]].concat());
-        let again = [steps.as_slice(), &[Step::DeleteChain(table, "new".into())]].concat();
+        assert_eq!(first, steps[2..5]);
+        assert_eq!(rest, [&steps[..2], &steps[5..]].concat());
+        let again = [steps.as_slice(), &[Step::DeleteChain(table.clone(), "new".into())]].concat();
         assert!(apart(again).0.is_empty());
-        assert!(apart(steps[4..].to_vec()).0.is_empty());
+        assert!(apart(steps[5..].to_vec()).0.is_empty());
+        let another = Step::DeleteElements(table, "ingress-chains".into(), Vec::new());
+        let (first, _) = apart([&[another], steps.as_slice()].concat());
+        assert_eq!(first, steps[2..4], "a class that leads elsewhere from now on has addresses");
     }
 
     #[test]
     fn packets_come_to_a_new_table_when_all_else_of_it_is_there() {
         let table = TableKey::new(Family::Inet, "fairlead_policy");
-        let base =
-            BaseChain { kind: ChainKind::Filter, hook: Hook::Forward, priority: 0, policy: Policy::Accept };
+        let base = BaseChain {
+            kind: ChainKind::Filter,
+            hook: Hook::Prerouting,
+            priority: 0,
+            policy: Policy::Accept,
+        };
         let rule = || Rule::new([Statement::Verdict(Verdict::Drop)]);
+        let [lead, member] = leads("new");
         let steps = [
             Step::AddTable(table.clone()),
-            Step::AddSet(table.clone(), Set::verdict_map("ingress4", [KeyType::Ipv4])),
+            Step::AddSet(table.clone(), Set::verdict_map("ingress-chains", [KeyType::Class])),
+            Step::AddSet(table.clone(), Set::map("ingress4", [KeyType::Ipv4], [KeyType::Class])),
+            Step::AddElements(table.clone(), "ingress4".into(), member),
             Step::AddChain(table.clone(), Chain::base("ingress", base)),
             Step::AddChain(table.clone(), Chain::regular("new")),
             Step::AddRule(table.clone(), "ingress".into(), rule()),
             Step::AddRule(table.clone(), "new".into(), rule()),
-            Step::AddElements(table.clone(), "ingress4".into(), std::collections::BTreeMap::new()),
+            Step::AddElements(table.clone(), "ingress-chains".into(), lead),
         ];
         let (first, rest) = apart(steps.to_vec());
-        assert_eq!(first, [0, 1, 3, 5, 6].map(|place| steps[place].clone()));
-        assert_eq!(rest, [2, 4].map(|place| steps[place].clone()));
+        assert_eq!(first, [0, 1, 2, 3, 5, 7, 8].map(|place| steps[place].clone()));
+        assert_eq!(rest, [4, 6].map(|place| steps[place].clone()));
         let anew = [&[Step::DeleteTable(table)], steps.as_slice()].concat();
         assert!(apart(anew).0.is_empty(), "another table of that name is replaced in one transaction");
     }

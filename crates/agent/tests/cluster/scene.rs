@@ -137,10 +137,26 @@ impl Scene {
 
     /// Whether all that goes to or comes from these addresses is dropped.
     pub(crate) fn is_closed(&self, pod: &Pod) -> bool {
-        let table = self.table();
-        let leads =
-            |address: &String, direction| table.contains(&format!("{address} : jump {direction}-closed"));
-        pod.addresses.iter().all(|address| leads(address, "ingress") && leads(address, "egress"))
+        ["ingress", "egress"].iter().all(|direction| {
+            let closed = json!({"goto": {"target": format!("{direction}-closed")}});
+            let chains = self.map(&format!("{direction}-chains"));
+            let Some((class, _)) = chains.into_iter().find(|(_, chain)| *chain == closed) else {
+                return false;
+            };
+            let members = [4, 6].map(|version| self.map(&format!("{direction}{version}"))).concat();
+            pod.addresses.iter().all(|address| members.contains(&(json!(address), class.clone())))
+        })
+    }
+
+    /// The keys of a map of the table, with what they lead to.
+    fn map(&self, name: &str) -> Vec<(Value, Value)> {
+        let list = ["-j", "list", "map", "inet", "fairlead_policy", name];
+        let listed: Value =
+            serde_json::from_str(&run_ok(self.node().netns.command("nft").args(list))).unwrap();
+        let listed = listed["nftables"].as_array().unwrap();
+        let map = listed.iter().find_map(|object| object.get("map")).unwrap();
+        let pairs = map["elem"].as_array().into_iter().flatten();
+        pairs.map(|pair| (pair[0].clone(), pair[1].clone())).collect()
     }
 
     /// The table, without what it has counted.

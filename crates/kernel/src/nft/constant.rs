@@ -134,6 +134,7 @@ pub(super) const IMMEDIATE_DATA: u16 = 2;
 
 // enum nft_meta_keys
 pub(super) const META_PROTOCOL: u32 = 1;
+pub(super) const META_PRIORITY: u32 = 2;
 pub(super) const META_MARK: u32 = 3;
 pub(super) const META_INPUT_NAME: u32 = 6;
 pub(super) const META_OUTPUT_NAME: u32 = 7;

@@ -69,6 +69,7 @@ impl<'a> Writer<'a> {
             Statement::VerdictMap { fields, map } => self.lookup(fields, map, |data| {
                 data.be32(c::LOOKUP_DESTINATION, c::REGISTER_VERDICT);
             }),
+            Statement::SetPriority { fields, map } => self.set_priority(fields, map),
             Statement::SetMark { mask, value } => self.set_mark(*mask, *value),
             Statement::Masquerade { fully_random } => self.expression("masq", |data| {
                 if *fully_random {
@@ -204,6 +205,7 @@ impl<'a> Writer<'a> {
             Field::NetworkFamily => self.meta(c::META_FAMILY, register),
             Field::Protocol => self.meta(c::META_TRANSPORT, register),
             Field::Mark => self.meta(c::META_MARK, register),
+            Field::Priority => self.meta(c::META_PRIORITY, register),
             Field::CtState => self.ct(c::CT_STATE, register),
             Field::CtStatus => self.ct(c::CT_STATUS, register),
             Field::CtMark => self.ct(c::CT_MARK, register),
@@ -220,8 +222,20 @@ impl<'a> Writer<'a> {
             self.meta(c::META_MARK, c::REGISTER_FIRST);
             self.bitwise(&(!mask).to_ne_bytes(), &(value & mask).to_ne_bytes());
         }
+        self.set_meta(c::META_MARK);
+    }
+
+    fn set_priority(&mut self, fields: &[Field], map: &str) {
+        self.lookup(fields, map, |data| {
+            data.be32(c::LOOKUP_DESTINATION, c::REGISTER_FIRST);
+        });
+        self.set_meta(c::META_PRIORITY);
+    }
+
+    /// Sets what the packet carries to what is in the first register.
+    fn set_meta(&mut self, key: u32) {
         self.expression("meta", |data| {
-            data.be32(c::META_KEY, c::META_MARK).be32(c::META_SOURCE, c::REGISTER_FIRST);
+            data.be32(c::META_KEY, key).be32(c::META_SOURCE, c::REGISTER_FIRST);
         });
     }
 
@@ -302,6 +316,11 @@ fn field_length(field: Field) -> u32 {
         Field::InputLink | Field::OutputLink => 16,
         Field::NetworkFamily | Field::Protocol | Field::IcmpType | Field::TcpFlags => 1,
         Field::SourcePort | Field::DestinationPort => 2,
-        Field::InputGroup | Field::Mark | Field::CtState | Field::CtStatus | Field::CtMark => 4,
+        Field::InputGroup
+        | Field::Mark
+        | Field::Priority
+        | Field::CtState
+        | Field::CtStatus
+        | Field::CtMark => 4,
     }
 }

@@ -6,14 +6,20 @@ use netstate::nft::Rule;
 
 /// `NFTNL_UDATA_RULE_COMMENT` and `NFTNL_UDATA_SET_ELEM_COMMENT`.
 const COMMENT: u8 = 0;
-/// `NFTNL_UDATA_SET_KEYBYTEORDER`, four bytes, host order: what `nft` has to be told of a set of link names or
-/// marks in order to show its elements.
-pub(super) const HOST_ORDER_KEY: [u8; 6] = {
-    let [a, b, c, d] = 1_u32.to_ne_bytes();
-    [0, 4, a, b, c, d]
-};
+/// `NFTNL_UDATA_SET_KEYBYTEORDER`.
+const KEY_ORDER: u8 = 0;
+/// `NFTNL_UDATA_SET_DATABYTEORDER`.
+const DATA_ORDER: u8 = 1;
+/// The order of bytes of the host, as libnftables numbers them.
+const HOST_ORDER: u32 = 1;
 /// So much of a rule's own comment is kept: `nft` reads back no more than 128 bytes in all.
 const RULE_COMMENT_ROOM: usize = 100;
+
+/// What `nft` has to be told of a set in order to show its elements: whether keys and data are in the host's order of bytes.
+pub(super) fn host_order(keys: bool, data: bool) -> Vec<u8> {
+    let kinds = [(KEY_ORDER, keys), (DATA_ORDER, data)].into_iter().filter(|(_, is)| *is);
+    kinds.flat_map(|(kind, _)| [kind, 4].into_iter().chain(HOST_ORDER.to_ne_bytes())).collect()
+}
 
 /// The userdata that carries a comment. Longer ones than fit are cut at a character.
 pub(super) fn comment(text: &str) -> Vec<u8> {

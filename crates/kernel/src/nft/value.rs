@@ -33,8 +33,9 @@ pub(super) fn put_set_type(message: &mut Message, set: &Set) {
         message.be32(c::SET_DATA_TYPE, data_number(&set.data));
         message.be32(c::SET_DATA_LENGTH, key_length(&set.data));
     }
-    if let [KeyType::Ifname | KeyType::Mark] = set.key.as_slice() {
-        message.put(c::SET_USERDATA, &userdata::HOST_ORDER_KEY);
+    let order = userdata::host_order(is_host_order(&set.key), is_host_order(&set.data));
+    if !order.is_empty() {
+        message.put(c::SET_USERDATA, &order);
     }
     // The kernel wants the parts' lengths with that flag, and refuses them without it.
     if flags & c::FLAG_CONCATENATION != 0 {
@@ -49,6 +50,11 @@ pub(super) fn put_set_type(message: &mut Message, set: &Set) {
             });
         });
     }
+}
+
+/// Whether values of this type are in the host's order of bytes.
+fn is_host_order(kind: &[KeyType]) -> bool {
+    matches!(kind, [KeyType::Ifname | KeyType::Mark | KeyType::Class])
 }
 
 /// The number of what a map leads to.
@@ -71,6 +77,7 @@ pub(super) fn type_number(key: &[KeyType]) -> u32 {
             KeyType::Protocol => 12,
             KeyType::Port => 13,
             KeyType::Mark => 19,
+            KeyType::Class => 23,
             KeyType::Ifname => 41,
             // No part of any key.
             KeyType::Verdict => 0,
@@ -90,6 +97,7 @@ pub(super) fn type_of_number(mut number: u32) -> Option<Vec<KeyType>> {
             12 => KeyType::Protocol,
             13 => KeyType::Port,
             19 => KeyType::Mark,
+            23 => KeyType::Class,
             41 => KeyType::Ifname,
             _ => return None,
         });
@@ -102,7 +110,7 @@ pub(super) fn type_of_number(mut number: u32) -> Option<Vec<KeyType>> {
 /// Bytes of a value of this type, without padding.
 pub(super) fn type_length(part: KeyType) -> usize {
     match part {
-        KeyType::Ipv4 | KeyType::Mark => 4,
+        KeyType::Ipv4 | KeyType::Mark | KeyType::Class => 4,
         // A verdict: the code and, aligned, the chain.
         KeyType::Ipv6 | KeyType::Ifname | KeyType::Verdict => 16,
         KeyType::Ether => 6,
@@ -131,7 +139,7 @@ pub(super) fn bytes(value: &Value) -> Vec<u8> {
         }
         Value::Protocol(number) => vec![*number],
         Value::Port(port) => port.to_be_bytes().to_vec(),
-        Value::Number(number) => number.to_ne_bytes().to_vec(),
+        Value::Number(number) | Value::Class(number) => number.to_ne_bytes().to_vec(),
     }
 }
 
@@ -395,6 +403,7 @@ fn parse(kind: KeyType, bytes: &[u8]) -> Option<Value> {
         KeyType::Protocol => Value::Protocol(*bytes.first()?),
         KeyType::Port => Value::Port(u16::from_be_bytes(bytes.try_into().ok()?)),
         KeyType::Mark => Value::Number(u32::from_ne_bytes(bytes.try_into().ok()?)),
+        KeyType::Class => Value::Class(u32::from_ne_bytes(bytes.try_into().ok()?)),
         KeyType::Verdict => return None,
         KeyType::Ifname => {
             let text = std::str::from_utf8(bytes).ok()?.trim_end_matches('\0');

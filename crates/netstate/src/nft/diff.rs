@@ -135,6 +135,7 @@ fn uses(chains: &BTreeMap<String, Chain>) -> HashMap<String, usize> {
     for statement in statements {
         let (Statement::Lookup { set, .. }
         | Statement::VerdictMap { map: set, .. }
+        | Statement::SetPriority { map: set, .. }
         | Statement::Dnat { map: set, .. }) = statement
         else {
             continue;

@@ -100,6 +100,7 @@ impl Display for KeyType {
             Self::Protocol => "inet_proto",
             Self::Port => "inet_service",
             Self::Mark => "mark",
+            Self::Class => "classid",
             Self::Verdict => "verdict",
         })
     }
@@ -115,6 +116,7 @@ impl Display for Value {
             Self::Protocol(number) => number.fmt(f),
             Self::Port(port) => port.fmt(f),
             Self::Number(number) => write!(f, "{number:#x}"),
+            Self::Class(class) => write!(f, "{:x}:{:x}", class >> 16, class & 0xffff),
         }
     }
 }
@@ -150,6 +152,9 @@ impl Display for Statement {
                 write!(f, "dnat {version} to {} map @{map}", Joined(fields, " . "))
             }
             Self::VerdictMap { fields, map } => write!(f, "{} vmap @{map}", Joined(fields, " . ")),
+            Self::SetPriority { fields, map } => {
+                write!(f, "meta priority set {} map @{map}", Joined(fields, " . "))
+            }
             Self::SetMark { mask, value } => write!(f, "meta mark set meta mark & {:#x} | {value:#x}", !mask),
             Self::Masquerade { fully_random: true } => f.write_str("masquerade fully-random"),
             Self::Masquerade { fully_random: false } => f.write_str("masquerade"),
@@ -187,6 +192,7 @@ impl Display for Field {
             Self::IcmpType => "icmp type",
             Self::TcpFlags => "tcp flags",
             Self::Mark => "meta mark",
+            Self::Priority => "meta priority",
             Self::CtState => "ct state",
             Self::CtStatus => "ct status",
             Self::CtMark => "ct mark",

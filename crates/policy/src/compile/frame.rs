@@ -1,30 +1,39 @@
 //! The part of the table that never changes.
 //!
-//! Read [`frame`]. Three base chains, each a decision of its own: `egress` for what local pods send through the node,
-//! `host` for what they send to it, and, after `egress`, `ingress` for what reaches local pods. They see packets after the
-//! translation of a Service's address (prerouting) and before any masquerade (postrouting). What the node itself sends
+//! Read [`frame`]. Two base chains, each a decision of its own: `egress` for what local pods send, through the node or to it,
+//! and, after it, `ingress` for what reaches local pods. They see packets before routing, after the
+//! translation of a Service's address and before any masquerade (postrouting). What the node itself sends
 //! is not judged: a pod's own node may always reach it.
 //!
+//! A base chain asks two maps: what class an address of a local pod is (`egress4`, `egress6`, ...), and which chain decides for
+//! the class (`egress-chains`). For the kernel walks through all that a map of verdicts leads to whenever it gets an
+//! element, or a rule that is new looks something up; but a map of classes leads nowhere. So a pod whose like is here already
+//! costs two elements and no walk. Between the two the class is the packet's priority, which nobody has chosen yet
+//! here: a pod's link clears it, and routing IPv4 gives it anew. Classes are multiples of 16, which all priorities of
+//! packets take for the lowest. A class without a chain is one that was taken away while the packet was under way: it is dropped.
+//!
 //! IPVS translates elsewhere: it takes a packet to a Service on its way into the host, and sends it on as if it were the
-//! host's, past the hook for what is forwarded. So two chains more, `ipvs-egress` and `ipvs-ingress`, see what the host sends
-//! with an address that is not its own; what is forwarded never comes there, so nothing is judged twice. And `host` comes
-//! after IPVS, which has taken by then what it will: what is left is for the host. Both cost the kernel one more walk through
-//! all that they lead to at each change, so they are left out where it has no IPVS.
+//! host's, past the hook for what is forwarded. Where the kernel has it, there are five base chains instead: `egress` and `ingress` see what is
+//! forwarded; `host` what pods send to the host, and comes after IPVS, which has taken by then what it will: what is left is for the host;
+//! `ipvs-egress` and `ipvs-ingress` see what the host sends
+//! with an address that is not its own, and what is forwarded never comes there, so nothing is judged twice. Each costs
+//! the kernel one more such walk, so they are left out where it has no IPVS.
 //!
 //! Packets of connections that exist pass at once, and so do ICMP errors about them. What of TCP is in the middle of a
 //! connection that the kernel does not track is of none: a pod of which a policy decides neither sends nor gets it. Otherwise
 //! the kernel would take it for a beginning (`nf_conntrack_tcp_loose`), and a connection that was cut would come back from
-//! its other end. So does IPv6 neighbour discovery,
+//! its other end. IPv6 neighbour discovery passes too,
 //! without which a pod has no network. ARP is not seen here at all.
 
 use std::net::IpAddr;
 
 use cluster::Direction;
 use netstate::nft::{
-    BaseChain, Chain, ChainKind, Element, Family, Field, Hook, IpVersion, Key, Operator, Policy, Rule, Set,
-    Statement, Table, Value, Verdict, ct_state, priority, tcp_flags,
+    BaseChain, Chain, ChainKind, Element, Family, Field, Hook, IpVersion, Key, KeyType, Operator, Policy,
+    Rule, Set, Statement, Table, Value, Verdict, ct_state, priority, tcp_flags,
 };
 
+use super::class::Class;
 use super::set::VERSIONS;
 
 /// The name of the table.
@@ -34,6 +43,8 @@ pub const TABLE: &str = netstate::POLICY_TABLE;
 /// sources). It is dropped before the connection is entered all the same.
 const AFTER_IPVS: i32 = priority::SRCNAT;
 
+/// `NFPROTO_IPV6`.
+const IPV6: u8 = 10;
 /// The protocol number of ICMPv6.
 const ICMPV6: u8 = 58;
 /// The protocol number of TCP.
@@ -41,29 +52,37 @@ const TCP: u8 = 6;
 /// Router and neighbour solicitations and advertisements, and redirects (RFC 4861).
 const NEIGHBOUR_DISCOVERY: (u8, u8) = (133, 137);
 
-/// The table without pods; with what is there for IPVS or without.
+/// The table without pods; for a kernel that has IPVS or for one that has not.
 pub(crate) fn frame(ipvs: bool) -> Table {
     let mut table = empty();
-    for version in VERSIONS {
-        for direction in Direction::ALL {
-            table = table.with_set(Set::verdict_map(map(direction, version), [version.key_type()]));
+    for direction in Direction::ALL {
+        table = table.with_set(Set::verdict_map(chains(direction), [KeyType::Class]));
+        for version in VERSIONS {
+            let name = classes(direction, version);
+            table = table.with_set(Set::map(name, [version.key_type()], [KeyType::Class]));
         }
+    }
+    for version in VERSIONS {
         let own = Set::new(itself(version), [version.key_type(), version.key_type()]);
         table = table.with_set(own).with_set(Set::new(policed(version), [version.key_type()]));
     }
-    let table = table
-        .with_chain(base("egress", Hook::Forward, priority::FILTER, Direction::Egress))
-        .with_chain(base("host", Hook::Input, AFTER_IPVS, Direction::Egress))
-        .with_chain(base("ingress", Hook::Forward, priority::FILTER + 1, Direction::Ingress));
-    if !ipvs {
-        return table;
-    }
-    table.with_chain(base("ipvs-egress", Hook::Output, priority::FILTER, Direction::Egress)).with_chain(base(
-        "ipvs-ingress",
-        Hook::Output,
-        priority::FILTER + 1,
-        Direction::Ingress,
-    ))
+    let bases: &[(&str, Hook, i32, Direction)] = if ipvs {
+        &[
+            ("egress", Hook::Forward, priority::FILTER, Direction::Egress),
+            ("host", Hook::Input, AFTER_IPVS, Direction::Egress),
+            ("ingress", Hook::Forward, priority::FILTER + 1, Direction::Ingress),
+            ("ipvs-egress", Hook::Output, priority::FILTER, Direction::Egress),
+            ("ipvs-ingress", Hook::Output, priority::FILTER + 1, Direction::Ingress),
+        ]
+    } else {
+        &[
+            ("egress", Hook::Prerouting, priority::FILTER, Direction::Egress),
+            ("ingress", Hook::Prerouting, priority::FILTER + 1, Direction::Ingress),
+        ]
+    };
+    bases.iter().fold(table, |table, (name, hook, priority, direction)| {
+        table.with_chain(base(name, *hook, *priority, *direction))
+    })
 }
 
 /// The table without anything in it.
@@ -74,33 +93,47 @@ pub(crate) fn empty() -> Table {
 fn base(name: &str, hook: Hook, priority: i32, direction: Direction) -> Chain {
     let base = BaseChain { kind: ChainKind::Filter, hook, priority, policy: Policy::Accept };
     let accept = Statement::Verdict(Verdict::Accept);
-    let (first, last) = NEIGHBOUR_DISCOVERY;
-    let discovery = Statement::Between {
-        field: Field::IcmpType,
-        operator: Operator::Equal,
-        first: Value::Protocol(first),
-        last: Value::Protocol(last),
-    };
-    let icmp = Statement::equal(Field::Protocol, Value::Protocol(ICMPV6));
-    let mut chain = Chain::base(name, base)
-        .with_rule(Rule::new([
-            Statement::ct_state(ct_state::ESTABLISHED | ct_state::RELATED),
-            accept.clone(),
-        ]))
-        .with_rule(Rule::new([icmp, discovery, accept.clone()]).with_comment("neighbour discovery"));
+    let established = Statement::ct_state(ct_state::ESTABLISHED | ct_state::RELATED);
+    let mut chain = Chain::base(name, base).with_rule(Rule::new([established, accept.clone()]));
     if hook == Hook::Output {
         chain = chain
             .with_rule(Rule::new([Statement::SourceIsLocal, accept]).with_comment("what the node sends"));
     }
     for version in VERSIONS {
+        if version == IpVersion::V6 {
+            chain = chain.with_rule(discovery());
+        }
         let address = match direction {
             Direction::Ingress => Field::Destination(version),
             Direction::Egress => Field::Source(version),
         };
-        let dispatch = Statement::VerdictMap { fields: vec![address], map: map(direction, version) };
-        chain = chain.with_rule(stray(address, version)).with_rule(Rule::new([dispatch]));
+        let class = || Statement::SetPriority { fields: vec![address], map: classes(direction, version) };
+        let lead = Statement::VerdictMap { fields: vec![Field::Priority], map: chains(direction) };
+        let nowhere = Rule::new([class(), Statement::Verdict(Verdict::Drop)]);
+        chain = chain
+            .with_rule(stray(address, version))
+            .with_rule(Rule::new([class(), lead]))
+            .with_rule(nowhere.with_comment("it went while this packet was under way"));
     }
     chain
+}
+
+/// Lets neighbour discovery pass.
+fn discovery() -> Rule {
+    let (first, last) = NEIGHBOUR_DISCOVERY;
+    let kinds = Statement::Between {
+        field: Field::IcmpType,
+        operator: Operator::Equal,
+        first: Value::Protocol(first),
+        last: Value::Protocol(last),
+    };
+    Rule::new([
+        Statement::equal(Field::NetworkFamily, Value::Protocol(IPV6)),
+        Statement::equal(Field::Protocol, Value::Protocol(ICMPV6)),
+        kinds,
+        Statement::Verdict(Verdict::Accept),
+    ])
+    .with_comment("neighbour discovery")
 }
 
 /// Drops what a pod with policies in force sends or gets in the middle of a TCP connection that is not tracked. A segment with SYN begins
@@ -115,13 +148,18 @@ fn stray(address: Field, version: IpVersion) -> Rule {
         .with_comment("of a connection that is not tracked")
 }
 
-/// The name of the map from a local pod's address to its chain for a direction.
-pub(crate) fn map(direction: Direction, version: IpVersion) -> String {
+/// The name of the map from a local pod's address to its class for a direction.
+fn classes(direction: Direction, version: IpVersion) -> String {
     format!("{}{}", direction.as_str(), digit(version))
 }
 
+/// The name of the map from a class to its chain.
+fn chains(direction: Direction) -> String {
+    format!("{}-chains", direction.as_str())
+}
+
 /// The name of the set of pairs of a local pod's address with itself.
-pub(crate) fn itself(version: IpVersion) -> String {
+fn itself(version: IpVersion) -> String {
     format!("itself{}", digit(version))
 }
 
@@ -140,10 +178,17 @@ pub(crate) fn is_itself(version: IpVersion) -> Statement {
     Statement::in_set([Field::Source(version), Field::Destination(version)], itself(version))
 }
 
-/// What an address of a local pod puts into the frame's sets: its chain for a direction.
-pub(crate) fn dispatch(address: IpAddr, direction: Direction, chain: String) -> (String, Key, Element) {
+/// What an address of a local pod puts into the frame's sets: its class for a direction.
+pub(crate) fn member(address: IpAddr, direction: Direction, class: Class) -> (String, Key, Element) {
     let key = vec![Value::Address(address)];
-    (map(direction, IpVersion::of(address)), key, Element::leading_to(Verdict::Jump(chain)))
+    let element = Element { data: vec![Value::Class(class.0)], ..Element::default() };
+    (classes(direction, IpVersion::of(address)), key, element)
+}
+
+/// What a class puts into the frame's sets: the chain that decides for it.
+pub(crate) fn lead(class: Class, direction: Direction, chain: &str) -> (String, Key, Element) {
+    let key = vec![Value::Class(class.0)];
+    (chains(direction), key, Element::leading_to(Verdict::Goto(chain.to_owned())))
 }
 
 /// What the addresses of a local pod put into the frame's sets: that each of them is its own.

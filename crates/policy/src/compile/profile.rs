@@ -145,6 +145,15 @@ impl Chain {
         !(admin.is_empty() && isolating.is_empty() && baseline.is_empty())
     }
 
+    /// The direction in which local pods are led to it; `None` for one that other chains jump to.
+    pub(crate) fn leads(&self) -> Option<Direction> {
+        match self {
+            Self::Profile(profile) => Some(profile.direction),
+            Self::Closed(direction) => Some(*direction),
+            Self::Tier(..) | Self::Policy(..) => None,
+        }
+    }
+
     /// Its name in the table.
     pub(crate) fn name(&self) -> String {
         let (kind, direction) = match self {

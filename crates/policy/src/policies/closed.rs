@@ -11,7 +11,6 @@ use std::net::IpAddr;
 use cluster::{Change, Direction};
 
 use super::{Entries, Policies, Work, move_entries};
-use crate::compile::frame;
 use crate::compile::profile::{Chain, Named};
 
 impl Policies {
@@ -35,7 +34,7 @@ impl Policies {
             if closes == self.closed.contains(&address) {
                 continue;
             }
-            let own = entries(address);
+            let own = self.closed_entries(address);
             let (before, after) = if closes {
                 self.closed.insert(address);
                 (Entries::new(), own)
@@ -49,6 +48,13 @@ impl Policies {
         }
     }
 
+    /// What such an address puts into the frame's sets.
+    pub(super) fn closed_entries(&self, address: IpAddr) -> Entries {
+        let entries =
+            Direction::ALL.map(|direction| self.led_to(&[address], &Chain::Closed(direction).name()));
+        entries.concat()
+    }
+
     /// A change of a policy. With the first one that is enforced addresses are closed, and with the last one they open.
     pub(super) fn apply_to_policies(&mut self, change: &Change, work: &mut Work) -> bool {
         let was = self.cluster.is_guarded();
@@ -58,10 +64,4 @@ impl Policies {
         }
         changed
     }
-}
-
-/// What such an address puts into the frame's sets.
-pub(super) fn entries(address: IpAddr) -> Entries {
-    let entry = |direction| frame::dispatch(address, direction, Chain::Closed(direction).name());
-    Direction::ALL.map(entry).into()
 }

@@ -5,6 +5,7 @@
 //! kernel takes them.
 #![allow(dead_code, reason = "two tests include this, each of which needs a part of it")]
 
+use std::cell::Cell;
 use std::net::IpAddr;
 
 use netstate::nft::{
@@ -25,12 +26,15 @@ pub(crate) struct Packet {
     pub(crate) flags: u32,
     /// Whether the node has the source's address.
     pub(crate) from_node: bool,
+    /// Its priority, which rules may change.
+    pub(crate) priority: Cell<u32>,
 }
 
 impl Packet {
     pub(crate) fn new(hook: Hook, source: IpAddr, destination: IpAddr, protocol: u8, number: u16) -> Self {
         let (state, flags) = (ct_state::NEW, tcp_flags::SYN);
-        Self { hook, source, destination, protocol, number, state, flags, from_node: false }
+        let (from_node, priority) = (false, Cell::new(0));
+        Self { hook, source, destination, protocol, number, state, flags, from_node, priority }
     }
 }
 
@@ -71,6 +75,13 @@ fn run(table: &Table, chain: &Chain, (packet, told): (&Packet, &mut Vec<String>)
                     let found = key(fields, packet).and_then(|key| set.elements.get(&key));
                     let Some(element) = found else { break };
                     Some(element.verdict.as_ref().unwrap())
+                }
+                Statement::SetPriority { fields, map } => {
+                    let found = key(fields, packet).and_then(|key| table.sets[map].elements.get(&key));
+                    let Some(element) = found else { break };
+                    let [Value::Class(class)] = element.data[..] else { panic!("{element:?}") };
+                    packet.priority.set(class);
+                    None
                 }
                 // What counts or tells lets everything on, and nothing comes so often that a limit is reached.
                 Statement::Counter | Statement::Limit(_) => None,
@@ -142,6 +153,8 @@ fn load(field: Field, packet: &Packet) -> Option<Value> {
         Field::Destination(version) => address(packet.destination, version),
         Field::Protocol => Some(Value::Protocol(packet.protocol)),
         Field::DestinationPort => Some(Value::Port(packet.number)),
+        Field::Priority => Some(Value::Class(packet.priority.get())),
+        Field::NetworkFamily => Some(Value::Protocol(if packet.source.is_ipv4() { 2 } else { 10 })),
         Field::IcmpType => Some(Value::Protocol(u8::try_from(packet.number).unwrap())),
         other => panic!("policies do not look at {other}"),
     }
@@ -162,7 +175,7 @@ pub(crate) fn carry_out(table: &mut Table, steps: &[Step]) {
                 let chains = &table.chains;
                 let set = table.sets.get_mut(name).unwrap_or_else(|| panic!("{step}"));
                 for (key, element) in elements {
-                    if let Some(Verdict::Jump(chain)) = &element.verdict {
+                    if let Some(Verdict::Jump(chain) | Verdict::Goto(chain)) = &element.verdict {
                         assert!(chains.contains_key(chain), "{step}: no {chain}");
                     }
                     assert!(set.elements.insert(key.clone(), element.clone()).is_none(), "{step}");
@@ -193,7 +206,9 @@ pub(crate) fn carry_out(table: &mut Table, steps: &[Step]) {
 fn uses(table: &Table) -> std::collections::BTreeSet<String> {
     let statements = table.chains.values().flat_map(|chain| &chain.rules).flat_map(|rule| &rule.statements);
     let of_rules = statements.filter_map(|statement| match statement {
-        Statement::Lookup { set: name, .. } | Statement::VerdictMap { map: name, .. } => Some(name.clone()),
+        Statement::Lookup { set: name, .. }
+        | Statement::VerdictMap { map: name, .. }
+        | Statement::SetPriority { map: name, .. } => Some(name.clone()),
         Statement::Verdict(Verdict::Jump(name) | Verdict::Goto(name)) => Some(name.clone()),
         _ => None,
     });
