@@ -381,6 +381,26 @@ fn the_middle_of_a_connection_that_is_not_tracked_is_the_beginning_of_none() {
 }
 
 #[test]
+fn a_packet_whose_class_lost_its_chain_while_it_was_under_way_is_dropped() {
+    let snapshot = world::deny_all().into_iter().fold(Snapshot::default(), |mut snapshot, change| {
+        snapshot.apply(change);
+        snapshot
+    });
+    let mut policies = Policies::new("n1", snapshot);
+    policies.set_ipvs(false);
+    let mut table = policies.full();
+    for name in ["egress-chains", "ingress-chains"] {
+        table.sets.get_mut(name).unwrap().elements.clear();
+    }
+    let [pod, free, far]: [IpAddr; 3] =
+        ["10.0.0.1", "10.0.0.77", "10.9.9.9"].map(|text| text.parse().unwrap());
+    let passes =
+        |source, destination| passes(&table, &Packet::new(Hook::Prerouting, source, destination, 6, 80));
+    assert!(!passes(pod, far) && !passes(far, pod));
+    assert!(passes(free, far) && passes(far, free), "nobody's address has a class");
+}
+
+#[test]
 fn neighbour_discovery_always_passes_and_echoes_do_not() {
     let table = closed();
     let [pod, far]: [IpAddr; 2] = ["fd00::1", "fd99::9"].map(|text| text.parse().unwrap());

@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 
 use kernel::nft::{Nft, Transaction};
-use netstate::nft::{self, Chain, Family, Limit, Log, Rule, Statement, Step, Table, TableKey};
+use netstate::nft::{self, Chain, Element, Family, Key, Limit, Log, Rule, Statement, Step, Table, TableKey};
 use policy::TABLE;
 
 /// So many bytes at most are sent at once of what may be made bit by bit: more would be in memory twice, here and in the
@@ -120,23 +120,25 @@ fn apart(steps: Vec<Step>) -> (Vec<Step>, Vec<Step>) {
     if steps.iter().any(is_anew) || !steps.iter().any(|step| matches!(step, Step::AddChain(..))) {
         return (Vec::new(), steps);
     }
-    let shrunk: HashSet<String> = steps.iter().filter_map(shrunk).map(str::to_owned).collect();
+    let gone: HashSet<(String, Key)> = steps.iter().flat_map(gone).collect();
     steps.into_iter().partition(|step| match step {
         Step::AddTable(_) => true,
         Step::AddRule(_, name, _) => made.contains(&**name),
         Step::AddElements(_, name, elements) => {
-            let lead = elements.values().all(|element| element.verdict.is_some());
-            made.contains(&**name) || lead && !shrunk.contains(&**name)
+            let leads = |(key, element): (&Key, &Element)| {
+                element.verdict.is_some() && !gone.contains(&(name.clone(), key.clone()))
+            };
+            made.contains(&**name) || elements.iter().all(leads)
         }
         step => self::made(step).is_some(),
     })
 }
 
-/// The name of the set that a step takes elements from.
-fn shrunk(step: &Step) -> Option<&str> {
+/// The elements that a step takes away, each with its set's name.
+fn gone(step: &Step) -> Vec<(String, Key)> {
     match step {
-        Step::DeleteElements(_, name, _) => Some(name),
-        _ => None,
+        Step::DeleteElements(_, name, keys) => keys.iter().map(|key| (name.clone(), key.clone())).collect(),
+        _ => Vec::new(),
     }
 }
 
@@ -189,8 +191,10 @@ mod tests {
         let again = [steps.as_slice(), &[Step::DeleteChain(table.clone(), "new".into())]].concat();
         assert!(apart(again).0.is_empty());
         assert!(apart(steps[5..].to_vec()).0.is_empty());
-        let another = Step::DeleteElements(table, "ingress-chains".into(), Vec::new());
-        let (first, _) = apart([&[another], steps.as_slice()].concat());
+        let goes = |class| Step::DeleteElements(table.clone(), "ingress-chains".into(), vec![vec![class]]);
+        let (first, _) = apart([&[goes(Value::Class(0x20))], steps.as_slice()].concat());
+        assert_eq!(first, steps[2..5], "another class may go");
+        let (first, _) = apart([&[goes(Value::Class(0x10))], steps.as_slice()].concat());
         assert_eq!(first, steps[2..4], "a class that leads elsewhere from now on has addresses");
     }
 
