@@ -130,6 +130,7 @@ fn everything() -> Table {
             ]))
             .with_rule(Rule::new([Statement::VerdictMap { fields: vec![field], map: "ways".into() }]))
             .with_rule(Rule::new([Statement::SourceIsLocal, Statement::Verdict(Verdict::Accept)]))
+            .with_rule(Rule::new([Statement::DestinationIsUnicast, Statement::Verdict(Verdict::Return)]))
             .with_rule(Rule::new([
                 Statement::equal(Field::InputGroup, Value::Number(7)),
                 Statement::SourceIsElsewhere,
@@ -279,6 +280,7 @@ fn nft_lists_our_rules_in_its_own_words() {
         "type nat hook prerouting priority dstnat; policy accept;",
         "fib daddr type local jump hostports",
         "fib saddr type local accept",
+        "fib daddr type unicast return",
         "iifgroup 7 fib saddr . iif oif missing drop",
         "udp sport != 100-200 ip saddr 10.0.0.3-10.0.0.9 dnat ip to meta l4proto . udp dport map @hostports4 comment",
         "dnat ip6 to meta l4proto . th dport map @hostports6 comment",
