@@ -3,8 +3,8 @@
 //! Read [`table`]. Its one chain for packets that arrive is before connections are tracked, so what is dropped there leaves no trace. What
 //! goes into it stands in two files: `senders.rs` has the addresses that pods send with, `tunnel_guard.rs` what only nodes may say.
 //!
-//! Every packet of the node goes through that chain, each of a tunnel twice. So it asks by what link and by what protocol first, and what
-//! has to be looked up is in chains that most packets are not led into: TCP that comes from no pod's cable is compared twice.
+//! Every packet of the node goes through that chain, each of a tunnel twice. So it asks by what link and by what protocol first, and leads
+//! into other chains only what may have to be dropped: TCP that comes from no pod's cable is compared twice.
 //!
 //! What stays true: the table follows from the configuration and the tunnels alone; no pod is an element of anything.
 

@@ -14,10 +14,10 @@ use netstate::{LinkName, POD_BRIDGE, POD_LINK_GROUP};
 
 use crate::antispoof::{base, drop, lead};
 
-/// The chain for what comes out of a pod's cable.
-const CABLE: &str = "cable";
-/// The chain for what comes out of the bridge.
-const BRIDGE: &str = "bridge";
+/// The chain for what comes out of a pod's cable from an address whose way back is another one.
+const FOREIGN_ON_A_CABLE: &str = "foreign-on-cable";
+/// The same for what comes out of the bridge.
+const FOREIGN_ON_THE_BRIDGE: &str = "foreign-on-bridge";
 
 /// The family number of IPv6.
 const IPV6: u8 = 10;
@@ -46,13 +46,15 @@ pub(crate) fn rules(senders: Senders, table: &mut Table) -> Vec<Rule> {
     if !senders.checked {
         return Vec::new();
     }
-    insert(table, out_of_a_cable());
+    insert(table, foreign_on_a_cable());
+    let elsewhere = |link, chain: &str| {
+        lead([link, Statement::SourceIsElsewhere].into(), Verdict::Jump(chain.to_owned()))
+    };
     let cable = Statement::equal(Field::InputGroup, Value::Number(POD_LINK_GROUP));
-    let mut rules = vec![lead([cable].into(), Verdict::Jump(CABLE.to_owned()))];
+    let mut rules = vec![elsewhere(cable, FOREIGN_ON_A_CABLE)];
     if let Some(bridge) = bridge {
-        insert(table, out_of_the_bridge());
-        let bridge = Statement::equal(Field::InputLink, bridge);
-        rules.push(lead([bridge].into(), Verdict::Jump(BRIDGE.to_owned())));
+        insert(table, foreign_on_the_bridge());
+        rules.push(elsewhere(Statement::equal(Field::InputLink, bridge), FOREIGN_ON_THE_BRIDGE));
     }
     rules
 }
@@ -61,18 +63,20 @@ fn insert(table: &mut Table, chain: Chain) {
     table.chains.insert(chain.name.clone(), chain);
 }
 
-fn out_of_a_cable() -> Chain {
-    Chain::regular(CABLE)
+fn foreign_on_a_cable() -> Chain {
+    Chain::regular(FOREIGN_ON_A_CABLE)
         .with_rule(maintenance(Vec::new()))
-        .with_rule(drop([Statement::SourceIsElsewhere].into(), "not the pod's address"))
+        .with_rule(drop(Vec::new(), "not the pod's address"))
 }
 
-fn out_of_the_bridge() -> Chain {
+fn foreign_on_the_bridge() -> Chain {
     // Who has a link-local address is nobody's route to say.
-    [IpVersion::V4, IpVersion::V6].into_iter().fold(Chain::regular(BRIDGE), |chain, version| {
-        let routed = Statement::not_equal(Field::Source(version), Value::Network(version.link_local()));
-        chain.with_rule(drop([routed, Statement::SourceIsElsewhere].into(), "no pod's address"))
-    })
+    let link_local =
+        |version: IpVersion| lead([Statement::source_in(version.link_local())].into(), Verdict::Return);
+    Chain::regular(FOREIGN_ON_THE_BRIDGE)
+        .with_rule(link_local(IpVersion::V4))
+        .with_rule(link_local(IpVersion::V6))
+        .with_rule(drop(Vec::new(), "no pod's address"))
 }
 
 fn across_the_bridge(bridge: Value) -> Chain {

@@ -210,7 +210,7 @@ fn a_pod_sends_with_its_own_addresses_alone_unless_nobody_is_to_look() {
     assert!(!tables(false, true, false).unwrap().contains("iif"));
     golden("senders-on-a-bridge.txt", &tables(true, true, true).unwrap());
     let unpoliced = tables(true, true, false).unwrap();
-    assert!(unpoliced.contains("jump bridge") && !unpoliced.contains("forward"), "{unpoliced}");
+    assert!(unpoliced.contains("foreign-on-bridge") && !unpoliced.contains("forward"), "{unpoliced}");
 }
 
 #[test]
