@@ -41,8 +41,9 @@ mod tunnels;
 mod view;
 
 pub use config::{
-    Chained, Cluster, Config, ConfigError, Datapath, ExistingConnections, FlannelConfig, FlowLogConfig,
-    FlowVerdicts, ForeignSenders, Masquerade, Pattern, PolicyConfig, UnderlayConfig, VxlanConfig,
+    BackendKind, Chained, Cluster, Config, ConfigError, Datapath, ExistingConnections, FlannelConfig,
+    FlowLogConfig, FlowVerdicts, ForeignSenders, Masquerade, Pattern, PolicyConfig, UnderlayConfig,
+    VxlanConfig,
 };
 pub use door::DoorError;
 pub use files::{CONFLIST, FileError};

@@ -378,7 +378,10 @@ fn rule_option(rule: &Rule) -> Option<&'static str> {
             Some("logging needs CONFIG_NFT_LOG and CONFIG_NETFILTER_NETLINK_LOG in the kernel")
         }
         Statement::Limit(_) => Some("limiting needs CONFIG_NFT_LIMIT in the kernel"),
-        Statement::DestinationIsLocal | Statement::SourceIsLocal | Statement::SourceIsElsewhere => {
+        Statement::DestinationIsLocal
+        | Statement::DestinationIsUnicast
+        | Statement::SourceIsLocal
+        | Statement::SourceIsElsewhere => {
             Some("asking the routes of an address needs CONFIG_NFT_FIB_INET in the kernel")
         }
         Statement::Match { field, .. } | Statement::MaskedMatch { field, .. } => match field {

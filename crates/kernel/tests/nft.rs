@@ -147,6 +147,7 @@ fn everything() -> Table {
                 Statement::VerdictMap { fields: vec![Field::Priority], map: "ways-of-classes".into() },
             ]))
             .with_rule(Rule::new([Statement::SourceIsLocal, Statement::Verdict(Verdict::Accept)]))
+            .with_rule(Rule::new([Statement::DestinationIsUnicast, Statement::Verdict(Verdict::Return)]))
             .with_rule(Rule::new([
                 Statement::equal(Field::InputGroup, Value::Number(7)),
                 Statement::SourceIsElsewhere,
@@ -299,6 +300,7 @@ fn nft_lists_our_rules_in_its_own_words() {
         "meta priority set ip saddr map @classes meta priority vmap @ways-of-classes",
         "10.244.1.2 : 12ab:cd0",
         "12ab:cd0 : goto hostports",
+        "fib daddr type unicast return",
         "iifgroup 7 fib saddr . iif oif missing drop",
         "udp sport != 100-200 ip saddr 10.0.0.3-10.0.0.9 dnat ip to meta l4proto . udp dport map @hostports4 comment",
         "dnat ip6 to meta l4proto . th dport map @hostports6 comment",

@@ -242,6 +242,8 @@ pub enum Statement {
     },
     /// The destination is an address of this host.
     DestinationIsLocal,
+    /// The destination is no address of this host, nor a broadcast or multicast address: of one machine, elsewhere.
+    DestinationIsUnicast,
     /// The source is an address of this host.
     SourceIsLocal,
     /// The way back to the source does not lead over the link that the packet came in by.

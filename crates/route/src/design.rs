@@ -33,11 +33,11 @@ use crate::masquerade::{self, Masquerade};
 use crate::mtu;
 use crate::peers::{Peer, Seen, Way, carries, peers};
 use crate::problem::Problem;
-use crate::senders::{self, Senders};
+use crate::senders::Senders;
 use crate::tunnel::{TunnelDesign, TunnelKind, TunnelPeer};
-use crate::tunnel_guard::{self, Entrance};
+use crate::tunnel_guard::Entrance;
 use crate::underlay::Underlay;
-use crate::{host_gw, vxlan};
+use crate::{antispoof, host_gw, vxlan};
 
 /// The metric of the `unreachable` routes to the node's own pod CIDRs: behind whatever a bridge or a person adds.
 pub const UNREACHABLE_METRIC: u32 = 65_000;
@@ -183,8 +183,9 @@ fn own_part(design: &mut Design, inputs: &Inputs<'_>, superseded: &Superseded<'_
     if !inputs.masquerade.families.is_empty() {
         design.state.insert_table(masquerade::table(&inputs.masquerade, inputs.cluster, &devices));
     }
-    let guards = [tunnel_guard::table(inputs, &entrances), senders::table(inputs.senders)];
-    guards.into_iter().flatten().for_each(|table| design.state.insert_table(table));
+    if let Some(table) = antispoof::table(inputs, &entrances) {
+        design.state.insert_table(table);
+    }
     sysctls(&mut design.state, inputs);
 }
 

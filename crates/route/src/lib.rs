@@ -19,6 +19,7 @@
 
 mod allocate;
 mod amend;
+mod antispoof;
 mod by_family;
 mod carried;
 mod design;

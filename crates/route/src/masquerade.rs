@@ -65,7 +65,7 @@ pub fn table(masquerade: &Masquerade<'_>, cluster: &[IpNet], tunnels: &[LinkName
 }
 
 /// The set of that name with the networks of one family; none where there are none.
-pub(crate) fn set(name: &str, family: Family, networks: &[IpNet]) -> Option<Set> {
+fn set(name: &str, family: Family, networks: &[IpNet]) -> Option<Set> {
     let networks: Vec<IpNet> =
         networks.iter().filter(|net| Family::of_net(net) == family).map(IpNet::trunc).collect();
     let empty = Set::interval(name, [Words::of(family).version.key_type()]);
@@ -75,15 +75,14 @@ pub(crate) fn set(name: &str, family: Family, networks: &[IpNet]) -> Option<Set>
 }
 
 /// What differs between the families.
-pub(crate) struct Words {
-    /// The name of the set of the cluster's networks.
-    pub(crate) cluster: &'static str,
+struct Words {
+    cluster: &'static str,
     exceptions: &'static str,
-    pub(crate) version: IpVersion,
+    version: IpVersion,
 }
 
 impl Words {
-    pub(crate) fn of(family: Family) -> Self {
+    fn of(family: Family) -> Self {
         match family {
             Family::V4 => Self { cluster: "cluster4", exceptions: "exceptions4", version: IpVersion::V4 },
             Family::V6 => Self { cluster: "cluster6", exceptions: "exceptions6", version: IpVersion::V6 },

@@ -203,14 +203,14 @@ fn a_pod_sends_with_its_own_addresses_alone_unless_nobody_is_to_look() {
     let tables = |checked, bridge, policed| {
         let case = Case { senders: Senders { checked, bridge, policed }, ..Case::node1() };
         let text = case.design(&cluster_of([1])).state.to_string();
-        let table = text.split("table ").find(|table| table.starts_with("inet fairlead_senders"));
+        let table = text.split("table ").find(|table| table.starts_with("inet fairlead_antispoof"));
         table.map(str::to_owned)
     };
-    assert_eq!(tables(false, false, true), None);
-    assert_eq!(tables(false, true, false), None);
+    assert!(!tables(false, false, true).unwrap().contains("iif"), "tunnels are kept from pods all the same");
+    assert!(!tables(false, true, false).unwrap().contains("iif"));
     golden("senders-on-a-bridge.txt", &tables(true, true, true).unwrap());
     let unpoliced = tables(true, true, false).unwrap();
-    assert!(unpoliced.contains("prerouting") && !unpoliced.contains("forward"), "{unpoliced}");
+    assert!(unpoliced.contains("foreign-on-bridge") && !unpoliced.contains("forward"), "{unpoliced}");
 }
 
 #[test]
@@ -471,10 +471,27 @@ fn what_is_translated_follows_the_configuration_family_by_family() {
 #[test]
 fn where_nodes_have_addresses_among_those_of_pods_nothing_is_kept_from_tunnels() {
     let mut case = Case::node1();
-    let guarded = |case: &Case| case.design(&cluster_of([1])).state.to_string().contains("fairlead_tunnels");
+    let guarded = |case: &Case| case.design(&cluster_of([1])).state.to_string().contains("goto tunnel");
     assert!(guarded(&case));
     case.cluster.push(net("198.18.0.0/16"));
     assert!(!guarded(&case));
+    case.senders = Senders::default();
+    assert!(
+        !case.design(&cluster_of([1])).state.to_string().contains("fairlead_antispoof"),
+        "nothing is left to do"
+    );
+}
+
+#[test]
+fn what_is_asked_of_translated_packets_has_no_connections_tracked_that_nobody_else_asks_for() {
+    let mut case = Case::node1();
+    let asked = |case: &Case| case.design(&cluster_of([1])).state.to_string().contains("ct status");
+    case.masquerade.families = &[];
+    assert!(asked(&case), "policies are enforced");
+    case.senders.policed = false;
+    assert!(!asked(&case));
+    case.masquerade.families = &[Family::V4];
+    assert!(asked(&case));
 }
 
 #[test]

@@ -35,6 +35,7 @@ mod scene;
 mod senders;
 mod services;
 mod store;
+mod tunnel_guard;
 mod underlay;
 mod uplinks;
 mod witness;

@@ -581,26 +581,3 @@ fn no_pod_sends_a_forbidden_packet_however_early_it_begins() {
     (0..7).for_each(|round| scene.put_policy(&format!("more-{round}"), "witness", json!({"ingress": [{}]})));
     begin("uid-open-again", "open", true);
 }
-
-#[test]
-fn a_pod_does_not_speak_as_a_node_and_may_have_tunnels_of_its_own() {
-    let scene = Scene::enforcing();
-    let (web, client) = (scene.pod("web", "web"), scene.pod("client", "client"));
-    serve(&web.netns, 8472, "web");
-    for address in &web.addresses {
-        Client::new(&client.netns, address, 8472).ask();
-    }
-    for (any, nodes) in
-        [("0.0.0.0:0", ["198.18.0.1", "198.18.0.9"]), ("[::]:0", ["fd00:198:18::1", "fd00:198:18::9"])]
-    {
-        let socket = client.netns.inside(|| UdpSocket::bind(any).unwrap());
-        for node in nodes {
-            socket.send_to(b"vxlan", SocketAddr::new(node.parse().unwrap(), 8472)).unwrap();
-        }
-    }
-    eventually("each was dropped, at this node and on the way to others", || {
-        let list = ["list", "table", "inet", "fairlead_tunnels"];
-        let table = run_ok(scene.node().netns.command("nft").args(list));
-        (table.matches("counter packets 1 ").count() == 4).then_some(())
-    });
-}

@@ -2,10 +2,12 @@
 //! ones, on one bridge or wired by the plugin `ptp`.
 
 use std::net::{SocketAddr, UdpSocket};
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use harness::talk::{Client, serve};
 use harness::{Call, Namespace, eventually, run, run_ok};
+use rustix::net::{AddressFamily, Protocol, SocketType};
 use serde_json::{Value, json};
 
 use crate::scene::{Pod, Scene, only_from};
@@ -26,10 +28,11 @@ fn take_address(pod: &Pod, address: &str) {
 
 /// How much the host has dropped for its sender's address.
 fn dropped(scene: &Scene) -> u64 {
-    let table = run(scene.node().netns.command("nft").args(["list", "table", "inet", "fairlead_senders"]));
+    let table = run(scene.node().netns.command("nft").args(["list", "table", "inet", "fairlead_antispoof"]));
     let table = String::from_utf8(table.stdout).unwrap();
-    let counts = table.split("counter packets ").skip(1);
-    counts.map(|rest| rest.split(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+    let rules = table.lines().filter(|rule| rule.contains("pod's address"));
+    let counts = rules.map(|rule| rule.split_once("counter packets ").unwrap().1.split(' ').next().unwrap());
+    counts.map(|count| count.parse::<u64>().unwrap()).sum()
 }
 
 /// Sends a datagram with a foreign address and then one with an own, and says who the first that arrives is from.
@@ -80,6 +83,37 @@ fn a_pod_sends_with_no_address_but_its_own_unless_that_is_let_pass() {
             (first_heard(&client, [foreign, own], witness) == *foreign).then_some(())
         });
     }
+}
+
+/// A socket of that IPv4 address for packets of a protocol that Linux does not know.
+fn raw_socket(netns: &Namespace, address: &str, protocol: u8) -> UdpSocket {
+    let protocol = Protocol::from_raw(NonZeroU32::new(protocol.into()).unwrap());
+    let at: SocketAddr = format!("{address}:0").parse().unwrap();
+    let socket = netns.inside(|| {
+        let socket = rustix::net::socket(AddressFamily::INET, SocketType::RAW, Some(protocol)).unwrap();
+        rustix::net::bind(&socket, &at).unwrap();
+        socket
+    });
+    let socket = UdpSocket::from(socket);
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    socket
+}
+
+#[test]
+fn neighbour_discovery_is_no_way_to_send_ipv4_with_another_address() {
+    const ICMPV6: u8 = 58;
+    let scene = Scene::enforcing();
+    let (web, client) = (scene.pod("web", "web"), scene.pod("client", "client"));
+    take_address(&client, "192.0.2.1");
+    let arriving = raw_socket(&web.netns, &web.addresses[0], ICMPV6);
+    for from in ["192.0.2.1", &client.addresses[0]] {
+        let solicitation = [135, 0, 0, 0, 0, 0, 0, 0];
+        let sending = raw_socket(&client.netns, from, ICMPV6);
+        sending.send_to(&solicitation, arriving.local_addr().unwrap()).unwrap();
+    }
+    let (_, first) = arriving.recv_from(&mut [0; 64]).unwrap();
+    assert_eq!(first.ip().to_string(), client.addresses[0]);
+    assert_eq!(dropped(&scene), 1);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! Features are tried in a network namespace of their own: see `kernel::features`.
 
-use ::agent::Config;
+use ::agent::{BackendKind, Config, ForeignSenders};
 use anyhow::Error;
 use kernel::features::{self, Absent, Feature};
 use kernel::netns::Netns;
@@ -123,7 +123,7 @@ const WORDS: [Words; Feature::ALL.len()] = [
     Words::new(
         Feature::HostPorts,
         "dnat of nf_tables",
-        "host ports (the plugin portmap) fail, and, if it is nft_fib, an agent with policy.enforcement or policy.foreignSenders: drop",
+        "host ports (the plugin portmap) fail, and, if it is nft_fib, an agent with policy.enforcement, policy.foreignSenders: drop or the backend vxlan, udp or ipip",
         ("CONFIG_NFT_NAT and CONFIG_NFT_FIB_INET", "-a nft_nat nft_fib_inet"),
     ),
     Words::new(
@@ -156,7 +156,7 @@ fn severity(feature: Feature, config: &Config) -> Severity {
     match feature {
         Feature::Veth | Feature::Vxlan | Feature::Tables | Feature::Sets => Severity::Error,
         // Also for nft_fib, which it is tried with.
-        Feature::HostPorts if policed(config) => Severity::Error,
+        Feature::HostPorts if asks_routes(config) => Severity::Error,
         Feature::Masquerade if config.masquerade.enabled => Severity::Error,
         Feature::Ipv6 if has_ipv6() => Severity::Error,
         Feature::Ipv6 => Severity::Note,
@@ -164,8 +164,10 @@ fn severity(feature: Feature, config: &Config) -> Severity {
     }
 }
 
-fn policed(config: &Config) -> bool {
-    config.policy.enforcement || config.policy.foreign_senders == agent::ForeignSenders::Drop
+/// Whether the agent's rules ask the routes of an address: for policies, for senders, and to keep pods from tunnels without keys.
+fn asks_routes(config: &Config) -> bool {
+    let has_open_tunnel = matches!(config.backend, BackendKind::Vxlan | BackendKind::Udp | BackendKind::Ipip);
+    has_open_tunnel || config.policy.enforcement || config.policy.foreign_senders == ForeignSenders::Drop
 }
 
 #[cfg(test)]

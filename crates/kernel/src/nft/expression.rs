@@ -62,8 +62,9 @@ impl<'a> Writer<'a> {
             Statement::Between { field, operator, first, last } => {
                 self.between(*field, *operator, (first, last));
             }
-            Statement::DestinationIsLocal => self.is_local(c::FIB_OF_DESTINATION),
-            Statement::SourceIsLocal => self.is_local(c::FIB_OF_SOURCE),
+            Statement::DestinationIsLocal => self.is_of_type(libc::RTN_LOCAL, c::FIB_OF_DESTINATION),
+            Statement::DestinationIsUnicast => self.is_of_type(libc::RTN_UNICAST, c::FIB_OF_DESTINATION),
+            Statement::SourceIsLocal => self.is_of_type(libc::RTN_LOCAL, c::FIB_OF_SOURCE),
             Statement::SourceIsElsewhere => self.source_is_elsewhere(),
             Statement::Dnat { version, fields, map } => self.dnat(*version, fields, map),
             Statement::VerdictMap { fields, map } => self.lookup(fields, map, |data| {
@@ -108,9 +109,9 @@ impl<'a> Writer<'a> {
         });
     }
 
-    fn is_local(&mut self, end: u32) {
+    fn is_of_type(&mut self, kind: u8, end: u32) {
         self.fib(c::FIB_RESULT_TYPE, end);
-        self.cmp(Operator::Equal, &u32::from(libc::RTN_LOCAL).to_ne_bytes());
+        self.cmp(Operator::Equal, &u32::from(kind).to_ne_bytes());
     }
 
     fn source_is_elsewhere(&mut self) {

@@ -145,6 +145,7 @@ impl Display for Statement {
             }
             Self::Between { field, operator, first, last } => write!(f, "{field} {operator}{first}-{last}"),
             Self::DestinationIsLocal => f.write_str("fib daddr type local"),
+            Self::DestinationIsUnicast => f.write_str("fib daddr type unicast"),
             Self::SourceIsLocal => f.write_str("fib saddr type local"),
             Self::SourceIsElsewhere => f.write_str("fib saddr . iif oif missing"),
             Self::Dnat { version, fields, map } => {
