@@ -31,6 +31,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use cluster::{Enforcement, Kind};
+use ipnet::IpNet;
 use store::Store;
 
 use crate::announce::Voice;
@@ -58,6 +59,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) bridge: bool,
     /// What the configuration says.
     pub(crate) config: PolicyConfig,
+    /// Where the addresses of pods here are likely to be.
+    pub(crate) networks: Vec<IpNet>,
     /// What the agent watches; once more for policies alone, where they are switched on later.
     pub(crate) store: Arc<dyn Store>,
     /// To tell of what goes wrong.
@@ -100,7 +103,7 @@ pub(crate) fn start(parts: Parts<'_>) -> Result<Policing, Error> {
         stands: None,
     };
     let unlogged = flow_log::start(&mut programmed, news.clone())?.err();
-    let sweeper = sweep::start(news.clone())?;
+    let sweeper = sweep::start(news.clone(), parts.networks)?;
     let keeper = Keeper::new(keeper::Parts {
         node: parts.node.into(),
         bridge: parts.bridge,
