@@ -28,9 +28,8 @@ mod sweep;
 use std::path::Path;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
-use cluster::{Enforcement, Kind};
+use cluster::Enforcement;
 use ipnet::IpNet;
 use store::Store;
 
@@ -142,17 +141,9 @@ impl Policing {
         if self.fed || !self.config.enforcement {
             return;
         }
-        let kinds = [&KINDS[..], &[Kind::Node]].concat();
         let news = self.news.clone();
-        let fed = self.store.watch(&kinds).map_err(Error::from).and_then(|watch| {
-            spawn("store of policies", move || {
-                for event in watch {
-                    if news.send(News::Store(Instant::now(), Box::new(event))).is_err() {
-                        return;
-                    }
-                }
-            })
-        });
+        let watch = self.store.watch(&feed::all_kinds()).map_err(Error::from);
+        let fed = watch.and_then(|watch| spawn("store of policies", move || feed::feed(&news, watch)));
         self.fed = fed.is_ok();
         self.unfed = fed.err().map(|error| told(&error));
     }
