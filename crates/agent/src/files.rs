@@ -196,11 +196,17 @@ fn write_whole(path: &Path, content: &[u8], mode: u32) -> Result<(), FileError> 
     fs::rename(&half, path).map_err(failed("replace", path))
 }
 
+/// Removes a file; true if it was there.
 pub(crate) fn remove(path: &Path) -> Result<bool, FileError> {
+    remove_file(path).map_err(failed("remove", path))
+}
+
+/// The same, for who says himself what was tried.
+pub(crate) fn remove_file(path: &Path) -> io::Result<bool> {
     match fs::remove_file(path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(failed("remove", path)(error)),
+        Err(error) => Err(error),
     }
 }
 

@@ -15,6 +15,7 @@ use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
 use crate::event::Event;
+use crate::listener;
 use crate::metrics;
 use crate::policy::Counts;
 use crate::reach;
@@ -77,7 +78,8 @@ impl Health {
 
     /// Serves until the process ends.
     pub(crate) fn serve(&self, events: &Sender<Event>, counts: &Counts) {
-        for stream in self.listener.incoming().flatten() {
+        loop {
+            let stream = listener::next("the health address", || self.listener.accept());
             // A client that went away or said nothing is its own problem.
             if let Err(error) = serve_one(stream, self.serves, (events, counts)) {
                 tracing::debug!(%error, "a health check was not answered");

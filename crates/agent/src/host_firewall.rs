@@ -2,8 +2,9 @@
 //!
 //! Read [`Chain`], then [`HostFirewall`]. A verdict of acceptance in Fairlead's tables does not help against a drop in another
 //! one, so what the host's firewall drops is lost; Docker, for one, drops what it does not forward itself. Rules of others are
-//! read only so far that an accepting one can be recognised; where that leaves doubt (sets, addresses that contain the pods')
-//! it says so. `fairlead doctor` asks the same.
+//! read only so far that an accepting one can be recognised. Where that leaves doubt (sets, addresses that contain the pods')
+//! `fairlead doctor`, which asks the same, says so. The agent does not: on a node that works nobody could make such a warning go
+//! away, and who sees one every day overlooks the next.
 //!
 //! The kernel does not tell of the older iptables, and of others' tables it tells too often. So it is looked at with the whole
 //! node, and when somebody asks for the status or the metrics; at most every few seconds.
@@ -160,7 +161,7 @@ pub(crate) struct HostFirewall {
 }
 
 impl HostFirewall {
-    /// The chains that drop whatever pods of these networks send to other nodes or get from them, each in words. What cannot be
+    /// The chains that drop whatever pods of one of these networks send to other nodes or get from them, each in words. What cannot be
     /// read is no reason to say anything: `fairlead doctor` does.
     pub(crate) fn closed(&mut self, networks: &[IpNet], now: Instant) -> &[String] {
         if self.looked.is_none_or(|then| now >= then + FRESH) {
@@ -178,19 +179,20 @@ impl HostFirewall {
 
 fn closed(rulesets: &[Ruleset], networks: &[IpNet]) -> Vec<String> {
     let forwards = Chain::all(rulesets).filter(|chain| chain.base.hook == Hook::Forward);
-    let drops = forwards.flat_map(|chain| {
-        let seen = networks.iter().filter(move |net| chain.ruleset.families.contains(&Family::of_net(net)));
-        seen.filter(move |net| chain.for_pods(**net) == Opinion::Drops).map(move |net| (chain, net))
-    });
-    drops
-        .map(|(chain, net)| {
+    let told = forwards.filter_map(|chain| {
+        let sees = |net: &&IpNet| chain.ruleset.families.contains(&Family::of_net(net));
+        let dropped = networks.iter().filter(sees).filter(|net| chain.for_pods(**net) == Opinion::Drops);
+        let dropped: Vec<String> = dropped.map(ToString::to_string).collect();
+        (!dropped.is_empty()).then(|| {
             format!(
                 "carry pods' packets through the host's firewall: {} drops what it does not accept, and accepts nothing from \
-                 or to the pods' network {net}\nhint: `fairlead doctor` says what to add to it",
-                chain.name()
+                 or to pods in {}\nhint: `fairlead doctor` says what to add to it",
+                chain.name(),
+                dropped.join(" and ")
             )
         })
-        .collect()
+    });
+    told.collect()
 }
 
 #[cfg(test)]
@@ -200,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_forwarding_chain_that_accepts_nothing_for_pods_is_named_with_the_network_that_it_sees() {
+    fn a_forwarding_chain_that_accepts_nothing_for_pods_is_told_once_with_the_networks_that_it_sees() {
         let accept = Part { name: "accept".into(), bytes: Vec::new() };
         let pods = Part { name: "cmp".into(), bytes: vec![10, 244] };
         let rule = |parts| ForeignRule { chain: "FORWARD".into(), parts, ..ForeignRule::default() };
@@ -216,7 +218,10 @@ mod tests {
         let found = |ruleset| closed(&[ruleset], &networks);
         let told = found(ruleset(Hook::Forward, true, Vec::new()));
         assert!(told.len() == 1 && told[0].contains("nf_tables ip filter FORWARD"), "{told:?}");
-        assert!(told[0].contains("network 10.244.0.0/16"), "{told:?}");
+        assert!(told[0].contains("pods in 10.244.0.0/16\n"), "{told:?}");
+        let families = vec![Family::V4, Family::V6];
+        let told = found(Ruleset { families, ..ruleset(Hook::Forward, true, Vec::new()) });
+        assert!(told.len() == 1 && told[0].contains("in 10.244.0.0/16 and fd00:10:244::/48\n"), "{told:?}");
         for open in [
             ruleset(Hook::Forward, false, Vec::new()),
             ruleset(Hook::Input, true, Vec::new()),

@@ -23,6 +23,7 @@ mod host;
 pub mod host_firewall;
 mod key_files;
 mod lease;
+mod listener;
 mod metrics;
 mod node;
 mod options;

@@ -28,9 +28,9 @@ mod sweep;
 use std::path::Path;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
-use cluster::{Enforcement, Kind};
+use cluster::Enforcement;
+use ipnet::IpNet;
 use store::Store;
 
 use crate::announce::Voice;
@@ -58,6 +58,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) bridge: bool,
     /// What the configuration says.
     pub(crate) config: PolicyConfig,
+    /// Where the addresses of pods here are likely to be.
+    pub(crate) networks: Vec<IpNet>,
     /// What the agent watches; once more for policies alone, where they are switched on later.
     pub(crate) store: Arc<dyn Store>,
     /// To tell of what goes wrong.
@@ -100,7 +102,7 @@ pub(crate) fn start(parts: Parts<'_>) -> Result<Policing, Error> {
         stands: None,
     };
     let unlogged = flow_log::start(&mut programmed, news.clone())?.err();
-    let sweeper = sweep::start(news.clone())?;
+    let sweeper = sweep::start(news.clone(), parts.networks)?;
     let keeper = Keeper::new(keeper::Parts {
         node: parts.node.into(),
         bridge: parts.bridge,
@@ -139,17 +141,9 @@ impl Policing {
         if self.fed || !self.config.enforcement {
             return;
         }
-        let kinds = [&KINDS[..], &[Kind::Node]].concat();
         let news = self.news.clone();
-        let fed = self.store.watch(&kinds).map_err(Error::from).and_then(|watch| {
-            spawn("store of policies", move || {
-                for event in watch {
-                    if news.send(News::Store(Instant::now(), Box::new(event))).is_err() {
-                        return;
-                    }
-                }
-            })
-        });
+        let watch = self.store.watch(&feed::all_kinds()).map_err(Error::from);
+        let fed = watch.and_then(|watch| spawn("store of policies", move || feed::feed(&news, watch)));
         self.fed = fed.is_ok();
         self.unfed = fed.err().map(|error| told(&error));
     }

@@ -8,6 +8,7 @@ use std::sync::mpsc::{self, Sender};
 use std::thread;
 
 use cluster::Kind;
+use ipnet::IpNet;
 use kernel::signals::Termination;
 use netstate::State;
 use route::{Networks, Overlap, overlaps};
@@ -196,11 +197,18 @@ fn police(
         state_dir: &options.state_dir,
         bridge: options.bridge,
         config: options.policy(),
+        networks: pod_networks(options),
         store: Arc::clone(store),
         voice: announcer.voice().clone(),
     })?;
     let watcher = watcher.policed(policing.clone()).map_err(Error::policies)?;
     Ok((policing, watcher))
+}
+
+/// Where this node's pods had their addresses last; before it had any, those of all pods.
+fn pod_networks(options: &Options) -> Vec<IpNet> {
+    let own = NetworkFile::new(&options.state_dir).remembered(&options.node);
+    if own.is_empty() { options.config.cluster.pod_cidrs.clone() } else { own }
 }
 
 /// Where HTTP is answered.

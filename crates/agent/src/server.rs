@@ -4,21 +4,18 @@
 //! one client after the other. The loop alone knows the state, so an answer is never half old and half new. A
 //! client that says nothing is given up after [`PATIENCE`].
 
-use std::fs;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Sender};
 use std::time::Duration;
 
 use crate::event::Event;
+use crate::listener;
 use crate::status::{Answer, Request, SOCKET};
 
 /// How long a client may take to say what it wants, and to read the answer.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// The longest request line, in bytes.
-const LONGEST_REQUEST: u64 = 4096;
 
 /// The socket cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -57,13 +54,10 @@ impl Server {
         if UnixStream::connect(&path).is_ok() {
             return Err(ServerError::Taken { socket: path });
         }
-        let failed = |source| ServerError::Io { socket: path.clone(), source };
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
+        match listener::listen(&path) {
+            Ok(listener) => Ok(Self { listener, path }),
+            Err(source) => Err(ServerError::Io { socket: path, source }),
         }
-        let listener = UnixListener::bind(&path).map_err(failed)?;
-        Ok(Self { listener, path })
     }
 
     /// Where it listens.
@@ -73,7 +67,8 @@ impl Server {
 
     /// Serves clients until the loop is gone.
     pub(crate) fn serve(&self, events: &Sender<Event>) {
-        for stream in self.listener.incoming().flatten() {
+        loop {
+            let stream = listener::next("the status socket", || self.listener.accept());
             match serve_one(&stream, events) {
                 Ok(()) => {}
                 Err(Unserved::Ending) => return,
@@ -101,10 +96,7 @@ impl From<io::Error> for Unserved {
 }
 
 fn serve_one(mut stream: &UnixStream, events: &Sender<Event>) -> Result<(), Unserved> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let mut line = String::new();
-    BufReader::new(stream.take(LONGEST_REQUEST)).read_line(&mut line)?;
+    let line = listener::read_line(stream, PATIENCE)?;
     let answer = match serde_json::from_str::<Request>(&line) {
         Ok(request) => ask(request, events)?,
         Err(error) => {

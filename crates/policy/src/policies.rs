@@ -10,6 +10,8 @@
 
 mod blame;
 mod closed;
+#[cfg(test)]
+mod namespaces;
 mod telling;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -250,6 +252,7 @@ impl Policies {
         self.change_members(touched, work, |cluster| cluster.apply(change));
         if let Key::Pod(name) | Key::PodStatus(name) = change.key() {
             self.settle_closed(self.cluster.attached_addresses(&name), work);
+            self.index.forget_if_gone(&name.namespace, &self.cluster);
         }
     }
 

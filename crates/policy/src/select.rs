@@ -4,6 +4,8 @@
 //! set of pods is filed under the namespaces it is about: under one name, or under a selector of namespaces, whose matches
 //! are known. So a pod's change asks the sets of its namespace, and a namespace's change asks each selector once.
 //! What a set holds is not kept here; it follows from the cluster.
+//!
+//! What stays true: a namespace is known only while it has an object or a pod, so those that come and go leave nothing.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -20,7 +22,7 @@ pub(crate) struct Index {
     sets: Sets,
     within: HashMap<Arc<str>, Vec<NamedSet>>,
     across: HashMap<Selector, Group>,
-    /// The namespaces that were looked at.
+    /// The namespaces that were looked at and have an object or a pod.
     known: HashSet<Arc<str>>,
 }
 
@@ -59,6 +61,12 @@ impl Index {
             }
         }
         index
+    }
+
+    /// The namespaces that were looked at, and those that somebody selects.
+    #[cfg(test)]
+    pub(crate) fn all_known(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.known.iter().chain(self.across.values().flat_map(|group| &group.namespaces))
     }
 
     /// Whether a namespace was looked at.
@@ -138,12 +146,16 @@ impl Index {
     }
 
     /// Looks at a namespace again, which may be new or have other labels. Returns the sets that its pods can be in
-    /// from now on, and those that they cannot be in any more.
+    /// from now on, and those that they cannot be in any more: if it has no object and no pods any more, there is nobody.
     pub(crate) fn look_again(
         &mut self,
         namespace: &Arc<str>,
         cluster: &Cluster,
     ) -> (Vec<NamedSet>, Vec<NamedSet>) {
+        if !cluster.has_namespace(namespace) {
+            self.forget(namespace);
+            return (Vec::new(), Vec::new());
+        }
         self.known.insert(namespace.clone());
         let labels = cluster.namespace_labels(namespace);
         let (mut entered, mut left) = (Vec::new(), Vec::new());
@@ -161,6 +173,20 @@ impl Index {
             }
         }
         (entered, left)
+    }
+
+    /// Forgets a namespace if a pod of it that is gone was all that there was of it.
+    pub(crate) fn forget_if_gone(&mut self, namespace: &Arc<str>, cluster: &Cluster) {
+        if self.known.contains(namespace) && !cluster.has_namespace(namespace) {
+            self.forget(namespace);
+        }
+    }
+
+    fn forget(&mut self, namespace: &str) {
+        self.known.remove(namespace);
+        for group in self.across.values_mut() {
+            group.namespaces.remove(namespace);
+        }
     }
 
     /// A set with all that is in it; `node` is this one.

@@ -292,6 +292,11 @@ impl Cluster {
         self.labelled.get(&digest(key, value)).unwrap_or(&NONE)
     }
 
+    /// Whether a namespace has an object or a pod.
+    pub(crate) fn has_namespace(&self, name: &Arc<str>) -> bool {
+        self.snapshot.namespaces.contains_key(name) || self.pods_of(name).next().is_some()
+    }
+
     /// The namespaces that have an object or a pod; some of them more than once.
     pub(crate) fn namespaces(&self) -> impl Iterator<Item = &Arc<str>> {
         self.snapshot.namespaces.keys().chain(self.snapshot.pods.keys().map(|name| &name.namespace))

@@ -5,7 +5,7 @@
 //! network namespace of its own, so that all but one of the nodes are peers that it programs.
 //!
 //! Measured are the time from its start until every peer is programmed, as `fairlead status` tells; its memory then,
-//! after a time of rest, after a heartbeat of every node and after as many changes of pods; and what it asks the API
+//! after a time of rest, which begins when the path to each peer was tried, after a heartbeat of every node and after as many changes of pods; and what it asks the API
 //! server, by the audit log. Policies look at every pod of the cluster, so an agent is told of each change of each.
 
 mod objects;
@@ -45,6 +45,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let underlay = Namespace::with_loopback();
     underlay.ip("link add br0 up type bridge");
     underlay.ip(&format!("address add {}/16 dev br0", objects::SERVER));
+    answer_for_peers(&underlay);
     // It says itself why it cannot be.
     let Some(server) = ApiServer::start_in(&underlay, objects::SERVER.into()) else { return Ok(()) };
     let rules = fs::read_to_string(workspace::root().join("deploy/kubernetes/rbac.yaml"))?;
@@ -76,8 +77,18 @@ pub(crate) fn run() -> anyhow::Result<()> {
     changes(&server, &agent)
 }
 
+/// Has somebody answer the echoes that are sent to peers, which are no machines: who is silent is asked for minutes.
+fn answer_for_peers(underlay: &Namespace) {
+    underlay.ip(&format!("route add local {} dev lo", objects::MACHINES));
+    underlay.ip(&format!("route add unicast {} dev br0 table local", objects::underlay_of(OURS)));
+}
+
 /// Prints what the agent does while nothing happens.
 fn at_rest(server: &ApiServer, agent: &Agent) -> anyhow::Result<()> {
+    agent.await_status("the path to every peer was tried", |status| {
+        let mut peers = status["peers"].as_array()?.iter();
+        peers.all(|peer| peer["probedMTU"].is_u64()).then_some(())
+    });
     let (before, worked) = (asked(server), ticks(agent.process())?);
     // Time passing is what is measured here.
     std::thread::sleep(REST);

@@ -1,19 +1,38 @@
 //! One watch of the store for two: what the loop of `reconcile.rs` decides by, and what policies do.
 //!
 //! Read [`Feed::share`]. Neither is woken by what concerns the other alone. Objects are behind `Arc`s, so each is in
-//! memory once.
+//! memory once. Policies that are switched on later have a watch of their own ([`feed`]).
 
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
 use cluster::{Change, Kind, Snapshot};
-use store::Event;
+use store::{Event, Events};
 
 use super::keeper::News;
 
 /// What policies decide by, beside nodes.
 pub(crate) const KINDS: [Kind; 5] =
     [Kind::Namespace, Kind::Pod, Kind::PodStatus, Kind::NetworkPolicy, Kind::ClusterNetworkPolicy];
+
+/// Tells the keeper of policies everything of a watch of their own ([`all_kinds`]).
+pub(super) fn feed(news: &Sender<News>, watch: Events) {
+    for event in watch {
+        if !tell(news, event) {
+            return;
+        }
+    }
+}
+
+/// All that policies decide by.
+pub(super) fn all_kinds() -> Vec<Kind> {
+    [&KINDS[..], &[Kind::Node]].concat()
+}
+
+/// False if nobody listens any more.
+fn tell(news: &Sender<News>, event: Event) -> bool {
+    news.send(News::Store(Instant::now(), Box::new(event))).is_ok()
+}
 
 /// Hands policies their part of the store's news.
 #[derive(Debug)]
@@ -32,7 +51,7 @@ impl Feed {
         let Some(news) = &self.news else { return Some(event) };
         let tell = |event| {
             // A keeper that is gone is no reason to stop the others.
-            let _ = news.send(News::Store(Instant::now(), Box::new(event)));
+            let _ = tell(news, event);
         };
         match event {
             Event::Snapshot(snapshot) => {

@@ -5,7 +5,7 @@
 //! answers one after the other, and what the loop is asked there may take its time.
 
 use std::fs;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
@@ -14,15 +14,13 @@ use std::time::{Duration, Instant};
 use cluster::{Enforced, EnforcedAnswer};
 
 use super::keeper::News;
+use crate::listener;
 
 /// The socket's file name within the state directory.
 pub(super) const SOCKET: &str = "gate.sock";
 
 /// How long a client may take to say what it wants: it has it ready.
 const PATIENCE: Duration = Duration::from_millis(500);
-
-/// The longest question, in bytes.
-const LONGEST: u64 = 4096;
 
 /// The longest that anybody waits.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -64,28 +62,16 @@ impl Gate {
     /// Listens in the state directory, which is this agent's alone by now.
     pub(super) fn open(state_dir: &Path) -> Result<Self, GateError> {
         let path = state_dir.join(SOCKET);
-        let failed = |source| GateError { socket: path.clone(), source };
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
+        match listener::listen(&path) {
+            Ok(listener) => Ok(Self { listener }),
+            Err(source) => Err(GateError { socket: path, source }),
         }
-        let listener = UnixListener::bind(&path).map_err(failed)?;
-        Ok(Self { listener })
     }
 
     /// Takes questions until the keeper is gone.
     pub(super) fn serve(&self, news: &Sender<News>) {
         loop {
-            let stream = match self.listener.accept() {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    // As when too many files are open: it goes over, and trying at once would not help.
-                    tracing::warn!(%error, "who asks at the gate is not heard");
-                    std::thread::sleep(PATIENCE);
-                    continue;
-                }
-            };
-            match hear(stream) {
+            match hear(listener::next("the gate", || self.listener.accept())) {
                 Ok(question) => {
                     if news.send(News::Asked(question)).is_err() {
                         return;
@@ -98,10 +84,7 @@ impl Gate {
 }
 
 fn hear(stream: UnixStream) -> io::Result<Question> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let mut line = String::new();
-    BufReader::new((&stream).take(LONGEST)).read_line(&mut line)?;
+    let line = listener::read_line(&stream, PATIENCE)?;
     let Some(Enforced { attachment, within_milliseconds }) = Enforced::from_line(&line) else {
         let refused = EnforcedAnswer::Refused("the question is none".to_owned());
         (&stream).write_all(refused.to_line().as_bytes())?;

@@ -14,7 +14,6 @@ mod known;
 mod order;
 mod refused;
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -38,7 +37,7 @@ use super::flow_log::{self, Lines};
 use super::gate::Question;
 use super::programmed::Programmed;
 use super::status::{PolicyChange, PolicyStatus};
-use super::sweep::Wanted;
+use super::sweep::{Tracked, Wanted};
 use crate::announce::Voice;
 use crate::config::{ExistingConnections, PolicyConfig};
 use crate::pause;
@@ -76,8 +75,8 @@ pub(super) enum News {
     Judge(Vec<Flow>, Sender<Vec<bool>>),
     /// So many connections were cut.
     Cut(u64),
-    /// These addresses were in tracked connections when the agent started.
-    Tracked(HashSet<IpAddr>),
+    /// This was tracked of addresses when the agent started.
+    Tracked(Tracked),
     /// Everything tracked of these was forgotten.
     Forgotten(Vec<IpAddr>),
     /// Another configuration is in force.
@@ -243,7 +242,7 @@ impl Keeper {
                 let _ = answer.send(allowed);
             }
             News::Cut(count) => self.status.cut += count,
-            News::Tracked(addresses) => self.inherited.begin(addresses),
+            News::Tracked(tracked) => self.inherited.begin(tracked),
             News::Forgotten(addresses) => self.inherited.forgotten(&addresses),
             News::Logged(logged, answer) => {
                 let lines = self.known.lines(&logged);

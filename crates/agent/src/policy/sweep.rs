@@ -5,8 +5,8 @@
 //! the policies, a few at a time, and has the kernel forget those that are not allowed: their next packet is judged as a
 //! first one. What asks for it again meanwhile is one more sweep, however often it asks.
 //!
-//! It also forgets all that is tracked of an address whose pod is gone ([`Wanted::Forget`]), and says at its start which addresses
-//! have anything (`keeper/inherited.rs`).
+//! It also forgets all that is tracked of an address whose pod is gone ([`Wanted::Forget`]), and says once which addresses of
+//! pods here have anything ([`Wanted::Tracked`], `keeper/inherited.rs`).
 //!
 //! A connection is judged as it began: in its original direction, at the destination that it was translated to. One that the
 //! node began, from whichever of its addresses, is not judged, as the table does not judge it: of those addresses the cluster
@@ -23,10 +23,11 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SendError, Sender};
 use std::time::{Duration, Instant};
 
 use cluster::Protocol;
+use ipnet::IpNet;
 use kernel::address;
-use kernel::conntrack::{self, Flow as Tracked};
+use kernel::conntrack::{self, Flow};
 use kernel::netlink::{self, Socket};
-use policy::{Flow, Traffic};
+use policy::Traffic;
 
 use super::keeper::News;
 use crate::run::{Error, spawn};
@@ -46,27 +47,66 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// The addresses whose connections are to be looked at.
 pub(super) type Swept = HashSet<IpAddr>;
 
+/// What may have been tracked of addresses when it was looked at. A busy node tracks hundreds of thousands of them, so only
+/// those in some networks are kept, and of all others it is not known.
+#[derive(Debug)]
+pub(super) struct Tracked {
+    networks: Vec<IpNet>,
+    /// Those in the networks that had something.
+    found: HashSet<IpAddr>,
+    /// Those beside the networks of which everything was forgotten.
+    clean: HashSet<IpAddr>,
+}
+
+impl Tracked {
+    pub(super) fn new(networks: Vec<IpNet>, found: HashSet<IpAddr>) -> Self {
+        Self { networks, found, clean: HashSet::new() }
+    }
+
+    /// Whether something of that address may be tracked.
+    pub(super) fn may_have(&self, address: &IpAddr) -> bool {
+        match is_within(&self.networks, address) {
+            true => self.found.contains(address),
+            false => !self.clean.contains(address),
+        }
+    }
+
+    /// Everything of that address was forgotten.
+    pub(super) fn forget(&mut self, address: IpAddr) {
+        match is_within(&self.networks, &address) {
+            true => self.found.remove(&address),
+            false => self.clean.insert(address),
+        };
+    }
+}
+
+fn is_within(networks: &[IpNet], address: &IpAddr) -> bool {
+    networks.iter().any(|network| network.contains(address))
+}
+
 /// What is to be done.
 #[derive(Debug)]
 pub(super) enum Wanted {
+    /// To say what is tracked of addresses here.
+    Tracked,
     /// To cut what is not allowed any more.
     Cut(Swept),
     /// To forget everything of an address.
     Forget(IpAddr),
 }
 
-/// Starts the thread that sweeps.
-pub(super) fn start(news: Sender<News>) -> Result<Sender<Wanted>, Error> {
+/// Starts the thread that sweeps, on a node whose pods are likely to have addresses of these networks.
+pub(super) fn start(news: Sender<News>, networks: Vec<IpNet>) -> Result<Sender<Wanted>, Error> {
     let (wanted, asked) = mpsc::channel();
-    spawn("sweep", move || serve(&asked, &news))?;
+    spawn("sweep", move || serve(&asked, &news, &networks))?;
     Ok(wanted)
 }
 
-fn serve(asked: &Receiver<Wanted>, news: &Sender<News>) {
+fn serve(asked: &Receiver<Wanted>, news: &Sender<News>, networks: &[IpNet]) {
     let (mut swept, mut freed) = (Swept::new(), BTreeSet::new());
     // Not before these: a sweep leaves a pause, and what failed is tried again.
     let (mut cut_at, mut free_at) = (Instant::now(), Instant::now());
-    let mut told = news.send(News::Tracked(tracked_at_the_start()));
+    let mut told = Ok(());
     while told.is_ok() {
         let due = [(!swept.is_empty()).then_some(cut_at), (!freed.is_empty()).then_some(free_at)];
         let first = match due.into_iter().flatten().min() {
@@ -78,6 +118,7 @@ fn serve(asked: &Receiver<Wanted>, news: &Sender<News>) {
         }
         for wanted in first.into_iter().chain(asked.try_iter()) {
             match wanted {
+                Wanted::Tracked => told = news.send(News::Tracked(tracked(networks))),
                 Wanted::Cut(addresses) => swept.extend(addresses),
                 Wanted::Forget(address) => drop(freed.insert(address)),
             }
@@ -99,12 +140,14 @@ fn serve(asked: &Receiver<Wanted>, news: &Sender<News>) {
     }
 }
 
-/// Those of the connections that there are before any pod is let in.
-fn tracked_at_the_start() -> HashSet<IpAddr> {
+/// What is tracked of addresses in these networks. No pod is let in before that is known.
+fn tracked(networks: &[IpNet]) -> Tracked {
     loop {
-        match tracked_addresses() {
-            Ok(found) => return found,
-            Err(error) if error.is_unsupported() => return HashSet::new(),
+        match tracked_addresses(networks) {
+            Ok(found) => return Tracked::new(networks.to_vec(), found),
+            Err(error) if error.is_unsupported() => {
+                return Tracked::new(networks.to_vec(), HashSet::new());
+            }
             Err(error) => tell_inherited(&error),
         }
         std::thread::sleep(AGAIN);
@@ -127,15 +170,16 @@ fn tell_inherited(error: &kernel::Error) {
     tracing::warn!(%error, "what is tracked of an address cannot be forgotten, so its next pod waits; it is tried again");
 }
 
-/// The addresses that tracked connections began at, or lead to.
-fn tracked_addresses() -> Result<HashSet<IpAddr>, kernel::Error> {
+/// The addresses in these networks that tracked connections began at, or lead to.
+fn tracked_addresses(networks: &[IpNet]) -> Result<HashSet<IpAddr>, kernel::Error> {
     let found = RefCell::new(HashSet::new());
     if conntrack::is_empty() {
         return Ok(found.into_inner());
     }
     let mut socket = Socket::open(netlink::Protocol::Netfilter)?;
-    let note = |flow: &Tracked| {
-        found.borrow_mut().extend([flow.original.source, flow.reply.source]);
+    let note = |flow: &Flow| {
+        let ends = [flow.original.source, flow.reply.source];
+        found.borrow_mut().extend(ends.iter().filter(|address| is_within(networks, address)));
         false
     };
     for family in kernel::Family::BOTH {
@@ -163,7 +207,7 @@ fn sweep(addresses: &Swept, news: &Sender<News>) -> Result<u64, kernel::Error> {
     let mut cut = 0;
     let own = own_addresses()?;
     for family in [kernel::Family::V4, kernel::Family::V6] {
-        let concerned = |flow: &Tracked| {
+        let concerned = |flow: &Flow| {
             let of_pod = addresses.contains(&flow.original.source) || addresses.contains(&flow.reply.source);
             of_pod && !own.contains(&flow.original.source)
         };
@@ -176,7 +220,7 @@ fn sweep(addresses: &Swept, news: &Sender<News>) -> Result<u64, kernel::Error> {
             }
             let Ok(allowed) = answered.recv() else { return Ok(cut) };
             let losers = part.iter().zip(allowed).filter(|(_, allowed)| !allowed);
-            let losers: Vec<Tracked> = losers.map(|(flow, _)| flow.clone()).collect();
+            let losers: Vec<Flow> = losers.map(|(flow, _)| flow.clone()).collect();
             conntrack::forget(&mut socket, &losers)?;
             cut += losers.len() as u64;
         }
@@ -190,7 +234,7 @@ fn own_addresses() -> Result<HashSet<IpAddr>, kernel::Error> {
     Ok(address::list(&mut socket, None, None)?.iter().map(|found| found.net.addr()).collect())
 }
 
-fn as_it_began(flow: &Tracked) -> Flow {
+fn as_it_began(flow: &Flow) -> policy::Flow {
     let (original, reply) = (&flow.original, &flow.reply);
     let port = |protocol| Traffic::Port(protocol, reply.source_port);
     let traffic = match original.protocol {
@@ -200,5 +244,5 @@ fn as_it_began(flow: &Tracked) -> Flow {
         other => Traffic::Other(other),
     };
     let (source, destination) = (original.source, reply.source);
-    Flow { source, destination, traffic, through_service: original.destination != destination }
+    policy::Flow { source, destination, traffic, through_service: original.destination != destination }
 }

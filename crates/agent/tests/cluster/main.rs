@@ -19,6 +19,7 @@ mod flannel;
 mod flannel_etcd;
 mod flanneld;
 mod healing;
+mod inherited;
 mod kube_proxy;
 mod kubernetes;
 mod masquerade;

@@ -16,6 +16,9 @@ pub(super) const LEASE: &str = "fairlead.io/lease";
 /// The network of all pods: a /24 for each of a thousand nodes.
 pub(super) const POD_NETWORK: &str = "10.244.0.0/14";
 
+/// Where the nodes' machines are.
+pub(super) const MACHINES: &str = "198.18.0.0/22";
+
 /// Where the API server is.
 pub(super) const SERVER: Ipv4Addr = Ipv4Addr::new(198, 18, 255, 254);
 

@@ -7,6 +7,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::Keeper;
+use super::known::Reattached;
 
 /// How soon is looked again at what could not be read.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -16,11 +17,8 @@ impl Keeper {
     pub(super) fn look_at(&mut self, name: String) {
         match self.attachments.read(&name) {
             Ok(found) => {
-                if found.is_none() {
-                    self.inherited.leave(&name, self.known.addresses_of(&name));
-                }
-                let steps = self.known.attach(name, found);
-                self.add(steps, Instant::now());
+                let reattached = self.known.attach(name, found);
+                self.take(reattached);
             }
             Err(error) => self.look_again(&error),
         }
@@ -31,14 +29,18 @@ impl Keeper {
         self.unread = None;
         match self.attachments.all() {
             Ok(all) => {
-                for gone in self.known.attachments_without(&all) {
-                    self.inherited.leave(&gone, self.known.addresses_of(&gone));
-                }
-                let steps = self.known.attach_all(all);
-                self.add(steps, Instant::now());
+                let reattached = self.known.attach_all(all);
+                self.take(reattached);
+                self.inherited.see_all();
             }
             Err(error) => self.look_again(&error),
         }
+    }
+
+    fn take(&mut self, Reattached { steps, left, lost }: Reattached) {
+        left.into_iter().for_each(|(name, address)| self.inherited.leave(&name, address));
+        lost.into_iter().for_each(|(name, address)| self.inherited.lose(name, address));
+        self.add(steps, Instant::now());
     }
 
     fn look_again(&mut self, error: &io::Error) {

@@ -37,6 +37,17 @@ pub(super) struct Known {
     refused: Refused,
 }
 
+/// What it makes that something is attached, or is not any more.
+#[derive(Debug, Default)]
+pub(super) struct Reattached {
+    /// What it changes of the table.
+    pub(super) steps: Vec<Step>,
+    /// The addresses that nobody has any more, with the attachment that had them.
+    pub(super) left: Vec<(String, IpAddr)>,
+    /// The same of those that another attachment has now.
+    pub(super) lost: Vec<(String, IpAddr)>,
+}
+
 impl Known {
     pub(super) fn new(node: Arc<str>, logging: Logging) -> Self {
         Self {
@@ -147,49 +158,47 @@ impl Known {
     }
 
     /// The file of that name says this now, or is gone.
-    pub(super) fn attach(&mut self, name: String, attachment: Option<Attachment>) -> Vec<Step> {
-        let mut touched = BTreeSet::new();
-        if let Some(known) = self.attachments.get(&name) {
-            if Some(known) == attachment.as_ref() {
-                return Vec::new();
-            }
-            touched.insert(pod_name(known));
-        }
-        match attachment {
-            None => drop(self.attachments.remove(&name)),
-            Some(attachment) => {
-                touched.insert(pod_name(&attachment));
-                // An address is given once at a time: who had it before has lost it, though his file is still there.
-                for known in self.attachments.values_mut() {
-                    let before = known.addresses.len();
-                    known.addresses.retain(|address| !attachment.addresses.contains(address));
-                    if known.addresses.len() < before {
-                        touched.insert(pod_name(known));
-                    }
-                }
-                self.attachments.insert(name, attachment);
-            }
-        }
-        touched.iter().flat_map(|pod| self.settle(pod)).collect()
-    }
-
-    /// The known attachments whose files are not among these.
-    pub(super) fn attachments_without(&self, all: &[(String, Attachment)]) -> Vec<String> {
-        let there: BTreeSet<&String> = all.iter().map(|(name, _)| name).collect();
-        self.attachments.keys().filter(|name| !there.contains(name)).cloned().collect()
+    pub(super) fn attach(&mut self, name: String, attachment: Option<Attachment>) -> Reattached {
+        let mut reattached = Reattached::default();
+        self.note(name, attachment, &mut reattached);
+        reattached
     }
 
     /// These are all files there are, the oldest first.
-    pub(super) fn attach_all(&mut self, all: Vec<(String, Attachment)>) -> Vec<Step> {
-        let gone = self.attachments_without(&all);
-        let mut steps: Vec<Step> = gone.into_iter().flat_map(|name| self.attach(name, None)).collect();
+    pub(super) fn attach_all(&mut self, all: Vec<(String, Attachment)>) -> Reattached {
+        let mut reattached = Reattached::default();
+        let there: BTreeSet<&String> = all.iter().map(|(name, _)| name).collect();
+        let gone: Vec<String> =
+            self.attachments.keys().filter(|name| !there.contains(name)).cloned().collect();
+        gone.into_iter().for_each(|name| self.note(name, None, &mut reattached));
         for (name, attachment) in all {
             // One that is known may have lost addresses to a later one, and does not get them back.
             if !self.attachments.contains_key(&name) {
-                steps.extend(self.attach(name, Some(attachment)));
+                self.note(name, Some(attachment), &mut reattached);
             }
         }
-        steps
+        reattached
+    }
+
+    fn note(&mut self, name: String, attachment: Option<Attachment>, reattached: &mut Reattached) {
+        let before = self.attachments.remove(&name);
+        let mut touched: BTreeSet<NamespacedName> =
+            before.iter().chain(&attachment).filter(|_| before != attachment).map(pod_name).collect();
+        let has: &[IpAddr] = attachment.as_ref().map_or(&[], |attachment| &attachment.addresses);
+        let had = before.iter().flat_map(|before| before.addresses.iter().copied());
+        let left = had.filter(|address| !has.contains(address));
+        reattached.left.extend(left.map(|address| (name.clone(), address)));
+        // An address is given once at a time: who had it before has lost it, though his file is still there.
+        for (other, known) in &mut self.attachments {
+            let lost = known.addresses.extract_if(.., |address| has.contains(address));
+            let lost: Vec<(String, IpAddr)> = lost.map(|address| (other.clone(), address)).collect();
+            if !lost.is_empty() {
+                touched.insert(pod_name(known));
+                reattached.lost.extend(lost);
+            }
+        }
+        self.attachments.extend(attachment.map(|attachment| (name, attachment)));
+        reattached.steps.extend(touched.iter().flat_map(|pod| self.settle(pod)));
     }
 
     /// Tells the policies what is attached of a pod.
@@ -378,4 +387,47 @@ fn refused_object(error: &kernel::Error) -> Option<&str> {
 
 fn pod_name(attachment: &Attachment) -> NamespacedName {
     NamespacedName::new(attachment.namespace.as_str(), attachment.name.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attachment(name: &str, addresses: &[&str]) -> (String, Attachment) {
+        let attachment = Attachment {
+            network: "fairlead".to_owned(),
+            container: name.to_owned(),
+            interface: "eth0".to_owned(),
+            namespace: "shop".to_owned(),
+            name: name.to_owned(),
+            uid: None,
+            addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
+        };
+        (name.to_owned(), attachment)
+    }
+
+    #[test]
+    fn an_address_that_an_attachment_has_no_more_is_told_with_who_had_it_once() {
+        let told =
+            |reattached: Reattached| [reattached.left, reattached.lost].map(|told| format!("{told:?}"));
+        let nothing = || ["[]", "[]"].map(str::to_owned);
+        let mut known = Known::new("node1".into(), Logging::default());
+        let all = || vec![attachment("a", &["10.244.1.2", "fd00::2"]), attachment("b", &["10.244.1.3"])];
+        assert_eq!(told(known.attach_all(all())), nothing());
+        assert_eq!(told(known.attach_all(all())), nothing());
+        let (name, taker) = attachment("c", &["10.244.1.2"]);
+        let lost = r#"[("a", 10.244.1.2)]"#;
+        assert_eq!(told(known.attach(name.clone(), Some(taker.clone()))), ["[]", lost]);
+        assert_eq!(told(known.attach(name.clone(), Some(taker.clone()))), nothing());
+        assert_eq!(known.addresses_of("a"), ["fd00::2".parse::<IpAddr>().unwrap()]);
+        // Files that are there still say it.
+        assert_eq!(told(known.attach_all([all(), vec![(name, taker)]].concat())), nothing());
+        let rest = vec![attachment("b", &["10.244.1.4"])];
+        let gone = r#"[("a", fd00::2), ("c", 10.244.1.2)]"#;
+        assert_eq!(told(known.attach_all(rest)), [gone, "[]"]);
+        let (name, changed) = attachment("b", &["10.244.1.4"]);
+        assert_eq!(told(known.attach(name.clone(), Some(changed))), [r#"[("b", 10.244.1.3)]"#, "[]"]);
+        assert_eq!(told(known.attach(name, None)), [r#"[("b", 10.244.1.4)]"#, "[]"]);
+        assert!(known.has_no_attachments());
+    }
 }
