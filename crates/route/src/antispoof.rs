@@ -3,8 +3,9 @@
 //! Read [`table`]. Its one chain for packets that arrive is before connections are tracked, so what is dropped there leaves no trace. What
 //! goes into it stands in two files: `senders.rs` has the addresses that pods send with, `tunnel_guard.rs` what only nodes may say.
 //!
-//! Every packet of the node goes through that chain, each of a tunnel twice. So it asks by what link and by what protocol first, and leads
-//! into other chains only what may have to be dropped: TCP that comes from no pod's cable is compared twice.
+//! Every packet of the node goes through that chain, each of a tunnel twice. That there is a chain at a hook costs it more than a few
+//! comparisons in it, so all is asked in one. It asks by what link and by what protocol first, and leads into other chains only what may
+//! have to be dropped: TCP that comes from no pod's cable is compared twice.
 //!
 //! What stays true: the table follows from the configuration and the tunnels alone; no pod is an element of anything.
 
