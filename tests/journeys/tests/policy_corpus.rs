@@ -12,17 +12,21 @@
     clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::expect_used,
-    reason = "tests drive programs, and panic when they fail"
+    clippy::print_stderr,
+    reason = "tests drive programs, panic when they fail, and these say how far they are"
 )]
 
 #[path = "policy_corpus/cases.rs"]
 mod cases;
+#[path = "policy_corpus/in_force.rs"]
+mod in_force;
 #[path = "policy_corpus/probes.rs"]
 mod probes;
 #[path = "policy_corpus/surroundings.rs"]
 mod surroundings;
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use journeys::TestLab;
 use serde_json::Value;
@@ -39,7 +43,10 @@ fn play(arguments: &[&str], first: usize, step: usize) {
     for file in files(&folder).iter().filter(|file| is_asked_for(file)).skip(first).step_by(step) {
         let case: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
         let name = case["name"].as_str().unwrap_or_default().to_owned();
-        match cases::play(&mut game, &case) {
+        let begun = Instant::now();
+        let played = cases::play(&mut game, &case);
+        eprintln!("{name}: {:.1?}{}", begun.elapsed(), played.as_ref().err().map_or("", |_| ", wrong"));
+        match played {
             Ok(cases::Played::Asked(count)) => asked += count,
             Ok(cases::Played::LeftOut(why)) => left_out.push(format!("{name} ({why})")),
             Err(wrong) => failed.push(format!("{name}: {wrong}")),

@@ -13,8 +13,9 @@ use harness::{eventually, run_ok};
 use journeys::TestLab;
 use serde_json::{Value, json};
 
+use crate::in_force::Mark;
 use crate::probes::{Answer, Probe, Protocol, ask};
-use crate::surroundings::{Surroundings, carry_services};
+use crate::surroundings::{Surroundings, carry_services, have_answer};
 
 /// How long the cluster may need until all verdicts are as they should be.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -36,6 +37,7 @@ pub(crate) struct Game<'l> {
     oracle: PathBuf,
     nodes: usize,
     surroundings: Surroundings,
+    mark: Mark,
     /// What stands in the store, by file.
     written: BTreeMap<String, String>,
     /// Where the ends of the case are.
@@ -110,14 +112,15 @@ impl<'l> Game<'l> {
         let nodes = lab.list()["nodes"].as_array().map_or(0, Vec::len);
         let oracle = folder.join("oracle.py");
         let (written, ends) = (BTreeMap::new(), BTreeMap::new());
-        Self { lab, oracle, nodes, surroundings: Surroundings::of(lab), written, ends }
+        Self { lab, oracle, nodes, surroundings: Surroundings::of(lab), mark: Mark::default(), written, ends }
     }
 
     fn play(&mut self, case: &Value, family: Family) -> Result<usize, String> {
         let mut state = Case::new(case, family);
         self.surroundings.label_nodes(self.lab, case);
         self.stand(&state);
-        let mut asked = 0;
+        let mut asked =
+            self.open(&state).map_err(|wrong| format!("{family:?}, without policies: {wrong}"))?;
         if let Some(expected) = self.filled(&mut state, None) {
             asked +=
                 self.judge(&state, &expected).map_err(|wrong| format!("{family:?}, at first: {wrong}"))?;
@@ -161,6 +164,7 @@ impl<'l> Game<'l> {
             self.write(&file_of(id), Some(pod_manifest(pod, &node).to_string()));
         }
         let running: BTreeMap<String, End> = eventually("the case's pods run", || self.running(state));
+        running.values().for_each(|pod| have_answer(&pod.netns));
         self.ends = running;
         let nodes = self.lab.list();
         for node in nodes["nodes"].as_array().into_iter().flatten() {
@@ -298,8 +302,28 @@ impl<'l> Game<'l> {
         });
     }
 
+    /// Asks whether every flow that the case will ask about passes before there are policies: what is silent later is so by them.
+    fn open(&mut self, state: &Case<'_>) -> Result<usize, String> {
+        self.mark.await_all(self.lab, self.nodes, 0)?;
+        let stated = [state.case].into_iter().chain(list(&state.case["steps"]));
+        let Some(expected) = stated.map(|part| &part["expected"]).find(|expected| expected.is_object())
+        else {
+            return Ok(0);
+        };
+        let (names, mut probes) = self.probes(state, expected);
+        probes.iter_mut().for_each(|probe| probe.passes = true);
+        await_verdicts(&names, &probes)
+    }
+
     /// Asks every verdict by a packet until all are as expected.
-    fn judge(&self, state: &Case<'_>, expected: &Value) -> Result<usize, String> {
+    fn judge(&mut self, state: &Case<'_>, expected: &Value) -> Result<usize, String> {
+        let policies = state.policies.keys().filter(|key| key.starts_with("NetworkPolicy/")).count();
+        self.mark.await_all(self.lab, self.nodes, policies)?;
+        let (names, probes) = self.probes(state, expected);
+        await_verdicts(&names, &probes)
+    }
+
+    fn probes(&self, state: &Case<'_>, expected: &Value) -> (Vec<String>, Vec<Probe>) {
         let mut names = Vec::new();
         let mut probes = Vec::new();
         for (target, rows) in expected.as_object().into_iter().flatten() {
@@ -308,7 +332,7 @@ impl<'l> Game<'l> {
                 probes.push(probe);
             });
         }
-        await_verdicts(&names, &probes)
+        (names, probes)
     }
 
     /// The same for what goes to Services.
