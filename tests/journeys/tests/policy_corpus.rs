@@ -20,6 +20,10 @@
 mod cases;
 #[path = "policy_corpus/in_force.rs"]
 mod in_force;
+#[path = "policy_corpus/inheritance.rs"]
+mod inheritance;
+#[path = "policy_corpus/oracle.rs"]
+mod oracle;
 #[path = "policy_corpus/probes.rs"]
 mod probes;
 #[path = "policy_corpus/surroundings.rs"]

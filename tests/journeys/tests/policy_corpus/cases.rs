@@ -14,6 +14,8 @@ use journeys::TestLab;
 use serde_json::{Value, json};
 
 use crate::in_force::Mark;
+use crate::inheritance::Past;
+use crate::oracle::{Filling, Oracle};
 use crate::probes::{Answer, Probe, Protocol, ask};
 use crate::surroundings::{Surroundings, carry_services, have_answer};
 
@@ -21,7 +23,7 @@ use crate::surroundings::{Surroundings, carry_services, have_answer};
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// What a lab has not.
-const MISSING: [&str; 3] = ["dns", "ip-reuse", "sctp"];
+const MISSING: [&str; 2] = ["dns", "sctp"];
 
 /// What came of a case.
 pub(crate) enum Played {
@@ -34,7 +36,7 @@ pub(crate) enum Played {
 /// A lab that cases are played in, one after the other.
 pub(crate) struct Game<'l> {
     lab: &'l TestLab,
-    oracle: PathBuf,
+    oracle: Oracle,
     nodes: usize,
     surroundings: Surroundings,
     mark: Mark,
@@ -66,6 +68,7 @@ struct Case<'v> {
     namespaces: BTreeMap<String, Value>,
     pods: BTreeMap<String, Value>,
     policies: BTreeMap<String, Value>,
+    past: Past,
 }
 
 /// Which addresses a case is played with.
@@ -110,7 +113,7 @@ pub(crate) fn play(game: &mut Game<'_>, case: &Value) -> Result<Played, String> 
 impl<'l> Game<'l> {
     pub(crate) fn new(lab: &'l TestLab, folder: &Path) -> Self {
         let nodes = lab.list()["nodes"].as_array().map_or(0, Vec::len);
-        let oracle = folder.join("oracle.py");
+        let oracle = Oracle::of(folder);
         let (written, ends) = (BTreeMap::new(), BTreeMap::new());
         Self { lab, oracle, nodes, surroundings: Surroundings::of(lab), mark: Mark::default(), written, ends }
     }
@@ -118,7 +121,7 @@ impl<'l> Game<'l> {
     fn play(&mut self, case: &Value, family: Family) -> Result<usize, String> {
         let mut state = Case::new(case, family);
         self.surroundings.label_nodes(self.lab, case);
-        self.stand(&state);
+        self.stand(&mut state)?;
         let mut asked =
             self.open(&state).map_err(|wrong| format!("{family:?}, without policies: {wrong}"))?;
         if let Some(expected) = self.filled(&mut state, None) {
@@ -133,7 +136,7 @@ impl<'l> Game<'l> {
             for action in list(&step["apply"]) {
                 self.act(&mut state, action);
             }
-            self.stand(&state);
+            self.stand(&mut state)?;
             if let Some(expected) = self.filled(&mut state, Some(number)) {
                 asked += self
                     .judge(&state, &expected)
@@ -150,7 +153,7 @@ impl<'l> Game<'l> {
     }
 
     /// Brings the store to what the case has, and waits for the pods.
-    fn stand(&mut self, state: &Case<'_>) {
+    fn stand(&mut self, state: &mut Case<'_>) -> Result<(), String> {
         let gone: Vec<String> =
             self.ends.keys().filter(|pod| !state.pods.contains_key(*pod)).cloned().collect();
         gone.iter()
@@ -159,44 +162,53 @@ impl<'l> Game<'l> {
         let namespaces: Vec<Value> =
             state.namespaces.iter().map(|(name, labels)| namespace(name, labels)).collect();
         self.write("namespaces.yaml", Some(listed(namespaces)));
+        let mut heirs = Vec::new();
         for (id, pod) in &state.pods {
-            let node = if self.nodes == 1 { "node1".to_owned() } else { node_of(pod) };
-            self.write(&file_of(id), Some(pod_manifest(pod, &node).to_string()));
+            let hint = if self.nodes == 1 { "node1".to_owned() } else { node_of(pod) };
+            let inherited = state.past.inheritance(state.case, id, |other| self.ends.contains_key(other));
+            let node = match inherited {
+                None => state.past.node_of(id).map_or(hint, str::to_owned),
+                Some(had) => {
+                    had.is_next(self.lab);
+                    heirs.push((id.clone(), had.addresses.clone()));
+                    had.node.clone()
+                }
+            };
+            self.write(&file_of(id), Some(pod_manifest(pod, &node, state.past.addresses_of(id)).to_string()));
         }
-        let running: BTreeMap<String, End> = eventually("the case's pods run", || self.running(state));
-        running.values().for_each(|pod| have_answer(&pod.netns));
-        self.ends = running;
-        let nodes = self.lab.list();
-        for node in nodes["nodes"].as_array().into_iter().flatten() {
+        let lab = eventually("the case's pods run", || self.running(state));
+        self.ends = running_pods(&lab);
+        self.ends.values().for_each(|pod| have_answer(&pod.netns));
+        for pod in list(&lab["pods"]) {
+            let id = listed_id(pod);
+            if let Some(end) = self.ends.get(&id) {
+                state.past.remember(&id, text(&pod["node"]), &end.addresses);
+            }
+        }
+        for node in list(&lab["nodes"]) {
             let name = text(&node["name"]).replace("node", "node/n");
             self.ends.insert(name, end(node));
         }
         self.ends.extend(self.surroundings.hosts(self.lab, state.case));
+        let wrong = heirs.iter().find(|(id, addresses)| self.ends[id].addresses != *addresses);
+        wrong.map_or(Ok(()), |(id, addresses)| Err(format!("{id} has not got the addresses {addresses:?}")))
     }
 
-    /// The ends, once every pod runs that should.
-    fn running(&self, state: &Case<'_>) -> Option<BTreeMap<String, End>> {
-        let list = self.lab.list();
-        let listed = list["pods"].as_array().into_iter().flatten();
-        let running: BTreeMap<String, End> = listed
-            .filter(|pod| pod["phase"] == "Running")
-            .map(|pod| (format!("{}/{}", text(&pod["namespace"]), text(&pod["name"])), end(pod)))
-            .collect();
-        let wanted = state.pods.iter().filter(|(_, pod)| !pod["phase"].is_string()).map(|(id, _)| id);
-        let ended = state.pods.iter().filter(|(_, pod)| pod["phase"].is_string()).map(|(id, _)| id);
-        let there = wanted.clone().all(|id| running.contains_key(id));
-        let gone = !ended.clone().any(|id| running.contains_key(id));
-        (there && gone).then_some(running)
+    /// What the lab has, once every pod runs that should.
+    fn running(&self, state: &Case<'_>) -> Option<Value> {
+        let lab = self.lab.list();
+        let running = running_pods(&lab);
+        let is_right = |(id, pod): (&String, &Value)| running.contains_key(id) != pod["phase"].is_string();
+        state.pods.iter().all(is_right).then_some(lab)
     }
 
     fn remove_pod(&mut self, id: &str) {
         self.write(&file_of(id), None);
         self.ends.remove(id);
         eventually("the pod goes", || {
-            let list = self.lab.list();
-            let mut pods = list["pods"].as_array().into_iter().flatten();
-            let is_it = |pod: &Value| format!("{}/{}", text(&pod["namespace"]), text(&pod["name"])) == id;
-            (!pods.any(is_it)).then_some(())
+            let lab = self.lab.list();
+            let is_gone = !list(&lab["pods"]).any(|pod| listed_id(pod) == id);
+            is_gone.then_some(())
         });
     }
 
@@ -238,11 +250,13 @@ impl<'l> Game<'l> {
     }
 
     /// The case with the lab's addresses.
-    fn computed(&self, state: &Case<'_>) -> Value {
-        if !matches!(state.family, Family::V4 | Family::V6 | Family::Named) {
-            return state.case.clone();
-        }
-        let directory = tempfile::tempdir().unwrap();
+    fn computed(&mut self, state: &Case<'_>) -> Value {
+        let filling = match state.family {
+            Family::Both => return state.case.clone(),
+            Family::V4 => Filling::V4,
+            Family::V6 => Filling::V6,
+            Family::Named => Filling::Named,
+        };
         let mut addresses = state.case["ips"].clone();
         for (id, end) in &self.ends {
             let own = |v6| end.address(v6).map(|address| address.to_string());
@@ -257,20 +271,7 @@ impl<'l> Game<'l> {
                 addresses[id] = json!([own(v6)]);
             }
         }
-        let files = [("case.json", state.case), ("ips.json", &addresses)].map(|(name, value)| {
-            let path = directory.path().join(name);
-            std::fs::write(&path, value.to_string()).unwrap();
-            path
-        });
-        let mut oracle = Command::new("python3");
-        oracle.arg(&self.oracle).arg("fill").arg(&files[0]).arg("--ips").arg(&files[1]);
-        match state.family {
-            Family::V4 => drop(oracle.args(["--family", "v4"])),
-            Family::V6 => drop(oracle.args(["--family", "v6"])),
-            _ => {}
-        }
-        oracle.args(["--podcidr", "10.244.0.0/16"]);
-        serde_json::from_str(&run_ok(&mut oracle)).unwrap()
+        self.oracle.fill(state.case, &addresses, filling)
     }
 
     fn act(&mut self, state: &mut Case<'_>, action: &Value) {
@@ -436,6 +437,7 @@ impl<'v> Case<'v> {
             namespaces: case["namespaces"].as_object().into_iter().flatten().map(named).collect(),
             pods: list(&case["pods"]).map(|pod| (id(pod), pod.clone())).collect(),
             policies: BTreeMap::new(),
+            past: Past::default(),
         }
     }
 
@@ -509,6 +511,11 @@ fn id(value: &Value) -> String {
     format!("{}/{}", text(&value["ns"]), text(&value["name"]))
 }
 
+/// The same of a pod in the lab's list.
+fn listed_id(pod: &Value) -> String {
+    format!("{}/{}", text(&pod["namespace"]), text(&pod["name"]))
+}
+
 fn file_of(id: &str) -> String {
     format!("pod-{}.yaml", id.replace('/', "-"))
 }
@@ -516,6 +523,12 @@ fn file_of(id: &str) -> String {
 fn end(listed: &Value) -> End {
     let addresses = list(&listed["addresses"]).map(|address| text(address).parse().unwrap()).collect();
     End { netns: PathBuf::from(text(&listed["netns"])), addresses, binds: false }
+}
+
+/// The pods that run.
+fn running_pods(lab: &Value) -> BTreeMap<String, End> {
+    let running = list(&lab["pods"]).filter(|pod| pod["phase"] == "Running");
+    running.map(|pod| (listed_id(pod), end(pod))).collect()
 }
 
 fn node_of(pod: &Value) -> String {
@@ -530,7 +543,8 @@ fn namespace(name: &str, labels: &Value) -> Value {
     json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": labels } })
 }
 
-fn pod_manifest(pod: &Value, node: &str) -> Value {
+/// With the addresses of one that has ended, which the API keeps.
+fn pod_manifest(pod: &Value, node: &str, addresses: &[IpAddr]) -> Value {
     let port = |port: &Value| json!({ "name": port["name"], "containerPort": port["port"], "protocol": port["protocol"] });
     let ports: Vec<Value> = list(&pod["ports"]).map(port).collect();
     let mut metadata = json!({ "namespace": pod["ns"], "name": pod["name"], "labels": pod["labels"] });
@@ -543,7 +557,8 @@ fn pod_manifest(pod: &Value, node: &str) -> Value {
                   "containers": [{ "name": "main", "image": "none", "ports": ports }] },
     });
     if let Some(phase) = pod["phase"].as_str() {
-        manifest["status"] = json!({ "phase": phase });
+        let had: Vec<Value> = addresses.iter().map(|address| json!({ "ip": address })).collect();
+        manifest["status"] = json!({ "phase": phase, "podIPs": had });
     }
     manifest
 }
