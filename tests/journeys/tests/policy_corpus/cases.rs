@@ -14,23 +14,32 @@ use journeys::TestLab;
 use serde_json::{Value, json};
 
 use crate::in_force::Mark;
-use crate::inheritance::Past;
 use crate::oracle::{Filling, Oracle};
-use crate::probes::{Answer, Probe, Protocol, ask};
+use crate::probes::{Answer, Probe, Protocol, SILENCE, ask};
+use crate::state::{Case, Family, id};
 use crate::surroundings::{Surroundings, carry_services, have_answer};
 
 /// How long the cluster may need until all verdicts are as they should be.
 const DEADLINE: Duration = Duration::from_secs(30);
-
-/// What a lab has not.
-const MISSING: [&str; 2] = ["dns", "sctp"];
 
 /// What came of a case.
 pub(crate) enum Played {
     /// So many verdicts were asked, and were right.
     Asked(usize),
     /// It cannot be played here.
-    LeftOut(String),
+    LeftOut(&'static str),
+    /// So many verdicts were asked, and were right; the case has others that cannot be asked here.
+    InPart(usize, &'static str),
+}
+
+impl Played {
+    /// How many verdicts were asked.
+    pub(crate) fn asked(&self) -> usize {
+        match self {
+            Self::Asked(count) | Self::InPart(count, _) => *count,
+            Self::LeftOut(_) => 0,
+        }
+    }
 }
 
 /// A lab that cases are played in, one after the other.
@@ -40,6 +49,8 @@ pub(crate) struct Game<'l> {
     nodes: usize,
     surroundings: Surroundings,
     mark: Mark,
+    /// How long silence has to last: twice as long as it takes here to hear of all when nobody is silent.
+    silence: Duration,
     /// What stands in the store, by file.
     written: BTreeMap<String, String>,
     /// Where the ends of the case are.
@@ -61,35 +72,23 @@ impl End {
     }
 }
 
-/// A case under way: what it has made so far.
-struct Case<'v> {
-    case: &'v Value,
-    family: Family,
-    namespaces: BTreeMap<String, Value>,
-    pods: BTreeMap<String, Value>,
-    policies: BTreeMap<String, Value>,
-    past: Past,
-}
-
-/// Which addresses a case is played with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Family {
-    /// Its verdicts hold in both.
-    Both,
-    V4,
-    V6,
-    /// It says for each itself.
-    Named,
-}
-
 /// Plays a case with the addresses it can be played with. An error says which verdicts are wrong.
 pub(crate) fn play(game: &mut Game<'_>, case: &Value) -> Result<Played, String> {
     let needs: BTreeSet<&str> = list(&case["needs"]).map(text).collect();
-    if let Some(missing) = MISSING.iter().find(|missing| needs.contains(*missing)) {
-        return Ok(Played::LeftOut((*missing).to_owned()));
+    if needs.contains("sctp") {
+        return Ok(Played::LeftOut("this machine's kernel opens no SCTP sockets"));
     }
     if game.nodes == 1 && needs.contains("node") {
-        return Ok(Played::LeftOut("nodes of which some are not the pod's".to_owned()));
+        return Ok(Played::LeftOut("nodes of which some are not the pod's"));
+    }
+    if needs.contains("dns") && case["dns"].as_object().is_some_and(|names| !names.is_empty()) {
+        let mut before = case.clone();
+        before["dns"] = json!({});
+        let asked = play(game, &before)?.asked();
+        return Ok(Played::InPart(
+            asked,
+            "names are looked up by nobody yet; asked without any that is known",
+        ));
     }
     let tagged = |tag: &str| list(&case["tags"]).any(|given| text(given) == tag);
     let families: &[Family] = match case["families"].as_array().map_or(0, Vec::len) {
@@ -115,18 +114,32 @@ impl<'l> Game<'l> {
         let nodes = lab.list()["nodes"].as_array().map_or(0, Vec::len);
         let oracle = Oracle::of(folder);
         let (written, ends) = (BTreeMap::new(), BTreeMap::new());
-        Self { lab, oracle, nodes, surroundings: Surroundings::of(lab), mark: Mark::default(), written, ends }
+        let (surroundings, mark) = (Surroundings::of(lab), Mark::default());
+        Self { lab, oracle, nodes, surroundings, mark, silence: SILENCE, written, ends }
     }
 
     fn play(&mut self, case: &Value, family: Family) -> Result<usize, String> {
         let mut state = Case::new(case, family);
         self.surroundings.label_nodes(self.lab, case);
-        self.stand(&mut state)?;
-        let mut asked =
-            self.open(&state).map_err(|wrong| format!("{family:?}, without policies: {wrong}"))?;
-        if let Some(expected) = self.filled(&mut state, None) {
+        let asked = self.rounds(&mut state);
+        // The next case has other policies, and pods that have ended or are ending are no pods for it.
+        self.write("policies.yaml", None);
+        for pod in state.pods.iter().filter(|(_, pod)| pod["phase"].is_string() || pod["terminating"] == true)
+        {
+            self.remove_pod(pod.0);
+        }
+        asked
+    }
+
+    /// The case from its beginning to its end.
+    fn rounds(&mut self, state: &mut Case<'_>) -> Result<usize, String> {
+        let (case, family) = (state.case, state.family);
+        self.stand(state)?;
+        self.open(state).map_err(|wrong| format!("{family:?}, without policies: {wrong}"))?;
+        let mut asked = 0;
+        if let Some(expected) = self.filled(state, None) {
             asked +=
-                self.judge(&state, &expected).map_err(|wrong| format!("{family:?}, at first: {wrong}"))?;
+                self.judge(state, &expected).map_err(|wrong| format!("{family:?}, at first: {wrong}"))?;
         }
         if list(&case["services"]).next().is_some() {
             asked +=
@@ -134,20 +147,17 @@ impl<'l> Game<'l> {
         }
         for (number, step) in list(&case["steps"]).enumerate() {
             for action in list(&step["apply"]) {
-                self.act(&mut state, action);
+                self.act(state, action);
             }
-            self.stand(&mut state)?;
-            if let Some(expected) = self.filled(&mut state, Some(number)) {
+            self.stand(state)?;
+            if let Some(expected) = self.filled(state, Some(number)) {
                 asked += self
-                    .judge(&state, &expected)
+                    .judge(state, &expected)
                     .map_err(|wrong| format!("{family:?}, after step {number}: {wrong}"))?;
             }
         }
-        // The next case has other policies, and pods that have ended or are ending are no pods for it.
-        self.write("policies.yaml", None);
-        for pod in state.pods.iter().filter(|(_, pod)| pod["phase"].is_string() || pod["terminating"] == true)
-        {
-            self.remove_pod(pod.0);
+        if list(&case["needs"]).any(|need| need == "ip-reuse") && !state.has_heirs {
+            return Err("no pod got the address of another".to_owned());
         }
         Ok(asked)
     }
@@ -190,6 +200,7 @@ impl<'l> Game<'l> {
             self.ends.insert(name, end(node));
         }
         self.ends.extend(self.surroundings.hosts(self.lab, state.case));
+        state.has_heirs |= !heirs.is_empty();
         let wrong = heirs.iter().find(|(id, addresses)| self.ends[id].addresses != *addresses);
         wrong.map_or(Ok(()), |(id, addresses)| Err(format!("{id} has not got the addresses {addresses:?}")))
     }
@@ -304,16 +315,19 @@ impl<'l> Game<'l> {
     }
 
     /// Asks whether every flow that the case will ask about passes before there are policies: what is silent later is so by them.
-    fn open(&mut self, state: &Case<'_>) -> Result<usize, String> {
+    fn open(&mut self, state: &Case<'_>) -> Result<(), String> {
         self.mark.await_all(self.lab, self.nodes, 0)?;
         let stated = [state.case].into_iter().chain(list(&state.case["steps"]));
         let Some(expected) = stated.map(|part| &part["expected"]).find(|expected| expected.is_object())
         else {
-            return Ok(0);
+            return Ok(());
         };
         let (names, mut probes) = self.probes(state, expected);
         probes.iter_mut().for_each(|probe| probe.passes = true);
-        await_verdicts(&names, &probes)
+        let begun = Instant::now();
+        await_verdicts(&names, &probes, SILENCE)?;
+        self.silence = SILENCE.max(begun.elapsed() * 2);
+        Ok(())
     }
 
     /// Asks every verdict by a packet until all are as expected.
@@ -321,7 +335,7 @@ impl<'l> Game<'l> {
         let policies = state.policies.keys().filter(|key| key.starts_with("NetworkPolicy/")).count();
         self.mark.await_all(self.lab, self.nodes, policies)?;
         let (names, probes) = self.probes(state, expected);
-        await_verdicts(&names, &probes)
+        await_verdicts(&names, &probes, self.silence)
     }
 
     fn probes(&self, state: &Case<'_>, expected: &Value) -> (Vec<String>, Vec<Probe>) {
@@ -352,7 +366,7 @@ impl<'l> Game<'l> {
                 probes.push(Probe { from: from_netns, source: None, to, protocol, passes });
             }
         }
-        await_verdicts(&names, &probes)
+        await_verdicts(&names, &probes, self.silence)
     }
 
     fn add_probes(&self, state: &Case<'_>, target: &str, rows: &Value, add: &mut impl FnMut(String, Probe)) {
@@ -403,10 +417,10 @@ impl<'l> Game<'l> {
 }
 
 /// Asks until all is as it should be.
-fn await_verdicts(names: &[String], probes: &[Probe]) -> Result<usize, String> {
+fn await_verdicts(names: &[String], probes: &[Probe], silence: Duration) -> Result<usize, String> {
     let begun = Instant::now();
     loop {
-        let answers = ask(probes);
+        let answers = ask(probes, silence);
         let is_wrong = |(probe, answer): (&Probe, &Answer)| match answer {
             Answer::Passed => !probe.passes,
             Answer::Silence => probe.passes,
@@ -428,72 +442,6 @@ fn await_verdicts(names: &[String], probes: &[Probe]) -> Result<usize, String> {
     }
 }
 
-impl<'v> Case<'v> {
-    fn new(case: &'v Value, family: Family) -> Self {
-        let named = |(name, namespace): (&String, &Value)| (name.clone(), namespace["labels"].clone());
-        Self {
-            case,
-            family,
-            namespaces: case["namespaces"].as_object().into_iter().flatten().map(named).collect(),
-            pods: list(&case["pods"]).map(|pod| (id(pod), pod.clone())).collect(),
-            policies: BTreeMap::new(),
-            past: Past::default(),
-        }
-    }
-
-    fn act(&mut self, what: &str, value: &Value) {
-        match what {
-            "create_namespace" | "set_namespace_labels" => {
-                self.namespaces.insert(text(&value["name"]).to_owned(), value["labels"].clone());
-            }
-            "delete_namespace" => {
-                let name = text(&value["name"]);
-                self.namespaces.remove(name);
-                self.pods.retain(|_, pod| text(&pod["ns"]) != name);
-            }
-            "create_pod" => drop(self.pods.insert(id(value), value.clone())),
-            "set_pod_labels" => self.change(value, "labels", value["labels"].clone()),
-            "set_pod_phase" => self.change(value, "phase", value["phase"].clone()),
-            "set_pod_terminating" => self.change(value, "terminating", Value::Bool(true)),
-            // Policies are seen to by `act_on_policies`.
-            _ => {}
-        }
-    }
-
-    fn change(&mut self, pod: &Value, key: &str, value: Value) {
-        self.pods.get_mut(&id(pod)).expect("the pod is there")[key] = value;
-    }
-
-    fn act_on_policies(&mut self, action: &Value) {
-        for (what, value) in action.as_object().into_iter().flatten() {
-            match what.as_str() {
-                "create_policy" | "update_policy" | "create_cluster_policy" | "update_cluster_policy" => {
-                    self.put_policy(value);
-                }
-                "delete_policy" => {
-                    let key = format!("NetworkPolicy/{}/{}", text(&value["ns"]), text(&value["name"]));
-                    self.policies.remove(&key);
-                }
-                "delete_cluster_policy" => {
-                    self.policies.remove(&format!("ClusterNetworkPolicy//{}", text(&value["name"])));
-                }
-                "delete_namespace" => {
-                    let inside = format!("NetworkPolicy/{}/", text(&value["name"]));
-                    self.policies.retain(|key, _| !key.starts_with(&inside));
-                }
-                _ => {}
-            }
-        }
-    }
-
-    fn put_policy(&mut self, policy: &Value) {
-        let metadata = &policy["metadata"];
-        let namespace = metadata["namespace"].as_str().unwrap_or_default();
-        let key = format!("{}/{namespace}/{}", text(&policy["kind"]), text(&metadata["name"]));
-        self.policies.insert(key, policy.clone());
-    }
-}
-
 pub(crate) fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
@@ -507,11 +455,7 @@ fn has_placeholders(case: &Value) -> bool {
     case.to_string().contains("{{")
 }
 
-fn id(value: &Value) -> String {
-    format!("{}/{}", text(&value["ns"]), text(&value["name"]))
-}
-
-/// The same of a pod in the lab's list.
+/// The pod that the lab's list speaks of.
 fn listed_id(pod: &Value) -> String {
     format!("{}/{}", text(&pod["namespace"]), text(&pod["name"]))
 }

@@ -14,9 +14,8 @@ use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// How long silence has to last to count. On one machine an answer takes well under a millisecond; a silence that ends
-/// later is asked for again.
-const SILENCE: Duration = Duration::from_millis(200);
+/// How long silence has to last at least to count. On one machine an answer takes well under a millisecond.
+pub(crate) const SILENCE: Duration = Duration::from_millis(200);
 
 /// How long those are waited for that are expected to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -56,8 +55,8 @@ pub(crate) fn allow_many_sockets() {
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
 }
 
-/// Asks all at once.
-pub(crate) fn ask(probes: &[Probe]) -> Vec<Answer> {
+/// Asks all at once. Who has not answered for the length of `silence`, when all have answered that should, is taken to be silent.
+pub(crate) fn ask(probes: &[Probe], silence: Duration) -> Vec<Answer> {
     let mut sockets: BTreeMap<usize, OwnedFd> = BTreeMap::new();
     let mut answers = vec![Answer::Silence; probes.len()];
     let mut of_namespace: BTreeMap<&PathBuf, Vec<usize>> = BTreeMap::new();
@@ -77,20 +76,22 @@ pub(crate) fn ask(probes: &[Probe]) -> Vec<Answer> {
     }
     let begun = Instant::now();
     let mut heard = begun;
-    loop {
+    while !sockets.is_empty() {
         let expected = sockets.keys().any(|number| probes[*number].passes);
-        let until = if expected { begun + PATIENCE } else { heard + SILENCE };
+        let until = if expected { begun + PATIENCE } else { heard + silence };
         let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() || sockets.is_empty() {
-            return answers;
+        // Also when the time is over: what came while this process had no turn has come.
+        let answering = ready(&sockets, probes, left);
+        if answering.is_empty() && left.is_zero() {
+            break;
         }
-        for number in ready(&sockets, probes, left) {
-            let answer = answer(probes[number].protocol, &sockets[&number]);
-            answers[number] = answer;
+        for number in answering {
+            answers[number] = answer(probes[number].protocol, &sockets[&number]);
             sockets.remove(&number);
             heard = Instant::now();
         }
     }
+    answers
 }
 
 fn open(probe: &Probe) -> Result<OwnedFd, Errno> {
