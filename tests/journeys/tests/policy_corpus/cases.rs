@@ -19,8 +19,8 @@ use crate::probes::{Answer, Probe, Protocol, SILENCE, ask};
 use crate::state::{Case, Family, id};
 use crate::surroundings::{Surroundings, carry_services, have_answer};
 
-/// How long the cluster may need until all verdicts are as they should be.
-const DEADLINE: Duration = Duration::from_secs(30);
+/// How long it may take until all verdicts are as they should be, when agents say already that they are.
+const DEADLINE: Duration = Duration::from_secs(10);
 
 /// What came of a case.
 pub(crate) enum Played {
