@@ -8,7 +8,8 @@
 //! Over VXLAN, with the pods spread over three nodes, every case is played; elsewhere some of them, or every one with
 //! `FAIRLEAD_POLICY_PACKETS=all`; `FAIRLEAD_POLICY_PACKETS=WORD` plays those with that word in their names. Hosts outside the
 //! cluster, Services and labels of nodes are added to the lab ([`surroundings`]), and a pod gets the address of one that is gone
-//! where the case wants it ([`inheritance`]). What a lab has not is left out, and said: SCTP, and names that somebody looked up.
+//! where the case wants it ([`inheritance`]). SCTP is asked of kernels that have none
+//! ([`sctp`]). What a lab has not is left out, and said: names that somebody looked up.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -27,6 +28,8 @@ mod inheritance;
 mod oracle;
 #[path = "policy_corpus/probes.rs"]
 mod probes;
+#[path = "policy_corpus/sctp.rs"]
+mod sctp;
 #[path = "policy_corpus/state.rs"]
 mod state;
 #[path = "policy_corpus/surroundings.rs"]
