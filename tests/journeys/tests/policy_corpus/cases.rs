@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::in_force::Mark;
 use crate::oracle::{Filling, Oracle};
-use crate::probes::{Answer, Probe, Protocol, SILENCE, ask};
+use crate::probes::{Answer, Asked, Probe, Protocol, SILENCE, ask};
 use crate::sctp;
 use crate::state::{Case, Family, id};
 use crate::surroundings::{Surroundings, carry_services, have_answer};
@@ -52,7 +52,7 @@ pub(crate) struct Game<'l> {
     sctp: bool,
     surroundings: Surroundings,
     mark: Mark,
-    /// How long silence has to last: twice as long as it takes here to hear of all when nobody is silent.
+    /// How long silence has to last: several times as long as it takes here to hear of all when nobody is silent.
     silence: Duration,
     /// What stands in the store, by file.
     written: BTreeMap<String, String>,
@@ -328,9 +328,7 @@ impl<'l> Game<'l> {
         };
         let (names, mut probes) = self.probes(state, expected);
         probes.iter_mut().for_each(|probe| probe.passes = true);
-        let begun = Instant::now();
-        await_verdicts(&names, &probes, SILENCE)?;
-        self.silence = SILENCE.max(begun.elapsed() * 2);
+        self.silence = SILENCE.max(await_verdicts(&names, &probes, SILENCE)? * 4);
         Ok(())
     }
 
@@ -339,7 +337,8 @@ impl<'l> Game<'l> {
         let policies = state.policies.keys().filter(|key| key.starts_with("NetworkPolicy/")).count();
         self.mark.await_all(self.lab, self.nodes, policies)?;
         let (names, probes) = self.probes(state, expected);
-        await_verdicts(&names, &probes, self.silence)
+        await_verdicts(&names, &probes, self.silence)?;
+        Ok(probes.len())
     }
 
     fn probes(&self, state: &Case<'_>, expected: &Value) -> (Vec<String>, Vec<Probe>) {
@@ -370,7 +369,8 @@ impl<'l> Game<'l> {
                 probes.push(Probe { from: from_netns, source: None, to, protocol, passes });
             }
         }
-        await_verdicts(&names, &probes, self.silence)
+        await_verdicts(&names, &probes, self.silence)?;
+        Ok(probes.len())
     }
 
     fn add_probes(&self, state: &Case<'_>, target: &str, rows: &Value, add: &mut impl FnMut(String, Probe)) {
@@ -420,11 +420,11 @@ impl<'l> Game<'l> {
     }
 }
 
-/// Asks until all is as it should be.
-fn await_verdicts(names: &[String], probes: &[Probe], silence: Duration) -> Result<usize, String> {
+/// Asks until all is as it should be; says how long the last answer took.
+fn await_verdicts(names: &[String], probes: &[Probe], silence: Duration) -> Result<Duration, String> {
     let begun = Instant::now();
     loop {
-        let answers = ask(probes, silence);
+        let Asked { answers, longest } = ask(probes, silence);
         let is_wrong = |(probe, answer): (&Probe, &Answer)| match answer {
             Answer::Passed => !probe.passes,
             Answer::Silence => probe.passes,
@@ -433,7 +433,7 @@ fn await_verdicts(names: &[String], probes: &[Probe], silence: Duration) -> Resu
         let wrong: Vec<usize> =
             (0..probes.len()).filter(|number| is_wrong((&probes[*number], &answers[*number]))).collect();
         if wrong.is_empty() {
-            return Ok(probes.len());
+            return Ok(longest);
         }
         if begun.elapsed() > DEADLINE {
             let told: Vec<String> = wrong

@@ -53,6 +53,13 @@ pub(crate) enum Answer {
     Other(Errno),
 }
 
+/// What came of all.
+pub(crate) struct Asked {
+    pub(crate) answers: Vec<Answer>,
+    /// How long the last answer took after the last question.
+    pub(crate) longest: Duration,
+}
+
 /// Raises the number of open files to what the machine allows.
 pub(crate) fn allow_many_sockets() {
     let maximum = getrlimit(Resource::Nofile).maximum;
@@ -60,7 +67,7 @@ pub(crate) fn allow_many_sockets() {
 }
 
 /// Asks all at once. Who has not answered for the length of `silence`, when all have answered that should, is taken to be silent.
-pub(crate) fn ask(probes: &[Probe], silence: Duration) -> Vec<Answer> {
+pub(crate) fn ask(probes: &[Probe], silence: Duration) -> Asked {
     let mut answers = vec![Answer::Silence; probes.len()];
     let mut flows = Flows::default();
     let mut of_namespace: BTreeMap<&PathBuf, Vec<usize>> = BTreeMap::new();
@@ -88,7 +95,7 @@ pub(crate) fn ask(probes: &[Probe], silence: Duration) -> Vec<Answer> {
             heard = Instant::now();
         }
     }
-    answers
+    Asked { answers, longest: heard - begun }
 }
 
 /// Flows under way.
