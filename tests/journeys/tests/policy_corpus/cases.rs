@@ -326,7 +326,10 @@ impl<'l> Game<'l> {
         else {
             return Ok(());
         };
-        let (names, mut probes) = self.probes(state, expected);
+        let (mut names, mut probes) = self.probes(state, expected);
+        let (services, more) = self.service_probes(state.case);
+        names.extend(services);
+        probes.extend(more);
         probes.iter_mut().for_each(|probe| probe.passes = true);
         self.silence = SILENCE.max(await_verdicts(&names, &probes, SILENCE)? * 4);
         Ok(())
@@ -355,9 +358,17 @@ impl<'l> Game<'l> {
 
     /// The same for what goes to Services.
     fn judge_services(&self, case: &Value) -> Result<usize, String> {
+        let (names, probes) = self.service_probes(case);
+        await_verdicts(&names, &probes, self.silence)?;
+        Ok(probes.len())
+    }
+
+    fn service_probes(&self, case: &Value) -> (Vec<String>, Vec<Probe>) {
+        let (mut names, mut probes) = (Vec::new(), Vec::new());
+        if list(&case["services"]).next().is_none() {
+            return (names, probes);
+        }
         let services = carry_services(self.lab, case, &self.ends);
-        let mut names = Vec::new();
-        let mut probes = Vec::new();
         for flow in list(&case["service_expected"]) {
             let (from, service) = (text(&flow["from"]), text(&flow["service"]));
             let protocol = if flow["protocol"] == "UDP" { Protocol::Udp } else { Protocol::Tcp };
@@ -369,8 +380,7 @@ impl<'l> Game<'l> {
                 probes.push(Probe { from: from_netns, source: None, to, protocol, passes });
             }
         }
-        await_verdicts(&names, &probes, self.silence)?;
-        Ok(probes.len())
+        (names, probes)
     }
 
     fn add_probes(&self, state: &Case<'_>, target: &str, rows: &Value, add: &mut impl FnMut(String, Probe)) {
