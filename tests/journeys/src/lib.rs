@@ -13,6 +13,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use harness::{binary, run, run_ok};
@@ -24,6 +25,8 @@ use tempfile::TempDir;
 pub struct TestLab {
     name: String,
     runtime: TempDir,
+    /// The directory of manifests, once it was asked for.
+    store: OnceLock<PathBuf>,
 }
 
 impl TestLab {
@@ -42,7 +45,7 @@ impl TestLab {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("test-{}-{number}", std::process::id());
-        Self { name, runtime: tempfile::tempdir().unwrap() }
+        Self { name, runtime: tempfile::tempdir().unwrap(), store: OnceLock::new() }
     }
 
     /// The lab's name.
@@ -104,7 +107,7 @@ impl TestLab {
 
     /// The directory of manifests.
     pub fn store(&self) -> PathBuf {
-        PathBuf::from(self.list()["store"].as_str().expect("a path"))
+        self.store.get_or_init(|| PathBuf::from(self.list()["store"].as_str().expect("a path"))).clone()
     }
 
     /// Puts a manifest into the store as any program may: written beside, then renamed into place.

@@ -13,29 +13,47 @@ use harness::{eventually, run_ok};
 use journeys::TestLab;
 use serde_json::{Value, json};
 
-use crate::probes::{Answer, Probe, Protocol, ask};
-use crate::surroundings::{Surroundings, carry_services};
+use crate::in_force::Mark;
+use crate::oracle::{Filling, Oracle};
+use crate::probes::{Answer, Asked, Probe, Protocol, SILENCE, ask};
+use crate::sctp;
+use crate::state::{Case, Family, id};
+use crate::surroundings::{Surroundings, carry_services, have_answer};
 
-/// How long the cluster may need until all verdicts are as they should be.
-const DEADLINE: Duration = Duration::from_secs(30);
-
-/// What a lab has not.
-const MISSING: [&str; 3] = ["dns", "ip-reuse", "sctp"];
+/// How long it may take until all verdicts are as they should be, when agents say already that they are.
+const DEADLINE: Duration = Duration::from_secs(10);
 
 /// What came of a case.
 pub(crate) enum Played {
     /// So many verdicts were asked, and were right.
     Asked(usize),
     /// It cannot be played here.
-    LeftOut(String),
+    LeftOut(&'static str),
+    /// So many verdicts were asked, and were right; the case has others that cannot be asked here.
+    InPart(usize, &'static str),
+}
+
+impl Played {
+    /// How many verdicts were asked.
+    pub(crate) fn asked(&self) -> usize {
+        match self {
+            Self::Asked(count) | Self::InPart(count, _) => *count,
+            Self::LeftOut(_) => 0,
+        }
+    }
 }
 
 /// A lab that cases are played in, one after the other.
 pub(crate) struct Game<'l> {
     lab: &'l TestLab,
-    oracle: PathBuf,
+    oracle: Oracle,
     nodes: usize,
+    /// Whether SCTP can be asked about.
+    sctp: bool,
     surroundings: Surroundings,
+    mark: Mark,
+    /// How long silence has to last: several times as long as it takes here to hear of all when nobody is silent.
+    silence: Duration,
     /// What stands in the store, by file.
     written: BTreeMap<String, String>,
     /// Where the ends of the case are.
@@ -57,34 +75,23 @@ impl End {
     }
 }
 
-/// A case under way: what it has made so far.
-struct Case<'v> {
-    case: &'v Value,
-    family: Family,
-    namespaces: BTreeMap<String, Value>,
-    pods: BTreeMap<String, Value>,
-    policies: BTreeMap<String, Value>,
-}
-
-/// Which addresses a case is played with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Family {
-    /// Its verdicts hold in both.
-    Both,
-    V4,
-    V6,
-    /// It says for each itself.
-    Named,
-}
-
 /// Plays a case with the addresses it can be played with. An error says which verdicts are wrong.
 pub(crate) fn play(game: &mut Game<'_>, case: &Value) -> Result<Played, String> {
     let needs: BTreeSet<&str> = list(&case["needs"]).map(text).collect();
-    if let Some(missing) = MISSING.iter().find(|missing| needs.contains(*missing)) {
-        return Ok(Played::LeftOut((*missing).to_owned()));
+    if needs.contains("sctp") && !game.sctp {
+        return Ok(Played::LeftOut("the machine's kernel speaks SCTP, and the test does not"));
     }
     if game.nodes == 1 && needs.contains("node") {
-        return Ok(Played::LeftOut("nodes of which some are not the pod's".to_owned()));
+        return Ok(Played::LeftOut("nodes of which some are not the pod's"));
+    }
+    if needs.contains("dns") && case["dns"].as_object().is_some_and(|names| !names.is_empty()) {
+        let mut before = case.clone();
+        before["dns"] = json!({});
+        let asked = play(game, &before)?.asked();
+        return Ok(Played::InPart(
+            asked,
+            "names are looked up by nobody yet; asked without any that is known",
+        ));
     }
     let tagged = |tag: &str| list(&case["tags"]).any(|given| text(given) == tag);
     let families: &[Family] = match case["families"].as_array().map_or(0, Vec::len) {
@@ -108,19 +115,35 @@ pub(crate) fn play(game: &mut Game<'_>, case: &Value) -> Result<Played, String> 
 impl<'l> Game<'l> {
     pub(crate) fn new(lab: &'l TestLab, folder: &Path) -> Self {
         let nodes = lab.list()["nodes"].as_array().map_or(0, Vec::len);
-        let oracle = folder.join("oracle.py");
+        let oracle = Oracle::of(folder);
         let (written, ends) = (BTreeMap::new(), BTreeMap::new());
-        Self { lab, oracle, nodes, surroundings: Surroundings::of(lab), written, ends }
+        let (surroundings, mark) = (Surroundings::of(lab), Mark::default());
+        let sctp = sctp::can_be_asked();
+        Self { lab, oracle, nodes, sctp, surroundings, mark, silence: SILENCE, written, ends }
     }
 
     fn play(&mut self, case: &Value, family: Family) -> Result<usize, String> {
         let mut state = Case::new(case, family);
         self.surroundings.label_nodes(self.lab, case);
-        self.stand(&state);
+        let asked = self.rounds(&mut state);
+        // The next case has other policies, and pods that have ended or are ending are no pods for it.
+        self.write("policies.yaml", None);
+        for pod in state.pods.iter().filter(|(_, pod)| pod["phase"].is_string() || pod["terminating"] == true)
+        {
+            self.remove_pod(pod.0);
+        }
+        asked
+    }
+
+    /// The case from its beginning to its end.
+    fn rounds(&mut self, state: &mut Case<'_>) -> Result<usize, String> {
+        let (case, family) = (state.case, state.family);
+        self.stand(state)?;
+        self.open(state).map_err(|wrong| format!("{family:?}, without policies: {wrong}"))?;
         let mut asked = 0;
-        if let Some(expected) = self.filled(&mut state, None) {
+        if let Some(expected) = self.filled(state, None) {
             asked +=
-                self.judge(&state, &expected).map_err(|wrong| format!("{family:?}, at first: {wrong}"))?;
+                self.judge(state, &expected).map_err(|wrong| format!("{family:?}, at first: {wrong}"))?;
         }
         if list(&case["services"]).next().is_some() {
             asked +=
@@ -128,26 +151,23 @@ impl<'l> Game<'l> {
         }
         for (number, step) in list(&case["steps"]).enumerate() {
             for action in list(&step["apply"]) {
-                self.act(&mut state, action);
+                self.act(state, action);
             }
-            self.stand(&state);
-            if let Some(expected) = self.filled(&mut state, Some(number)) {
+            self.stand(state)?;
+            if let Some(expected) = self.filled(state, Some(number)) {
                 asked += self
-                    .judge(&state, &expected)
+                    .judge(state, &expected)
                     .map_err(|wrong| format!("{family:?}, after step {number}: {wrong}"))?;
             }
         }
-        // The next case has other policies, and pods that have ended or are ending are no pods for it.
-        self.write("policies.yaml", None);
-        for pod in state.pods.iter().filter(|(_, pod)| pod["phase"].is_string() || pod["terminating"] == true)
-        {
-            self.remove_pod(pod.0);
+        if list(&case["needs"]).any(|need| need == "ip-reuse") && !state.has_heirs {
+            return Err("no pod got the address of another".to_owned());
         }
         Ok(asked)
     }
 
     /// Brings the store to what the case has, and waits for the pods.
-    fn stand(&mut self, state: &Case<'_>) {
+    fn stand(&mut self, state: &mut Case<'_>) -> Result<(), String> {
         let gone: Vec<String> =
             self.ends.keys().filter(|pod| !state.pods.contains_key(*pod)).cloned().collect();
         gone.iter()
@@ -156,43 +176,54 @@ impl<'l> Game<'l> {
         let namespaces: Vec<Value> =
             state.namespaces.iter().map(|(name, labels)| namespace(name, labels)).collect();
         self.write("namespaces.yaml", Some(listed(namespaces)));
+        let mut heirs = Vec::new();
         for (id, pod) in &state.pods {
-            let node = if self.nodes == 1 { "node1".to_owned() } else { node_of(pod) };
-            self.write(&file_of(id), Some(pod_manifest(pod, &node).to_string()));
+            let hint = if self.nodes == 1 { "node1".to_owned() } else { node_of(pod) };
+            let inherited = state.past.inheritance(state.case, id, |other| self.ends.contains_key(other));
+            let node = match inherited {
+                None => state.past.node_of(id).map_or(hint, str::to_owned),
+                Some(had) => {
+                    had.is_next(self.lab);
+                    heirs.push((id.clone(), had.addresses.clone()));
+                    had.node.clone()
+                }
+            };
+            self.write(&file_of(id), Some(pod_manifest(pod, &node, state.past.addresses_of(id)).to_string()));
         }
-        let running: BTreeMap<String, End> = eventually("the case's pods run", || self.running(state));
-        self.ends = running;
-        let nodes = self.lab.list();
-        for node in nodes["nodes"].as_array().into_iter().flatten() {
+        let lab = eventually("the case's pods run", || self.running(state));
+        self.ends = running_pods(&lab);
+        self.ends.values().for_each(|pod| have_answer(&pod.netns));
+        for pod in list(&lab["pods"]) {
+            let id = listed_id(pod);
+            if let Some(end) = self.ends.get(&id) {
+                state.past.remember(&id, text(&pod["node"]), &end.addresses);
+            }
+        }
+        for node in list(&lab["nodes"]) {
             let name = text(&node["name"]).replace("node", "node/n");
             self.ends.insert(name, end(node));
         }
         self.ends.extend(self.surroundings.hosts(self.lab, state.case));
+        state.has_heirs |= !heirs.is_empty();
+        let wrong = heirs.iter().find(|(id, addresses)| self.ends[id].addresses != *addresses);
+        wrong.map_or(Ok(()), |(id, addresses)| Err(format!("{id} has not got the addresses {addresses:?}")))
     }
 
-    /// The ends, once every pod runs that should.
-    fn running(&self, state: &Case<'_>) -> Option<BTreeMap<String, End>> {
-        let list = self.lab.list();
-        let listed = list["pods"].as_array().into_iter().flatten();
-        let running: BTreeMap<String, End> = listed
-            .filter(|pod| pod["phase"] == "Running")
-            .map(|pod| (format!("{}/{}", text(&pod["namespace"]), text(&pod["name"])), end(pod)))
-            .collect();
-        let wanted = state.pods.iter().filter(|(_, pod)| !pod["phase"].is_string()).map(|(id, _)| id);
-        let ended = state.pods.iter().filter(|(_, pod)| pod["phase"].is_string()).map(|(id, _)| id);
-        let there = wanted.clone().all(|id| running.contains_key(id));
-        let gone = !ended.clone().any(|id| running.contains_key(id));
-        (there && gone).then_some(running)
+    /// What the lab has, once every pod runs that should.
+    fn running(&self, state: &Case<'_>) -> Option<Value> {
+        let lab = self.lab.list();
+        let running = running_pods(&lab);
+        let is_right = |(id, pod): (&String, &Value)| running.contains_key(id) != pod["phase"].is_string();
+        state.pods.iter().all(is_right).then_some(lab)
     }
 
     fn remove_pod(&mut self, id: &str) {
         self.write(&file_of(id), None);
         self.ends.remove(id);
         eventually("the pod goes", || {
-            let list = self.lab.list();
-            let mut pods = list["pods"].as_array().into_iter().flatten();
-            let is_it = |pod: &Value| format!("{}/{}", text(&pod["namespace"]), text(&pod["name"])) == id;
-            (!pods.any(is_it)).then_some(())
+            let lab = self.lab.list();
+            let is_gone = !list(&lab["pods"]).any(|pod| listed_id(pod) == id);
+            is_gone.then_some(())
         });
     }
 
@@ -234,11 +265,13 @@ impl<'l> Game<'l> {
     }
 
     /// The case with the lab's addresses.
-    fn computed(&self, state: &Case<'_>) -> Value {
-        if !matches!(state.family, Family::V4 | Family::V6 | Family::Named) {
-            return state.case.clone();
-        }
-        let directory = tempfile::tempdir().unwrap();
+    fn computed(&mut self, state: &Case<'_>) -> Value {
+        let filling = match state.family {
+            Family::Both => return state.case.clone(),
+            Family::V4 => Filling::V4,
+            Family::V6 => Filling::V6,
+            Family::Named => Filling::Named,
+        };
         let mut addresses = state.case["ips"].clone();
         for (id, end) in &self.ends {
             let own = |v6| end.address(v6).map(|address| address.to_string());
@@ -253,20 +286,7 @@ impl<'l> Game<'l> {
                 addresses[id] = json!([own(v6)]);
             }
         }
-        let files = [("case.json", state.case), ("ips.json", &addresses)].map(|(name, value)| {
-            let path = directory.path().join(name);
-            std::fs::write(&path, value.to_string()).unwrap();
-            path
-        });
-        let mut oracle = Command::new("python3");
-        oracle.arg(&self.oracle).arg("fill").arg(&files[0]).arg("--ips").arg(&files[1]);
-        match state.family {
-            Family::V4 => drop(oracle.args(["--family", "v4"])),
-            Family::V6 => drop(oracle.args(["--family", "v6"])),
-            _ => {}
-        }
-        oracle.args(["--podcidr", "10.244.0.0/16"]);
-        serde_json::from_str(&run_ok(&mut oracle)).unwrap()
+        self.oracle.fill(state.case, &addresses, filling)
     }
 
     fn act(&mut self, state: &mut Case<'_>, action: &Value) {
@@ -298,8 +318,33 @@ impl<'l> Game<'l> {
         });
     }
 
+    /// Asks whether every flow that the case will ask about passes before there are policies: what is silent later is so by them.
+    fn open(&mut self, state: &Case<'_>) -> Result<(), String> {
+        self.mark.await_all(self.lab, self.nodes, 0)?;
+        let stated = [state.case].into_iter().chain(list(&state.case["steps"]));
+        let Some(expected) = stated.map(|part| &part["expected"]).find(|expected| expected.is_object())
+        else {
+            return Ok(());
+        };
+        let (mut names, mut probes) = self.probes(state, expected);
+        let (services, more) = self.service_probes(state.case);
+        names.extend(services);
+        probes.extend(more);
+        probes.iter_mut().for_each(|probe| probe.passes = true);
+        self.silence = SILENCE.max(await_verdicts(&names, &probes, SILENCE)? * 4);
+        Ok(())
+    }
+
     /// Asks every verdict by a packet until all are as expected.
-    fn judge(&self, state: &Case<'_>, expected: &Value) -> Result<usize, String> {
+    fn judge(&mut self, state: &Case<'_>, expected: &Value) -> Result<usize, String> {
+        let policies = state.policies.keys().filter(|key| key.starts_with("NetworkPolicy/")).count();
+        self.mark.await_all(self.lab, self.nodes, policies)?;
+        let (names, probes) = self.probes(state, expected);
+        await_verdicts(&names, &probes, self.silence)?;
+        Ok(probes.len())
+    }
+
+    fn probes(&self, state: &Case<'_>, expected: &Value) -> (Vec<String>, Vec<Probe>) {
         let mut names = Vec::new();
         let mut probes = Vec::new();
         for (target, rows) in expected.as_object().into_iter().flatten() {
@@ -308,14 +353,22 @@ impl<'l> Game<'l> {
                 probes.push(probe);
             });
         }
-        await_verdicts(&names, &probes)
+        (names, probes)
     }
 
     /// The same for what goes to Services.
     fn judge_services(&self, case: &Value) -> Result<usize, String> {
+        let (names, probes) = self.service_probes(case);
+        await_verdicts(&names, &probes, self.silence)?;
+        Ok(probes.len())
+    }
+
+    fn service_probes(&self, case: &Value) -> (Vec<String>, Vec<Probe>) {
+        let (mut names, mut probes) = (Vec::new(), Vec::new());
+        if list(&case["services"]).next().is_none() {
+            return (names, probes);
+        }
         let services = carry_services(self.lab, case, &self.ends);
-        let mut names = Vec::new();
-        let mut probes = Vec::new();
         for flow in list(&case["service_expected"]) {
             let (from, service) = (text(&flow["from"]), text(&flow["service"]));
             let protocol = if flow["protocol"] == "UDP" { Protocol::Udp } else { Protocol::Tcp };
@@ -327,7 +380,7 @@ impl<'l> Game<'l> {
                 probes.push(Probe { from: from_netns, source: None, to, protocol, passes });
             }
         }
-        await_verdicts(&names, &probes)
+        (names, probes)
     }
 
     fn add_probes(&self, state: &Case<'_>, target: &str, rows: &Value, add: &mut impl FnMut(String, Probe)) {
@@ -335,7 +388,7 @@ impl<'l> Game<'l> {
         let protocol = match words[0] {
             "TCP" => Protocol::Tcp,
             "UDP" => Protocol::Udp,
-            // This machine opens no such sockets.
+            "SCTP" if self.sctp => Protocol::Sctp,
             _ => return,
         };
         let port: u16 = words[1].parse().unwrap();
@@ -368,7 +421,7 @@ impl<'l> Game<'l> {
                     continue;
                 };
                 let to_socket = SocketAddr::new(address, port);
-                let bound = Some(*from_address).filter(|_| source.binds);
+                let bound = Some(*from_address).filter(|_| source.binds || protocol == Protocol::Sctp);
                 let netns = source.netns.clone();
                 let probe = Probe { from: netns, source: bound, to: to_socket, protocol, passes };
                 add(format!("{from} -> {to} {target}"), probe);
@@ -377,11 +430,11 @@ impl<'l> Game<'l> {
     }
 }
 
-/// Asks until all is as it should be.
-fn await_verdicts(names: &[String], probes: &[Probe]) -> Result<usize, String> {
+/// Asks until all is as it should be; says how long the last answer took.
+fn await_verdicts(names: &[String], probes: &[Probe], silence: Duration) -> Result<Duration, String> {
     let begun = Instant::now();
     loop {
-        let answers = ask(probes);
+        let Asked { answers, longest } = ask(probes, silence);
         let is_wrong = |(probe, answer): (&Probe, &Answer)| match answer {
             Answer::Passed => !probe.passes,
             Answer::Silence => probe.passes,
@@ -390,7 +443,7 @@ fn await_verdicts(names: &[String], probes: &[Probe]) -> Result<usize, String> {
         let wrong: Vec<usize> =
             (0..probes.len()).filter(|number| is_wrong((&probes[*number], &answers[*number]))).collect();
         if wrong.is_empty() {
-            return Ok(probes.len());
+            return Ok(longest);
         }
         if begun.elapsed() > DEADLINE {
             let told: Vec<String> = wrong
@@ -400,71 +453,6 @@ fn await_verdicts(names: &[String], probes: &[Probe]) -> Result<usize, String> {
                 .collect();
             return Err(format!("{} of {}: {}", wrong.len(), probes.len(), told.join("; ")));
         }
-    }
-}
-
-impl<'v> Case<'v> {
-    fn new(case: &'v Value, family: Family) -> Self {
-        let named = |(name, namespace): (&String, &Value)| (name.clone(), namespace["labels"].clone());
-        Self {
-            case,
-            family,
-            namespaces: case["namespaces"].as_object().into_iter().flatten().map(named).collect(),
-            pods: list(&case["pods"]).map(|pod| (id(pod), pod.clone())).collect(),
-            policies: BTreeMap::new(),
-        }
-    }
-
-    fn act(&mut self, what: &str, value: &Value) {
-        match what {
-            "create_namespace" | "set_namespace_labels" => {
-                self.namespaces.insert(text(&value["name"]).to_owned(), value["labels"].clone());
-            }
-            "delete_namespace" => {
-                let name = text(&value["name"]);
-                self.namespaces.remove(name);
-                self.pods.retain(|_, pod| text(&pod["ns"]) != name);
-            }
-            "create_pod" => drop(self.pods.insert(id(value), value.clone())),
-            "set_pod_labels" => self.change(value, "labels", value["labels"].clone()),
-            "set_pod_phase" => self.change(value, "phase", value["phase"].clone()),
-            "set_pod_terminating" => self.change(value, "terminating", Value::Bool(true)),
-            // Policies are seen to by `act_on_policies`.
-            _ => {}
-        }
-    }
-
-    fn change(&mut self, pod: &Value, key: &str, value: Value) {
-        self.pods.get_mut(&id(pod)).expect("the pod is there")[key] = value;
-    }
-
-    fn act_on_policies(&mut self, action: &Value) {
-        for (what, value) in action.as_object().into_iter().flatten() {
-            match what.as_str() {
-                "create_policy" | "update_policy" | "create_cluster_policy" | "update_cluster_policy" => {
-                    self.put_policy(value);
-                }
-                "delete_policy" => {
-                    let key = format!("NetworkPolicy/{}/{}", text(&value["ns"]), text(&value["name"]));
-                    self.policies.remove(&key);
-                }
-                "delete_cluster_policy" => {
-                    self.policies.remove(&format!("ClusterNetworkPolicy//{}", text(&value["name"])));
-                }
-                "delete_namespace" => {
-                    let inside = format!("NetworkPolicy/{}/", text(&value["name"]));
-                    self.policies.retain(|key, _| !key.starts_with(&inside));
-                }
-                _ => {}
-            }
-        }
-    }
-
-    fn put_policy(&mut self, policy: &Value) {
-        let metadata = &policy["metadata"];
-        let namespace = metadata["namespace"].as_str().unwrap_or_default();
-        let key = format!("{}/{namespace}/{}", text(&policy["kind"]), text(&metadata["name"]));
-        self.policies.insert(key, policy.clone());
     }
 }
 
@@ -481,8 +469,9 @@ fn has_placeholders(case: &Value) -> bool {
     case.to_string().contains("{{")
 }
 
-fn id(value: &Value) -> String {
-    format!("{}/{}", text(&value["ns"]), text(&value["name"]))
+/// The pod that the lab's list speaks of.
+fn listed_id(pod: &Value) -> String {
+    format!("{}/{}", text(&pod["namespace"]), text(&pod["name"]))
 }
 
 fn file_of(id: &str) -> String {
@@ -492,6 +481,12 @@ fn file_of(id: &str) -> String {
 fn end(listed: &Value) -> End {
     let addresses = list(&listed["addresses"]).map(|address| text(address).parse().unwrap()).collect();
     End { netns: PathBuf::from(text(&listed["netns"])), addresses, binds: false }
+}
+
+/// The pods that run.
+fn running_pods(lab: &Value) -> BTreeMap<String, End> {
+    let running = list(&lab["pods"]).filter(|pod| pod["phase"] == "Running");
+    running.map(|pod| (listed_id(pod), end(pod))).collect()
 }
 
 fn node_of(pod: &Value) -> String {
@@ -506,7 +501,8 @@ fn namespace(name: &str, labels: &Value) -> Value {
     json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": labels } })
 }
 
-fn pod_manifest(pod: &Value, node: &str) -> Value {
+/// With the addresses of one that has ended, which the API keeps.
+fn pod_manifest(pod: &Value, node: &str, addresses: &[IpAddr]) -> Value {
     let port = |port: &Value| json!({ "name": port["name"], "containerPort": port["port"], "protocol": port["protocol"] });
     let ports: Vec<Value> = list(&pod["ports"]).map(port).collect();
     let mut metadata = json!({ "namespace": pod["ns"], "name": pod["name"], "labels": pod["labels"] });
@@ -519,7 +515,8 @@ fn pod_manifest(pod: &Value, node: &str) -> Value {
                   "containers": [{ "name": "main", "image": "none", "ports": ports }] },
     });
     if let Some(phase) = pod["phase"].as_str() {
-        manifest["status"] = json!({ "phase": phase });
+        let had: Vec<Value> = addresses.iter().map(|address| json!({ "ip": address })).collect();
+        manifest["status"] = json!({ "phase": phase, "podIPs": had });
     }
     manifest
 }

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use harness::run_ok;
@@ -18,6 +18,17 @@ use crate::cases::{End, list, text};
 /// The link in the middle of a lab.
 const OUTSIDE: &str = "underlay";
 
+/// Of a namespace that is asked much and quickly.
+const SYSCTLS: [(&str, &str); 7] = [
+    ("ipv4/icmp_ratelimit", "0"),
+    ("ipv6/icmp/ratelimit", "0"),
+    ("ipv4/icmp_msgs_per_sec", "10000"),
+    ("ipv4/icmp_msgs_burst", "1000"),
+    ("netfilter/nf_conntrack_udp_timeout", "5"),
+    ("netfilter/nf_conntrack_udp_timeout_stream", "5"),
+    ("netfilter/nf_conntrack_tcp_timeout_close", "1"),
+];
+
 /// What was added to a lab.
 #[derive(Default)]
 pub(crate) struct Surroundings {
@@ -28,18 +39,11 @@ pub(crate) struct Surroundings {
 }
 
 impl Surroundings {
-    /// Nothing added yet, but that nodes and hosts outside say of every datagram that nobody serves its port: usually the kernel
-    /// says so once a second to one asker, and these have no servers.
+    /// Nothing added yet, but that nodes and hosts outside answer every question.
     pub(crate) fn of(lab: &TestLab) -> Self {
         let nodes = lab.list();
         let own = list(&nodes["nodes"]).map(|node| PathBuf::from(text(&node["netns"])));
-        let quiet = "cd /proc/sys/net; echo 0 > ipv4/icmp_ratelimit; echo 0 > ipv6/icmp/ratelimit; \
-                     echo 10000 > ipv4/icmp_msgs_per_sec; echo 1000 > ipv4/icmp_msgs_burst; true";
-        for netns in own.chain([middle(&nodes)]) {
-            let entering = format!("--net={}", netns.display());
-            // Where the last two are the machine's own they are not there.
-            run_ok(Command::new("nsenter").arg(entering).args(["sh", "-c", quiet]));
-        }
+        own.chain([middle(&nodes)]).for_each(|netns| have_answer(&netns));
         Self::default()
     }
 
@@ -102,6 +106,22 @@ impl Surroundings {
             }
         }
     }
+}
+
+/// Has the kernel say of every datagram in this namespace that nobody serves its port: usually it says so once a second to one
+/// asker. And what it tracks it forgets soon, for there are more flows in a minute here than on a node.
+pub(crate) fn have_answer(netns: &Path) {
+    harness::inside(netns, || {
+        for (file, value) in SYSCTLS {
+            let path = Path::new("/proc/sys/net").join(file);
+            match std::fs::write(&path, value) {
+                Ok(()) => {}
+                // Some are the machine's own in some kernels, and not seen in here.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => panic!("{}: {error}", path.display()),
+            }
+        }
+    });
 }
 
 /// The Services of the case with their addresses, carried by every node from now on.
