@@ -509,6 +509,17 @@ impl Rule {
     }
 }
 
+impl Verdict {
+    /// The chain that it leads to.
+    #[must_use]
+    pub fn chain(&self) -> Option<&str> {
+        match self {
+            Self::Jump(name) | Self::Goto(name) => Some(name),
+            _ => None,
+        }
+    }
+}
+
 impl Statement {
     /// The source address is in `net`.
     #[must_use]
@@ -550,6 +561,19 @@ impl Statement {
     #[must_use]
     pub fn not_in_set(fields: impl Into<Vec<Field>>, set: impl Into<String>) -> Self {
         Self::Lookup { fields: fields.into(), set: set.into(), inverted: true }
+    }
+
+    /// The chain, set or map of its table that it names.
+    #[must_use]
+    pub fn names(&self) -> Option<&str> {
+        match self {
+            Self::Verdict(verdict) => verdict.chain(),
+            Self::Lookup { set: name, .. }
+            | Self::VerdictMap { map: name, .. }
+            | Self::SetPriority { map: name, .. }
+            | Self::Dnat { map: name, .. } => Some(name),
+            _ => None,
+        }
     }
 
     /// The connection is in one of these [`ct_state`]s.

@@ -10,6 +10,7 @@
 
 mod blame;
 mod closed;
+mod entries;
 #[cfg(test)]
 mod namespaces;
 mod telling;
@@ -33,6 +34,7 @@ use crate::explain::{Explanation, explain};
 use crate::judge::{Flow, Judgement, judge};
 use crate::select::{Index, Members, difference};
 use crate::view::{Attached, Cluster, Member};
+use entries::{Entries, move_entries};
 
 /// What this node's kernel is to enforce, and what any flow of the cluster is judged by.
 #[derive(Debug, Clone)]
@@ -51,6 +53,8 @@ pub struct Policies {
     logging: Logging,
     /// Whether the node may have IPVS.
     ipvs: bool,
+    /// Whether the table has its base chains.
+    based: bool,
 }
 
 /// A pod of this node.
@@ -144,14 +148,16 @@ impl Policies {
             named: HashSet::new(),
             classes: Classes::default(),
             index,
-            frame: frame::frame(true),
+            frame: frame::frame(),
             logging,
             ipvs: true,
+            based: false,
         };
         let here: Vec<NamespacedName> = policies.pods_here().collect();
         let mut work = Work::new(None);
         policies.make_closed(&mut work);
         here.iter().for_each(|name| policies.settle(name, &mut work));
+        policies.settle_bases(&mut work);
         policies
     }
 
@@ -207,6 +213,8 @@ impl Policies {
     /// The whole table.
     pub fn full(&self) -> Table {
         let mut table = self.frame.clone();
+        let bases = self.based.then(|| frame::bases(self.ipvs)).into_iter().flatten();
+        table.chains.extend(bases.map(|chain| (chain.name.clone(), chain)));
         for (name, held) in &self.chains {
             let rules = held.chain.write(&self.cluster, self.logging, self.index.sets()).rules.rules;
             table = table.with_chain(chain(name.to_string(), rules));
@@ -497,29 +505,6 @@ impl Policies {
         }
     }
 
-    fn entries(&self, local: &Local) -> Entries {
-        let mut entries = Entries::new();
-        for named in local.profiles.iter().flatten() {
-            entries.extend(self.led_to(&local.member.addresses, &named.name));
-        }
-        if !entries.is_empty() {
-            entries.extend(frame::own(&local.member.addresses));
-        }
-        if local.profiles.iter().flatten().any(|named| named.chain.enforces()) {
-            entries.extend(local.member.addresses.iter().map(|address| frame::under_policy(*address)));
-        }
-        entries
-    }
-
-    /// What leads the packets of these addresses to a chain.
-    fn led_to(&self, addresses: &[IpAddr], chain: &str) -> Entries {
-        let class = self.chains.get(chain).and_then(|held| held.class);
-        let entries = class.into_iter().flat_map(|(class, direction)| {
-            addresses.iter().map(move |address| frame::member(*address, direction, class))
-        });
-        entries.collect()
-    }
-
     fn finish(&mut self, mut work: Work) -> Emitted {
         while let Some(chain) = work.chains_left.pop() {
             self.release(&chain, &mut work);
@@ -531,6 +516,7 @@ impl Policies {
                 delta.set_left(set.empty());
             }
         }
+        self.settle_bases(&mut work);
         Emitted { steps: work.delta.map_or(Vec::new(), |delta| delta.steps()) }
     }
 
@@ -551,34 +537,6 @@ impl Policies {
             }
             work.chains_left.extend(held.chains);
             work.sets_left.extend(held.sets);
-        }
-    }
-}
-
-/// What is put into the frame's sets: set, key, element.
-type Entries = Vec<(String, nft::Key, Element)>;
-
-fn move_entries(delta: &mut Delta, frame: &Table, before: Entries, after: Entries) {
-    let mut parts: BTreeMap<String, [BTreeMap<nft::Key, Element>; 2]> = BTreeMap::new();
-    for (part, entries) in [before, after].into_iter().enumerate() {
-        for (set, key, element) in entries {
-            if let Some(part) = parts.entry(set).or_default().get_mut(part) {
-                part.insert(key, element);
-            }
-        }
-    }
-    for (set, [mut gone, mut new]) in parts {
-        let same: Vec<nft::Key> = gone
-            .iter()
-            .filter(|(key, element)| new.get(*key) == Some(element))
-            .map(|(key, _)| key.clone())
-            .collect();
-        for key in same {
-            gone.remove(&key);
-            new.remove(&key);
-        }
-        if let Some(set) = frame.sets.get(&set) {
-            delta.elements(set, gone, new);
         }
     }
 }

@@ -3,10 +3,12 @@
 //! Read [`Programmed::make`]: reading what the table holds, and making the difference to what it should hold, is how an agent starts, how a foreign hand is undone, and how a failure is got over. In between,
 //! [`Programmed::take`] carries out the steps of a change without reading anything.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use kernel::nft::{Nft, Transaction};
-use netstate::nft::{self, Chain, Element, Family, Key, Limit, Log, Rule, Statement, Step, Table, TableKey};
+use netstate::nft::{
+    self, Chain, Element, Family, Key, Limit, Log, Rule, Set, Statement, Step, Table, TableKey, Verdict,
+};
 use policy::TABLE;
 
 /// So many bytes at most are sent at once of what may be made bit by bit: more would be in memory twice, here and in the
@@ -105,33 +107,72 @@ impl Programmed {
 ///
 /// A packet on its way while a transaction takes effect may find a new element by the new state and the rules of the chain
 /// that it leads to by the old one, in which a chain of the same transaction has none, and pass. So chains are there before
-/// anything leads to them. No packet comes to a new table before its base chains are there, which come last.
+/// anything leads to them; and new base chains before old ones go, which may be asked at another hook. No packet comes to a new
+/// table before its base chains are there, which come last.
 fn apart(steps: Vec<Step>) -> (Vec<Step>, Vec<Step>) {
-    let made: HashSet<String> = steps.iter().filter_map(made).map(str::to_owned).collect();
-    let is_anew = |step: &Step| match step {
-        Step::DeleteTable(_) => true,
-        Step::DeleteChain(_, name)
-        | Step::FlushChain(_, name)
-        | Step::DeleteSet(_, name)
-        | Step::DeleteElements(_, name, _) => made.contains(&**name),
-        _ => false,
-    };
-    // What is made and goes, or goes and is made, has an order of its own.
+    let is_anew = |step: &Step| matches!(step, Step::DeleteTable(_));
     if steps.iter().any(is_anew) || !steps.iter().any(|step| matches!(step, Step::AddChain(..))) {
         return (Vec::new(), steps);
     }
+    let made: HashSet<String> = steps.iter().filter_map(makes).map(str::to_owned).collect();
+    let early: HashSet<String> = early(&steps).into_iter().map(str::to_owned).collect();
     let gone: HashSet<(String, Key)> = steps.iter().flat_map(gone).collect();
-    steps.into_iter().partition(|step| match step {
+    let leads_early = |set: &str, (key, element): (&Key, &Element)| {
+        let chain = element.verdict.as_ref().and_then(Verdict::chain);
+        let is_there = chain.is_some_and(|chain| early.contains(chain) || !made.contains(chain));
+        is_there && !gone.contains(&(set.to_owned(), key.clone()))
+    };
+    steps.into_iter().flat_map(singly).partition(|step| match step {
         Step::AddTable(_) => true,
-        Step::AddRule(_, name, _) => made.contains(&**name),
-        Step::AddElements(_, name, elements) => {
-            let leads = |(key, element): (&Key, &Element)| {
-                element.verdict.is_some() && !gone.contains(&(name.clone(), key.clone()))
-            };
-            made.contains(&**name) || elements.iter().all(leads)
+        Step::AddElements(_, set, elements) if elements.values().any(|element| element.verdict.is_some()) => {
+            elements.iter().all(|element| leads_early(set, element))
         }
-        step => self::made(step).is_some(),
+        Step::AddRule(_, name, _) | Step::AddElements(_, name, _) => early.contains(name),
+        step => makes(step).is_some_and(|name| early.contains(name)),
     })
+}
+
+/// What the steps make that can be there before all else: neither does it go in them too, nor does it name what goes and comes.
+fn early(steps: &[Step]) -> HashSet<&str> {
+    let is_new = steps.iter().any(|step| matches!(step, Step::AddTable(_)));
+    let is_base = |step: &Step| matches!(step, Step::AddChain(_, chain) if chain.base.is_some());
+    let made: HashSet<&str> = steps.iter().filter_map(makes).collect();
+    let may = |step: &&Step| !(is_new && is_base(step));
+    let mut early: HashSet<&str> = steps.iter().filter(may).filter_map(makes).collect();
+    for step in steps {
+        if let Step::DeleteChain(_, name)
+        | Step::FlushChain(_, name)
+        | Step::DeleteSet(_, name)
+        | Step::DeleteElements(_, name, _) = step
+        {
+            early.remove(&**name);
+        }
+    }
+    // A chain waits for what it names, and so does who names the chain.
+    loop {
+        let waits = steps.iter().find_map(|step| match step {
+            Step::AddRule(_, name, rule) if early.contains(&**name) => {
+                let mut names = rule.statements.iter().filter_map(Statement::names);
+                names.any(|named| made.contains(named) && !early.contains(named)).then_some(&**name)
+            }
+            _ => None,
+        });
+        match waits {
+            Some(name) => early.remove(name),
+            None => return early,
+        };
+    }
+}
+
+/// The step, with what leads to chains one by one.
+fn singly(step: Step) -> Vec<Step> {
+    match step {
+        Step::AddElements(table, set, elements) if elements.values().any(|one| one.verdict.is_some()) => {
+            let single = |element| Step::AddElements(table.clone(), set.clone(), BTreeMap::from([element]));
+            elements.into_iter().map(single).collect()
+        }
+        step => vec![step],
+    }
 }
 
 /// The elements that a step takes away, each with its set's name.
@@ -142,11 +183,10 @@ fn gone(step: &Step) -> Vec<(String, Key)> {
     }
 }
 
-/// The name of what a step makes that no packet comes to by itself.
-fn made(step: &Step) -> Option<&str> {
+/// The name of the chain or set that a step makes.
+fn makes(step: &Step) -> Option<&str> {
     match step {
-        Step::AddChain(_, chain) => chain.base.is_none().then_some(&*chain.name),
-        Step::AddSet(_, set) => Some(&set.name),
+        Step::AddChain(_, Chain { name, .. }) | Step::AddSet(_, Set { name, .. }) => Some(name),
         _ => None,
     }
 }
@@ -188,14 +228,52 @@ mod tests {
         let (first, rest) = apart(steps.to_vec());
         assert_eq!(first, steps[2..5]);
         assert_eq!(rest, [&steps[..2], &steps[5..]].concat());
-        let again = [steps.as_slice(), &[Step::DeleteChain(table.clone(), "new".into())]].concat();
-        assert!(apart(again).0.is_empty());
         assert!(apart(steps[5..].to_vec()).0.is_empty());
         let goes = |class| Step::DeleteElements(table.clone(), "ingress-chains".into(), vec![vec![class]]);
         let (first, _) = apart([&[goes(Value::Class(0x20))], steps.as_slice()].concat());
         assert_eq!(first, steps[2..5], "another class may go");
         let (first, _) = apart([&[goes(Value::Class(0x10))], steps.as_slice()].concat());
         assert_eq!(first, steps[2..4], "a class that leads elsewhere from now on has addresses");
+    }
+
+    #[test]
+    fn what_goes_and_comes_keeps_only_what_names_it_waiting() {
+        let table = TableKey::new(Family::Inet, "fairlead_policy");
+        let drop = Rule::new([Statement::Verdict(Verdict::Drop)]);
+        let jump = Rule::new([Statement::Verdict(Verdict::Jump("again".into()))]);
+        let [leads, _] = leads("new");
+        let another = Element::leading_to(Verdict::Goto("names-it".into()));
+        let both = leads.clone().into_iter().chain([(vec![Value::Class(0x30)], another)]).collect();
+        let chain = |name: &str| Step::AddChain(table.clone(), Chain::regular(name));
+        let rule = |name: &str, rule: &Rule| Step::AddRule(table.clone(), name.into(), rule.clone());
+        let steps = vec![
+            Step::FlushChain(table.clone(), "again".into()),
+            Step::DeleteChain(table.clone(), "again".into()),
+            chain("again"),
+            chain("names-it"),
+            chain("new"),
+            rule("again", &drop),
+            rule("names-it", &jump),
+            rule("new", &drop),
+            Step::AddElements(table.clone(), "ingress-chains".into(), both),
+        ];
+        let (first, rest) = apart(steps);
+        let lead = Step::AddElements(table.clone(), "ingress-chains".into(), leads);
+        assert_eq!(first, [chain("new"), rule("new", &drop), lead]);
+        assert_eq!(rest.len(), 7, "{rest:?}");
+    }
+
+    #[test]
+    fn base_chains_at_another_hook_are_there_before_the_old_ones_go() {
+        let table = TableKey::new(Family::Inet, "fairlead_policy");
+        let base =
+            BaseChain { kind: ChainKind::Filter, hook: Hook::Forward, priority: 0, policy: Policy::Accept };
+        let steps = vec![
+            Step::DeleteChain(table.clone(), "prerouting-egress".into()),
+            Step::AddChain(table, Chain::base("forward-egress", base)),
+        ];
+        let (first, rest) = apart(steps.clone());
+        assert_eq!((first.as_slice(), rest.as_slice()), (&steps[1..], &steps[..1]));
     }
 
     #[test]

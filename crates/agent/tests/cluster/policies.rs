@@ -362,7 +362,7 @@ fn what_another_hand_does_to_the_table_is_undone() {
     for (number, meddling) in [
         "flush ruleset".to_owned(),
         "delete table inet fairlead_policy".to_owned(),
-        "flush chain inet fairlead_policy ingress".to_owned(),
+        "flush chain inet fairlead_policy prerouting-ingress".to_owned(),
         ingress,
         "add chain inet fairlead_policy more".to_owned(),
     ]

@@ -3,7 +3,8 @@
 //! A transaction is atomic, so the order here is only what the kernel needs to accept it: rules go before
 //! what they refer to, sets and chains come before the rules that name them, and an interval leaves before
 //! one that overlaps it comes. A set or base chain whose definition changed cannot be changed in place: the
-//! whole table is then made anew within the same transaction, which no packet can observe.
+//! whole table is then made anew within the same transaction. A packet finds the table of before or that of after at each hook;
+//! one that is on its way meanwhile may find that of before at the first, and that of after at the next.
 //!
 //! Among sets those come first that most rules name: the kernel finds a set by its name in a list, in the order in which
 //! they came, for every rule and every message that names it.
@@ -128,21 +129,14 @@ fn change(have: &Table, want: Table) -> Vec<Step> {
     steps
 }
 
-/// How many statements name a set.
+/// How many statements name a set, or a chain.
 fn uses(chains: &BTreeMap<String, Chain>) -> HashMap<String, usize> {
     let mut uses: HashMap<String, usize> = HashMap::new();
     let statements = chains.values().flat_map(|chain| &chain.rules).flat_map(|rule| &rule.statements);
-    for statement in statements {
-        let (Statement::Lookup { set, .. }
-        | Statement::VerdictMap { map: set, .. }
-        | Statement::SetPriority { map: set, .. }
-        | Statement::Dnat { map: set, .. }) = statement
-        else {
-            continue;
-        };
-        match uses.get_mut(set) {
+    for name in statements.filter_map(Statement::names) {
+        match uses.get_mut(name) {
             Some(count) => *count += 1,
-            None => drop(uses.insert(set.clone(), 1)),
+            None => drop(uses.insert(name.to_owned(), 1)),
         }
     }
     uses

@@ -1,21 +1,22 @@
 //! The part of the table that never changes.
 //!
-//! Read [`frame`]. Two base chains, each a decision of its own: `egress` for what local pods send, through the node or to it,
-//! and, after it, `ingress` for what reaches local pods. They see packets before routing, after the
+//! Read [`frame`], then [`bases`]: two base chains, each a decision of its own: one for what local pods send, through the node or to it,
+//! and, after it, one for what reaches local pods. They see packets before routing, after the
 //! translation of a Service's address and before any masquerade (postrouting). What the node itself sends
-//! is not judged: a pod's own node may always reach it.
+//! is not judged: a pod's own node may always reach it. They are there while an address leads anywhere: every packet of the node
+//! pays for them.
 //!
 //! A base chain asks two maps: what class an address of a local pod is (`egress4`, `egress6`, ...), and which chain decides for
 //! the class (`egress-chains`). For the kernel walks through all that a map of verdicts leads to whenever it gets an
 //! element, or a rule that is new looks something up; but a map of classes leads nowhere. So a pod whose like is here already
-//! costs two elements and no walk. Between the two the class is the packet's priority, which nobody has chosen yet
-//! here: a pod's link clears it, and routing IPv4 gives it anew. Classes are multiples of 16, which all priorities of
+//! costs two elements and no walk. Between the two the class is the packet's priority, which a pod's link has cleared.
+//! It may stay there, and so classes are multiples of 16, which all priorities of
 //! packets take for the lowest. A class without a chain is one that was taken away while the packet was under way: it is dropped.
 //!
 //! IPVS translates elsewhere: it takes a packet to a Service on its way into the host, and sends it on as if it were the
-//! host's, past the hook for what is forwarded. Where the kernel has it, there are five base chains instead: `egress` and `ingress` see what is
-//! forwarded; `host` what pods send to the host, and comes after IPVS, which has taken by then what it will: what is left is for the host;
-//! `ipvs-egress` and `ipvs-ingress` see what the host sends
+//! host's, past the hook for what is forwarded. Where the kernel has it, there are five base chains instead: two see what is
+//! forwarded; one what pods send to the host, and comes after IPVS, which has taken by then what it will: what is left is for the host;
+//! two see what the host sends
 //! with an address that is not its own, and what is forwarded never comes there, so nothing is judged twice. Each costs
 //! the kernel one more such walk, so they are left out where it has no IPVS.
 //!
@@ -52,8 +53,8 @@ const TCP: u8 = 6;
 /// Router and neighbour solicitations and advertisements, and redirects (RFC 4861).
 const NEIGHBOUR_DISCOVERY: (u8, u8) = (133, 137);
 
-/// The table without pods; for a kernel that has IPVS or for one that has not.
-pub(crate) fn frame(ipvs: bool) -> Table {
+/// The table without pods and without base chains.
+pub(crate) fn frame() -> Table {
     let mut table = empty();
     for direction in Direction::ALL {
         table = table.with_set(Set::verdict_map(chains(direction), [KeyType::Class]));
@@ -66,23 +67,35 @@ pub(crate) fn frame(ipvs: bool) -> Table {
         let own = Set::new(itself(version), [version.key_type(), version.key_type()]);
         table = table.with_set(own).with_set(Set::new(policed(version), [version.key_type()]));
     }
+    // A pod's connections of before the first policy that is about it are known when that comes.
+    let tracked = Statement::ct_state(ct_state::ESTABLISHED);
+    let rule = Rule::new([tracked, Statement::Verdict(Verdict::Accept)]);
+    table.with_chain(
+        Chain::regular("tracking").with_rule(rule.with_comment("has the kernel track connections")),
+    )
+}
+
+/// The base chains; for a kernel that has IPVS or for one that has not. None is called as one of the others: they are there together
+/// while the one give way to the other.
+pub(crate) fn bases(ipvs: bool) -> Vec<Chain> {
     let bases: &[(&str, Hook, i32, Direction)] = if ipvs {
         &[
-            ("egress", Hook::Forward, priority::FILTER, Direction::Egress),
-            ("host", Hook::Input, AFTER_IPVS, Direction::Egress),
-            ("ingress", Hook::Forward, priority::FILTER + 1, Direction::Ingress),
-            ("ipvs-egress", Hook::Output, priority::FILTER, Direction::Egress),
-            ("ipvs-ingress", Hook::Output, priority::FILTER + 1, Direction::Ingress),
+            ("forward-egress", Hook::Forward, priority::FILTER, Direction::Egress),
+            ("input-egress", Hook::Input, AFTER_IPVS, Direction::Egress),
+            ("forward-ingress", Hook::Forward, priority::FILTER + 1, Direction::Ingress),
+            ("output-egress", Hook::Output, priority::FILTER, Direction::Egress),
+            ("output-ingress", Hook::Output, priority::FILTER + 1, Direction::Ingress),
         ]
     } else {
         &[
-            ("egress", Hook::Prerouting, priority::FILTER, Direction::Egress),
-            ("ingress", Hook::Prerouting, priority::FILTER + 1, Direction::Ingress),
+            ("prerouting-egress", Hook::Prerouting, priority::FILTER, Direction::Egress),
+            ("prerouting-ingress", Hook::Prerouting, priority::FILTER + 1, Direction::Ingress),
         ]
     };
-    bases.iter().fold(table, |table, (name, hook, priority, direction)| {
-        table.with_chain(base(name, *hook, *priority, *direction))
-    })
+    let chain = |(name, hook, priority, direction): &(&str, Hook, i32, Direction)| {
+        base(name, *hook, *priority, *direction)
+    };
+    bases.iter().map(chain).collect()
 }
 
 /// The table without anything in it.

@@ -10,7 +10,9 @@ use std::net::IpAddr;
 
 use cluster::{Change, Direction};
 
-use super::{Entries, Policies, Work, move_entries};
+use super::entries::{Entries, move_entries};
+use super::{Local, Policies, Work};
+use crate::compile::frame;
 use crate::compile::profile::{Chain, Named};
 
 impl Policies {
@@ -53,6 +55,21 @@ impl Policies {
         let entries =
             Direction::ALL.map(|direction| self.led_to(&[address], &Chain::Closed(direction).name()));
         entries.concat()
+    }
+
+    /// Makes the base chains, or takes them away, as an address leads to a chain or none does.
+    pub(super) fn settle_bases(&mut self, work: &mut Work) {
+        let needed = !self.closed.is_empty() || self.locals.values().any(Local::is_subject);
+        if std::mem::replace(&mut self.based, needed) == needed {
+            return;
+        }
+        let Some(delta) = &mut work.delta else { return };
+        for chain in frame::bases(self.ipvs) {
+            match needed {
+                true => delta.chain_made(chain),
+                false => delta.chain_left(&chain.name, chain.rules.len()),
+            }
+        }
     }
 
     /// A change of a policy. With the first one that is enforced addresses are closed, and with the last one they open.

@@ -9,7 +9,6 @@ use cluster::NamespacedName;
 use netstate::nft::Rule;
 
 use super::{Emitted, Held, Policies, Work};
-use crate::compile::frame;
 use crate::compile::origin::{Logging, Origin};
 use crate::compile::profile::{Chain, Named};
 use crate::counts::{Count, Reading, counts};
@@ -28,13 +27,9 @@ impl Policies {
         self.finish(work)
     }
 
-    /// Whether the node has IPVS, which is taken for granted at first. True if that is new: then the whole table is another one.
+    /// Whether the node has IPVS, which is taken for granted at first. True if that is new: then the base chains are others.
     pub fn set_ipvs(&mut self, there: bool) -> bool {
-        let new = std::mem::replace(&mut self.ipvs, there) != there;
-        if new {
-            self.frame = frame::frame(there);
-        }
-        new
+        std::mem::replace(&mut self.ipvs, there) != there
     }
 
     /// Whose it is what the kernel counted: each reading is laid at the door of a policy's rule, or of an isolation.
