@@ -381,6 +381,23 @@ fn the_middle_of_a_connection_that_is_not_tracked_is_the_beginning_of_none() {
 }
 
 #[test]
+fn packets_pay_for_policies_only_where_one_is_about_a_pod_of_the_node() {
+    let mut node = Stepped::new();
+    node.policies.set_ipvs(false);
+    node.table = node.policies.full();
+    let bases = |node: &Stepped| node.table.chains.values().filter(|chain| chain.base.is_some()).count();
+    let changes = world::deny_all();
+    let policies: Vec<Key> = changes.iter().map(Change::key).collect();
+    assert_eq!(bases(&node), 0, "nobody is there");
+    changes.into_iter().for_each(|change| node.take(&Event::Change(change)));
+    assert_eq!(bases(&node), 2);
+    for key in policies.into_iter().filter(|key| matches!(key, Key::NetworkPolicy(_))) {
+        node.take(&Event::Change(Change::Removed(key)));
+    }
+    assert_eq!(bases(&node), 0, "the pods are there, and no policy");
+}
+
+#[test]
 fn a_packet_whose_class_lost_its_chain_while_it_was_under_way_is_dropped() {
     let snapshot = world::deny_all().into_iter().fold(Snapshot::default(), |mut snapshot, change| {
         snapshot.apply(change);
