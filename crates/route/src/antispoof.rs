@@ -1,11 +1,11 @@
 //! What keeps pods from passing themselves off as others: the table `inet fairlead_antispoof`.
 //!
-//! Read [`table`]. Its one chain for packets that arrive is before connections are tracked, so what is dropped there leaves no trace. What
-//! goes into it stands in two files: `senders.rs` has the addresses that pods send with, `tunnel_guard.rs` what only nodes may say.
+//! Read [`table`]. What goes into it stands in two files. `senders.rs` has the addresses that pods send with: they are asked before
+//! connections are tracked, so what is dropped there leaves no trace. `tunnel_guard.rs` has what only nodes may say: that is asked where
+//! destinations have been translated, for before nobody knows whom a packet is to.
 //!
-//! Every packet of the node goes through that chain, each of a tunnel twice. That there is a chain at a hook costs it more than a few
-//! comparisons in it, so all is asked in one. It asks by what link and by what protocol first, and leads into other chains only what may
-//! have to be dropped: TCP that comes from no pod's cable is compared twice.
+//! Every packet of the node goes through both, each of a tunnel twice. So the chains at hooks ask by what link and by what protocol first,
+//! and lead into others only what may have to be dropped: TCP that comes from no pod's cable is compared once in each.
 //!
 //! What stays true: the table follows from the configuration and the tunnels alone; no pod is an element of anything.
 
@@ -25,10 +25,10 @@ pub(crate) fn table(inputs: &Inputs<'_>, entrances: &[Entrance]) -> Option<Table
     let mut table = Table::new(Family::Inet, TABLE);
     let mut arriving = base("prerouting", (ChainKind::Filter, Hook::Prerouting, priority::RAW));
     arriving.rules = senders::rules(inputs.senders, &mut table);
-    arriving.rules.extend(tunnel_guard::rules(inputs, entrances, &mut table));
     if !arriving.rules.is_empty() {
         table = table.with_chain(arriving);
     }
+    table = tunnel_guard::chains(inputs, entrances).into_iter().fold(table, Table::with_chain);
     (!table.chains.is_empty()).then_some(table)
 }
 

@@ -91,9 +91,11 @@ fn what_leads_a_pod_to_a_node_s_tunnel_by_translating_addresses_does_not_lead_it
         ("ip6", "fd00:96::2", "fd00:198:18::9"),
         ("ip6", "fd00:96::3", &*web.addresses[1]),
     ];
+    // Also at the port of the tunnel itself: what counts is where it leads.
+    let ports = [53, VXLAN];
     let rules = services.map(|(version, service, end)| {
         let end = if version == "ip" { end.to_owned() } else { format!("[{end}]") };
-        format!("{version} daddr {service} meta l4proto {{ tcp, udp }} th dport 53 dnat {version} to {end}:{VXLAN}")
+        format!("{version} daddr {service} meta l4proto {{ tcp, udp }} th dport {{ 53, {VXLAN} }} dnat {version} to {end}:{VXLAN}")
     });
     let chains = format!(
         "add table inet services; \
@@ -105,14 +107,42 @@ fn what_leads_a_pod_to_a_node_s_tunnel_by_translating_addresses_does_not_lead_it
     let mut dropped = 0;
     for (version, service, end) in services {
         let any = if version == "ip" { "0.0.0.0" } else { "::" };
-        if web.addresses.iter().any(|address| address == end) {
-            Client::new(&client.netns, service, 53).ask();
-            continue;
+        for port in ports {
+            if web.addresses.iter().any(|address| address == end) {
+                Client::new(&client.netns, service, port).ask();
+                continue;
+            }
+            send(&client.netns, any, service, port);
+            dropped += 1;
+            await_dropped(scene.node(), dropped, service);
         }
-        send(&client.netns, any, service, 53);
-        dropped += 1;
-        await_dropped(scene.node(), dropped, service);
     }
+}
+
+#[test]
+fn a_pod_s_answer_reaches_whom_translation_gave_the_number_of_the_tunnel_s_port() {
+    let mut scene = Scene::of(2, false);
+    scene.rig.nodes[1].start();
+    scene.rig.await_joined();
+    let web = scene.pod("web", "web");
+    serve(&web.netns, 53, "web");
+    let asking = &scene.rig.nodes[1];
+    let in_tunnel = tunnel_addresses(asking);
+    // As what is translated on its way through the tunnel has it, and what has the node's own address, so that its answer is for the node.
+    let as_whom = [["ip", "198.18.0.2", &in_tunnel[0]], ["ip6", "fd00:198:18::2", &in_tunnel[1]]];
+    for ([version, underlay, in_tunnel], address) in as_whom.into_iter().zip(&web.addresses) {
+        for source in [in_tunnel, underlay] {
+            let end = if version == "ip" { source.to_owned() } else { format!("[{source}]") };
+            let rule = format!("{version} daddr {address} udp dport 53 snat {version} to {end}:{VXLAN}");
+            let chain = format!(
+                "add table inet asking; delete table inet asking; add table inet asking; \
+                 add chain inet asking leaving {{ type nat hook postrouting priority srcnat; {rule}; }}"
+            );
+            run_ok(asking.netns.command("nft").arg(chain));
+            assert_eq!(Client::new(&asking.netns, address, 53).ask(), format!("web {source}"));
+        }
+    }
+    assert_eq!([dropped(scene.node()), dropped(asking)], [0, 0]);
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod scene;
 #[path = "../cluster/services.rs"]
 mod services;
 
+use std::net::UdpSocket;
 use std::time::Duration;
 
 use harness::talk::{ask_sctp, serve, serve_sctp};
@@ -40,17 +41,27 @@ fn has_ipvs() -> bool {
     there
 }
 
+/// Where kube-proxy has the Service's addresses, and how.
+fn prepare(netns: &Namespace) {
+    run_ok(netns.command("sh").args(["-c", "echo 1 > /proc/sys/net/ipv4/vs/conntrack"]));
+    netns.ip("link add kube-ipvs0 type dummy");
+    for address in SERVICE {
+        netns.ip(&format!("address add {address} dev kube-ipvs0"));
+    }
+}
+
+fn socket(address: &str, port: u16) -> String {
+    match address.contains(':') {
+        true => format!("[{address}]:{port}"),
+        false => format!("{address}:{port}"),
+    }
+}
+
 /// Has the node carry the Service by IPVS, as kube-proxy would.
 fn balance(play: &Play) {
     let netns = &play.scene.node().netns;
-    run_ok(netns.command("sh").args(["-c", "echo 1 > /proc/sys/net/ipv4/vs/conntrack"]));
-    netns.ip("link add kube-ipvs0 type dummy");
+    prepare(netns);
     for (family, pod) in play.web.addresses.iter().enumerate() {
-        netns.ip(&format!("address add {} dev kube-ipvs0", SERVICE[family]));
-        let socket = |address: &str, port: u16| match address.contains(':') {
-            true => format!("[{address}]:{port}"),
-            false => format!("{address}:{port}"),
-        };
         let at_node = NODE_PORTS.map(|port| socket(NODE[family], port));
         for service in [&[socket(SERVICE[family], PORT)], &at_node[..]].concat() {
             for protocol in ["-t", "-u"] {
@@ -78,6 +89,36 @@ fn what_ipvs_takes_is_judged_by_whom_it_comes_from_and_by_where_it_goes() {
     let play = Play::new();
     balance(&play);
     tell(&play);
+}
+
+#[test]
+fn what_ipvs_leads_to_the_tunnel_of_a_node_does_not_arrive_there() {
+    if !has_ipvs() {
+        return;
+    }
+    let scene = Scene::enforcing();
+    let client = scene.pod("client", "client");
+    let netns = &scene.node().netns;
+    prepare(netns);
+    let dropped = |packets: u32| {
+        let table = run_ok(netns.command("nft").args(["list", "table", "inet", "fairlead_antispoof"]));
+        let rule = table.lines().find(|rule| rule.contains("to a node's tunnel")).unwrap();
+        rule.contains(&format!("counter packets {packets} ")).then_some(())
+    };
+    let mut sent = 0;
+    for (family, service) in SERVICE.iter().enumerate() {
+        // This node's own, which IPVS delivers, and another's, to which it sends.
+        for (port, node) in [(53, NODE[family]), (54, ["198.18.0.9", "fd00:198:18::9"][family])] {
+            let service = socket(service, port);
+            run_ok(netns.command("ipvsadm").args(["-A", "-u", &service, "-s", "rr"]));
+            run_ok(netns.command("ipvsadm").args(["-a", "-u", &service, "-r", &socket(node, 8472), "-m"]));
+            let any = if family == 0 { "0.0.0.0:0" } else { "[::]:0" };
+            let from = client.netns.inside(|| UdpSocket::bind(any).unwrap());
+            from.send_to(b"vxlan", &service).unwrap();
+            sent += 1;
+            eventually("what the pod sent is dropped", || dropped(sent));
+        }
+    }
 }
 
 #[test]
