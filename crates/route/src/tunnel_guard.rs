@@ -7,9 +7,9 @@
 //!
 //! A node is whoever is outside of the cluster's networks, and within them this host's own addresses, and all broadcast addresses, which
 //! it hears too. That is asked just behind the translation of destinations ([`base_chains`]): there a Service's address has become the one
-//! that it leads to, and an answer to somebody whose source was translated has his own again. Before it an answer has the port
-//! that translation chose, which may be a tunnel's. Where another node chose it, the answer has it until it is there; so what answers
-//! passes, where this node tracks connections: no tunnel ever asked a pod.
+//! that it leads to, and an answer to somebody whose source was translated here has his own again: before it an answer has the port
+//! that translation chose, which may be a tunnel's. What another node's translation gave that number at the node's own address gets no
+//! answer: a connection that is known is no better witness than its ends, which a pod can be behind both.
 //!
 //! IPVS translates later, when a packet is about to be delivered, so the beginnings of connections are asked once more before they are
 //! delivered or leave. Not asked is what IPVS hides from the kernel's tracking (`net.ipv4.vs.conntrack` is 0), nor anything of IPVS
@@ -20,7 +20,7 @@
 //! Each tunnel that this node has has its rules. WireGuard is none of them: it takes nothing from whom it does not know.
 
 use ipnet::IpNet;
-use netstate::nft::{Chain, ChainKind, Field, Hook, Rule, Statement, Value, Verdict, ct_state, priority};
+use netstate::nft::{Chain, ChainKind, Field, Hook, Rule, Statement, Value, Verdict, priority};
 
 use crate::antispoof::{base, drop, lead};
 use crate::design::Inputs;
@@ -78,10 +78,6 @@ pub(crate) fn chains(inputs: &Inputs<'_>, entrances: &[Entrance]) -> Vec<Chain> 
     // Nobody else asks for tracking where neither is: these chains alone would have the node track all connections.
     let tracked = !inputs.masquerade.families.is_empty() || inputs.senders.policed;
     let (mut tunnel, mut from_pod) = (Chain::regular(TUNNEL), Chain::regular(FROM_POD));
-    if tracked {
-        let answers = [protocol(UDP), Statement::ct_state(ct_state::ESTABLISHED)];
-        from_pod.rules.push(lead(answers.into(), Verdict::Return).with_comment("an answer"));
-    }
     for network in IpNet::aggregate(&cluster.iter().map(IpNet::trunc).collect()) {
         let from = Statement::source_in(network);
         tunnel.rules.push(lead([from].into(), Verdict::Goto(FROM_POD.to_owned())));

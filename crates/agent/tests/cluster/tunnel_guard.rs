@@ -120,7 +120,7 @@ fn what_leads_a_pod_to_a_node_s_tunnel_by_translating_addresses_does_not_lead_it
 }
 
 #[test]
-fn a_pod_s_answer_reaches_whom_translation_gave_the_number_of_the_tunnel_s_port() {
+fn a_pod_s_answer_reaches_whom_translation_gave_the_number_of_the_tunnel_s_port_and_never_a_node() {
     let mut scene = Scene::of(2, false);
     scene.rig.nodes[1].start();
     scene.rig.await_joined();
@@ -128,10 +128,11 @@ fn a_pod_s_answer_reaches_whom_translation_gave_the_number_of_the_tunnel_s_port(
     serve(&web.netns, 53, "web");
     let asking = &scene.rig.nodes[1];
     let in_tunnel = tunnel_addresses(asking);
-    // As what is translated on its way through the tunnel has it, and what has the node's own address, so that its answer is for the node.
-    let as_whom = [["ip", "198.18.0.2", &in_tunnel[0]], ["ip6", "fd00:198:18::2", &in_tunnel[1]]];
-    for ([version, underlay, in_tunnel], address) in as_whom.into_iter().zip(&web.addresses) {
-        for source in [in_tunnel, underlay] {
+    let own = ["198.18.0.2", "fd00:198:18::2"];
+    for ((version, address), sources) in
+        ["ip", "ip6"].into_iter().zip(&web.addresses).zip(in_tunnel.iter().zip(own))
+    {
+        let translate = |source: &str| {
             let end = if version == "ip" { source.to_owned() } else { format!("[{source}]") };
             let rule = format!("{version} daddr {address} udp dport 53 snat {version} to {end}:{VXLAN}");
             let chain = format!(
@@ -139,10 +140,17 @@ fn a_pod_s_answer_reaches_whom_translation_gave_the_number_of_the_tunnel_s_port(
                  add chain inet asking leaving {{ type nat hook postrouting priority srcnat; {rule}; }}"
             );
             run_ok(asking.netns.command("nft").arg(chain));
-            assert_eq!(Client::new(&asking.netns, address, 53).ask(), format!("web {source}"));
-        }
+        };
+        // As what is translated on its way through the tunnel has it.
+        let before = dropped(scene.node());
+        translate(sources.0);
+        assert_eq!(Client::new(&asking.netns, address, 53).ask(), format!("web {}", sources.0));
+        assert_eq!([dropped(scene.node()), dropped(asking)], [before, 0]);
+        // The answer would be for the node's tunnel, whoever asked.
+        translate(sources.1);
+        send(&asking.netns, sources.1, address, 53);
+        await_dropped(scene.node(), before + 1, sources.1);
     }
-    assert_eq!([dropped(scene.node()), dropped(asking)], [0, 0]);
 }
 
 #[test]
