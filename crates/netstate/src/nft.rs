@@ -8,6 +8,7 @@
 //! that is not ours (or was edited) comes back as [`Statement::Unknown`] and so differs from every wanted rule.
 
 mod diff;
+mod icmpv6;
 mod log;
 mod number;
 mod text;
@@ -18,6 +19,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use ipnet::IpNet;
 
 pub use self::diff::{Step, diff, steps};
+pub use self::icmpv6::icmpv6_types;
 pub use self::log::{Limit, Log};
 pub use self::number::{ct_state, ct_status, priority, tcp_flags};
 pub use self::version::IpVersion;

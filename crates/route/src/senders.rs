@@ -8,7 +8,7 @@
 //! address, no policy can know. Neighbour discovery passes, without which a pod has no network.
 
 use netstate::nft::{
-    Chain, ChainKind, Field, Hook, IpVersion, Operator, Rule, Statement, Table, Value, Verdict, priority,
+    Chain, ChainKind, Field, Hook, IpVersion, Rule, Statement, Table, Value, Verdict, icmpv6_types, priority,
 };
 use netstate::{LinkName, POD_BRIDGE, POD_LINK_GROUP};
 
@@ -19,10 +19,6 @@ const FOREIGN_ON_A_CABLE: &str = "foreign-on-cable";
 /// The same for what comes out of the bridge.
 const FOREIGN_ON_THE_BRIDGE: &str = "foreign-on-bridge";
 
-/// The family number of IPv6.
-const IPV6: u8 = 10;
-/// The protocol number of ICMPv6.
-const ICMPV6: u8 = 58;
 /// Multicast listeners (RFC 2710), and router and neighbour solicitations and advertisements, and redirects (RFC 4861).
 const LINK_MAINTENANCE: (u8, u8) = (130, 137);
 
@@ -92,18 +88,7 @@ fn across_the_bridge(bridge: Value) -> Chain {
 
 /// Lets what keeps up the link pass, of packets of which these hold.
 fn maintenance(mut statements: Vec<Statement>) -> Rule {
-    let (first, last) = LINK_MAINTENANCE;
-    statements.extend([
-        Statement::equal(Field::Protocol, Value::Protocol(ICMPV6)),
-        // The number alone may as well be in a packet of IPv4.
-        Statement::equal(Field::NetworkFamily, Value::Protocol(IPV6)),
-        Statement::Between {
-            field: Field::IcmpType,
-            operator: Operator::Equal,
-            first: Value::Protocol(first),
-            last: Value::Protocol(last),
-        },
-        Statement::Verdict(Verdict::Accept),
-    ]);
+    statements.extend(icmpv6_types(LINK_MAINTENANCE));
+    statements.push(Statement::Verdict(Verdict::Accept));
     Rule::new(statements).with_comment("neighbour discovery")
 }

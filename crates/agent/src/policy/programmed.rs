@@ -124,7 +124,7 @@ fn apart(steps: Vec<Step>) -> (Vec<Step>, Vec<Step>) {
     };
     steps.into_iter().flat_map(singly).partition(|step| match step {
         Step::AddTable(_) => true,
-        Step::AddElements(_, set, elements) if elements.values().any(|element| element.verdict.is_some()) => {
+        Step::AddElements(_, set, elements) if lead(elements) => {
             elements.iter().all(|element| leads_early(set, element))
         }
         Step::AddRule(_, name, _) | Step::AddElements(_, name, _) => early.contains(name),
@@ -150,29 +150,36 @@ fn early(steps: &[Step]) -> HashSet<&str> {
     }
     // A chain waits for what it names, and so does who names the chain.
     loop {
-        let waits = steps.iter().find_map(|step| match step {
-            Step::AddRule(_, name, rule) if early.contains(&**name) => {
-                let mut names = rule.statements.iter().filter_map(Statement::names);
-                names.any(|named| made.contains(named) && !early.contains(named)).then_some(&**name)
-            }
-            _ => None,
-        });
-        match waits {
-            Some(name) => early.remove(name),
-            None => return early,
-        };
+        let waiting: HashSet<&str> = steps.iter().filter_map(|step| waits(step, &made, &early)).collect();
+        if waiting.is_empty() {
+            return early;
+        }
+        early.retain(|name| !waiting.contains(name));
     }
+}
+
+/// The chain of a new rule that names what is made here and cannot be there yet.
+fn waits<'s>(step: &'s Step, made: &HashSet<&str>, early: &HashSet<&str>) -> Option<&'s str> {
+    let Step::AddRule(_, chain, rule) = step else { return None };
+    let mut names = rule.statements.iter().filter_map(Statement::names);
+    let is_late = early.contains(&**chain) && names.any(|name| made.contains(name) && !early.contains(name));
+    is_late.then_some(&**chain)
 }
 
 /// The step, with what leads to chains one by one.
 fn singly(step: Step) -> Vec<Step> {
     match step {
-        Step::AddElements(table, set, elements) if elements.values().any(|one| one.verdict.is_some()) => {
+        Step::AddElements(table, set, elements) if lead(&elements) => {
             let single = |element| Step::AddElements(table.clone(), set.clone(), BTreeMap::from([element]));
             elements.into_iter().map(single).collect()
         }
         step => vec![step],
     }
+}
+
+/// Whether elements lead to chains: those of a map of verdicts all do.
+fn lead(elements: &BTreeMap<Key, Element>) -> bool {
+    elements.values().any(|element| element.verdict.is_some())
 }
 
 /// The elements that a step takes away, each with its set's name.

@@ -31,7 +31,7 @@ use std::net::IpAddr;
 use cluster::Direction;
 use netstate::nft::{
     BaseChain, Chain, ChainKind, Element, Family, Field, Hook, IpVersion, Key, KeyType, Operator, Policy,
-    Rule, Set, Statement, Table, Value, Verdict, ct_state, priority, tcp_flags,
+    Rule, Set, Statement, Table, Value, Verdict, ct_state, icmpv6_types, priority, tcp_flags,
 };
 
 use super::class::Class;
@@ -44,10 +44,6 @@ pub const TABLE: &str = netstate::POLICY_TABLE;
 /// sources). It is dropped before the connection is entered all the same.
 const AFTER_IPVS: i32 = priority::SRCNAT;
 
-/// `NFPROTO_IPV6`.
-const IPV6: u8 = 10;
-/// The protocol number of ICMPv6.
-const ICMPV6: u8 = 58;
 /// The protocol number of TCP.
 const TCP: u8 = 6;
 /// Router and neighbour solicitations and advertisements, and redirects (RFC 4861).
@@ -133,20 +129,9 @@ fn base(name: &str, hook: Hook, priority: i32, direction: Direction) -> Chain {
 
 /// Lets neighbour discovery pass.
 fn discovery() -> Rule {
-    let (first, last) = NEIGHBOUR_DISCOVERY;
-    let kinds = Statement::Between {
-        field: Field::IcmpType,
-        operator: Operator::Equal,
-        first: Value::Protocol(first),
-        last: Value::Protocol(last),
-    };
-    Rule::new([
-        Statement::equal(Field::NetworkFamily, Value::Protocol(IPV6)),
-        Statement::equal(Field::Protocol, Value::Protocol(ICMPV6)),
-        kinds,
-        Statement::Verdict(Verdict::Accept),
-    ])
-    .with_comment("neighbour discovery")
+    let accept = Statement::Verdict(Verdict::Accept);
+    let statements = icmpv6_types(NEIGHBOUR_DISCOVERY).into_iter().chain([accept]);
+    Rule::new(statements.collect::<Vec<_>>()).with_comment("neighbour discovery")
 }
 
 /// Drops what a pod with policies in force sends or gets in the middle of a TCP connection that is not tracked. A segment with SYN begins
