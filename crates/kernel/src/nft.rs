@@ -1,7 +1,7 @@
 //! nf_tables without the `nft` program: tables, chains, rules, sets and their elements, in atomic transactions.
 //!
 //! Read [`Transaction`] first: changes in the words of `netstate::nft`, collected and then carried out by
-//! [`Nft::commit`], all or nothing. [`Nft`] also reads back: names of tables, whole tables, elements of a set.
+//! [`Nft::commit`], all or nothing. [`Nft::carry_out`] does the steps of a plan. [`Nft`] also reads back: names of tables, whole tables, elements of a set.
 //!
 //! What stays true: adding what is there already is no error unless the method says "create"; deleting what
 //! is not there is one ([`Error::is_missing`]), which then undoes the rest of its transaction; an element or
@@ -17,6 +17,7 @@ mod expression;
 mod foreign;
 mod iptables;
 mod read;
+mod rewrite;
 mod userdata;
 mod value;
 
@@ -174,13 +175,7 @@ impl Transaction {
 
     /// Puts a rule at the end of a chain.
     pub fn add_rule(&mut self, table: &TableKey, chain: &str, rule: &Rule) -> &mut Self {
-        let mut message = message(c::NEW_RULE, c::CREATE | c::APPEND, table.family);
-        message.text(c::RULE_TABLE, &table.name).text(c::RULE_CHAIN, chain);
-        expression::put_rule(&mut message, table.family, rule);
-        let text = rule.to_string();
-        message.put(c::RULE_USERDATA, &userdata::comment(&userdata::rule_comment(rule, &text)));
-        let purpose = Purpose::new("add rule", format!("{table} {chain} {text}"));
-        self.push(message, rule_option(rule).into_iter().fold(purpose, Purpose::needing))
+        self.put_rule((table, chain), rule, None)
     }
 
     /// Makes a set, without its elements, if it is not there.

@@ -8,8 +8,8 @@ use std::io::Write;
 use harness::{Namespace, run_ok};
 use kernel::nft::{Nft, Transaction};
 use netstate::nft::{
-    self, BaseChain, Chain, ChainKind, Element, Family, Field, Hook, IpVersion, Key, KeyType, Policy, Rule,
-    Set, Statement, Table, Value, Verdict, priority,
+    self, BaseChain, Chain, ChainKind, Element, Family, Field, Hook, IpVersion, Key, KeyType, Operator,
+    Policy, Rule, Set, Statement, Table, Value, Verdict, priority,
 };
 use netstate::{LinkName, Mac};
 use serde_json::Value as Json;
@@ -32,11 +32,7 @@ fn inside<T: Send>(namespace: &Namespace, work: impl FnOnce(&mut Nft) -> T + Sen
 }
 
 fn commit(nft: &mut Nft, steps: &[nft::Step]) {
-    let mut transaction = Transaction::new();
-    steps.iter().for_each(|step| {
-        transaction.add_step(step);
-    });
-    nft.commit(transaction).unwrap_or_else(|error| panic!("{error}"));
+    nft.carry_out(steps).unwrap_or_else(|error| panic!("{error}"));
 }
 
 fn address(text: &str) -> Key {
@@ -165,13 +161,13 @@ fn everything() -> Table {
                     Statement::equal(Field::Protocol, Value::Protocol(17)),
                     Statement::Between {
                         field: Field::SourcePort,
-                        operator: nft::Operator::NotEqual,
+                        operator: Operator::NotEqual,
                         first: Value::Port(100),
                         last: Value::Port(200),
                     },
                     Statement::Between {
                         field,
-                        operator: nft::Operator::Equal,
+                        operator: Operator::Equal,
                         first: Value::Address("10.0.0.3".parse().unwrap()),
                         last: Value::Address("10.0.0.9".parse().unwrap()),
                     },
@@ -211,7 +207,7 @@ fn everything() -> Table {
                 Statement::MaskedMatch {
                     field: Field::TcpFlags,
                     mask: nft::tcp_flags::SYN | nft::tcp_flags::RST,
-                    operator: nft::Operator::Equal,
+                    operator: Operator::Equal,
                     value: 0,
                 },
                 Statement::in_set([field, field], "pairs"),
@@ -243,7 +239,7 @@ fn everything() -> Table {
                     Statement::MaskedMatch {
                         field: Field::Mark,
                         mask: 0x4000,
-                        operator: nft::Operator::Equal,
+                        operator: Operator::Equal,
                         value: 0x4000,
                     },
                     Statement::SetMark { mask: 0x8000, value: 0x8000 },
@@ -468,5 +464,40 @@ fn what_others_edit_is_seen_and_healed() {
             let healed = nft.table(&want.key, Some(&want)).unwrap().unwrap();
             assert_eq!(healed.to_string(), want.to_string(), "after {edit:?}");
         });
+    }
+}
+
+#[test]
+fn a_chain_that_is_written_again_keeps_the_rules_that_stay() {
+    let namespace = Namespace::new();
+    let key = nft::TableKey::new(Family::Inet, "fairlead");
+    let rule = |mark: char| {
+        let (field, operator) = (Field::Mark, Operator::Equal);
+        let mark = Statement::MaskedMatch { field, mask: 0xff, operator, value: u32::from(mark) };
+        Rule::new([mark, Statement::Counter]).with_comment("a mark")
+    };
+    let table = |marks: &str| {
+        let chain = marks.chars().fold(Chain::regular("marks"), |chain, mark| chain.with_rule(rule(mark)));
+        Table::new(key.family, key.name.clone()).with_chain(chain)
+    };
+    let handles = || -> Vec<(String, u64)> {
+        let ruleset = namespace.nft_ruleset();
+        let rules = of_kind(&ruleset, "rule").into_iter();
+        rules.map(|rule| (rule["comment"].to_string(), rule["handle"].as_u64().unwrap())).collect()
+    };
+    let mut have = table("abcd");
+    inside(&namespace, |nft| commit(nft, &nft::diff(None, Some(&have))));
+    for (marks, stay) in
+        [("abcde", 4), ("xabcde", 5), ("xaye", 3), ("xae", 3), ("xaae", 3), ("e", 1), ("fg", 0), ("", 0)]
+    {
+        let was = handles();
+        let want = table(marks);
+        inside(&namespace, |nft| {
+            commit(nft, &nft::diff(Some(&have), Some(&want)));
+            assert_eq!(nft.table(&key, Some(&want)).unwrap().unwrap(), want, "{marks}");
+        });
+        let now = handles();
+        assert_eq!(now.iter().filter(|rule| was.contains(rule)).count(), stay, "{marks}: {was:?} {now:?}");
+        have = want;
     }
 }

@@ -49,11 +49,7 @@ impl Programmed {
             }
         }
         self.nft.commit(transaction)?;
-        let mut transaction = Transaction::new();
-        for step in rest {
-            transaction.add_step(&step);
-        }
-        self.nft.commit(transaction)?;
+        self.nft.carry_out(&rest)?;
         Ok(count)
     }
 

@@ -283,9 +283,9 @@ fn assert_second_tunnel(node: &Node, peer: &Node) {
     // What is deleted there by hand comes back, as at the first tunnel.
     node.netns.ip(&format!("-6 neigh del {} dev fairlead-v6", base_v6(peer)));
     eventually("the neighbour is there again", || {
-        let there = node.netns.ip_json("-6 neigh show dev fairlead-v6 nud permanent");
+        let there = node.netns.ip_json("-6 neigh show nud permanent");
         let mut found = there.as_array()?.iter();
-        found.find(|neighbour| neighbour["dst"] == *base_v6(peer)).map(drop)
+        found.find(|entry| entry["dev"] == "fairlead-v6" && entry["dst"] == *base_v6(peer)).map(drop)
     });
 }
 

@@ -403,23 +403,32 @@ impl Node {
         tools.map(tool).join("\n").lines().filter(|line| !groups(line)).collect::<Vec<_>>().join("\n")
     }
 
+    /// What `ip -d link show` says of the tunnel's device: `null` while there is none.
+    pub(crate) fn device(&self) -> Value {
+        let links = self.netns.ip_json("link show");
+        let mut links = links.as_array().into_iter().flatten();
+        links.find(|link| link["ifname"] == "fairlead0").cloned().unwrap_or_default()
+    }
+
     /// Forwarding entries of the tunnel: the underlay addresses.
     pub(crate) fn fdb(&self) -> Vec<String> {
-        destinations(&self.netns.bridge_json("fdb show dev fairlead0"))
+        destinations(&self.netns.bridge_json("fdb show"), "ifname")
     }
 
     /// Neighbours on the tunnel.
     pub(crate) fn neighbours(&self) -> Vec<String> {
-        destinations(&self.netns.ip_json("neigh show dev fairlead0 nud permanent"))
+        destinations(&self.netns.ip_json("neigh show nud permanent"), "dev")
     }
 }
 
-/// The `dst` of each entry that a tool listed, sorted.
-fn destinations(entries: &Value) -> Vec<String> {
+/// The `dst` of each entry of the tunnel's device, which the key `device` names, that a tool listed, sorted. Tools are
+/// asked for the entries of every device, since they fail where they are to name one that is away: none then.
+fn destinations(entries: &Value, device: &str) -> Vec<String> {
     let mut found: Vec<String> = entries
         .as_array()
         .into_iter()
         .flatten()
+        .filter(|entry| entry[device] == "fairlead0")
         .filter_map(|entry| entry["dst"].as_str().map(str::to_owned))
         .collect();
     found.sort();

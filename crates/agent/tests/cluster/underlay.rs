@@ -15,7 +15,7 @@ fn scenario_10_a_changed_underlay_address_is_published_and_peers_follow() {
     netns.ip("address del 198.18.0.2/24 dev eth0");
     // As while a lease is renewed: for a moment there is no address, and the tunnel stays as it is.
     rig.nodes[1].await_status("says that the address is gone", |status| !status.ready);
-    assert_eq!(netns.ip_json("link show fairlead0")[0]["linkinfo"]["info_data"]["local"], "198.18.0.2");
+    assert_eq!(rig.nodes[1].device()["linkinfo"]["info_data"]["local"], "198.18.0.2");
     netns.ip("address add 198.18.0.77/24 dev eth0");
     netns.ip("route replace default via 198.18.0.254");
     eventually("node1 sends to the new address", || (rig.nodes[0].fdb() == ["198.18.0.77"]).then_some(()));
@@ -61,7 +61,7 @@ fn scenario_41_a_changed_underlay_mtu_reaches_the_device_and_the_plugin() {
     let node = &rig.nodes[0];
     node.netns.ip("link set eth0 mtu 1400");
     eventually("the new MTU", || (node.network_file().unwrap()["mtu"] == 1350).then_some(()));
-    assert_eq!(node.netns.ip_json("link show fairlead0")[0]["mtu"], 1350);
+    assert_eq!(node.device()["mtu"], 1350);
     assert_eq!(node.status().unwrap().mtu, 1350);
 }
 
@@ -151,7 +151,7 @@ fn scenario_14_peers_are_told_the_address_before_the_translation_and_the_tunnel_
 fn scenario_29_a_rebooted_node_has_the_same_cidrs_and_the_same_link_address() {
     let mut rig = Rig::joined(2);
     let cidrs = rig.nodes[0].pod_cidrs();
-    let address = |rig: &Rig| rig.nodes[0].netns.ip_json("link show fairlead0")[0]["address"].clone();
+    let address = |rig: &Rig| rig.nodes[0].device()["address"].clone();
     let was = address(&rig);
     rig.nodes[0].kill();
     std::fs::remove_dir_all(rig.nodes[0].state_dir()).unwrap();
@@ -206,7 +206,7 @@ fn an_underlay_that_appears_later_or_is_given_the_name_that_is_looked_for_is_fol
     node.netns.ip("link set spare0 name wan0");
     node.await_status("has moved", |status| link(status).as_deref() == Some("wan0"));
     eventually("the tunnel begins there", || {
-        let tunnel = node.netns.ip_json("link show fairlead0");
-        (tunnel[0]["linkinfo"]["info_data"]["local"] == "192.0.2.1").then_some(())
+        let tunnel = node.device();
+        (tunnel["linkinfo"]["info_data"]["local"] == "192.0.2.1").then_some(())
     });
 }

@@ -44,6 +44,7 @@ pub(super) const RULE_TABLE: u16 = 1;
 pub(super) const RULE_CHAIN: u16 = 2;
 pub(super) const RULE_HANDLE: u16 = 3;
 pub(super) const RULE_EXPRESSIONS: u16 = 4;
+pub(super) const RULE_POSITION: u16 = 6;
 pub(super) const RULE_USERDATA: u16 = 7;
 
 // enum nft_set_attributes, nft_set_desc_attributes, nft_set_field_attributes, nft_set_flags
