@@ -122,6 +122,13 @@ pub(crate) fn time(command: &mut Command) -> anyhow::Result<Duration> {
     Ok(took)
 }
 
+/// The middle one of some figures.
+pub(crate) fn middle(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
 /// The middle value in milliseconds.
 pub(crate) fn median(mut values: Vec<Duration>) -> f64 {
     values.sort();

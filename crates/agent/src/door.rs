@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
 use kernel::link;
-use kernel::monitor::{self, Monitor, Notification, Topic};
+use kernel::monitor::{self, Ear, Monitor, Notification, Topic};
 use kernel::netlink::{Protocol, Socket};
 use kernel::route::LOCAL_TABLE;
 use kernel::{features, wireguard};
@@ -266,7 +266,42 @@ pub(crate) struct Watcher {
     policing: Option<Policing>,
 }
 
+/// By what the agent hears of nf_tables, for who makes large changes there himself.
+#[derive(Debug)]
+pub(crate) struct Hearing {
+    ear: Ear,
+    events: Sender<Event>,
+}
+
+impl Hearing {
+    /// That of a monitor of nf_tables; `events` are told what may have been missed.
+    pub(crate) fn of(ruleset: &Monitor, events: Sender<Event>) -> Result<Self, kernel::Error> {
+        Ok(Self { ear: ruleset.ear()?, events })
+    }
+
+    /// Has the agent told nothing.
+    pub(crate) fn close(&self) -> Result<(), kernel::Error> {
+        self.ear.close()
+    }
+
+    /// Has it told again.
+    pub(crate) fn open(&self) -> Result<(), kernel::Error> {
+        self.ear.open()
+    }
+
+    /// Says that something may have changed unheard.
+    pub(crate) fn tell(&self) {
+        // Without a loop there is nobody who must know.
+        let _ = self.events.send(Event::Kernel(Touched::Ruleset));
+    }
+}
+
 impl Watcher {
+    /// What can be closed while nobody should be told of nf_tables.
+    pub(crate) fn hearing(&self, events: Sender<Event>) -> Result<Hearing, kernel::Error> {
+        Hearing::of(&self.ruleset, events)
+    }
+
     /// Has changes of the table of policies told to its keeper, but for the keeper's own.
     pub(crate) fn policed(mut self, policing: Policing) -> Result<Self, kernel::Error> {
         self.ruleset.ignore(policing.port())?;

@@ -35,6 +35,7 @@ use store::Store;
 
 use crate::announce::Voice;
 use crate::config::PolicyConfig;
+use crate::door::Hearing;
 use crate::report::told;
 use crate::run::{Error, spawn};
 use attachments::Attachments;
@@ -64,6 +65,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) store: Arc<dyn Store>,
     /// To tell of what goes wrong.
     pub(crate) voice: Voice,
+    /// What is to hear nothing of large changes.
+    pub(crate) hearing: Hearing,
 }
 
 /// The rest of the agent's end.
@@ -89,7 +92,7 @@ pub(crate) fn start(parts: Parts<'_>) -> Result<Policing, Error> {
     let status = Arc::new(Mutex::new(PolicyStatus::default()));
     let attachments = Attachments::open(parts.state_dir)?;
     let gate = Gate::open(parts.state_dir)?;
-    let mut programmed = Programmed::open().map_err(Error::policies)?;
+    let mut programmed = Programmed::open().map_err(Error::policies)?.heard_by(parts.hearing);
     let port = programmed.port().map_err(Error::policies)?;
     let policing = Policing {
         news: news.clone(),

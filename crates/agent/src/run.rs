@@ -146,7 +146,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let store: Arc<dyn Store> = options.open_store()?.into();
     let watch = store.watch(&interest(options))?;
     let announcer = Announcer::start(&options.node, Arc::clone(&store))?;
-    let (policing, watcher) = police(options, (&announcer, &store), watcher)?;
+    let (policing, watcher) = police(options, (&announcer, &store), watcher, &sender)?;
     let (feed, counts) = (policing.feed(), policing.counts());
     let http = open_http(options)?;
     let node = NodeKeeper::new(Parts {
@@ -191,7 +191,9 @@ fn police(
     options: &Options,
     (announcer, store): (&Announcer, &Arc<dyn Store>),
     watcher: Watcher,
+    events: &Sender<Event>,
 ) -> Result<(Policing, Watcher), Error> {
+    let hearing = watcher.hearing(events.clone()).map_err(Error::policies)?;
     let policing = policy::start(policy::Parts {
         node: &options.node,
         state_dir: &options.state_dir,
@@ -200,6 +202,7 @@ fn police(
         networks: pod_networks(options),
         store: Arc::clone(store),
         voice: announcer.voice().clone(),
+        hearing,
     })?;
     let watcher = watcher.policed(policing.clone()).map_err(Error::policies)?;
     Ok((policing, watcher))

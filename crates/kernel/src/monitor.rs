@@ -4,13 +4,16 @@
 //! for a reconcile loop: open the monitor *before* the first listing, so that nothing falls between. On
 //! [`Event::Overrun`] the kernel had to drop notifications: list everything again.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
+
+use rustix::io::Errno;
 
 use crate::address::Address;
 use crate::link::Link;
 use crate::neighbour::{Entry, FdbEntry, Neighbour};
-use crate::netlink::{Malformed, Protocol, Reply, Socket};
+use crate::netlink::{Malformed, Protocol, Reply, Socket, option};
 use crate::netns::Netns;
 use crate::route::Route;
 use crate::rule::Rule;
@@ -102,6 +105,14 @@ pub enum Event {
 pub struct Monitor {
     socket: Socket,
     protocol: Protocol,
+    groups: Vec<u32>,
+}
+
+/// By what one thread has a monitor of another's told nothing for a while: see [`Monitor::ear`].
+#[derive(Debug)]
+pub struct Ear {
+    descriptor: OwnedFd,
+    groups: Vec<u32>,
 }
 
 impl Monitor {
@@ -159,7 +170,19 @@ impl Monitor {
 
     fn listen(mut socket: Socket, protocol: Protocol, groups: &[u32]) -> Result<Self, Error> {
         socket.subscribe(groups)?;
-        Ok(Self { socket, protocol })
+        Ok(Self { socket, protocol, groups: groups.to_vec() })
+    }
+
+    /// What can be closed and opened from elsewhere. The kernel writes a notification for each rule and element of a change
+    /// if anybody at all listens, also to be left out ([`Self::ignore`]): of a large change that is a quarter of the work.
+    ///
+    /// # Errors
+    /// When descriptors have run out.
+    pub fn ear(&self) -> Result<Ear, Error> {
+        let tried = "duplicate a netlink socket";
+        let descriptor = self.as_fd().try_clone_to_owned();
+        let descriptor = descriptor.map_err(|source| Error::System { tried, source })?;
+        Ok(Ear { descriptor, groups: self.groups.clone() })
     }
 
     /// Waits for the next changes, at most this long; `None` when none came in time. For a plugin that waits for
@@ -196,6 +219,34 @@ impl Monitor {
             }
             Err(error) => Err(error),
         }
+    }
+}
+
+impl Ear {
+    /// Has the monitor told nothing from now on. Whoever does it finds out by other means what is missed.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn close(&self) -> Result<(), Error> {
+        self.each("leave netlink notifications", option::leave)
+    }
+
+    /// Has the monitor told of what changes from now on; so it may be already.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn open(&self) -> Result<(), Error> {
+        self.each("subscribe to netlink notifications", option::join)
+    }
+
+    fn each(
+        &self,
+        tried: &'static str,
+        change: fn(BorrowedFd<'_>, u32) -> Result<(), Errno>,
+    ) -> Result<(), Error> {
+        let change = |group: &u32| change(self.descriptor.as_fd(), *group);
+        let done = self.groups.iter().try_for_each(change);
+        done.map_err(|errno| Error::System { tried, source: io::Error::from(errno) })
     }
 }
 

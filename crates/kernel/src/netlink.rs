@@ -12,7 +12,7 @@
 mod attribute;
 mod batch;
 mod message;
-mod option;
+pub(crate) mod option;
 mod socket;
 
 pub use attribute::{Attribute, Attributes, Malformed};

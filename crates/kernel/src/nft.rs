@@ -44,6 +44,7 @@ const COMMENT_ROOM: usize = 253;
 #[derive(Debug)]
 pub struct Nft {
     socket: Socket,
+    commits: u32,
 }
 
 impl Nft {
@@ -52,7 +53,7 @@ impl Nft {
     /// # Errors
     /// When the kernel has no netfilter, or descriptors have run out.
     pub fn open() -> Result<Self, Error> {
-        Ok(Self { socket: Socket::open(Protocol::Netfilter)? })
+        Ok(Self { socket: Socket::open(Protocol::Netfilter)?, commits: 0 })
     }
 
     /// The port by which its changes are known in notifications; 0 before anything was asked.
@@ -80,11 +81,20 @@ impl Nft {
         self.transact(transaction, Some(generation))
     }
 
+    /// How often it has changed something: by so much the [generation](Self::generation) has grown by its doing.
+    #[must_use]
+    pub fn commits(&self) -> u32 {
+        self.commits
+    }
+
     fn transact(&mut self, transaction: Transaction, generation: Option<u32>) -> Result<(), Error> {
-        match transaction.oversized {
-            Some(error) => Err(error),
-            None => self.socket.transact(transaction.batch, c::SUBSYSTEM, generation),
+        if let Some(error) = transaction.oversized {
+            return Err(error);
         }
+        let changes = !transaction.batch.is_empty();
+        self.socket.transact(transaction.batch, c::SUBSYSTEM, generation)?;
+        self.commits = self.commits.wrapping_add(changes.into());
+        Ok(())
     }
 }
 

@@ -181,6 +181,23 @@ fn a_monitor_of_nf_tables_names_the_table() {
 }
 
 #[test]
+fn a_monitor_with_a_closed_ear_is_told_nothing() {
+    let namespace = Namespace::new();
+    let netns = Netns::open(namespace.path()).unwrap();
+    let mut monitor = Monitor::open_nft_in(&netns).unwrap();
+    let ear = monitor.ear().unwrap();
+    let add = |table: &str| harness::run_ok(namespace.command("nft").args(["add", "table", "inet", table]));
+    ear.close().unwrap();
+    add("unheard");
+    // Whoever opens it once more than it was closed hears each change once.
+    ear.open().unwrap();
+    ear.open().unwrap();
+    add("heard");
+    let first = monitor.receive_within(Duration::from_secs(10)).unwrap().expect("the event comes");
+    assert_eq!(first[0].event, Event::Nft(Some("heard".to_owned())));
+}
+
+#[test]
 fn a_listener_that_was_too_slow_is_told_so_and_can_go_on() {
     let netns = Netns::create().unwrap();
     let mut monitor = Monitor::open_in(&netns, &[Topic::Links]).unwrap();

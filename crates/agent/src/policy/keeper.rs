@@ -348,6 +348,9 @@ impl Keeper {
             Ok(steps) => self.succeeded(steps),
             Err(error) => self.failed(&error),
         }
+        if self.programmed.has_missed() {
+            self.hear(News::Touched);
+        }
     }
 
     /// What came without anything to change in the kernel is in force already.

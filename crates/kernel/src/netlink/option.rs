@@ -18,8 +18,13 @@ pub(super) fn enable(socket: BorrowedFd<'_>, option: i32) -> Result<(), Errno> {
 }
 
 /// Joins a multicast group.
-pub(super) fn join(socket: BorrowedFd<'_>, group: u32) -> Result<(), Errno> {
+pub(crate) fn join(socket: BorrowedFd<'_>, group: u32) -> Result<(), Errno> {
     set(socket, libc::NETLINK_ADD_MEMBERSHIP, group)
+}
+
+/// Leaves a multicast group.
+pub(crate) fn leave(socket: BorrowedFd<'_>, group: u32) -> Result<(), Errno> {
+    set(socket, libc::NETLINK_DROP_MEMBERSHIP, group)
 }
 
 fn set(socket: BorrowedFd<'_>, option: i32, value: u32) -> Result<(), Errno> {
