@@ -27,7 +27,7 @@ pub struct Pod {
     /// It lives in the node's own network namespace and gets no address of its own.
     pub host_network: bool,
     /// What its containers declare, in the order given.
-    pub ports: Box<[ContainerPort]>,
+    pub ports: Arc<[ContainerPort]>,
     /// How far it is.
     pub phase: Phase,
     /// The addresses its manifest's status gives.
@@ -46,7 +46,7 @@ impl Pod {
             annotations: Labels::default(),
             node: None,
             host_network: false,
-            ports: Box::default(),
+            ports: Arc::default(),
             phase: Phase::Pending,
             addresses: Box::default(),
             terminating: false,
@@ -55,7 +55,7 @@ impl Pod {
 }
 
 /// A port that a container declares.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ContainerPort {
     /// Its name, by which Services and policies may call it.
     pub name: Option<Box<str>>,

@@ -151,7 +151,7 @@ fn pod(namespace: &str, number: usize, node: &str) -> Pod {
             ("pod-template-hash", format!("{:x}", number / 4 * 2_654_435_761)),
         ]),
         node: Some(node.into()),
-        ports: Box::from([port]),
+        ports: [port].into(),
         phase: Phase::Running,
         addresses: Box::from([
             [10, 244, high, low].into(),

@@ -13,7 +13,7 @@
 //! nobody, whatever statuses say ([`Cluster::orphan`]), and are closed as soon as anybody asks for isolation at all
 //! ([`Cluster::closed`]): the policies of a pod must not end before its packets do.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 use std::ops::Bound;
@@ -35,8 +35,9 @@ pub struct Cluster {
     /// How many policies are not in audit.
     enforced: usize,
     claimants: HashMap<IpAddr, Claimants>,
-    /// Pods by a digest of a label's key and value; whoever asks looks at the labels themselves.
-    labelled: HashMap<u64, BTreeSet<NamespacedName>>,
+    /// Pods by a digest of a label's key and value, in order; whoever asks looks at the labels themselves. Most of the lists are
+    /// short: what tells one workload's pods from all others is a label too.
+    labelled: HashMap<u64, Vec<NamespacedName>>,
 }
 
 /// The pods that say an address is theirs. Nearly always there is one.
@@ -99,9 +100,12 @@ impl Cluster {
                 labelled.entry(digest(key, value)).or_default().push(pod.name.clone());
             }
         }
-        // They come by name, of which a set is made at once.
-        cluster.labelled =
-            labelled.into_iter().map(|(digest, names)| (digest, names.into_iter().collect())).collect();
+        // They came by name, so each list is in order.
+        for names in labelled.values_mut() {
+            names.dedup();
+            names.shrink_to_fit();
+        }
+        cluster.labelled = labelled;
         let policies = cluster.snapshot.network_policies.values();
         cluster.enforced =
             policies.filter(|policy| !policy.audit).count() + cluster.snapshot.cluster_network_policies.len();
@@ -287,9 +291,8 @@ impl Cluster {
     }
 
     /// The pods that have a label, and perhaps some others.
-    pub(crate) fn labelled(&self, (key, value): (&str, &str)) -> &BTreeSet<NamespacedName> {
-        static NONE: BTreeSet<NamespacedName> = BTreeSet::new();
-        self.labelled.get(&digest(key, value)).unwrap_or(&NONE)
+    pub(crate) fn labelled(&self, (key, value): (&str, &str)) -> &[NamespacedName] {
+        self.labelled.get(&digest(key, value)).map_or(&[], Vec::as_slice)
     }
 
     /// Whether a namespace has an object or a pod.
@@ -427,7 +430,10 @@ impl Cluster {
     fn file(&mut self, name: &NamespacedName) {
         let Some(pod) = self.snapshot.pods.get(name) else { return };
         for (key, value) in pod.labels.iter() {
-            self.labelled.entry(digest(key, value)).or_default().insert(name.clone());
+            let names = self.labelled.entry(digest(key, value)).or_default();
+            if let Err(place) = names.binary_search(name) {
+                names.insert(place, name.clone());
+            }
         }
     }
 
@@ -435,7 +441,11 @@ impl Cluster {
         let Some(pod) = self.snapshot.pods.get(name) else { return };
         for (key, value) in pod.labels.iter() {
             let digest = digest(key, value);
-            if self.labelled.get_mut(&digest).is_some_and(|names| names.remove(name) && names.is_empty()) {
+            let Some(names) = self.labelled.get_mut(&digest) else { continue };
+            if let Ok(place) = names.binary_search(name) {
+                names.remove(place);
+            }
+            if names.is_empty() {
                 self.labelled.remove(&digest);
             }
         }

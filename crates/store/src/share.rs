@@ -1,13 +1,13 @@
 //! One copy of what thousands of objects have in common.
 //!
-//! Pods repeat the names of a few nodes and namespaces and the labels of a few workloads, and a pod's status
+//! Pods repeat the names of a few nodes and namespaces and the labels and ports of a few workloads, and a pod's status
 //! repeats the pod's name; parsed one by one each would bring copies of its own. [`Shared`] replaces them by one.
 
 use std::collections::HashSet;
 use std::hash::Hash;
 use std::sync::Arc;
 
-use cluster::{Endpoint, Labels, NamespacedName, NetworkPolicy, Object, Peer, Selector};
+use cluster::{ContainerPort, Endpoint, Labels, NamespacedName, NetworkPolicy, Object, Peer, Selector};
 
 /// What is kept once.
 #[derive(Debug, Default)]
@@ -15,6 +15,7 @@ pub(crate) struct Shared {
     texts: Pool<Arc<str>>,
     labels: Pool<Labels>,
     selectors: Pool<Selector>,
+    ports: Pool<Arc<[ContainerPort]>>,
 }
 
 impl Shared {
@@ -27,6 +28,7 @@ impl Shared {
                 self.name(&mut pod.name);
                 self.labels.unite(&mut pod.labels);
                 self.labels.unite(&mut pod.annotations);
+                self.ports.unite(&mut pod.ports);
                 pod.node.iter_mut().for_each(|node| self.texts.unite(node));
             }
             Object::PodStatus(status) => {
@@ -94,7 +96,7 @@ trait Owned {
     fn owners(&self) -> usize;
 }
 
-impl Owned for Arc<str> {
+impl<T: ?Sized> Owned for Arc<T> {
     fn owners(&self) -> usize {
         Self::strong_count(self)
     }

@@ -123,7 +123,7 @@ const WORDS: [Words; Feature::ALL.len()] = [
     Words::new(
         Feature::HostPorts,
         "dnat of nf_tables",
-        "host ports (the plugin portmap) fail, and, if it is nft_fib, an agent with policy.enforcement, policy.foreignSenders: drop or the backend vxlan, udp or ipip",
+        "host ports (the plugin portmap) fail, and an agent with the backend vxlan, udp or ipip; without nft_fib also one with policy.enforcement or policy.foreignSenders: drop",
         ("CONFIG_NFT_NAT and CONFIG_NFT_FIB_INET", "-a nft_nat nft_fib_inet"),
     ),
     Words::new(

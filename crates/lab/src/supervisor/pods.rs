@@ -294,7 +294,7 @@ fn made_up_uid(number: u64) -> String {
 /// The ports that can be served; SCTP has no server here.
 fn ports(pod: &Pod) -> Vec<Port> {
     let mut ports: Vec<Port> = Vec::new();
-    for declared in &pod.ports {
+    for declared in pod.ports.iter() {
         let port = match declared.protocol {
             Protocol::Tcp => Port::Tcp(declared.port),
             Protocol::Udp => Port::Udp(declared.port),

@@ -1,5 +1,7 @@
 //! Nodes, namespaces and pods (API group `v1`).
 
+use std::sync::Arc;
+
 use cluster::{ContainerPort, Labels, Namespace, Node, Phase, Pod, check_label, check_subdomain};
 use ipnet::IpNet;
 
@@ -122,7 +124,7 @@ fn annotations(field: &Field<'_, '_>) -> Result<Labels, Fault> {
     Ok(kept.into_iter().collect())
 }
 
-fn container_ports(containers: &Field<'_, '_>) -> Result<Box<[ContainerPort]>, Fault> {
+fn container_ports(containers: &Field<'_, '_>) -> Result<Arc<[ContainerPort]>, Fault> {
     let mut ports = Vec::new();
     for container in containers.items()? {
         ports.extend(container.get("ports")?.each(container_port)?);
