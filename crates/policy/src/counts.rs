@@ -3,7 +3,7 @@
 //! Read [`Policies::attribute`], then [`Tally`]. Chains are shared: a NetworkPolicy has one for each direction on a node,
 //! whoever its pods are, and pods that the same policies isolate share the rule that drops. So a count is of a policy's
 //! rule, over all of this node's pods that it is about; and what nothing allowed is counted by who isolates, for the pods
-//! that are isolated alike. The kernel's counters begin anew when a policy changes; a tally goes on.
+//! that are isolated alike. The kernel's counters begin anew where a policy's rules are written again; a tally goes on.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! The table of policies in the kernel.
 //!
 //! Read [`Programmed::make`]: reading what the table holds, and making the difference to what it should hold, is how an agent starts, how a foreign hand is undone, and how a failure is got over. In between,
-//! [`Programmed::take`] carries out the steps of a change without reading anything.
+//! [`Programmed::take`] carries out the steps of a change, and reads no more than the rules of chains that are written again.
 
 use std::collections::{BTreeMap, HashSet};
 
