@@ -272,6 +272,13 @@ impl Cluster {
         })
     }
 
+    /// Waits until a pod is Ready. A kubelet that found the API server away asks it again only after up to a minute, and
+    /// once more if it asked one that was starting.
+    pub(super) fn await_pod(&self, name: &str) -> anyhow::Result<()> {
+        let timeout = format!("--timeout={}s", PATIENCE.as_secs());
+        self.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), &timeout]).map(drop)
+    }
+
     /// The process that the script started under this name.
     pub(super) fn process(&self, name: &str) -> anyhow::Result<u32> {
         let pids = fs::read_to_string(self.path("pids"))?;

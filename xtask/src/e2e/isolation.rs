@@ -74,7 +74,7 @@ pub(super) fn sandbox_died(cluster: &mut Cluster) -> anyhow::Result<String> {
     });
     cluster.apply_text(&isolated.to_string())?;
     cluster.apply_text(&pod("sealed", 2).to_string())?;
-    cluster.kubectl(&["wait", "--for=condition=Ready", "pod/sealed", "--timeout=60s"])?;
+    cluster.await_pod("sealed")?;
     let before = attachment(cluster, 2, "sealed")?.context("the pod has no attachment")?;
     let server = cluster.kill("kube-apiserver")?;
     let refused = refused_anew(cluster, &before);

@@ -293,7 +293,7 @@ fn reinstalled(cluster: &mut Cluster) -> anyhow::Result<String> {
     cluster.apply(&crate::workspace::root().join("deploy/kubernetes/daemonset.yaml"))?;
     await_agents(cluster)?;
     let start = Instant::now();
-    cluster.kubectl(&["wait", "--for=condition=Ready", "pod/without-agents", "--timeout=120s"])?;
+    cluster.await_pod("without-agents")?;
     let took = start.elapsed().as_secs_f64();
     cluster.kubectl(&["delete", "pod", "without-agents", "--wait=true"])?;
     isolation::nothing_leaked(cluster, 2)?;

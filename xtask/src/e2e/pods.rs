@@ -104,7 +104,7 @@ pub(super) fn bandwidth(cluster: &Cluster) -> anyhow::Result<()> {
         },
     });
     cluster.apply_text(&pod.to_string())?;
-    cluster.kubectl(&["wait", "--for=condition=Ready", "pod/limited", "--timeout=60s"])?;
+    cluster.await_pod("limited")?;
     let limits = || cluster.sh(1, "tc qdisc show | grep -c 'rate 23Mbit' || true");
     ensure!(limits()?.trim() == "1", "the annotation has no effect");
     cluster.kubectl(&["delete", "pod", "limited", "--wait=true"])?;
@@ -124,7 +124,7 @@ pub(super) fn born(cluster: &Cluster, name: &str, node: usize) -> anyhow::Result
         },
     });
     cluster.apply_text(&pod.to_string())?;
-    cluster.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=60s"]).map(drop)
+    cluster.await_pod(name)
 }
 
 fn manifest() -> Value {
