@@ -36,9 +36,10 @@ const USAGE: &str = "usage: cargo xtask TASK
   vm-test [S] the tests whose kernel features this machine lacks, on Debian's cloud kernel in QEMU;
              only the suites whose names contain S
   bench [S]  ours, the reference's and the kernel's floor, side by side; only the parts whose names contain S:
-             plugins, status, burst, crowd, cluster, kubernetes, network, tunnel
+             plugins, status, burst, crowd, cluster, kubernetes, network, tunnel, policy-wide, policy-deep, policy-packets,
+             policy-attach
   e2e [S]    a real Kubernetes on this machine with Fairlead installed from deploy/; only the parts whose names contain S:
-             install, pods, outages, conformance, allocation, uninstall
+             install, pods, outages, conformance, policies, cluster-policies, allocation, uninstall
 ";
 
 fn main() -> ExitCode {
