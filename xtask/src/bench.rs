@@ -130,7 +130,6 @@ pub(crate) fn middle(values: impl IntoIterator<Item = f64>) -> f64 {
 }
 
 /// The middle value in milliseconds.
-pub(crate) fn median(mut values: Vec<Duration>) -> f64 {
-    values.sort();
-    values.get(values.len() / 2).map_or(f64::NAN, |middle| middle.as_secs_f64() * 1000.0)
+pub(crate) fn median(values: Vec<Duration>) -> f64 {
+    middle(values.iter().map(|value| value.as_secs_f64() * 1000.0))
 }

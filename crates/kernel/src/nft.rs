@@ -1,7 +1,8 @@
 //! nf_tables without the `nft` program: tables, chains, rules, sets and their elements, in atomic transactions.
 //!
 //! Read [`Transaction`] first: changes in the words of `netstate::nft`, collected and then carried out by
-//! [`Nft::commit`], all or nothing. [`Nft::carry_out`] does the steps of a plan. [`Nft`] also reads back: names of tables, whole tables, elements of a set.
+//! [`Nft::commit`], all or nothing. [`Nft::carry_out`] does the steps of a plan. [`Nft`] also reads back: names of
+//! tables, whole tables, elements of a set.
 //!
 //! What stays true: adding what is there already is no error unless the method says "create"; deleting what
 //! is not there is one ([`Error::is_missing`]), which then undoes the rest of its transaction; an element or

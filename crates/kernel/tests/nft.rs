@@ -32,7 +32,7 @@ fn inside<T: Send>(namespace: &Namespace, work: impl FnOnce(&mut Nft) -> T + Sen
 }
 
 fn commit(nft: &mut Nft, steps: &[nft::Step]) {
-    nft.carry_out(steps).unwrap_or_else(|error| panic!("{error}"));
+    nft.carry_out(steps.to_vec()).unwrap_or_else(|error| panic!("{error}"));
 }
 
 fn address(text: &str) -> Key {
@@ -467,37 +467,85 @@ fn what_others_edit_is_seen_and_healed() {
     }
 }
 
+/// A table of one chain, with a rule for each letter; a capital one looks into a set of that name.
+fn marks(letters: &str) -> Table {
+    let mut table = Table::new(Family::Inet, "fairlead");
+    let mut chain = Chain::regular("marks");
+    for letter in letters.chars() {
+        let (field, operator) = (Field::Mark, Operator::Equal);
+        let mark = Statement::MaskedMatch { field, mask: 0xff, operator, value: u32::from(letter) };
+        let mut statements = vec![mark];
+        if letter.is_uppercase() {
+            let set = Set::new(letter.to_string(), [KeyType::Ipv4]);
+            statements.push(Statement::in_set([Field::Source(IpVersion::V4)], set.name.clone()));
+            table = table.with_set(set.with_element(address("10.244.1.2"), None));
+        }
+        statements.push(Statement::Counter);
+        chain = chain.with_rule(Rule::new(statements).with_comment("a mark"));
+    }
+    table.with_chain(chain)
+}
+
 #[test]
 fn a_chain_that_is_written_again_keeps_the_rules_that_stay() {
     let namespace = Namespace::new();
-    let key = nft::TableKey::new(Family::Inet, "fairlead");
-    let rule = |mark: char| {
-        let (field, operator) = (Field::Mark, Operator::Equal);
-        let mark = Statement::MaskedMatch { field, mask: 0xff, operator, value: u32::from(mark) };
-        Rule::new([mark, Statement::Counter]).with_comment("a mark")
-    };
-    let table = |marks: &str| {
-        let chain = marks.chars().fold(Chain::regular("marks"), |chain, mark| chain.with_rule(rule(mark)));
-        Table::new(key.family, key.name.clone()).with_chain(chain)
-    };
     let handles = || -> Vec<(String, u64)> {
         let ruleset = namespace.nft_ruleset();
         let rules = of_kind(&ruleset, "rule").into_iter();
         rules.map(|rule| (rule["comment"].to_string(), rule["handle"].as_u64().unwrap())).collect()
     };
-    let mut have = table("abcd");
+    let mut have = marks("abcd");
     inside(&namespace, |nft| commit(nft, &nft::diff(None, Some(&have))));
-    for (marks, stay) in
-        [("abcde", 4), ("xabcde", 5), ("xaye", 3), ("xae", 3), ("xaae", 3), ("e", 1), ("fg", 0), ("", 0)]
-    {
+    let changes = [
+        ("abcde", 4),
+        ("xabcde", 5),
+        ("xaye", 3),
+        ("xae", 3),
+        ("xaae", 3),
+        ("xaSe", 3),
+        ("xTSe", 3),
+        ("TSe", 3),
+        ("e", 1),
+        ("fg", 0),
+        ("", 0),
+    ];
+    for (letters, stay) in changes {
         let was = handles();
-        let want = table(marks);
+        let want = marks(letters);
         inside(&namespace, |nft| {
             commit(nft, &nft::diff(Some(&have), Some(&want)));
-            assert_eq!(nft.table(&key, Some(&want)).unwrap().unwrap(), want, "{marks}");
+            assert_eq!(nft.table(&want.key, Some(&want)).unwrap().unwrap(), want, "{letters}");
         });
         let now = handles();
-        assert_eq!(now.iter().filter(|rule| was.contains(rule)).count(), stay, "{marks}: {was:?} {now:?}");
+        assert_eq!(now.iter().filter(|rule| was.contains(rule)).count(), stay, "{letters}: {was:?} {now:?}");
         have = want;
+    }
+}
+
+#[test]
+fn changes_that_are_made_together_come_to_the_last_of_them() {
+    let namespace = Namespace::new();
+    let courses: [&[&str]; 9] = [
+        &["a", "ab", "a"],
+        &["ab", "a", "ab"],
+        &["abc", "axc", "abc", "ac"],
+        &["ab", "abc", ""],
+        &["", "a", "ab"],
+        &["ab", "", "ab"],
+        &["aS", "a", "aS"],
+        &["aS", "", "aS"],
+        &["aS", "aST", "aT", "TS"],
+    ];
+    for course in courses {
+        let tables: Vec<Table> = course.iter().map(|letters| marks(letters)).collect();
+        let steps: Vec<nft::Step> =
+            tables.windows(2).flat_map(|pair| nft::diff(Some(&pair[0]), Some(&pair[1]))).collect();
+        let want = tables.last().unwrap();
+        inside(&namespace, |nft| {
+            commit(nft, &nft::diff(None, Some(&tables[0])));
+            commit(nft, &steps);
+            assert_eq!(nft.table(&want.key, Some(want)).unwrap().as_ref(), Some(want), "{course:?}");
+            commit(nft, &nft::diff(Some(want), None));
+        });
     }
 }

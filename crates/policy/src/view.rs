@@ -151,7 +151,7 @@ impl Cluster {
             self.enforced = self.enforced + self.enforces(&key) - was;
             return changed;
         };
-        let of_labels = matches!(change.key(), Key::Pod(_));
+        let of_labels = self.relabels(change);
         self.disclaim(&name);
         if of_labels {
             self.unfile(&name);
@@ -162,6 +162,15 @@ impl Cluster {
         }
         self.claim(&name);
         changed
+    }
+
+    /// Whether a pod has other labels after a change.
+    fn relabels(&self, change: &Change) -> bool {
+        let labels = |name: &NamespacedName| self.snapshot.pods.get(name).map(|pod| &pod.labels);
+        match change {
+            Change::Set(Object::Pod(pod)) => labels(&pod.name) != Some(&pod.labels),
+            change => matches!(change.key(), Key::Pod(_)),
+        }
     }
 
     /// The pods whose membership can change when this is what is attached of a pod.
@@ -432,6 +441,10 @@ impl Cluster {
         for (key, value) in pod.labels.iter() {
             let names = self.labelled.entry(digest(key, value)).or_default();
             if let Err(place) = names.binary_search(name) {
+                // A list that doubled would be half empty.
+                if names.len() == names.capacity() {
+                    names.reserve_exact(1 + names.len() / 8);
+                }
                 names.insert(place, name.clone());
             }
         }

@@ -132,7 +132,7 @@ impl<T: Clone + Eq + Hash + Owned> Pool<T> {
 mod tests {
     use std::sync::Arc;
 
-    use cluster::{NamespacedName, Object, Pod};
+    use cluster::{ContainerPort, NamespacedName, Object, Pod, Protocol};
 
     use super::Shared;
 
@@ -142,12 +142,16 @@ mod tests {
         let mut pod = |number: usize| {
             let mut pod = Pod::named(NamespacedName::new("shop", format!("web-{number}")));
             pod.labels = [("app", "web")].into_iter().collect();
+            let (name, protocol) = (Some("http".into()), Protocol::Tcp);
+            pod.ports =
+                [ContainerPort { name, port: 80, protocol, host_port: None, host_address: None }].into();
             let mut object = Object::from(pod);
             shared.share(&mut object);
             object
         };
         let (Object::Pod(one), Object::Pod(two)) = (pod(1), pod(2)) else { panic!() };
         assert!(Arc::ptr_eq(&one.name.namespace, &two.name.namespace));
+        assert!(Arc::ptr_eq(&one.ports, &two.ports));
         assert_eq!(one.labels.owner_count(), 3, "two pods and the pool");
         (3..10_000).for_each(|number| drop(pod(number)));
         assert!(shared.texts.values.len() < 200, "{}", shared.texts.values.len());

@@ -349,7 +349,7 @@ impl Keeper {
             Err(error) => self.failed(&error),
         }
         if self.programmed.has_missed() {
-            self.hear(News::Touched);
+            self.doubt();
         }
     }
 

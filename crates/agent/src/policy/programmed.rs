@@ -1,7 +1,8 @@
 //! The table of policies in the kernel.
 //!
-//! Read [`Programmed::make`]: reading what the table holds, and making the difference to what it should hold, is how an agent starts, how a foreign hand is undone, and how a failure is got over. In between,
-//! [`Programmed::take`] carries out the steps of a change, and reads no more than the rules of chains that are written again.
+//! Read [`Programmed::make`]: reading what the table holds, and making the difference to what it should hold, is how
+//! an agent starts, how a foreign hand is undone, and how a failure is got over. In between, [`Programmed::take`]
+//! carries out the steps of a change, and reads no more than the rules of chains that are written again.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -63,36 +64,44 @@ impl Programmed {
             }
         }
         self.nft.commit(transaction)?;
-        self.nft.carry_out(&rest)?;
+        self.nft.carry_out(rest)?;
         Ok(count)
     }
 
     /// Makes the table hold what it should, whatever it holds; says in how many steps.
     pub(super) fn make(&mut self, want: Table) -> Result<usize, kernel::Error> {
-        // It may have failed when it was tried last.
         self.hear()?;
         let have = self.nft.table(&self.table, Some(&want))?;
         let steps = nft::steps(have.as_ref(), Some(want));
         drop(have);
-        if steps.len() < MANY {
-            return self.take(steps);
-        }
-        // The kernel has a quarter less to do if nobody is told of each rule.
-        let (generation, commits) = (self.nft.generation()?, self.nft.commits());
-        self.hearing.iter().try_for_each(Hearing::close)?;
-        let taken = self.take(steps);
-        self.hear()?;
-        let own = self.nft.commits().wrapping_sub(commits);
-        self.missed |= self.nft.generation()? != generation.wrapping_add(own);
-        taken
+        if steps.len() < MANY { self.take(steps) } else { self.unheard(|programmed| programmed.take(steps)) }
     }
 
-    /// Has the agent hear of nf_tables again.
+    /// Does this while the agent hears nothing of nf_tables: the kernel has a quarter less to do for a large table if
+    /// nobody is told of each rule.
+    fn unheard<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T, kernel::Error>,
+    ) -> Result<T, kernel::Error> {
+        let Some(hearing) = &self.hearing else { return work(self) };
+        let (generation, commits) = (self.nft.generation()?, self.nft.commits());
+        // Until it is known that nothing is.
+        self.missed = true;
+        hearing.close()?;
+        let done = work(self);
+        self.hear()?;
+        let own = self.nft.commits().wrapping_sub(commits);
+        self.missed = self.nft.generation()? != generation.wrapping_add(own);
+        done
+    }
+
+    /// Has the agent hear of nf_tables, also where that has failed before.
     fn hear(&self) -> Result<(), kernel::Error> {
         self.hearing.iter().try_for_each(Hearing::open)
     }
 
-    /// Whether somebody else may have changed something while nobody listened; the rest of the agent is told then.
+    /// Whether somebody else, be it another part of the agent, may have changed something while nobody listened; the
+    /// rest of the agent is told then.
     pub(super) fn has_missed(&mut self) -> bool {
         let missed = std::mem::take(&mut self.missed);
         if missed {
@@ -128,6 +137,7 @@ impl Programmed {
 
     /// Removes the table; true if it was there.
     pub(super) fn remove(&mut self) -> Result<bool, kernel::Error> {
+        self.hear()?;
         let mut transaction = Transaction::new();
         transaction.delete_table(&self.table);
         match self.nft.commit(transaction) {
@@ -243,11 +253,12 @@ mod tests {
         Table, TableKey, Value, Verdict,
     };
 
-    use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::mpsc;
+    use std::time::Duration;
 
     use harness::Namespace;
     use kernel::monitor::Monitor;
+    use kernel::nft::{Nft, Transaction};
 
     use super::{MANY, Programmed, apart};
     use crate::door::Hearing;
@@ -315,38 +326,32 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_else_changes_while_nobody_listens_is_missed_and_said() {
-        let namespace = Namespace::new();
-        namespace.inside(|| {
+    fn what_somebody_else_changes_while_nobody_listens_is_not_heard_but_known() {
+        Namespace::new().inside(|| {
             let (events, told) = mpsc::channel();
-            let monitor = Monitor::open_nft().unwrap();
+            let mut monitor = Monitor::open_nft().unwrap();
             let hearing = Hearing::of(&monitor, events).unwrap();
             let mut programmed = Programmed::open().unwrap().heard_by(hearing);
-            let chains =
-                |from: usize| (from..from + MANY).map(|number| Chain::regular(format!("chain-{number}")));
-            let empty = Table::new(Family::Inet, super::TABLE);
-            let table = |from| chains(from).fold(empty.clone(), Table::with_chain);
-            programmed.make(table(0)).unwrap();
+            let chains = (0..MANY).map(|number| Chain::regular(format!("chain-{number}")));
+            let table = chains.fold(Table::new(Family::Inet, super::TABLE), Table::with_chain);
+            programmed.make(table).unwrap();
             assert!(!programmed.has_missed());
             assert!(told.try_recv().is_err());
-            let done = AtomicBool::new(false);
-            std::thread::scope(|scope| {
-                scope.spawn(|| {
-                    while !done.load(Ordering::Relaxed) {
-                        for verb in ["add", "delete"] {
-                            harness::run_ok(namespace.command("nft").args([verb, "table", "inet", "other"]));
-                        }
-                    }
-                });
-                let mut from = 0;
-                while !programmed.missed {
-                    from += MANY;
-                    programmed.make(table(from)).unwrap();
-                }
-                done.store(true, Ordering::Relaxed);
-            });
+            let other = |name: &str| {
+                let mut transaction = Transaction::new();
+                transaction.add_table(&TableKey::new(Family::Inet, name));
+                Nft::open().unwrap().commit(transaction)
+            };
+            programmed.unheard(|_| other("unheard")).unwrap();
             assert!(programmed.has_missed() && !programmed.has_missed());
             assert!(matches!(told.try_recv(), Ok(Event::Kernel(Touched::Ruleset))));
+            let refused = programmed.unheard(|programmed| {
+                programmed.take(vec![Step::DeleteTable(TableKey::new(Family::Inet, "none"))])
+            });
+            assert!(refused.is_err() && !programmed.has_missed());
+            other("heard").unwrap();
+            let first = monitor.receive_within(Duration::from_secs(10)).unwrap().expect("it is heard");
+            assert_eq!(first[0].event, kernel::monitor::Event::Nft(Some("heard".into())));
         });
     }
 

@@ -1,7 +1,7 @@
 //! What the counters of a table's rules have counted.
 //!
-//! Read [`Nft::counters`]. A counter belongs to its rule: where a chain is rewritten, the counters of the rules that do not stay begin anew. So who wants
-//! totals adds up what came on top since the last reading.
+//! Read [`Nft::counters`]. A counter belongs to its rule: where a chain is rewritten, the counters of the rules that
+//! do not stay begin anew. So who wants totals adds up what came on top since the last reading.
 
 use netstate::nft::TableKey;
 

@@ -4,17 +4,23 @@
 //! beginning and at its end, is left alone: a new rule costs the kernel a look through the list of the table's sets for each
 //! set that it names, and its counter begins at nothing. What stands between is replaced as a whole.
 //!
-//! What stays true: a rule stays only where its whole comment is the one that it would be written with, which ends in the
-//! digest of its text. The rules stand in the order of the plan afterwards.
+//! What stays true: the chain holds what the steps say, in their order. A rule stays only where its whole comment is
+//! the one that it would be written with, which ends in the digest of its text, as a table is read back too; where
+//! nobody has changed anything since it was looked for; and where the steps empty its chain once, write it once, and
+//! take nothing away that it names. Changes that came one after the other are together in one plan, and what one of
+//! them takes away another may bring back: such chains are emptied.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use netstate::nft::{Rule, Step, TableKey};
+use netstate::nft::{Rule, Statement, Step, TableKey};
 
 use super::{Nft, Transaction, constant as c, expression, message, userdata};
 use crate::Error;
 use crate::foreign::ForeignRule;
 use crate::netlink::Purpose;
+
+/// A table and the name of something in it.
+type Place<'s> = (&'s TableKey, &'s str);
 
 /// How a chain becomes what it is to hold.
 #[derive(Debug, PartialEq, Eq)]
@@ -35,63 +41,80 @@ impl Nft {
     /// Carries out the steps of a plan in one transaction: all of them or nothing.
     ///
     /// # Errors
-    /// The first change that was refused, by name; nothing has been changed then. Somebody may have taken a rule away that
-    /// was found: who cannot know what there is reads it and plans again.
-    pub fn carry_out(&mut self, steps: &[Step]) -> Result<(), Error> {
-        let mut rewrites = self.rewrites(steps)?;
+    /// The first change that was refused, by name; nothing has been changed then.
+    pub fn carry_out(&mut self, steps: Vec<Step>) -> Result<(), Error> {
+        if self.carry_out_sparingly(&steps)? {
+            return Ok(());
+        }
         let mut transaction = Transaction::new();
         for step in steps {
-            match step {
-                Step::FlushChain(table, chain) => match rewrites.get(&(table, chain)) {
-                    Some(rewrite) => rewrite.go.iter().for_each(|handle| {
-                        transaction.delete_rule(table, chain, *handle);
-                    }),
-                    None => drop(transaction.flush_chain(table, chain)),
-                },
-                Step::AddRule(table, chain, rule) => match rewrites.get_mut(&(table, chain)) {
-                    Some(rewrite) => rewrite.add(&mut transaction, (table, chain), rule),
-                    None => drop(transaction.add_rule(table, chain, rule)),
-                },
-                step => drop(transaction.add_step(step)),
-            }
+            transaction.add_step(&step);
         }
         self.commit(transaction)
     }
 
-    /// Of each chain that is emptied and written again and of which something stays: what.
-    fn rewrites<'s>(
-        &mut self,
-        steps: &'s [Step],
-    ) -> Result<BTreeMap<(&'s TableKey, &'s String), Rewrite>, Error> {
-        let mut wanted: BTreeMap<(&TableKey, &String), Vec<&Rule>> = BTreeMap::new();
-        for step in steps {
-            if let Step::FlushChain(table, chain) = step {
-                wanted.insert((table, chain), Vec::new());
-            }
+    /// The same where a chain is written again of which something stays; false, and nothing done, if there is none,
+    /// or somebody else has changed something meanwhile.
+    fn carry_out_sparingly(&mut self, steps: &[Step]) -> Result<bool, Error> {
+        let wanted = written_again(steps);
+        if wanted.is_empty() {
+            return Ok(false);
         }
-        for step in steps {
-            match step {
-                Step::AddRule(table, chain, rule) => {
-                    if let Some(rules) = wanted.get_mut(&(table, chain)) {
-                        rules.push(rule);
-                    }
-                }
-                Step::DeleteChain(table, chain) => drop(wanted.remove(&(table, chain))),
-                _ => {}
-            }
-        }
+        let generation = self.generation()?;
         let mut rewrites = BTreeMap::new();
         for ((table, chain), rules) in wanted {
-            if rules.is_empty() {
-                continue;
-            }
             let standing = self.foreign_rules(table, Some(chain))?;
             let comments: Vec<String> =
                 rules.iter().map(|rule| userdata::rule_comment(rule, &rule.to_string())).collect();
             rewrites.extend(Rewrite::of(&standing, &comments).map(|rewrite| ((table, chain), rewrite)));
         }
-        Ok(rewrites)
+        if rewrites.is_empty() {
+            return Ok(false);
+        }
+        let mut transaction = Transaction::new();
+        for step in steps {
+            transaction.add_sparingly(step, &mut rewrites);
+        }
+        match self.commit_at(transaction, generation) {
+            Err(error) if error.is_outdated() => Ok(false),
+            done => done.map(|()| true),
+        }
     }
+}
+
+/// The chains that the steps empty once and write once, with their new rules, unless one of these names what the steps take away.
+fn written_again(steps: &[Step]) -> BTreeMap<Place<'_>, Vec<&Rule>> {
+    let mut chains: BTreeMap<Place<'_>, Option<Vec<&Rule>>> = BTreeMap::new();
+    let mut gone: BTreeSet<Place<'_>> = BTreeSet::new();
+    for step in steps {
+        match step {
+            Step::FlushChain(table, name) => {
+                let chain = chains.entry((table, name));
+                chain.and_modify(|rules| *rules = None).or_insert_with(|| Some(Vec::new()));
+            }
+            Step::AddRule(table, name, rule) => {
+                if let Some(rules) = chains.entry((table, name)).or_default() {
+                    rules.push(rule);
+                }
+            }
+            Step::AddChain(table, chain) => drop(chains.insert((table, &chain.name), None)),
+            Step::DeleteChain(table, name) => {
+                chains.insert((table, name), None);
+                gone.insert((table, name));
+            }
+            Step::DeleteSet(table, name) => drop(gone.insert((table, name))),
+            Step::DeleteTable(_) => return BTreeMap::new(),
+            Step::AddTable(_) | Step::AddSet(..) | Step::AddElements(..) | Step::DeleteElements(..) => {}
+        }
+    }
+    let lasts = |table, rule: &&Rule| {
+        let mut names = rule.statements.iter().filter_map(Statement::names);
+        !names.any(|name| gone.contains(&(table, name)))
+    };
+    let rules = chains.into_iter().filter_map(|(place, rules)| Some((place, rules?)));
+    rules
+        .filter(|((table, _), rules)| !rules.is_empty() && rules.iter().all(|rule| lasts(*table, rule)))
+        .collect()
 }
 
 impl Rewrite {
@@ -122,6 +145,23 @@ impl Rewrite {
 }
 
 impl Transaction {
+    /// Adds one step of a plan, and of chains of which something stays only what does not.
+    fn add_sparingly<'s>(&mut self, step: &'s Step, rewrites: &mut BTreeMap<Place<'s>, Rewrite>) {
+        match step {
+            Step::FlushChain(table, chain) if let Some(rewrite) = rewrites.get(&(table, chain.as_str())) => {
+                for handle in &rewrite.go {
+                    self.delete_rule(table, chain, *handle);
+                }
+            }
+            Step::AddRule(table, chain, rule)
+                if let Some(rewrite) = rewrites.get_mut(&(table, chain.as_str())) =>
+            {
+                rewrite.add(self, (table, chain), rule);
+            }
+            step => drop(self.add_step(step)),
+        }
+    }
+
     /// Puts a rule before the one of this handle, or at the end of its chain.
     pub(super) fn put_rule(
         &mut self,
