@@ -12,6 +12,7 @@ use netstate::nft::{
     Policy, Rule, Set, Statement, Table, Value, Verdict, priority,
 };
 use netstate::{LinkName, Mac};
+use proptest::test_runner::{Config, TestRunner};
 use serde_json::Value as Json;
 
 /// Runs `work` with a conversation that was opened inside the namespace.
@@ -536,16 +537,30 @@ fn changes_that_are_made_together_come_to_the_last_of_them() {
         &["aS", "", "aS"],
         &["aS", "aST", "aT", "TS"],
     ];
-    for course in courses {
-        let tables: Vec<Table> = course.iter().map(|letters| marks(letters)).collect();
-        let steps: Vec<nft::Step> =
-            tables.windows(2).flat_map(|pair| nft::diff(Some(&pair[0]), Some(&pair[1]))).collect();
-        let want = tables.last().unwrap();
-        inside(&namespace, |nft| {
-            commit(nft, &nft::diff(None, Some(&tables[0])));
-            commit(nft, &steps);
-            assert_eq!(nft.table(&want.key, Some(want)).unwrap().as_ref(), Some(want), "{course:?}");
-            commit(nft, &nft::diff(Some(want), None));
-        });
-    }
+    courses.iter().for_each(|course| go_through(&namespace, course));
+    // The same of any.
+    let any = proptest::collection::vec("[a-cS-U]{0,4}", 2..6);
+    let mut runner = TestRunner::new(Config::with_cases(100));
+    let done = runner.run(&any, |course| {
+        let course: Vec<&str> = course.iter().map(String::as_str).collect();
+        go_through(&namespace, &course);
+        Ok(())
+    });
+    done.unwrap();
+}
+
+/// Makes all the changes from one table to the next in one transaction.
+fn go_through(namespace: &Namespace, course: &[&str]) {
+    let tables: Vec<Table> = course.iter().map(|letters| marks(letters)).collect();
+    let steps: Vec<nft::Step> =
+        tables.windows(2).flat_map(|pair| nft::diff(Some(&pair[0]), Some(&pair[1]))).collect();
+    let want = tables.last().unwrap();
+    inside(namespace, |nft| {
+        let mut clean = Transaction::new();
+        clean.add_table(&want.key).delete_table(&want.key);
+        nft.commit(clean).unwrap();
+        commit(nft, &nft::diff(None, Some(&tables[0])));
+        commit(nft, &steps);
+        assert_eq!(nft.table(&want.key, Some(want)).unwrap().as_ref(), Some(want), "{course:?}");
+    });
 }
