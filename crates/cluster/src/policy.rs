@@ -121,6 +121,8 @@ pub struct ClusterNetworkPolicy {
     pub ingress: Box<[ClusterRule]>,
     /// What decides on connections from them, in order.
     pub egress: Box<[ClusterRule]>,
+    /// It decides nothing: what it would deny is told.
+    pub audit: bool,
     /// What could not be read outside of the rules, and what it is taken for.
     pub faults: Box<[Box<str>]>,
 }
@@ -249,7 +251,7 @@ pub fn domain_matches(pattern: &str, name: &str) -> bool {
     }
 }
 
-/// The annotation that puts a NetworkPolicy into audit, by the value `true`.
+/// The annotation that puts a policy of either kind into audit, by the value `true`.
 pub const AUDIT_ANNOTATION: &str = "fairlead.io/audit";
 
 /// The label that every namespace has, with its own name.

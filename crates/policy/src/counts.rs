@@ -39,7 +39,7 @@ pub struct Amount {
 pub enum Counted {
     /// What a rule of a NetworkPolicy let pass; in audit, what it would have.
     Rule(Direction, NamespacedName, usize),
-    /// What a rule of a ClusterNetworkPolicy decided.
+    /// What a rule of a ClusterNetworkPolicy decided; in audit, what it would have.
     ClusterRule(Direction, Arc<str>, usize),
     /// What these NetworkPolicies isolate from, and no rule of theirs allowed: it was dropped.
     Isolated(Direction, Arc<[NamespacedName]>),
@@ -101,6 +101,9 @@ pub(crate) fn whose(policies: &Policies, chain: &Chain, origin: Origin) -> Optio
             let there = &policies.cluster().snapshot().cluster_network_policies;
             let mut names = names.iter().filter(|name| there.contains_key(*name));
             Counted::ClusterRule(*direction, names.nth(which.into())?.clone(), place.into())
+        }
+        (Chain::Audit(direction, name), Origin::ClusterRule(_, place)) => {
+            Counted::ClusterRule(*direction, name.clone(), place.into())
         }
         (Chain::Profile(profile), Origin::Isolated) => {
             Counted::Isolated(profile.direction, profile.isolating.clone())

@@ -148,6 +148,8 @@ impl Teller<'_> {
             notes.push(format!("NetworkPolicy {names}, {verb}: no rule of theirs matches"));
             notes.extend(self.near_misses(&decision.would_deny));
         }
+        let in_audit = decision.cluster_would_deny.iter();
+        notes.extend(in_audit.map(|at| format!("{}, in audit, would deny it", rule_name(at))));
         let allowed = decision.allows();
         Reason { allowed, because, notes, remedy: (!allowed).then(|| self.remedy(&decision.outcome)) }
     }

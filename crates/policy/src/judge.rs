@@ -16,7 +16,8 @@
 //!
 //! A NetworkPolicy in audit isolates nobody and allows nothing. Those in audit are taken together, as they would be
 //! enforced one day: a flow that passes a direction now is told if all of them, enforced along with the others, would
-//! deny it. So what one default deny would break is not told where another policy in audit allows it.
+//! deny it. So what one default deny would break is not told where another policy in audit allows it. A ClusterNetworkPolicy in
+//! audit is asked in its place and decides nothing: what its first rule that matches would deny is told, each policy by itself.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -94,11 +95,13 @@ pub struct Decision {
     /// The NetworkPolicies in audit that would isolate the pod; together they would deny what passes now. None if they
     /// would not.
     pub would_deny: Vec<Arc<NetworkPolicy>>,
+    /// The rules of ClusterNetworkPolicies in audit that would have denied the flow before anything that is enforced decided.
+    pub cluster_would_deny: Vec<ClusterRuleAt>,
 }
 
 impl Decision {
     fn of(outcome: Outcome) -> Self {
-        Self { passed: None, outcome, would_deny: Vec::new() }
+        Self { passed: None, outcome, would_deny: Vec::new(), cluster_would_deny: Vec::new() }
     }
 
     /// Whether the direction lets the flow pass.
@@ -231,22 +234,24 @@ fn is_own_node(cluster: &Cluster, node: Option<&Arc<str>>, address: IpAddr) -> b
 impl Side<'_> {
     fn decide(&self, itself: bool) -> Decision {
         let mut passed = None;
-        if let Some(at) = self.cluster_rule(Tier::Admin) {
+        let mut cluster_would_deny = Vec::new();
+        if let Some(at) = self.cluster_rule(Tier::Admin, &mut cluster_would_deny) {
             if at.rule().is_some_and(|rule| rule.action != Action::Pass) {
-                return Decision::of(Outcome::Cluster(at));
+                return Decision { cluster_would_deny, ..Decision::of(Outcome::Cluster(at)) };
             }
             passed = Some(at);
         }
         let isolating = self.isolating(false);
         let outcome = if isolating.is_empty() {
-            self.cluster_rule(Tier::Baseline).map_or(Outcome::Unjudged, Outcome::Cluster)
+            let decided = self.cluster_rule(Tier::Baseline, &mut cluster_would_deny);
+            decided.map_or(Outcome::Unjudged, Outcome::Cluster)
         } else if itself {
             Outcome::Hairpin(isolating)
         } else {
             self.allowed_by(&isolating).unwrap_or(Outcome::Isolated(isolating))
         };
         let would_deny = if itself { Vec::new() } else { self.would_deny(&outcome) };
-        Decision { passed, would_deny, outcome }
+        Decision { passed, would_deny, cluster_would_deny, outcome }
     }
 
     /// The policies in audit that together would deny what passes by this outcome. A pod that is isolated already loses
@@ -261,15 +266,22 @@ impl Side<'_> {
         if self.allowed_by(&audited).is_some() { Vec::new() } else { audited }
     }
 
-    /// The first rule of a tier that has a word in it.
-    fn cluster_rule(&self, tier: Tier) -> Option<ClusterRuleAt> {
+    /// The first rule of a tier that has a word in it. A policy in audit has none: what it would deny, had it been asked by then, is
+    /// noted.
+    fn cluster_rule(&self, tier: Tier, would_deny: &mut Vec<ClusterRuleAt>) -> Option<ClusterRuleAt> {
         let about = |policy: &&Arc<ClusterNetworkPolicy>| {
             policy.subject.as_ref().is_some_and(|subject| selects(self.cluster, subject, self.subject))
         };
         self.cluster.cluster_policies(tier).into_iter().filter(about).find_map(|policy| {
             let place =
                 policy.rules(self.direction).iter().position(|rule| self.cluster_rule_matches(rule))?;
-            Some(ClusterRuleAt { policy: policy.clone(), direction: self.direction, place })
+            let at = ClusterRuleAt { policy: policy.clone(), direction: self.direction, place };
+            if !policy.audit {
+                return Some(at);
+            }
+            would_deny
+                .extend(Some(at).filter(|at| at.rule().is_some_and(|rule| rule.action == Action::Deny)));
+            None
         })
     }
 

@@ -494,9 +494,12 @@ impl Policies {
         if !self.chains.contains_key(&named.name) {
             return;
         }
-        let Compiled { rules, sets, .. } = named.write(&self.cluster, self.logging, self.index.sets()).rules;
+        let Written { rules, chains } = named.write(&self.cluster, self.logging, self.index.sets());
+        let Compiled { rules, sets, .. } = rules;
+        let chains = chains.iter().map(|other| self.acquire(other, work)).collect();
         sets.iter().for_each(|set| self.acquire_set(set, work));
         let Some(held) = self.chains.get_mut(&named.name) else { return };
+        work.chains_left.extend(std::mem::replace(&mut held.chains, chains));
         work.sets_left.extend(std::mem::replace(&mut held.sets, sets.into()));
         let new = Digest::of(&rules);
         let old = std::mem::replace(&mut held.rules, new);

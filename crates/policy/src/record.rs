@@ -77,9 +77,10 @@ pub(crate) fn record(policies: &Policies, told: &Told<'_>) -> Option<Record> {
         verdict: prefix.decided,
         direction: match chain {
             Chain::Profile(profile) => profile.direction,
-            Chain::Tier(_, direction, _) | Chain::Policy(direction, _) | Chain::Closed(direction) => {
-                *direction
-            }
+            Chain::Tier(_, direction, _)
+            | Chain::Audit(direction, _)
+            | Chain::Policy(direction, _)
+            | Chain::Closed(direction) => *direction,
         },
         source: end(told.source, told.source_port),
         destination: end(told.destination, port),

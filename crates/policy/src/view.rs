@@ -106,9 +106,9 @@ impl Cluster {
             names.shrink_to_fit();
         }
         cluster.labelled = labelled;
-        let policies = cluster.snapshot.network_policies.values();
-        cluster.enforced =
-            policies.filter(|policy| !policy.audit).count() + cluster.snapshot.cluster_network_policies.len();
+        let in_audit = cluster.snapshot.network_policies.values().map(|policy| policy.audit);
+        let of_cluster = cluster.snapshot.cluster_network_policies.values().map(|policy| policy.audit);
+        cluster.enforced = in_audit.chain(of_cluster).filter(|audit| !audit).count();
         cluster
     }
 
@@ -375,7 +375,9 @@ impl Cluster {
             Key::NetworkPolicy(name) => {
                 self.snapshot.network_policies.get(name).is_some_and(|policy| !policy.audit)
             }
-            Key::ClusterNetworkPolicy(name) => self.snapshot.cluster_network_policies.contains_key(name),
+            Key::ClusterNetworkPolicy(name) => {
+                self.snapshot.cluster_network_policies.get(name).is_some_and(|policy| !policy.audit)
+            }
             _ => false,
         })
     }

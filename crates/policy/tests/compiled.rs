@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use cluster::{
-    Change, ClusterNetworkPolicy, Direction, Key, NamespacedName, NetworkPolicy, Object, Phase, Pod,
+    Action, Change, ClusterNetworkPolicy, Direction, Key, NamespacedName, NetworkPolicy, Object, Phase, Pod,
     Protocol, Snapshot,
 };
 use interpreter::{Node, Packet, carry_out, crosses_and_tells, passes};
@@ -98,6 +98,9 @@ fn expected(judged: &Judgement) -> Vec<(Decided, Counted)> {
             Outcome::Closed => Some((verdict, Counted::Closed(direction))),
             Outcome::Free(_) | Outcome::Hairpin(_) | Outcome::Unjudged => None,
         });
+        told.extend(decision.cluster_would_deny.iter().map(|at| {
+            (Decided::WouldDeny, Counted::ClusterRule(direction, at.policy.name.clone(), at.place))
+        }));
         if !decision.would_deny.is_empty() {
             told.push((Decided::WouldDeny, Counted::WouldDeny(direction, names(&decision.would_deny))));
         }
@@ -280,19 +283,78 @@ fn an_attachment_without_a_pod_is_closed_from_the_first_enforced_policy_to_the_l
     assert_eq!(node.open(), [false, false], "another one is");
     node.take(&Event::Change(Change::Removed(Key::NetworkPolicy(NamespacedName::new("elsewhere", "two")))));
     assert_eq!(node.open(), [true, true], "none is any more");
-    let rule = |cluster_policy: &str| ClusterNetworkPolicy {
-        name: cluster_policy.into(),
+    let rule = |audit| ClusterNetworkPolicy {
+        name: "base".into(),
         tier: cluster::Tier::Baseline,
         priority: 1,
         subject: None,
         ingress: Box::default(),
         egress: Box::default(),
+        audit,
         faults: Box::default(),
     };
-    node.take(&Event::Change(Change::Set(rule("base").into())));
+    node.take(&Event::Change(Change::Set(rule(true).into())));
+    assert_eq!(node.open(), [true, true], "one of the cluster in audit isolates nobody either");
+    node.take(&Event::Change(Change::Set(rule(false).into())));
     assert_eq!(node.open(), [false, false], "a policy of the cluster is as good");
     node.take(&Event::Change(Change::Removed(Key::ClusterNetworkPolicy("base".into()))));
     assert_eq!(node.open(), [true, true]);
+}
+
+#[test]
+fn a_policy_of_the_cluster_in_audit_decides_nothing_and_tells_in_its_place_what_it_would_deny() {
+    let mut node =
+        Stepped { policies: Policies::with_logging("n1", Snapshot::default(), EVERYTHING), ..Stepped::new() };
+    node.table = node.policies.full();
+    let two = [("p", "10.0.0.1"), ("q", "10.0.0.2")].map(|(name, address)| {
+        let mut pod = Pod::named(NamespacedName::new("a", name));
+        (pod.node, pod.addresses) = (Some("n1".into()), Box::from([address.parse().unwrap()]));
+        Event::Change(Change::Set(pod.into()))
+    });
+    two.iter().for_each(|pod| node.take(pod));
+    let accept_81_deny_all = [Action::Accept, Action::Deny];
+    let courses = [
+        // Alone; behind one that leaves all to it; behind one that accepts all; and enforced.
+        (vec![("t", 1, true, accept_81_deny_all)], [true, true], 1),
+        (vec![("s", 0, false, [Action::Pass; 2]), ("t", 1, true, accept_81_deny_all)], [true, true], 0),
+        (vec![("t", 1, true, accept_81_deny_all), ("u", 2, false, accept_81_deny_all)], [false, true], 1),
+        (vec![("t", 1, false, accept_81_deny_all)], [false, true], 0),
+    ];
+    for (policies, open, would_deny) in courses {
+        for (name, priority, audit, actions) in &policies {
+            node.take(&Event::Change(world::on_all(name, *priority, *audit, *actions)));
+        }
+        let [source, destination] = ["10.0.0.1", "10.0.0.2"].map(|text| text.parse().unwrap());
+        let pods = vec![source, destination];
+        for ((port, open), would_deny) in [80, 81].into_iter().zip(open).zip([would_deny, 0]) {
+            let flow = Flow {
+                source,
+                destination,
+                traffic: Traffic::Port(Protocol::Tcp, port),
+                through_service: false,
+            };
+            let nodes = [Node { own: Vec::new(), pods: pods.clone(), table: node.table.clone() }];
+            let mut told = Vec::new();
+            let packet = |hook| Packet::new(hook, source, destination, 6, port);
+            let judged = node.policies.verdict(&flow);
+            assert_eq!(
+                (crosses_and_tells(&nodes, packet, &mut told), judged.allows()),
+                (open, open),
+                "{policies:?}"
+            );
+            assert_eq!(judged.ingress.cluster_would_deny.len(), would_deny, "{policies:?} {port}");
+            assert_eq!(
+                told.iter().filter(|told| told.starts_with("would-deny")).count(),
+                would_deny,
+                "{told:?}"
+            );
+            let noted = node.policies.explain(&flow).to_string().contains("in audit, would deny it");
+            assert_eq!(noted, would_deny > 0, "{}", node.policies.explain(&flow));
+        }
+        for (name, ..) in policies {
+            node.take(&Event::Change(Change::Removed(Key::ClusterNetworkPolicy(name.into()))));
+        }
+    }
 }
 
 #[test]

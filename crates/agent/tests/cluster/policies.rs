@@ -199,6 +199,26 @@ fn what_policies_decide_is_told_as_the_configuration_says_and_what_an_audit_woul
         (&json!("client"), &json!(["shop/lock"]))
     );
     eventually("and counted", || metric(&scene, AUDITED).filter(|count| *count > 0));
+    // The same of a policy of the cluster, by the rule that would.
+    scene.put(
+        "bolt",
+        &json!({
+            "apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy",
+            "metadata": {"name": "bolt", "annotations": {"fairlead.io/audit": "true"}},
+            "spec": {
+                "tier": "Admin", "priority": 1,
+                "subject": {"pods": {"podSelector": {"matchLabels": {"app": "web"}}}},
+                "ingress": [{"name": "nobody", "action": "Deny", "from": [{"namespaces": {}}]}],
+            },
+        }),
+    );
+    let audited = eventually("the audit of the cluster's is told", || {
+        assert!(client.asks(&web));
+        let log = records(&scene.node().log());
+        log.into_iter().find(|record| record["clusterNetworkPolicy"] == "bolt")
+    });
+    assert_eq!((&audited["verdict"], &audited["rule"]), (&json!("would-deny"), &json!(1)));
+    assert_eq!(audited["destination"]["pod"], "web");
     eventually("nothing else is told any more", || {
         let before = log().len();
         other.is_deaf_to(&web);

@@ -106,12 +106,20 @@ fn removal(cluster: &Cluster, name: &str) -> Result<Change> {
 /// Takes every policy in audit, of the cluster and among the changes, for an enforced one.
 fn enforced(cluster: &Cluster, changes: &mut Vec<Change>) {
     let changed: Vec<Key> = changes.iter().map(Change::key).collect();
-    let of_cluster = cluster.snapshot().network_policies.values().cloned().map(Object::NetworkPolicy);
-    let others = of_cluster.filter(|object| !changed.contains(&object.key())).map(Change::Set);
+    let snapshot = cluster.snapshot();
+    let of_namespaces = snapshot.network_policies.values().cloned().map(Object::NetworkPolicy);
+    let of_cluster = snapshot.cluster_network_policies.values().cloned().map(Object::ClusterNetworkPolicy);
+    let others =
+        of_namespaces.chain(of_cluster).filter(|object| !changed.contains(&object.key())).map(Change::Set);
     let all: Vec<Change> = std::mem::take(changes).into_iter().chain(others).collect();
     for change in all {
         match change {
             Change::Set(Object::NetworkPolicy(policy)) if policy.audit => {
+                let mut policy = (*policy).clone();
+                policy.audit = false;
+                changes.push(Change::Set(policy.into()));
+            }
+            Change::Set(Object::ClusterNetworkPolicy(policy)) if policy.audit => {
                 let mut policy = (*policy).clone();
                 policy.audit = false;
                 changes.push(Change::Set(policy.into()));
@@ -241,5 +249,19 @@ spec: {podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {}
         let mut of_cluster = Vec::new();
         enforced(&cluster, &mut of_cluster);
         assert_eq!(of_cluster, changes);
+    }
+
+    #[test]
+    fn a_policy_of_the_cluster_in_audit_changes_nothing_either() {
+        let audited = "apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: lock, annotations: {fairlead.io/audit: \"true\"}}
+spec: {tier: Admin, priority: 1, subject: {namespaces: {}}, ingress: [{action: Deny, from: [{namespaces: {}}]}]}
+";
+        let cluster = with(&[PODS, audited]);
+        let mut changes = set(audited);
+        assert!(told(&cluster, &changes).contains("no flow would be opened or closed"));
+        enforced(&cluster, &mut changes);
+        assert!(!told(&cluster, &changes).contains("closes flows of 0 pairs"));
     }
 }

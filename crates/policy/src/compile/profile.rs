@@ -7,7 +7,7 @@ use std::borrow::Borrow;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use cluster::{Direction, NamespacedName, NetworkPolicy, Tier};
+use cluster::{ClusterNetworkPolicy, Direction, NamespacedName, NetworkPolicy, Tier};
 use netstate::nft::{self, Rule, Statement, Verdict};
 
 use super::origin::{Decided, Logging, Origin, Teller};
@@ -29,6 +29,8 @@ pub(crate) struct Profile {
     pub(crate) baseline: Arc<[Arc<str>]>,
     /// The NetworkPolicies in audit that would isolate it; none if it is isolated, for then they could only allow more.
     pub(crate) audited: Arc<[NamespacedName]>,
+    /// Whether any of them all is not in audit.
+    pub(crate) enforced: bool,
 }
 
 /// A chain, by what it stands for.
@@ -38,6 +40,8 @@ pub(crate) enum Chain {
     Profile(Profile),
     /// What these policies of a tier decide.
     Tier(Tier, Direction, Arc<[Arc<str>]>),
+    /// What a ClusterNetworkPolicy in audit would decide.
+    Audit(Direction, Arc<str>),
     /// What a NetworkPolicy allows.
     Policy(Direction, NamespacedName),
     /// Nothing, for the cluster does not have the pod.
@@ -118,7 +122,12 @@ impl Profile {
             true => (of_tier(Tier::Baseline), network_policies(true)),
             false => (Arc::default(), Arc::default()),
         };
-        let profile = Self { direction, admin: of_tier(Tier::Admin), isolating, baseline, audited };
+        let admin = of_tier(Tier::Admin);
+        let in_force = |name: &Arc<str>| {
+            cluster.snapshot().cluster_network_policies.get(name).is_some_and(|policy| !policy.audit)
+        };
+        let enforced = !isolating.is_empty() || admin.iter().chain(&*baseline).any(in_force);
+        let profile = Self { direction, admin, isolating, baseline, audited, enforced };
         let tiers = profile.admin.is_empty() && profile.baseline.is_empty();
         let empty = tiers && profile.isolating.is_empty() && profile.audited.is_empty();
         (!empty).then_some(profile)
@@ -140,9 +149,7 @@ impl Profile {
 impl Chain {
     /// Whether it is the profile of a pod of which a policy decides, and not only policies in audit.
     pub(crate) fn enforces(&self) -> bool {
-        let Self::Profile(profile) = self else { return false };
-        let Profile { admin, isolating, baseline, .. } = profile;
-        !(admin.is_empty() && isolating.is_empty() && baseline.is_empty())
+        matches!(self, Self::Profile(profile) if profile.enforced)
     }
 
     /// The direction in which local pods are led to it; `None` for one that other chains jump to.
@@ -150,7 +157,7 @@ impl Chain {
         match self {
             Self::Profile(profile) => Some(profile.direction),
             Self::Closed(direction) => Some(*direction),
-            Self::Tier(..) | Self::Policy(..) => None,
+            Self::Tier(..) | Self::Audit(..) | Self::Policy(..) => None,
         }
     }
 
@@ -161,6 +168,7 @@ impl Chain {
             Self::Profile(profile) => ("pod", profile.direction),
             Self::Tier(Tier::Admin, direction, _) => ("admin", *direction),
             Self::Tier(Tier::Baseline, direction, _) => ("baseline", *direction),
+            Self::Audit(direction, _) => ("audit", *direction),
             Self::Policy(direction, _) => ("policy", *direction),
         };
         named(&format!("{}-{kind}", direction.as_str()), &format!("{self:?}"))
@@ -168,7 +176,11 @@ impl Chain {
 
     /// Whether its rules come from the policy of the cluster of this name.
     pub(crate) fn is_made_of(&self, policy: &str) -> bool {
-        matches!(self, Self::Tier(_, _, policies) if policies.iter().any(|name| **name == *policy))
+        match self {
+            Self::Tier(_, _, policies) => policies.iter().any(|name| **name == *policy),
+            Self::Audit(_, name) => **name == *policy,
+            _ => false,
+        }
     }
 }
 
@@ -184,9 +196,18 @@ impl Named {
                 let Some(policy) = cluster.snapshot().network_policies.get(name) else { return empty };
                 rules::network_policy(policy, *direction, &teller, known)
             }
+            Chain::Audit(direction, name) => {
+                let Some(policy) = cluster.snapshot().cluster_network_policies.get(name) else {
+                    return empty;
+                };
+                let mut audited = empty;
+                rules::cluster_policy((0, policy), *direction, &teller, &mut audited.rules);
+                return audited;
+            }
             Chain::Tier(_, direction, names) => {
                 let all = &cluster.snapshot().cluster_network_policies;
-                rules::tier(names.iter().filter_map(|name| all.get(name)), *direction, &teller, known)
+                let policies = names.iter().filter_map(|name| all.get(name));
+                return write_tier(policies, *direction, &teller, empty);
             }
         };
         Written { rules, ..empty }
@@ -246,6 +267,26 @@ fn write_profile<'s>(profile: &Profile, teller: &Teller<'_>, mut written: Writte
         false => (Decided::Denied, "isolated, and nothing allows it"),
     };
     written.end(decided, comment, teller);
+    written
+}
+
+/// What a tier's policies decide in one direction, in this order: what they leave to others returns. One in audit is asked in its
+/// place, and leaves everything to others.
+fn write_tier<'p, 's>(
+    policies: impl Iterator<Item = &'p Arc<ClusterNetworkPolicy>>,
+    direction: Direction,
+    teller: &Teller<'_>,
+    mut written: Written<'s>,
+) -> Written<'s> {
+    for (which, policy) in policies.enumerate() {
+        match policy.audit {
+            true => written.jump(
+                Chain::Audit(direction, policy.name.clone()),
+                Some(format!("{} in audit", policy.name)),
+            ),
+            false => rules::cluster_policy((which, policy), direction, teller, &mut written.rules),
+        }
+    }
     written
 }
 

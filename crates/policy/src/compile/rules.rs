@@ -108,24 +108,25 @@ pub(crate) fn network_policy<'s>(
     compiled
 }
 
-/// What a tier's policies decide in one direction, in this order: what they leave to others returns.
-pub(crate) fn tier<'p, 's>(
-    policies: impl IntoIterator<Item = &'p Arc<ClusterNetworkPolicy>>,
+/// What a policy of the cluster decides in one direction, the `which`-th of its chain: what it leaves to others returns. In audit
+/// all of it does, and what it would deny is told.
+pub(crate) fn cluster_policy(
+    (which, policy): (usize, &ClusterNetworkPolicy),
     direction: Direction,
     teller: &Teller<'_>,
-    known: &'s Sets,
-) -> Compiled<'s> {
-    let mut compiled = Compiled::new(known);
-    for (which, policy) in policies.into_iter().enumerate() {
-        for (place, rule) in policy.rules(direction).iter().enumerate() {
-            let comment = format!("{} {} rule {} {}", policy.name, direction.as_str(), place + 1, rule.name);
-            let origin = Origin::cluster_rule(which, place);
-            if let Some(traffic) = cluster_rule(rule, policy.tier, direction, (teller, origin, comment)) {
-                traffic.write(&mut compiled);
+    compiled: &mut Compiled<'_>,
+) {
+    for (place, rule) in policy.rules(direction).iter().enumerate() {
+        let comment = format!("{} {} rule {} {}", policy.name, direction.as_str(), place + 1, rule.name);
+        let origin = Origin::cluster_rule(which, place);
+        if let Some(mut traffic) = cluster_rule(rule, policy.tier, direction, (teller, origin, comment)) {
+            if policy.audit {
+                traffic.verdict = Verdict::Return;
+                traffic.decided = (rule.action == Action::Deny).then_some(Decided::WouldDeny);
             }
+            traffic.write(compiled);
         }
     }
-    compiled
 }
 
 fn cluster_rule<'t>(

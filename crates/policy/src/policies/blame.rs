@@ -74,6 +74,7 @@ impl Policies {
                 let name = names.iter().filter(|name| there.contains_key(*name)).nth(which.into());
                 name.cloned().map(Key::ClusterNetworkPolicy)
             }
+            Chain::Audit(_, name) => Some(Key::ClusterNetworkPolicy(name.clone())),
             Chain::Profile(_) | Chain::Closed(_) => None,
         }
     }

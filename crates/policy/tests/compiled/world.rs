@@ -48,6 +48,23 @@ pub(crate) fn deny_all() -> Vec<Change> {
     vec![Change::Set(pod.into()), Change::Set(policy.into())]
 }
 
+/// A policy of the cluster about every pod, with these actions on what reaches it from anybody: the first to port 81 over TCP alone.
+pub(crate) fn on_all(name: &str, priority: u16, audit: bool, actions: [Action; 2]) -> Change {
+    let everybody = || PodSelector { namespaces: Selector::default(), pods: Selector::default() };
+    let ports = [Some(Box::from([PortMatch::Range(Protocol::Tcp, 81, 81)])), None];
+    let rule = |(action, ports)| ClusterRule {
+        name: "rule".into(),
+        action,
+        peers: ClusterPeers::Any(Box::from([ClusterPeer::Pods(everybody())])),
+        ports,
+    };
+    let ingress = actions.into_iter().zip(ports).map(rule).collect();
+    let (tier, subject, egress) = (Tier::Admin, Some(everybody()), Box::default());
+    let faults = Box::default();
+    let name = name.into();
+    Change::Set(ClusterNetworkPolicy { name, tier, priority, subject, ingress, egress, audit, faults }.into())
+}
+
 /// A policy that lets its own namespace in, and an address that goes from a pod without a node to one of node n1.
 pub(crate) fn moving_address() -> Vec<Change> {
     let pod = |name: &str, node: Option<&str>, terminating| Pod {
@@ -268,9 +285,11 @@ fn any_cluster_rule(egress: bool) -> impl Strategy<Value = ClusterRule> {
 
 fn any_cluster_policy() -> impl Strategy<Value = ClusterNetworkPolicy> {
     let rules = |egress| vec(any_cluster_rule(egress), 0..3).prop_map(Box::from);
-    let head = (word(&["t", "u", "v"]), select(vec![Tier::Admin, Tier::Baseline]), 0..3_u16, of(any_pods()));
-    (head, rules(false), rules(true)).prop_map(|((name, tier, priority, subject), ingress, egress)| {
-        ClusterNetworkPolicy { name, tier, priority, subject, ingress, egress, faults: Box::default() }
+    let place = (select(vec![Tier::Admin, Tier::Baseline]), 0..3_u16);
+    let head = (word(&["t", "u", "v"]), place, of(any_pods()), 0..4_u8);
+    (head, rules(false), rules(true)).prop_map(|((name, place, subject, audit), ingress, egress)| {
+        let ((tier, priority), audit) = (place, audit == 0);
+        ClusterNetworkPolicy { name, tier, priority, subject, ingress, egress, audit, faults: Box::default() }
     })
 }
 

@@ -278,6 +278,7 @@ pub(crate) fn cluster_network_policy(document: &Field<'_, '_>) -> Result<Cluster
     let spec = document.get("spec")?;
     let mut faults = kept_faults(&spec);
     let subject = spec.get("subject").and_then(|field| subject(&field));
+    let audit = in_audit(document);
     let subject = match (subject, faults.is_empty()) {
         (Ok(subject), _) => Some(subject),
         (Err(fault), told_before) => {
@@ -299,7 +300,11 @@ pub(crate) fn cluster_network_policy(document: &Field<'_, '_>) -> Result<Cluster
             (Tier::Admin, 0, denied(), denied())
         }
     };
-    Ok(ClusterNetworkPolicy { name, tier, priority, subject, ingress, egress, faults: faults.into() })
+    let audit = audit.unwrap_or_else(|fault| {
+        faults.push(told(&fault, "it is enforced"));
+        false
+    });
+    Ok(ClusterNetworkPolicy { name, tier, priority, subject, ingress, egress, audit, faults: faults.into() })
 }
 
 fn tier(field: &Field<'_, '_>) -> Result<Tier, Fault> {

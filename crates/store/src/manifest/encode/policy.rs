@@ -79,9 +79,10 @@ pub(super) fn of_cluster_network_policy(policy: &ClusterNetworkPolicy) -> Value 
     let rules = |rules: &[ClusterRule], peers| {
         rules.iter().map(|rule| of_cluster_rule(rule, peers)).collect::<Value>()
     };
+    let annotations = policy.audit.then(|| json!({AUDIT_ANNOTATION: "true"}));
     without_absent(json!({
         "apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy",
-        "metadata": {"name": *policy.name},
+        "metadata": {"name": *policy.name, "annotations": annotations},
         "spec": {
             "tier": policy.tier.as_str(), "priority": policy.priority,
             "subject": policy.subject.as_ref().map(of_pods),

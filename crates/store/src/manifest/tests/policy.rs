@@ -47,25 +47,35 @@ fn what_the_api_server_would_fill_in_is_filled_in() {
 
 #[test]
 fn an_annotation_puts_a_policy_into_audit_and_a_slip_in_it_leaves_it_enforced() {
-    let read = |value: &str| {
-        let metadata = format!("{{name: p, namespace: shop, annotations: {{fairlead.io/audit: {value}}}}}");
-        let text = format!(
-            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {metadata}\nspec: {{podSelector: {{}}}}\n"
-        );
+    let read = |(head, metadata, spec): (&str, &str, &str), value: &str| {
+        let metadata = format!("{{name: p{metadata}, annotations: {{fairlead.io/audit: {value}}}}}");
+        let text = format!("{head}\nmetadata: {metadata}\nspec: {spec}\n");
         let read = objects(&text);
-        let [object @ Object::NetworkPolicy(policy)] = &read[..] else { panic!("{text}") };
-        assert_eq!(
-            objects(str::from_utf8(&encode(object)).unwrap()),
-            read,
-            "it reads back as it was: {text}"
-        );
-        (policy.audit, policy.all_faults().map(str::to_owned).collect::<Vec<_>>())
+        let [object] = &read[..] else { panic!("{text}") };
+        let again = objects(str::from_utf8(&encode(object)).unwrap());
+        assert_eq!(again, read, "it reads back as it was: {text}");
+        match object {
+            Object::NetworkPolicy(policy) => (policy.audit, policy.all_faults().map(str::to_owned).collect()),
+            Object::ClusterNetworkPolicy(policy) => {
+                (policy.audit, policy.all_faults().map(str::to_owned).collect::<Vec<_>>())
+            }
+            _ => panic!("{text}"),
+        }
     };
-    assert_eq!(read("\"true\""), (true, Vec::new()));
-    assert_eq!(read("\"false\""), (false, Vec::new()));
-    for slip in ["\"yes\"", "true", "[]"] {
-        let (audit, faults) = read(slip);
-        assert!(!audit && faults[0].contains("it is enforced"), "{slip}: {faults:?}");
+    let of_namespace =
+        ("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy", ", namespace: shop", "{podSelector: {}}");
+    let of_cluster = (
+        "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy",
+        "",
+        "{tier: Admin, priority: 1, subject: {namespaces: {}}}",
+    );
+    for kind in [of_namespace, of_cluster] {
+        assert_eq!(read(kind, "\"true\""), (true, Vec::new()));
+        assert_eq!(read(kind, "\"false\""), (false, Vec::new()));
+        for slip in ["\"yes\"", "true", "[]"] {
+            let (audit, faults) = read(kind, slip);
+            assert!(!audit && faults[0].contains("it is enforced"), "{slip}: {faults:?}");
+        }
     }
 }
 
