@@ -199,7 +199,19 @@ fn what_policies_decide_is_told_as_the_configuration_says_and_what_an_audit_woul
         (&json!("client"), &json!(["shop/lock"]))
     );
     eventually("and counted", || metric(&scene, AUDITED).filter(|count| *count > 0));
-    // The same of a policy of the cluster, by the rule that would.
+    assert_told_by_the_rule_of_a_cluster_policy(&scene, &client, &web);
+    eventually("nothing else is told any more", || {
+        let before = log().len();
+        other.is_deaf_to(&web);
+        client.asks(&web);
+        (log().len() == before).then_some(())
+    });
+    let status = scene.node().status().unwrap().policies;
+    assert!(status.failures == 0 && status.heals == 0, "{status:?}");
+}
+
+/// What a policy of the cluster in audit would deny is told as well, by the rule that would.
+fn assert_told_by_the_rule_of_a_cluster_policy(scene: &Scene, client: &Pod, web: &Pod) {
     scene.put(
         "bolt",
         &json!({
@@ -213,20 +225,12 @@ fn what_policies_decide_is_told_as_the_configuration_says_and_what_an_audit_woul
         }),
     );
     let audited = eventually("the audit of the cluster's is told", || {
-        assert!(client.asks(&web));
+        assert!(client.asks(web));
         let log = records(&scene.node().log());
         log.into_iter().find(|record| record["clusterNetworkPolicy"] == "bolt")
     });
     assert_eq!((&audited["verdict"], &audited["rule"]), (&json!("would-deny"), &json!(1)));
     assert_eq!(audited["destination"]["pod"], "web");
-    eventually("nothing else is told any more", || {
-        let before = log().len();
-        other.is_deaf_to(&web);
-        client.asks(&web);
-        (log().len() == before).then_some(())
-    });
-    let status = scene.node().status().unwrap().policies;
-    assert!(status.failures == 0 && status.heals == 0, "{status:?}");
 }
 
 #[test]
