@@ -24,6 +24,7 @@ const SUITES: &[(&str, &str)] = &[
     ("agent", "kernel_tunnels"),
     ("conformance", "ipvlan"),
     ("agent", "kernel_policies"),
+    ("agent", "kernel_clock"),
     ("conformance", "vrf"),
     ("conformance", "vlan"),
     ("plugins", "kinds"),

@@ -279,9 +279,11 @@ impl NetworkPolicy {
         self.rules(direction).filter(|_| self.audit == audit)
     }
 
-    /// What stands for it where it cannot be enforced as it is: it isolates the same pods, and allows nothing.
+    /// What stands for it where it cannot be enforced as it is: it isolates the same pods, and allows nothing; in audit it is about
+    /// nobody, for it would tell of what it would not deny.
     pub fn closed(&self, reason: &str) -> Self {
-        let nothing = |rules: &Option<Box<[Rule]>>| rules.as_ref().map(|_| Box::default());
+        let nothing =
+            |rules: &Option<Box<[Rule]>>| rules.as_ref().filter(|_| !self.audit).map(|_| Box::default());
         let (ingress, egress) = (nothing(&self.ingress), nothing(&self.egress));
         Self { ingress, egress, faults: one_more(&self.faults, reason), ..self.clone() }
     }
@@ -309,10 +311,10 @@ impl ClusterNetworkPolicy {
         }
     }
 
-    /// What stands for it where it cannot be enforced as it is: each rule as if it could not be read.
+    /// What stands for it where it cannot be enforced as it is: each rule as if it could not be read; in audit none.
     pub fn closed(&self, reason: &str) -> Self {
         let unreadable = |rule: &ClusterRule| ClusterRule::unreadable(&*rule.name, Some(rule.action), reason);
-        let closed = |rules: &[ClusterRule]| rules.iter().map(unreadable).collect();
+        let closed = |rules: &[ClusterRule]| rules.iter().filter(|_| !self.audit).map(unreadable).collect();
         let (ingress, egress) = (closed(&self.ingress), closed(&self.egress));
         Self { ingress, egress, faults: one_more(&self.faults, reason), ..self.clone() }
     }

@@ -69,6 +69,11 @@ impl Local {
     fn is_subject(&self) -> bool {
         self.profiles.iter().any(Option::is_some)
     }
+
+    /// Whether a policy decides of it, and not only policies in audit.
+    fn is_policed(&self) -> bool {
+        self.profiles.iter().flatten().any(|named| named.chain.enforces())
+    }
 }
 
 /// A chain of the table. Its rules are not kept, for they are written from the policies at any time, and there can be
@@ -203,6 +208,16 @@ impl Policies {
     /// The pods that run here and that some policy is about.
     pub fn subjects(&self) -> impl Iterator<Item = &Member> {
         self.locals.values().filter(|local| local.is_subject()).map(|local| &local.member)
+    }
+
+    /// Whether a policy that is not in audit is about this pod, and it runs here.
+    pub fn is_policed(&self, pod: &NamespacedName) -> bool {
+        self.locals.get(pod).is_some_and(Local::is_policed)
+    }
+
+    /// Whether there is any such pod.
+    pub fn police_anybody(&self) -> bool {
+        self.locals.values().any(Local::is_policed)
     }
 
     /// Whether a policy is about this pod, and it runs here.

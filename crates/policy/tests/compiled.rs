@@ -314,7 +314,7 @@ fn a_policy_of_the_cluster_in_audit_decides_nothing_and_tells_in_its_place_what_
     two.iter().for_each(|pod| node.take(pod));
     let accept_81_deny_all = [Action::Accept, Action::Deny];
     let courses = [
-        // Alone; behind one that leaves all to it; behind one that accepts all; and enforced.
+        // Alone; behind one that passes all on to the next tier; before one that is enforced; and enforced itself.
         (vec![("t", 1, true, accept_81_deny_all)], [true, true], 1),
         (vec![("s", 0, false, [Action::Pass; 2]), ("t", 1, true, accept_81_deny_all)], [true, true], 0),
         (vec![("t", 1, true, accept_81_deny_all), ("u", 2, false, accept_81_deny_all)], [false, true], 1),
@@ -355,6 +355,20 @@ fn a_policy_of_the_cluster_in_audit_decides_nothing_and_tells_in_its_place_what_
             node.take(&Event::Change(Change::Removed(Key::ClusterNetworkPolicy(name.into()))));
         }
     }
+    // In and out of audit in its place: what is there is what would be made anew.
+    node.take(&Event::Change(world::on_all("s", 0, false, accept_81_deny_all)));
+    for audit in [true, false, true] {
+        node.take(&Event::Change(world::on_all("t", 1, audit, accept_81_deny_all)));
+        let snapshot = node.policies.cluster().snapshot().clone();
+        let anew = Policies::with_logging("n1", snapshot, EVERYTHING);
+        assert_eq!(anew.full().to_string(), node.table.to_string());
+    }
+    // A jump that the kernel refuses is of the policy in audit alone.
+    let jumps =
+        node.table.chains.values().flat_map(|chain| chain.rules.iter().map(move |rule| (chain, rule)));
+    let (chain, jump) = jumps.into_iter().find(|(_, rule)| rule.to_string().contains("-audit-")).unwrap();
+    let blamed = node.policies.blame(&format!("{} {jump}", chain.name));
+    assert_eq!(blamed.into_iter().collect::<Vec<_>>(), [Key::ClusterNetworkPolicy("t".into())]);
 }
 
 #[test]

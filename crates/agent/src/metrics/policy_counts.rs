@@ -72,7 +72,7 @@ pub(super) fn register(registry: &mut Registry, counts: &[Count]) {
     let left_out = [
         decided.register(registry, "policy_rule", "that a rule of a policy decided on"),
         denied.register(registry, "policy_denied", "that no rule of the policies that isolate allowed"),
-        audited.register(registry, "policy_would_deny", "that policies in audit would have denied"),
+        audited.register(registry, "policy_would_deny", "that NetworkPolicies in audit would have denied"),
     ];
     let left_out = left_out.into_iter().sum::<usize>();
     let help = "Rules, and groups of policies that isolate, that have no series of their own";

@@ -428,8 +428,8 @@ impl Keeper {
         let closed = self.known.close(&suspects, &format!("the kernel refuses it: {}", told(error)));
         for key in &closed {
             let text = format!(
-                "{key} is closed, for the kernel refuses it: {}\nhint: its pods are isolated, and it allows nothing; all other \
-                 policies are enforced; it is tried again now and then",
+                "{key} is closed, for the kernel refuses it: {}\nhint: its pods are isolated, and it allows nothing (one in \
+                 audit tells nothing); all other policies are enforced; it is tried again now and then",
                 told(error)
             );
             tracing::warn!("{text}");
@@ -508,7 +508,7 @@ impl Keeper {
 
     /// Between pods of one bridge packets pass no rules, unless the kernel is told to let them.
     fn can_be_isolated(&self, pod: &NamespacedName) -> Result<(), Wait> {
-        if self.bridge && self.known.is_subject(pod) && !bridged_frames_pass() {
+        if self.bridge && self.known.is_policed(pod) && !bridged_frames_pass() {
             return Err(Wait::ForNothing(format!(
                 "network policies are about {pod}, and cannot be enforced between pods on one bridge: this kernel has no \
                  br_netfilter, or net.bridge.bridge-nf-call-iptables is off; load it, or use the routed mode"
@@ -531,7 +531,7 @@ impl Keeper {
             () if !self.known.is_complete() => {
                 Some(format!("{}; the rules of before stay in force", self.unread()))
             }
-            () if self.bridge && self.known.has_subjects() && !bridged_frames_pass() => Some(
+            () if self.bridge && self.known.police_anybody() && !bridged_frames_pass() => Some(
                 "pods on one bridge reach each other past all rules\nhint: load br_netfilter, and see that \
                  net.bridge.bridge-nf-call-iptables is 1; or use the routed mode"
                     .to_owned(),

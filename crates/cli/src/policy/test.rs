@@ -262,6 +262,13 @@ spec: {tier: Admin, priority: 1, subject: {namespaces: {}}, ingress: [{action: D
         let mut changes = set(audited);
         assert!(told(&cluster, &changes).contains("no flow would be opened or closed"));
         enforced(&cluster, &mut changes);
-        assert!(!told(&cluster, &changes).contains("closes flows of 0 pairs"));
+        let text = told(&cluster, &changes);
+        assert!(
+            text.contains("opens flows of 0 pairs, closes flows of ") && !text.contains("closes flows of 0"),
+            "{text}"
+        );
+        let mut of_cluster = Vec::new();
+        enforced(&cluster, &mut of_cluster);
+        assert_eq!(of_cluster, changes);
     }
 }

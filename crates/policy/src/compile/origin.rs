@@ -40,7 +40,7 @@ pub enum Decided {
     Allowed,
     /// It was dropped.
     Denied,
-    /// It passed this direction, but policies in audit would deny it.
+    /// Policies in audit would deny it: NetworkPolicies what passed this direction, a ClusterNetworkPolicy what came as far as it.
     WouldDeny,
 }
 

@@ -220,10 +220,10 @@ impl Written<'_> {
         self.rules.origins.push(origin);
     }
 
-    fn jump(&mut self, chain: Chain, comment: Option<String>) {
+    fn jump(&mut self, chain: Chain, comment: Option<String>, origin: Origin) {
         let chain = Named::new(chain);
         let rule = Rule::new([Statement::Verdict(Verdict::Jump(chain.name.to_string()))]);
-        self.push(Rule { comment, ..rule }, Origin::Frame);
+        self.push(Rule { comment, ..rule }, origin);
         self.chains.push(chain);
     }
 
@@ -243,10 +243,10 @@ impl Written<'_> {
 fn write_profile<'s>(profile: &Profile, teller: &Teller<'_>, mut written: Written<'s>) -> Written<'s> {
     let direction = profile.direction;
     if !profile.admin.is_empty() {
-        written.jump(Chain::Tier(Tier::Admin, direction, profile.admin.clone()), None);
+        written.jump(Chain::Tier(Tier::Admin, direction, profile.admin.clone()), None, Origin::Frame);
     }
     if !profile.baseline.is_empty() {
-        written.jump(Chain::Tier(Tier::Baseline, direction, profile.baseline.clone()), None);
+        written.jump(Chain::Tier(Tier::Baseline, direction, profile.baseline.clone()), None, Origin::Frame);
     }
     // From here on, what policies in audit do not allow passes all the same: nothing else has a word in it.
     let in_audit = profile.isolating.is_empty();
@@ -255,7 +255,7 @@ fn write_profile<'s>(profile: &Profile, teller: &Teller<'_>, mut written: Writte
         return written;
     }
     for name in &**policies {
-        written.jump(Chain::Policy(direction, name.clone()), Some(name.to_string()));
+        written.jump(Chain::Policy(direction, name.clone()), Some(name.to_string()), Origin::Frame);
     }
     // A pod that reaches itself through a Service: its own policies do not keep it from that.
     for version in VERSIONS {
@@ -279,13 +279,13 @@ fn write_tier<'p, 's>(
     mut written: Written<'s>,
 ) -> Written<'s> {
     for (which, policy) in policies.enumerate() {
-        match policy.audit {
-            true => written.jump(
-                Chain::Audit(direction, policy.name.clone()),
-                Some(format!("{} in audit", policy.name)),
-            ),
-            false => rules::cluster_policy((which, policy), direction, teller, &mut written.rules),
+        if !policy.audit {
+            rules::cluster_policy((which, policy), direction, teller, &mut written.rules);
+            continue;
         }
+        let comment = Some(format!("{} in audit", policy.name));
+        // It counts nothing; where the kernel refuses it, it is this policy's.
+        written.jump(Chain::Audit(direction, policy.name.clone()), comment, Origin::cluster_rule(which, 0));
     }
     written
 }

@@ -47,7 +47,9 @@ impl Policies {
             let own = all
                 .filter(|(_, origin)| self.owner(held, *origin).is_some_and(|key| policies.contains(&key)));
             let rules: Vec<Rule> = own.map(|(rule, _)| rule).collect();
-            if rules.is_empty() {
+            // Others of theirs may jump to one that is empty.
+            let audit = matches!(&held.chain.chain, Chain::Audit(_, name) if policies.contains(&Key::ClusterNetworkPolicy(name.clone())));
+            if rules.is_empty() && !audit {
                 continue;
             }
             for set in &held.sets {

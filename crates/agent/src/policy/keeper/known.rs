@@ -252,17 +252,18 @@ impl Known {
     /// Whether there are policies that can deny: whoever comes into the reach of one loses something.
     pub(super) fn denies(&self) -> bool {
         let policies = self.policies.as_ref();
-        policies.is_some_and(|policies| !policies.cluster().snapshot().cluster_network_policies.is_empty())
+        let of_cluster = policies.map(|policies| &policies.cluster().snapshot().cluster_network_policies);
+        of_cluster.is_some_and(|of_cluster| of_cluster.values().any(|policy| !policy.audit))
     }
 
-    /// Whether a policy is about the pod.
-    pub(super) fn is_subject(&self, pod: &NamespacedName) -> bool {
-        self.policies.as_ref().is_some_and(|policies| policies.is_subject(pod))
+    /// Whether a policy that is enforced is about the pod.
+    pub(super) fn is_policed(&self, pod: &NamespacedName) -> bool {
+        self.policies.as_ref().is_some_and(|policies| policies.is_policed(pod))
     }
 
-    /// Whether a policy is about any pod here.
-    pub(super) fn has_subjects(&self) -> bool {
-        self.policies.as_ref().is_some_and(|policies| policies.subjects().next().is_some())
+    /// Whether one is about any pod here.
+    pub(super) fn police_anybody(&self) -> bool {
+        self.policies.as_ref().is_some_and(Policies::police_anybody)
     }
 
     /// The addresses here that policies are about, or that are closed.

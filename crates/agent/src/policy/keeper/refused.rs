@@ -152,6 +152,8 @@ mod tests {
         let Some(Change::Set(Object::NetworkPolicy(closed))) = closed else { panic!("{closed:?}") };
         assert_eq!(closed.ingress.as_deref(), Some(&[][..]), "it isolates, and allows nothing");
         assert!(closed.egress.is_none() && closed.all_faults().eq(["no room"]));
+        let in_audit = cluster::NetworkPolicy { audit: true, ..closed.as_ref().clone() }.closed("no room");
+        assert!(in_audit.ingress.is_none(), "what is in audit is not looked at meanwhile");
         assert_eq!(refused.close(original.clone(), "no room"), None);
         let first = refused.due().unwrap();
         assert_eq!(refused.reopen(first - Duration::from_millis(1)), []);
