@@ -301,24 +301,31 @@ fn an_attachment_without_a_pod_is_closed_from_the_first_enforced_policy_to_the_l
     assert_eq!(node.open(), [true, true]);
 }
 
-#[test]
-fn a_policy_of_the_cluster_in_audit_decides_nothing_and_tells_in_its_place_what_it_would_deny() {
+/// What a policy of the cluster says in these tests: TCP to port 81 may come in, nothing else.
+const ACCEPT_81_DENY_ALL: [Action; 2] = [Action::Accept, Action::Deny];
+
+/// Two pods of node n1, and all that is decided is told.
+fn two_pods() -> Stepped {
     let mut node =
         Stepped { policies: Policies::with_logging("n1", Snapshot::default(), EVERYTHING), ..Stepped::new() };
     node.table = node.policies.full();
-    let two = [("p", "10.0.0.1"), ("q", "10.0.0.2")].map(|(name, address)| {
+    for (name, address) in [("p", "10.0.0.1"), ("q", "10.0.0.2")] {
         let mut pod = Pod::named(NamespacedName::new("a", name));
         (pod.node, pod.addresses) = (Some("n1".into()), Box::from([address.parse().unwrap()]));
-        Event::Change(Change::Set(pod.into()))
-    });
-    two.iter().for_each(|pod| node.take(pod));
-    let accept_81_deny_all = [Action::Accept, Action::Deny];
+        node.take(&Event::Change(Change::Set(pod.into())));
+    }
+    node
+}
+
+#[test]
+fn a_policy_of_the_cluster_in_audit_decides_nothing_and_tells_in_its_place_what_it_would_deny() {
+    let mut node = two_pods();
     let courses = [
         // Alone; behind one that passes all on to the next tier; before one that is enforced; and enforced itself.
-        (vec![("t", 1, true, accept_81_deny_all)], [true, true], 1),
-        (vec![("s", 0, false, [Action::Pass; 2]), ("t", 1, true, accept_81_deny_all)], [true, true], 0),
-        (vec![("t", 1, true, accept_81_deny_all), ("u", 2, false, accept_81_deny_all)], [false, true], 1),
-        (vec![("t", 1, false, accept_81_deny_all)], [false, true], 0),
+        (vec![("t", 1, true, ACCEPT_81_DENY_ALL)], [true, true], 1),
+        (vec![("s", 0, false, [Action::Pass; 2]), ("t", 1, true, ACCEPT_81_DENY_ALL)], [true, true], 0),
+        (vec![("t", 1, true, ACCEPT_81_DENY_ALL), ("u", 2, false, ACCEPT_81_DENY_ALL)], [false, true], 1),
+        (vec![("t", 1, false, ACCEPT_81_DENY_ALL)], [false, true], 0),
     ];
     for (policies, open, would_deny) in courses {
         for (name, priority, audit, actions) in &policies {
@@ -355,10 +362,14 @@ fn a_policy_of_the_cluster_in_audit_decides_nothing_and_tells_in_its_place_what_
             node.take(&Event::Change(Change::Removed(Key::ClusterNetworkPolicy(name.into()))));
         }
     }
-    // In and out of audit in its place: what is there is what would be made anew.
-    node.take(&Event::Change(world::on_all("s", 0, false, accept_81_deny_all)));
+}
+
+#[test]
+fn a_policy_of_the_cluster_goes_in_and_out_of_audit_in_its_place() {
+    let mut node = two_pods();
+    node.take(&Event::Change(world::on_all("s", 0, false, ACCEPT_81_DENY_ALL)));
     for audit in [true, false, true] {
-        node.take(&Event::Change(world::on_all("t", 1, audit, accept_81_deny_all)));
+        node.take(&Event::Change(world::on_all("t", 1, audit, ACCEPT_81_DENY_ALL)));
         let snapshot = node.policies.cluster().snapshot().clone();
         let anew = Policies::with_logging("n1", snapshot, EVERYTHING);
         assert_eq!(anew.full().to_string(), node.table.to_string());

@@ -28,11 +28,10 @@ fn scenario_38_a_clock_that_jumps_by_an_hour_either_way_changes_nothing_and_hold
     if !line.split_whitespace().any(|word| word == "fairlead-vm-test") {
         return not_run("the clock is only set in the virtual machine");
     }
-    let mut rig = Rig::new(3);
-    rig.nodes[..2].iter_mut().for_each(|node| node.start());
-    rig.nodes[0].await_status("one peer", |status| status.ready && status.peers.len() == 1);
+    let mut rig = Rig::joined(2);
     jump(3600);
-    // Who joins after it is known as fast as before.
+    // Who joins after it is known as before.
+    rig.add_node(3);
     rig.nodes[2].start();
     rig.await_joined();
     rig.add_pods();
