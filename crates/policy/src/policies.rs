@@ -220,11 +220,6 @@ impl Policies {
         self.locals.values().any(Local::is_policed)
     }
 
-    /// Whether a policy is about this pod, and it runs here.
-    pub fn is_subject(&self, pod: &NamespacedName) -> bool {
-        self.locals.get(pod).is_some_and(Local::is_subject)
-    }
-
     /// The whole table.
     pub fn full(&self) -> Table {
         let mut table = self.frame.clone();

@@ -397,7 +397,7 @@ fn a_pod_that_goes_before_its_attachment_stays_closed_until_del_or_until_it_is_t
     node.take(&Event::Attached(name.clone(), attached));
     assert_eq!(node.open(), [false, false], "ADD is before the object");
     node.take(&with("1", |_| {}));
-    let isolated = |node: &Stepped| node.policies.is_subject(&name);
+    let isolated = |node: &Stepped| node.policies.is_policed(&name);
     assert!(isolated(&node) && node.open() == [false, false], "it is isolated by its policy");
     for gone in [
         Event::Change(Change::Removed(Key::Pod(name.clone()))),
