@@ -10,18 +10,18 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
+use kernel::forwarding::{Scope, Setting};
 use kernel::link;
 use kernel::monitor::{self, Ear, Monitor, Notification, Topic};
 use kernel::netlink::{Protocol, Socket};
 use kernel::route::LOCAL_TABLE;
-use kernel::{features, wireguard};
+use kernel::{features, sysctl, wireguard};
 use netstate::pool::overlaps;
 use netstate::{
     FdbKey, LinkName, MAIN_TABLE, NeighbourKey, POD_ROUTE_PROTOCOL, POLICY_TABLE, Plan, ROUTE_PROTOCOL,
     RULE_PRIORITIES, State, Step, owns_table,
 };
 use regex::bytes::Regex;
-use route::vxlan::{DEVICE, DEVICE_V6};
 use route::{Family, Host, Reached, TunnelKind};
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -193,6 +193,11 @@ impl Door {
         Ok(self.host.has_wireguard(link, want)?)
     }
 
+    /// Whether the sysctls are as wanted that the kernel tells nobody of when they are changed; one that is not there, it does tell of.
+    pub(crate) fn has_silent_sysctls(&self, want: &State) -> bool {
+        silent_sysctls(want).all(|(path, wanted)| sysctl::read(path).map_or(true, |value| value == *wanted))
+    }
+
     /// The steps to the wanted state, and what stands in the way.
     pub(crate) fn plan(&mut self, want: &State) -> Result<Plan, DoorError> {
         let observed = self.host.observe(want)?;
@@ -238,13 +243,15 @@ impl Door {
     }
 }
 
+/// Those of the wanted sysctls of which the kernel tells nobody.
+pub(crate) fn silent_sysctls(want: &State) -> impl Iterator<Item = (&String, &String)> {
+    want.sysctls.iter().filter(|(path, _)| path.ends_with("/accept_ra"))
+}
+
 /// The tunnels' devices that there are.
 fn devices(facts: &mut Socket) -> Result<BTreeMap<u32, LinkName>, kernel::Error> {
-    let mut devices = BTreeMap::new();
-    for name in [DEVICE, DEVICE_V6] {
-        devices.extend(link::find(facts, name)?.and_then(|link| named(&link)));
-    }
-    Ok(devices)
+    let links = link::list(facts, link::Filter::default())?;
+    Ok(links.iter().filter(|link| is_agents(link)).filter_map(named).collect())
 }
 
 /// A device's index and name.
@@ -385,7 +392,7 @@ impl Watcher {
 
     fn learn_device(&mut self, event: &monitor::Event) {
         match event {
-            monitor::Event::Link(link) if [DEVICE, DEVICE_V6].contains(&&*link.name) => {
+            monitor::Event::Link(link) if is_agents(link) => {
                 self.devices.extend(named(link));
             }
             // Gone, or another's name now.
@@ -452,12 +459,24 @@ impl Watcher {
                 (route.table == MAIN_TABLE || leads) && route.protocol != POD_ROUTE_PROTOCOL
             }
             Kernel::Neighbour(_) | Kernel::NeighbourGone(_) | Kernel::Fdb(_) | Kernel::FdbGone(_) => false,
-            Kernel::Forwarding(on) => !on,
+            Kernel::Setting(setting) => self.setting_matters(*setting),
             Kernel::Rule(rule) | Kernel::RuleGone(rule) => {
                 RULE_PRIORITIES.contains(&rule.priority) || self.interest.follows_ways()
             }
         };
         matters.then_some(Touched::Network)
+    }
+
+    /// Forwarding is wanted. A strict filter drops what comes by one tunnel and is answered by another, so the agent's own links are
+    /// set loose; those of others are the host's.
+    fn setting_matters(&self, setting: Setting) -> bool {
+        match setting {
+            Setting::Forwarding(on) => !on,
+            Setting::StrictReversePath(Scope::Link(link), strict) => {
+                strict && self.devices.contains_key(&link)
+            }
+            Setting::StrictReversePath(Scope::All | Scope::New, strict) => strict,
+        }
     }
 
     fn link_matters(&self, link: &link::Link) -> bool {

@@ -29,8 +29,9 @@ pub fn read_host(socket: &mut Socket) -> Result<Host, kernel::Error> {
         .filter(|route| route.kind == routes::Kind::Unicast && route.protocol != ROUTE_PROTOCOL)
         .map(|route| host_route(route, name))
         .collect();
+    let strict_reverse_path = is_strict(links.iter().filter(|link| is_agents(link)));
     let links = links.iter().map(host_link).collect();
-    Ok(Host { links, addresses, routes, strict_reverse_path: is_strict() })
+    Ok(Host { links, addresses, routes, strict_reverse_path })
 }
 
 /// How the kernel reaches these addresses now: what it finds no way to is among them, without one.
@@ -52,13 +53,15 @@ pub fn read_reached(socket: &mut Socket, targets: &[IpAddr]) -> Result<Vec<Reach
     Ok(reached)
 }
 
-/// Of the value for all links and a link's own the larger counts; a new link has the default one.
-fn is_strict() -> bool {
+/// Whether one of these links filters strictly, or one made now would. Of the value for all links and a link's own the larger counts;
+/// a new link has the default one.
+fn is_strict<'a>(mut links: impl Iterator<Item = &'a link::Link>) -> bool {
     let value = |name: &str| {
         let read = sysctl::read(&format!("net/ipv4/conf/{name}/rp_filter")).ok();
         read.and_then(|value| value.parse::<u8>().ok()).unwrap_or_default()
     };
-    value("all").max(value("default")) == 1
+    let all = value("all");
+    all.max(value("default")) == 1 || links.any(|link| all.max(value(&link.name)) == 1)
 }
 
 fn host_link(link: &link::Link) -> HostLink {

@@ -11,8 +11,8 @@
 //! networks can only bear on the choice of the underlay, and there may be many: they have a look made that waits for
 //! [`SHARE`] times what the last one took, at most [`PATIENCE`].
 //!
-//! Of WireGuard the kernel tells no changes at all. Where it carries some, that alone is compared once in [`SILENCE`], and
-//! everything is looked at when it differs.
+//! Of WireGuard the kernel tells no changes at all, nor of whether a link takes router advertisements. Where there is such, that alone
+//! is compared once in [`SILENCE`], and everything is looked at when it differs.
 //!
 //! The order within a pass is what makes each moment safe to die at: claims, kernel, lease, `network.json`, conflist;
 //! and backwards when the node is no longer part of the cluster, but for the conflist, by which pods are deleted. Nothing happens at all before the store has been
@@ -325,7 +325,7 @@ const KERNEL_CAUSES: [&str; 5] = [
 ];
 
 /// The cause that the kernel does not tell of.
-const SILENTLY: &str = "the kernel's WireGuard changed";
+const SILENTLY: &str = "what the kernel does not tell of changed";
 
 fn cause_of(touched: Touched) -> &'static str {
     let [network, ruleset, everything, beside, _] = KERNEL_CAUSES;

@@ -11,13 +11,14 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use crate::address::Address;
+use crate::forwarding::{self, Setting};
 use crate::link::Link;
 use crate::neighbour::{Entry, FdbEntry, Neighbour};
 use crate::netlink::{Malformed, Protocol, Reply, Socket, option};
 use crate::netns::Netns;
 use crate::route::Route;
 use crate::rule::Rule;
-use crate::{Error, abi, forwarding, socket_filter};
+use crate::{Error, abi, socket_filter};
 
 /// What to be told about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,7 +33,7 @@ pub enum Topic {
     Neighbours,
     /// Policy rules of both families.
     Rules,
-    /// Whether the namespace forwards packets, in both families.
+    /// Whether the namespace forwards packets, in both families, and how it filters reverse paths.
     Forwarding,
 }
 
@@ -92,8 +93,8 @@ pub enum Event {
     Rule(Rule),
     /// A policy rule is gone.
     RuleGone(Rule),
-    /// Forwarding was switched on (true) or off for the whole namespace, in one family.
-    Forwarding(bool),
+    /// Forwarding, or the filter of reverse paths, was set.
+    Setting(Setting),
     /// Something in nf_tables changed; the table's name, if the message is about one.
     Nft(Option<String>),
     /// Notifications were lost, or one made no sense: list everything again.
@@ -271,7 +272,7 @@ fn decode(reply: Reply<'_>) -> Result<Option<Event>, Malformed> {
         abi::RTM_NEWNEIGH | abi::RTM_DELNEIGH => neighbour_event(reply)?,
         abi::RTM_NEWRULE => Rule::from_reply(reply)?.map(Event::Rule),
         abi::RTM_DELRULE => Rule::from_reply(reply)?.map(Event::RuleGone),
-        abi::RTM_NEWNETCONF => forwarding::of_namespace(reply)?.map(Event::Forwarding),
+        abi::RTM_NEWNETCONF => forwarding::setting(reply)?.map(Event::Setting),
         _ => None,
     })
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use harness::Namespace;
 use kernel::Error;
+use kernel::forwarding::{Scope, Setting};
 use kernel::link::{self, Change, NewBridge, NewKind, NewLink, NewPeer};
 use kernel::monitor::{Event, Monitor, Topic};
 use kernel::netlink::{Batch, Protocol, Socket};
@@ -117,7 +118,24 @@ fn a_monitor_tells_when_forwarding_is_switched_for_the_whole_namespace() {
     for path in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
         for (value, on) in [("1", true), ("0", false)] {
             netns.run(|| sysctl::set(path, value)).unwrap().unwrap();
-            wait_for(&mut monitor, |event| *event == Event::Forwarding(on));
+            wait_for(&mut monitor, |event| *event == Event::Setting(Setting::Forwarding(on)));
+        }
+    }
+}
+
+#[test]
+fn a_monitor_tells_when_the_filter_of_reverse_paths_becomes_strict_and_of_which_link() {
+    let namespace = Namespace::with_loopback();
+    let netns = Netns::open(namespace.path()).unwrap();
+    namespace.ip("link add cable type veth peer name end");
+    let index = namespace.ip_json("link show cable")[0]["ifindex"].as_u64().unwrap();
+    let mut monitor = Monitor::open_in(&netns, &[Topic::Forwarding]).unwrap();
+    let link = Scope::Link(u32::try_from(index).unwrap());
+    for (name, scope) in [("all", Scope::All), ("default", Scope::New), ("cable", link)] {
+        for (value, strict) in [("1", true), ("2", false), ("1", true), ("0", false)] {
+            netns.run(|| sysctl::set(&format!("net/ipv4/conf/{name}/rp_filter"), value)).unwrap().unwrap();
+            let wanted = Event::Setting(Setting::StrictReversePath(scope, strict));
+            wait_for(&mut monitor, |event| *event == wanted);
         }
     }
 }

@@ -10,6 +10,7 @@ use route::{InKernel, TunnelKind};
 use super::NodeKeeper;
 use super::decide::Refusal;
 use crate::config::Datapath;
+use crate::door::silent_sysctls;
 use crate::report::{Reason, told};
 use crate::status::KernelPeer;
 use crate::view::View;
@@ -56,15 +57,19 @@ impl NodeKeeper {
         Err(Refusal { reason: Reason::NodeRefused, text })
     }
 
-    /// Whether the kernel carries what it tells of nobody's changes of.
+    /// Whether the node has what the kernel tells of nobody's changes of.
     pub(crate) fn has_silent_parts(&self) -> bool {
-        self.design.as_ref().is_some_and(|design| !design.state.wireguards.is_empty())
+        let state = self.design.as_ref().map(|design| &design.state);
+        state.is_some_and(|state| !state.wireguards.is_empty() || silent_sysctls(state).next().is_some())
     }
 
-    /// Whether somebody has changed what the kernel does not tell of: WireGuard's peers, or a device's own key or port.
-    /// What is not known to have been as designed is looked at again anyway.
+    /// Whether somebody has changed what the kernel does not tell of: WireGuard's peers, a device's own key or port, or how a link
+    /// takes router advertisements. What is not known to have been as designed is looked at again anyway.
     pub(crate) fn has_changed_silently(&mut self) -> bool {
         let Some(design) = self.design.as_ref().filter(|_| !self.failed) else { return false };
+        if !self.door.has_silent_sysctls(&design.state) {
+            return true;
+        }
         design.state.wireguards.keys().any(|link| match self.door.has_wireguard(*link, &design.state) {
             Ok(has) => !has,
             // One that is not there the kernel tells of.

@@ -116,6 +116,39 @@ fn forwarding_switched_off_by_hand_is_switched_on_again() {
 }
 
 #[test]
+fn a_reverse_path_filter_made_strict_by_hand_is_loose_on_the_tunnel_at_once() {
+    let rig = Rig::joined(2);
+    rig.add_pods();
+    let node = &rig.nodes[0];
+    let of_the_tunnel = "net/ipv4/conf/fairlead0/rp_filter";
+    // Of the device itself, and of the whole host, as `sysctl --system` would have it.
+    for path in [of_the_tunnel, "net/ipv4/conf/all/rp_filter", of_the_tunnel] {
+        run_ok(node.netns.command("sysctl").args(["-q", "-w", &format!("{path}=1")]));
+        eventually(path, || (node.netns.sysctl(of_the_tunnel) == "2").then_some(()));
+        node.await_settled();
+    }
+    assert_eq!(node.netns.sysctl("net/ipv4/conf/all/rp_filter"), "1", "the host's own is left as it is");
+    rig.assert_reachable();
+}
+
+/// The kernel tells nobody of these, so it is the agent that looks, once in ten seconds.
+#[test]
+fn whether_a_link_takes_router_advertisements_is_set_right_again() {
+    let rig = Rig::joined(1);
+    let node = &rig.nodes[0];
+    let path = "net/ipv6/conf/fairlead0/accept_ra";
+    assert_eq!(node.netns.sysctl(path), "0");
+    run_ok(node.netns.command("sysctl").args(["-q", "-w", &format!("{path}=2")]));
+    eventually(path, || (node.netns.sysctl(path) == "0").then_some(()));
+    // And what the kernel does tell of by the addresses that it takes away.
+    let path = "net/ipv6/conf/fairlead0/disable_ipv6";
+    let was = node.tunnel_text();
+    run_ok(node.netns.command("sysctl").args(["-q", "-w", &format!("{path}=1")]));
+    eventually(path, || (node.netns.sysctl(path) == "0").then_some(()));
+    await_healed(node, &was);
+}
+
+#[test]
 fn scenario_21_foreign_objects_are_left_alone() {
     let mut rig = Rig::joined(2);
     let node = &mut rig.nodes[0];
