@@ -485,6 +485,11 @@ impl NodeKeeper {
         self.tunnels.resume(&self.options.key_directories());
     }
 
+    /// Whether a tunnel that is called so is to run.
+    pub(crate) fn has_tunnel(&self, name: &str) -> bool {
+        self.tunnels.has(name)
+    }
+
     /// Tells the cluster what is news, and has collected what is gone once there is a network to do it for.
     fn announce(&mut self, view: &View) {
         for (reason, text) in self.report.take_news() {

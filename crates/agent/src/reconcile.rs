@@ -241,8 +241,12 @@ impl Loop {
     }
 
     /// Has a tunnel started anew, with a pause before it, for what ended it may end the next one as well. Where its device
-    /// was deleted, the kernel's own event is there first.
+    /// was deleted, the kernel's own event is there first. One that is not wanted any more may have noticed that its device is gone
+    /// before it was told to end.
     fn lost_a_tunnel(&mut self, tunnel: &str, reason: &str) {
+        if !self.node.has_tunnel(tunnel) {
+            return;
+        }
         tracing::warn!(tunnel, reason, "the tunnel has ended by itself");
         self.due.failed(Instant::now());
     }

@@ -226,6 +226,11 @@ impl Tunnels {
         self.descriptors.tell_ready();
     }
 
+    /// Whether one that is called so was started and not ended since; it may have ended by itself.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.running.keys().any(|kind| kind.name() == name)
+    }
+
     /// What went through each.
     pub(crate) fn traffic(&self) -> Vec<TunnelTraffic> {
         self.running.iter().map(|(kind, running)| traffic(*kind, running)).collect()

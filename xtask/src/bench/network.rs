@@ -1,9 +1,10 @@
 //! What holds nodes together: how soon a node that joins is reached, how long thousands of peers take to be programmed and
-//! one of them to be changed, and what an agent that is killed costs.
+//! one of them to be changed, how soon what somebody takes away is back ([`healing`]), and what an agent that is killed costs.
 //!
 //! Read [`run`]. Nodes are namespaces on one bridge ([`rig`]), each with an agent of the release build; other machines'
 //! agents are stood in for by the files that they would write into the store. How fast packets travel is the bench `tunnel`.
 
+mod healing;
 mod rig;
 
 use std::{
@@ -35,6 +36,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
     join()?;
     peers(1000, "0.5 s", "15 MB")?;
     peers(5000, "2.0 s", "30 MB")?;
+    println!("\nwhat is taken away by hand: until all is as it was");
+    healing::healed()?;
     println!("\nagents killed -9 twice, {PACKETS} packets a second each way for {SECONDS} s: packets lost");
     for backend in ["vxlan", "host-gw", "ipip", "udp", "wireguard"] {
         killed(backend)?;

@@ -13,7 +13,9 @@ use harness::{eventually, run, run_ok};
 
 use crate::rig::{Node, Rig};
 
-const BACKENDS: [&str; 3] = ["vxlan", "host-gw", "udp"];
+const BACKENDS: [&str; 5] = ["vxlan", "host-gw", "udp", "ipip", "wireguard"];
+/// The tunnels' devices of all of them.
+const DEVICES: [&str; 5] = ["fairlead0", "fairlead-udp", "fairlead-ipip", "fairlead-wg", "fairlead-wg1"];
 
 /// Each event once, for those who write it and for chance, which takes one of them.
 macro_rules! events {
@@ -35,11 +37,17 @@ events! {
     DeviceDeleted,
     RoutesFlushed,
     NeighboursFlushed,
+    ForwardingEntriesDeleted,
+    AddressesFlushed,
     RulesetFlushed,
+    ElementsEdited,
+    FiltersMadeStrict,
     ForwardingOff,
     DeviceShrunk,
     ForeignThings,
     NodeMoved,
+    LinkNarrowed,
+    KeyLost,
     NodeObjectReplaced,
     LeaseDeleted,
     BackendChanged,
@@ -63,6 +71,8 @@ struct Chaos {
     backend: usize,
     /// The last number of each node's underlay address.
     addresses: Vec<usize>,
+    /// Which nodes' underlay carries less than that of the others.
+    narrow: BTreeSet<usize>,
     /// Which nodes have somebody else's things.
     foreign: BTreeSet<usize>,
 }
@@ -102,51 +112,34 @@ impl Chaos {
         }
         rig.await_joined();
         rig.add_pods();
-        Self { rig, random, backend: 0, addresses: vec![1, 2, 3], foreign: BTreeSet::new() }
+        Self {
+            rig,
+            random,
+            backend: 0,
+            addresses: vec![1, 2, 3],
+            narrow: BTreeSet::new(),
+            foreign: BTreeSet::new(),
+        }
     }
 
     fn happen(&mut self, event: Event, index: usize) {
-        let node = &mut self.rig.nodes[index];
         match event {
-            Event::AgentKilled => {
-                node.kill();
-                node.start();
-            }
-            Event::AgentStopped => {
-                // One that was started a moment ago may not have taken the signal over yet, and dies of it.
-                let code = node.stop();
-                assert!(matches!(code, Some(0) | None), "{code:?}");
-                node.start();
-            }
+            Event::AgentKilled | Event::AgentStopped | Event::KeyLost => self.restart(event, index),
             Event::LinkFlapped => {
-                node.netns.ip("link set eth0 down");
-                node.netns.ip("link set eth0 up");
+                let netns = &self.rig.nodes[index].netns;
+                netns.ip("link set eth0 down");
+                netns.ip("link set eth0 up");
                 self.settle_underlay(index);
-            }
-            Event::DeviceDeleted => {
-                for device in ["fairlead0", "fairlead-udp"] {
-                    if_there(node, "ip", &format!("link del {device}"));
-                }
-            }
-            Event::RoutesFlushed => {
-                if_there(node, "ip", "-4 route flush proto 70");
-                if_there(node, "ip", "-6 route flush proto 70");
-            }
-            Event::NeighboursFlushed => {
-                if_there(node, "ip", "neigh flush nud permanent dev fairlead0");
-            }
-            Event::RulesetFlushed => {
-                if_there(node, "nft", "delete table inet fairlead");
-            }
-            Event::ForwardingOff => {
-                tool(node, "sysctl", "-q -w net/ipv4/ip_forward=0");
-                tool(node, "sysctl", "-q -w net/ipv6/conf/all/forwarding=0");
-            }
-            Event::DeviceShrunk => {
-                if_there(node, "ip", "link set fairlead0 mtu 1301 down");
             }
             Event::ForeignThings => self.add_foreign(index),
             Event::NodeMoved => self.move_node(index),
+            Event::LinkNarrowed => {
+                let mtu = if self.narrow.remove(&index) { 1500 } else { 1400 };
+                if mtu == 1400 {
+                    self.narrow.insert(index);
+                }
+                self.rig.nodes[index].netns.ip(&format!("link set eth0 mtu {mtu}"));
+            }
             Event::NodeObjectReplaced => {
                 let name = self.rig.nodes[index].name.clone();
                 self.rig.remove_node(&name);
@@ -161,7 +154,27 @@ impl Chaos {
                 let text = format!("backend: {}\n", BACKENDS[self.backend]);
                 self.rig.nodes.iter_mut().for_each(|node| node.configure(&text));
             }
+            of_the_kernel => edit(&self.rig.nodes[index], of_the_kernel),
         }
+    }
+
+    fn restart(&mut self, event: Event, index: usize) {
+        let node = &mut self.rig.nodes[index];
+        if let Event::AgentStopped = event {
+            // One that was started a moment ago may not have taken the signal over yet, and dies of it.
+            let code = node.stop();
+            assert!(matches!(code, Some(0) | None), "{code:?}");
+        } else {
+            node.kill();
+        }
+        if let Event::KeyLost = event {
+            for entry in std::fs::read_dir(node.state_dir()).unwrap().map(Result::unwrap) {
+                if entry.file_name().to_string_lossy().starts_with("wireguard") {
+                    std::fs::remove_file(entry.path()).unwrap();
+                }
+            }
+        }
+        node.start();
     }
 
     /// What the kernel takes with a link that goes down, and its owner gives back.
@@ -214,6 +227,7 @@ impl Chaos {
                 None
             });
         }
+        self.rig.nodes.iter().for_each(|node| self.look_independently(node));
         for index in &self.foreign {
             let netns = &self.rig.nodes[*index].netns;
             assert!(netns.ip("route show proto 99").contains("203.0.113.0/24"), "somebody's route is kept");
@@ -221,6 +235,27 @@ impl Chaos {
             run_ok(netns.command("nft").args(["list", "chain", "ip", "others", "kept"]));
         }
         self.await_reachable();
+    }
+
+    /// What the agent's own plan does not have to be believed for.
+    fn look_independently(&self, node: &Node) {
+        for path in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+            assert_eq!(node.netns.sysctl(path), "1", "{}: {path}", node.name);
+        }
+        for device in node.netns.link_names().iter().filter(|link| DEVICES.contains(&link.as_str())) {
+            let filter = node.netns.sysctl(&format!("net/ipv4/conf/{device}/rp_filter"));
+            assert_ne!(filter, "1", "{}: {device} filters strictly", node.name);
+        }
+        let table = run_ok(node.netns.command("nft").args(["list", "table", "inet", "fairlead"]));
+        assert!(table.contains("elements = { 10.244.0.0/16 }"), "{}: {table}", node.name);
+        assert!(table.contains("ip saddr @cluster4 ip daddr @cluster4 return"), "{}: {table}", node.name);
+        if BACKENDS[self.backend] == "vxlan" {
+            let number = |peer: &Node| format!("198.18.0.{}", self.addresses[peer.number - 1]);
+            let mut wanted: Vec<String> =
+                self.rig.nodes.iter().filter(|peer| peer.name != node.name).map(number).collect();
+            wanted.sort();
+            assert_eq!(node.fdb(), wanted, "{}: the tunnel leads to each peer's address", node.name);
+        }
     }
 
     /// Every pod reaches every other. At once, but where an agent was restarted and its device deleted while the backend
@@ -236,11 +271,16 @@ impl Chaos {
         }
     }
 
-    /// A node's own pod CIDRs, which lead nowhere but to pods, and those of its peers.
+    /// A node's own pod CIDRs, which lead nowhere but to pods, and those of its peers; where packets are encrypted, the cluster's
+    /// networks lead nowhere else.
     fn wanted_routes(&self, node: &Node) -> BTreeSet<String> {
-        let own = |cidr: String| format!("unreachable {cidr}");
+        let nowhere = |cidr: String| format!("unreachable {cidr}");
         let peers = self.rig.nodes.iter().filter(|peer| peer.name != node.name);
-        peers.flat_map(Node::pod_cidrs).chain(node.pod_cidrs().into_iter().map(own)).collect()
+        let encrypted = BACKENDS[self.backend] == "wireguard";
+        let guard =
+            ["10.244.0.0/16", "fd00:10:244::/56"].into_iter().filter(|_| encrypted).map(str::to_owned);
+        let own = node.pod_cidrs().into_iter().chain(guard).map(nowhere);
+        peers.flat_map(Node::pod_cidrs).chain(own).collect()
     }
 
     fn clean(mut self) {
@@ -253,6 +293,53 @@ impl Chaos {
             let rules = run_ok(node.netns.command("nft").args(["list", "tables"]));
             assert!(!rules.contains("fairlead"), "{rules}");
         }
+    }
+}
+
+/// Something of the agent's in the node's kernel is taken away or altered by hand.
+fn edit(node: &Node, event: Event) {
+    match event {
+        Event::DeviceDeleted => {
+            DEVICES.iter().for_each(|device| if_there(node, "ip", &format!("link del {device}")));
+        }
+        Event::RoutesFlushed => {
+            if_there(node, "ip", "-4 route flush proto 70");
+            if_there(node, "ip", "-6 route flush proto 70");
+        }
+        Event::NeighboursFlushed => if_there(node, "ip", "neigh flush nud permanent dev fairlead0"),
+        Event::ForwardingEntriesDeleted => {
+            let entries = node.netns.bridge_json("fdb show");
+            let ours =
+                entries.as_array().into_iter().flatten().filter(|entry| entry["ifname"] == "fairlead0");
+            for entry in ours.filter(|entry| entry["dst"].is_string()) {
+                let [mac, to] = ["mac", "dst"].map(|key| entry[key].as_str().unwrap_or_default());
+                if_there(node, "bridge", &format!("fdb del {mac} dev fairlead0 dst {to}"));
+            }
+        }
+        Event::AddressesFlushed => {
+            DEVICES.iter().for_each(|device| if_there(node, "ip", &format!("address flush dev {device}")));
+        }
+        Event::RulesetFlushed => if_there(node, "nft", "delete table inet fairlead"),
+        Event::ElementsEdited => {
+            if_there(node, "nft", "add element inet fairlead cluster4 { 192.0.2.0/24 }");
+            if_there(node, "nft", "delete element inet fairlead cluster4 { 10.244.0.0/16 }");
+        }
+        Event::FiltersMadeStrict => {
+            // A link that is deleted meanwhile has none.
+            for device in DEVICES {
+                run(node.netns.command("sysctl").args([
+                    "-q",
+                    "-w",
+                    &format!("net/ipv4/conf/{device}/rp_filter=1"),
+                ]));
+            }
+        }
+        Event::ForwardingOff => {
+            tool(node, "sysctl", "-q -w net/ipv4/ip_forward=0");
+            tool(node, "sysctl", "-q -w net/ipv6/conf/all/forwarding=0");
+        }
+        Event::DeviceShrunk => if_there(node, "ip", "link set fairlead0 mtu 1301 down"),
+        event => unreachable!("{event:?} is none of the kernel's"),
     }
 }
 
