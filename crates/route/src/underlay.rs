@@ -17,6 +17,7 @@
 
 use std::net::IpAddr;
 
+use cluster::Backend;
 use regex::bytes::Regex;
 
 use crate::family::Family;
@@ -121,6 +122,17 @@ pub enum UnderlayError {
         /// The interface.
         interface: String,
     },
+    /// What packets travel by is IPv4's alone.
+    #[error(
+        "choose the underlay: backend {backend} travels over IPv4 alone, and this node has no IPv4 address for it\nhint: give \
+         link {interface} one, or choose another backend"
+    )]
+    WithoutIpv4 {
+        /// What packets travel by.
+        backend: String,
+        /// The link of the underlay.
+        interface: String,
+    },
     /// Nothing says which link it should be.
     #[error(
         "choose the {family} underlay: there is no {family} default route, and {known}\nhint: set underlay.interface"
@@ -131,6 +143,22 @@ pub enum UnderlayError {
         /// The candidates, as text.
         known: String,
     },
+}
+
+impl Underlay {
+    /// That a backend's packets can travel over it.
+    ///
+    /// # Errors
+    /// When they travel over the other family alone.
+    pub fn carries(&self, backend: &Backend) -> Result<(), UnderlayError> {
+        if *backend == Backend::Ipip && self.address.is_ipv6() {
+            return Err(UnderlayError::WithoutIpv4 {
+                backend: backend.name().to_owned(),
+                interface: self.link.clone(),
+            });
+        }
+        Ok(())
+    }
 }
 
 /// Chooses the underlay of a family.

@@ -241,6 +241,23 @@ fn a_cluster_of_one_family_has_nothing_of_the_other() {
 }
 
 #[test]
+fn a_cluster_of_ipv6_on_nodes_without_ipv4_has_nothing_of_ipv4() {
+    let mut case = Case::node1();
+    case.cluster.remove(0);
+    let mut snapshot = Snapshot::default();
+    for number in [1, 2] {
+        let mut lease = lease(number);
+        lease.pod_cidrs = Box::new([lease.pod_cidrs[1]]);
+        lease.underlay = Box::new([lease.underlay[1]]);
+        lease.mtu = 1430;
+        join(&mut snapshot, lease);
+    }
+    case.own = (**snapshot.leases.get("node1").unwrap()).clone();
+    case.underlay = case.own.underlay[0];
+    golden("ipv6-only.txt", &case.design(&snapshot).state.to_string());
+}
+
+#[test]
 fn scenario_1_a_node_that_leaves_takes_only_its_own_entries_with_it() {
     let case = Case::node1();
     let mut snapshot = cluster_of([1, 2, 3]);

@@ -252,6 +252,8 @@ impl NodeKeeper {
         // What carries tunnels, and what could: a link with an address is chosen as soon as it is up.
         let carriers = self.underlays.values().map(|underlay| underlay.link.as_str());
         self.door.interest(carriers.chain(host.candidates()).map(str::to_owned));
+        // By what packets travel no node's name matters.
+        tunnel.carries(&self.options.config.backend_of("")).map_err(refused(Reason::UnderlayMissing))?;
         Ok(tunnel)
     }
 

@@ -20,6 +20,7 @@ mod flannel_etcd;
 mod flanneld;
 mod healing;
 mod inherited;
+mod ipv6_only;
 mod kube_proxy;
 mod kubernetes;
 mod masquerade;

@@ -57,7 +57,9 @@ pub(super) fn judge(host: &Host, config: &Config, underlays: &Underlays) -> Vec<
         ));
     }
     // By how much a tunnel takes no node's name matters.
-    match pod_mtu(&config.backend_of(""), &tunnel.link, carried, family, &pods) {
+    let backend = config.backend_of("");
+    findings.extend(tunnel.carries(&backend).err().as_ref().map(nowhere));
+    match pod_mtu(&backend, &tunnel.link, carried, family, &pods) {
         Ok(mtu) => findings.extend(uneven(host, &tunnel.link, mtu)),
         Err(error) => findings.push(too_small(&error)),
     }
@@ -171,6 +173,18 @@ mod tests {
         let found = found(&host(1300), &Config::default());
         assert_eq!((found.len(), found[0].severity), (1, Severity::Error));
         assert!(found[0].fix.contains("ip link set eth0 mtu 1330"), "{found:#?}");
+    }
+
+    #[test]
+    fn ip_in_ip_on_a_host_without_ipv4_is_an_error() {
+        let mut host = host(1500);
+        host.addresses[0].address = "fd00:198:18::5/64".parse().unwrap();
+        host.routes[0].destination = "::/0".parse().unwrap();
+        host.routes[0].gateway = Some("fd00:198:18::fe".parse().unwrap());
+        assert_eq!(found(&host, &Config::default()), []);
+        let found = found(&host, &Config { backend: ::agent::BackendKind::Ipip, ..Config::default() });
+        assert_eq!((found.len(), found[0].severity), (1, Severity::Error));
+        assert!(found[0].problem.contains("IPv4 alone"), "{found:#?}");
     }
 
     #[test]
