@@ -3,11 +3,10 @@
 //! Read [`Village::joined`]: two nodes, and a pod on each that the real plugin wires.
 
 use harness::talk::{ask, serve};
-use harness::{Call, Namespace, eventually, run, run_ok};
-use serde_json::json;
-use tempfile::TempDir;
+use harness::{eventually, run, run_ok};
 
 use crate::rig::{Node, Rig};
+use crate::wired::WiredPod;
 
 /// What the other end outside of the cluster has: it knows no way to any pod.
 const OUTSIDE: &str = "fd00:198:18::fe";
@@ -15,13 +14,7 @@ const OUTSIDE: &str = "fd00:198:18::fe";
 /// Two nodes, and the pod of each.
 struct Village {
     rig: Rig,
-    pods: Vec<Pod>,
-    _files: Vec<TempDir>,
-}
-
-struct Pod {
-    netns: Namespace,
-    address: String,
+    pods: Vec<WiredPod>,
 }
 
 /// Takes everything of IPv4 from the node but its loopback.
@@ -41,45 +34,28 @@ impl Village {
         }
         rig.await_joined();
         rig.underlay.ip(&format!("address add {OUTSIDE}/64 dev br0 nodad"));
-        let mut village = Self { rig, pods: Vec::new(), _files: Vec::new() };
-        for number in 0..2 {
-            village.attach(number);
-        }
-        village
-    }
-
-    /// A pod of the node of that number.
-    fn attach(&mut self, number: usize) {
-        let node = &self.rig.nodes[number];
-        let bin = harness::plugin_directory(&["fairlead"]);
-        let ipam = tempfile::tempdir().unwrap();
-        let netns = Namespace::with_loopback();
-        let result = Call::new(&node.netns, bin.path(), "fairlead", "pod", &netns).add(&json!({
-            "cniVersion": "1.1.0", "name": "fairlead", "type": "fairlead",
-            "stateDir": node.state_dir(), "dataDir": ipam.path(),
-        }));
-        let ips = result["ips"].as_array().unwrap();
-        assert_eq!(ips.len(), 1, "{result}");
-        let address = ips[0]["address"].as_str().unwrap().split('/').next().unwrap().to_owned();
-        self._files.extend([bin, ipam]);
-        self.pods.push(Pod { netns, address });
+        let pods = rig.nodes.iter().map(WiredPod::attach).collect();
+        Self { rig, pods }
     }
 
     /// Each pod asks the other one, which sees it with its own address.
     fn assert_reachable(&self) {
         let [first, second] = &self.pods[..] else { panic!("two pods") };
         for (from, to) in [(first, second), (second, first)] {
-            eventually("a pod is reached", || from.netns.pings(&to.address).then_some(()));
-            let said = ask(&from.netns, &to.address, 80);
-            assert_eq!(said, Some(format!("pod {}", from.address)));
+            let ([from_address], [to_address]) = (&from.addresses[..], &to.addresses[..]) else {
+                panic!("one address each")
+            };
+            eventually("a pod is reached", || from.netns.pings(to_address).then_some(()));
+            let said = ask(&from.netns, to_address, 80);
+            assert_eq!(said, Some(format!("pod {from_address}")));
         }
     }
 }
 
 /// Whether a packet of exactly this size reaches the other pod without being cut.
-fn passes(from: &Pod, to: &Pod, size: u64) -> bool {
+fn passes(from: &WiredPod, to: &WiredPod, size: u64) -> bool {
     let size = (size - 48).to_string();
-    let words = ["-n", "-q", "-c", "1", "-W", "2", "-M", "do", "-s", &size, &to.address];
+    let words = ["-n", "-q", "-c", "2", "-i", "0.2", "-W", "3", "-M", "do", "-s", &size, &to.addresses[0]];
     run(from.netns.command("ping").args(words)).status.success()
 }
 

@@ -12,6 +12,7 @@
 mod backends;
 mod beside_kube_proxy;
 mod chaos;
+mod cleaning;
 mod clear_text;
 mod encryption;
 mod etcd;
@@ -40,6 +41,7 @@ mod store;
 mod tunnel_guard;
 mod underlay;
 mod uplinks;
+mod wired;
 mod witness;
 
 /// Who carries WireGuard here: the kernel's has a suite of its own.

@@ -1,9 +1,9 @@
-//! Agents that die and start: scenarios 30 to 33.
+//! Agents that die and start: scenarios 30 to 32.
 
 use std::process::Stdio;
 use std::time::Duration;
 
-use harness::{eventually, run_ok};
+use harness::run_ok;
 
 use crate::rig::{Rig, lines};
 
@@ -114,16 +114,4 @@ fn killed_before_each(call: &str) -> usize {
         }
     }
     panic!("{call} never ends");
-}
-
-#[test]
-fn scenario_33_cleaning_gives_the_host_back_as_it_was() {
-    let mut rig = Rig::new(1);
-    let was = rig.nodes[0].host_text();
-    rig.nodes[0].start();
-    rig.nodes[0].await_status("ready", |status| status.ready);
-    assert_ne!(rig.nodes[0].host_text(), was);
-    assert_eq!(rig.nodes[0].stop(), Some(0));
-    run_ok(&mut rig.nodes[0].command(&["clean"]));
-    eventually("the host is as it was", || (rig.nodes[0].host_text() == was).then_some(()));
 }

@@ -2,6 +2,7 @@
 //!
 //! Node N has 198.18.0.N and fd00:198:18::N on `eth0`. Everything ends with the value, also when a test panics.
 
+use std::ffi::OsStr;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -39,6 +40,8 @@ pub(crate) struct Node {
     agent: Option<Child>,
     /// What keeps the agent's descriptors while it is dead, as systemd would.
     keeper: Option<Arc<Keeper>>,
+    /// The mount namespace that its programs run in; none for the test's own.
+    mounts: Option<PathBuf>,
 }
 
 impl Rig {
@@ -83,6 +86,7 @@ impl Rig {
             bridge: false,
             agent: None,
             keeper: None,
+            mounts: None,
         };
         self.put_node(&node.name, "");
         self.nodes.push(node);
@@ -205,9 +209,23 @@ impl Node {
         self.keeper = Some(keeper);
     }
 
+    /// From now on its programs run in the mount namespace that this path leads to.
+    pub(crate) fn use_mounts(&mut self, mounts: PathBuf) {
+        self.mounts = Some(mounts);
+    }
+
+    /// A command that will run as a program of the node.
+    pub(crate) fn program(&self, program: impl AsRef<OsStr>) -> Command {
+        let Some(mounts) = &self.mounts else { return self.netns.command(program) };
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--mount={}", mounts.display()));
+        command.arg(format!("--net={}", self.netns.path().display())).arg("--").arg(program);
+        command
+    }
+
     /// The command line of the agent (or, with `clean` before the arguments, of the cleaning).
     pub(crate) fn command(&self, first: &[&str]) -> Command {
-        let mut command = self.netns.command(harness::binary("examples/agent"));
+        let mut command = self.program(harness::binary("examples/agent"));
         command.args(first).arg(&self.name).arg(&self.store).arg(self.state_dir());
         command.arg(self.directory.path().join("net.d")).args(&self.config);
         command.env("AGENT_HEALTH", HEALTH);
