@@ -70,7 +70,7 @@ pub const LINK_GROUP: u32 = 7670;
 /// the network's name.
 pub const POD_LINK_GROUP: u32 = 0xf9ef_aafb;
 
-/// What every nf_tables table of ours begins with.
+/// What every nf_tables table of ours is named, or begins with, before a `_`: see [`is_our_table`].
 pub const TABLE_PREFIX: &str = "fairlead";
 
 /// The tables that the CNI plugins keep; the agent neither reads nor removes them.
@@ -86,8 +86,33 @@ pub const RULE_PRIORITIES: std::ops::RangeInclusive<u32> = 7600..=7699;
 /// The number of the kernel's main routing table.
 pub const MAIN_TABLE: u32 = 254;
 
+/// True for the name of an nf_tables table of Fairlead's, whichever part of it made it.
+#[must_use]
+pub fn is_our_table(name: &str) -> bool {
+    // A longer word that only begins like ours is somebody else's.
+    name.strip_prefix(TABLE_PREFIX).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+}
+
 /// True for the name of an nf_tables table that belongs to the state of a node's network.
 #[must_use]
 pub fn owns_table(name: &str) -> bool {
-    name.starts_with(TABLE_PREFIX) && name != POLICY_TABLE && !PLUGIN_TABLES.contains(&name)
+    is_our_table(name) && name != POLICY_TABLE && !PLUGIN_TABLES.contains(&name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_ours_by_our_name_or_our_name_and_a_word_and_not_by_how_it_begins() {
+        for name in ["fairlead", "fairlead_antispoof", "fairlead_of_a_later_version"] {
+            assert!(owns_table(name), "{name}");
+        }
+        for name in ["fairleads", "fairlea", "fairlead2", "my_fairlead"] {
+            assert!(!is_our_table(name) && !owns_table(name), "{name}");
+        }
+        for name in [POLICY_TABLE, PLUGIN_TABLES[0], PLUGIN_TABLES[1]] {
+            assert!(is_our_table(name) && !owns_table(name), "{name}");
+        }
+    }
 }

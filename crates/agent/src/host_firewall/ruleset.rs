@@ -83,8 +83,7 @@ fn read_nft(only: Option<Hook>) -> Result<Vec<Ruleset>, kernel::Error> {
     let mut nft = Nft::open()?;
     let mut rulesets = Vec::new();
     for key in nft.tables()? {
-        let ours = key.name.starts_with(netstate::TABLE_PREFIX);
-        if ours || key.family == TableFamily::Bridge {
+        if netstate::is_our_table(&key.name) || key.family == TableFamily::Bridge {
             continue;
         }
         let bases: Vec<_> =

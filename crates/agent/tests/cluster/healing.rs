@@ -115,6 +115,34 @@ fn forwarding_switched_off_by_hand_is_switched_on_again() {
     rig.assert_reachable();
 }
 
+/// What is nearly ours and is not: a link by its name and nearly our alias, routes of other protocols, one of them for a part of
+/// the cluster's network and by our own device, a rule beside our priorities, and tables with nearly our name.
+fn put_look_alikes(node: &Node) {
+    for line in [
+        "link add fairlead1 type bridge",
+        "link set fairlead1 alias fairleads up",
+        "route add 10.244.250.0/24 dev fairlead0 proto static",
+        "route add 198.18.99.0/24 via 198.18.0.254 proto 69",
+        "rule add from 192.0.2.0/24 lookup 101 priority 7599",
+    ] {
+        node.netns.ip(line);
+    }
+    run_ok(node.netns.command("nft").args(["add table inet fairlea; add table ip fairleads"]));
+}
+
+#[test]
+fn scenario_21_what_is_put_onto_the_tunnels_own_device_goes_again() {
+    let rig = Rig::joined(2);
+    let node = &rig.nodes[0];
+    let was = node.tunnel_text();
+    // An entry bears no mark of who made it, so all that lasts on our own device is taken for ours: else what a node
+    // left behind that is gone could never be told from somebody else's.
+    let entry = ["fdb", "add", "02:00:00:00:00:09", "dev", "fairlead0", "dst", "198.18.0.9"];
+    run_ok(node.netns.command("bridge").args(entry));
+    node.netns.ip("neigh add 10.244.99.0 lladdr 02:00:00:00:00:09 dev fairlead0 nud permanent");
+    await_healed(node, &was);
+}
+
 #[test]
 fn a_reverse_path_filter_made_strict_by_hand_is_loose_on_the_tunnel_at_once() {
     let rig = Rig::joined(2);
@@ -165,8 +193,12 @@ fn scenario_21_foreign_objects_are_left_alone() {
             .command("nft")
             .args(["add table inet foreign; add chain inet foreign c; add rule inet foreign c accept"]),
     );
+    put_look_alikes(node);
     node.await_settled();
     let was = node.host_text();
+    for there in ["table ip fairleads", "10.244.250.0/24 dev fairlead0 proto static", "203.0.113.0/24"] {
+        assert!(was.contains(there), "{was}");
+    }
     let passes = node.status().unwrap().reconciles;
     for round in 0..3 {
         node.netns.ip(&format!("link set other0 mtu {}", 1400 + round));
@@ -181,12 +213,17 @@ fn scenario_21_foreign_objects_are_left_alone() {
     node.start();
     node.await_status("ready again", |status| status.ready);
     assert_eq!(node.host_text(), was);
-    // And cleaning takes away what is ours only.
+    // And cleaning takes away what is ours only, with what stood on it.
     assert_eq!(node.stop(), Some(0));
     run_ok(&mut node.command(&["clean"]));
-    assert_eq!(node.netns.link_names(), ["eth0", "other0"]);
+    assert_eq!(node.netns.link_names(), ["eth0", "fairlead1", "other0"]);
+    assert!(node.netns.ip("link show fairlead1").contains("alias fairleads"));
     let now = node.host_text();
     for kept in [
+        "198.18.99.0/24",
+        "lookup 101",
+        "table inet fairlea",
+        "table ip fairleads",
         "203.0.113.0/24",
         "2001:db8:7::/64",
         "lookup 100",
