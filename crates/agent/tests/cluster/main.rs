@@ -43,6 +43,7 @@ mod underlay;
 mod uplinks;
 mod wired;
 mod witness;
+mod xtables_lock;
 
 /// Who carries WireGuard here: the kernel's has a suite of its own.
 const DATAPATH: &str = "user";
