@@ -1,10 +1,12 @@
-//! Foreign hands on our objects, and ours off foreign ones: scenarios 17 to 22, 24 and 25.
+//! Foreign hands on our objects, and ours off foreign ones: scenarios 17 to 22, 24, 25 and 46.
 
 use std::process::Command;
 
+use harness::talk::{ask, serve};
 use harness::{eventually, run, run_ok};
 
 use crate::rig::{Node, Rig, lines};
+use crate::wired::WiredPod;
 
 /// Waits until the node's tunnel is as it was.
 fn await_healed(node: &Node, was: &str) {
@@ -235,6 +237,44 @@ fn scenario_21_foreign_objects_are_left_alone() {
     }
     assert!(!now.contains("10.244."), "{now}");
     assert!(!node.conflist().exists() && node.network_file().is_none());
+}
+
+#[test]
+fn scenario_46_a_checksum_offload_that_an_administrator_switched_off_stays_off_and_a_node_port_is_answered() {
+    const FEATURE: &str = "tx-checksum-ip-generic";
+    let mut rig = Rig::joined(2);
+    let pod = WiredPod::attach(&rig.nodes[1]);
+    serve(&pod.netns, 80, "pod");
+    rig.underlay.ip("address add 198.18.0.254/24 dev br0");
+    let port = format!(
+        "add table ip ports; add chain ip ports pre {{ type nat hook prerouting priority dstnat; }}; \
+         add rule ip ports pre tcp dport 30080 dnat to {}:80",
+        pod.addresses[0]
+    );
+    run_ok(rig.nodes[0].netns.command("nft").arg(port));
+    let is_on = |node: &Node| {
+        let listed = run_ok(node.netns.command("ethtool").args(["-k", "fairlead0"]));
+        let line = listed.lines().find(|line| line.contains(FEATURE)).expect("the feature is listed");
+        line.ends_with(": on")
+    };
+    let is_answered =
+        || ask(&rig.underlay, "198.18.0.1", 30080).is_some_and(|answer| answer.starts_with("pod "));
+    assert!(is_on(&rig.nodes[0]) && is_answered());
+    for node in &rig.nodes {
+        run_ok(node.netns.command("ethtool").args(["-K", "fairlead0", FEATURE, "off"]));
+    }
+    assert!(!is_on(&rig.nodes[0]) && is_answered());
+    // Neither a healing nor another agent makes the device anew for it.
+    let node = &mut rig.nodes[0];
+    let was = node.tunnel_text();
+    node.netns.ip("link set fairlead0 mtu 1300");
+    await_healed(node, &was);
+    node.kill();
+    node.start();
+    node.await_status("ready again", |status| status.ready);
+    node.await_settled();
+    assert!(!is_on(node));
+    assert!(ask(&rig.underlay, "198.18.0.1", 30080).is_some());
 }
 
 #[test]

@@ -1,7 +1,11 @@
 //! Nodes that come, go and quarrel: scenarios 1 to 7, 37, 49 and 50, and the order of what an agent leaves on disk.
 
+use std::process::{Child, Stdio};
+
+use ::store::Expect;
 use agent::PeerState;
-use harness::{eventually, run};
+use cluster::{Backend, Claim, Flannel, Lease, MacAddress};
+use harness::{eventually, run, run_ok};
 
 use crate::rig::{Node, Rig};
 
@@ -86,6 +90,103 @@ fn scenario_3_a_replaced_machine_is_reached_at_its_new_address() {
         rig.nodes[1].netns.ip(&format!("address add {address} dev pod0 nodad"));
     }
     rig.assert_reachable();
+}
+
+/// What the kernel says of forwarding entries while something happens, by `bridge monitor`.
+struct Monitor<'a> {
+    node: &'a Node,
+    process: Child,
+    said: tempfile::NamedTempFile,
+}
+
+impl<'a> Monitor<'a> {
+    /// From when this returns on nothing is missed.
+    fn start(node: &'a Node) -> Self {
+        let said = tempfile::NamedTempFile::new().unwrap();
+        node.netns.ip("link add mark0 type bridge");
+        let mut command = node.netns.command("bridge");
+        command.args(["monitor", "fdb"]).stdin(Stdio::null()).stdout(said.reopen().unwrap());
+        let monitor = Self { node, process: command.spawn().unwrap(), said };
+        monitor.await_mark("02:00:00:00:01:01");
+        monitor
+    }
+
+    fn text(&self) -> String {
+        std::fs::read_to_string(self.said.path()).unwrap()
+    }
+
+    /// Waits until it has told of an entry with this address that is made for the purpose.
+    fn await_mark(&self, mac: &str) {
+        eventually("the monitor tells", || {
+            for verb in ["add", "del"] {
+                run_ok(self.node.netns.command("bridge").args(["fdb", verb, mac, "dev", "mark0", "self"]));
+            }
+            self.text().contains(mac).then_some(())
+        });
+    }
+
+    /// What it has told of the tunnel's device.
+    fn lines(self) -> Vec<String> {
+        self.await_mark("02:00:00:00:01:02");
+        self.text().lines().filter(|line| line.contains("dev fairlead0")).map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Monitor<'_> {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn scenarios_3_and_4_what_a_peer_has_now_is_there_before_what_it_had_goes() {
+    const OLD: [u8; 6] = [2, 0, 0, 0, 0, 0xa];
+    const NEW: [u8; 6] = [2, 0, 0, 0, 0, 0xb];
+    let mut rig = Rig::new(1);
+    rig.nodes[0].start();
+    rig.nodes[0].await_status("ready", |status| status.ready);
+    rig.put_node("peer", "");
+    let store = ::store::Directory::open(rig.store.path()).unwrap();
+    let put = |mac: [u8; 6], underlay: &str| {
+        let pod_cidrs = ["10.244.200.0/24", "fd00:10:244:c8::/64"].map(|cidr| cidr.parse().unwrap());
+        for cidr in pod_cidrs {
+            store.write(&Claim { cidr, node: "peer".into() }.into(), Expect::Any).unwrap();
+        }
+        let lease = Lease {
+            node: "peer".into(),
+            pod_cidrs: Box::new(pod_cidrs),
+            underlay: Box::new([underlay.parse().unwrap()]),
+            backend: Backend::Vxlan { vni: 1, port: 8472, mac: MacAddress(mac) },
+            mtu: 1450,
+            flannel: Flannel::Apart,
+        };
+        store.write(&lease.into(), Expect::Any).unwrap();
+    };
+    put(OLD, "198.18.0.50");
+    let node = &rig.nodes[0];
+    eventually("the peer is programmed", || (node.fdb() == ["198.18.0.50"]).then_some(()));
+    node.await_settled();
+    let monitor = Monitor::start(node);
+    // Another machine with the same link address, as those of Fairlead have it: the entry is never away.
+    put(OLD, "198.18.0.51");
+    eventually("the new address", || (node.fdb() == ["198.18.0.51"]).then_some(()));
+    // And one with another link address.
+    put(NEW, "198.18.0.52");
+    eventually("the other link address", || (node.fdb() == ["198.18.0.52"]).then_some(()));
+    node.await_settled();
+    let said = monitor.lines();
+    let at = |part: &str, gone: bool| {
+        let is_it = |line: &String| line.contains(part) && line.starts_with("Deleted") == gone;
+        said.iter().position(is_it)
+    };
+    let (there, gone) = (at("02:00:00:00:00:0b", false), at("02:00:00:00:00:0a", true));
+    assert!(there.is_some() && there < gone, "{said:#?}");
+    assert_eq!(said.iter().filter(|line| line.starts_with("Deleted")).count(), 1, "{said:#?}");
+    assert_eq!(at("dst 198.18.0.51", false), Some(0), "{said:#?}");
+    let neighbours = node.netns.ip("neigh show dev fairlead0 nud permanent");
+    assert!(!neighbours.contains("02:00:00:00:00:0a"), "{neighbours}");
+    assert_eq!(neighbours.matches("02:00:00:00:00:0b").count(), 2, "{neighbours}");
 }
 
 #[test]
@@ -253,7 +354,7 @@ fn scenario_37_a_lease_that_somebody_deletes_is_taken_again() {
     let before = rig.nodes[0].pod_cidrs();
     let store = store::Directory::open(rig.store.path()).unwrap();
     let key = cluster::Key::Lease("node1".into());
-    assert!(store.delete(&key, store::Expect::Any).unwrap());
+    assert!(store.delete(&key, Expect::Any).unwrap());
     eventually("the lease is back", || store.read(&key).unwrap());
     assert_eq!(rig.nodes[0].pod_cidrs(), before);
     rig.await_joined();

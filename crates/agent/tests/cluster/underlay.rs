@@ -1,11 +1,13 @@
 //! The host's own network changes under the agent: scenarios 10, 11, 12, 23 and 41, and an IPv6 underlay.
 
 use std::io::Write;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
+use cluster::Backend;
 use harness::{eventually, run_ok};
 
-use crate::rig::Rig;
+use crate::rig::{Node, Rig};
+use crate::wired::WiredPod;
 
 #[test]
 fn scenario_10_a_changed_underlay_address_is_published_and_peers_follow() {
@@ -66,6 +68,43 @@ fn scenario_41_a_changed_underlay_mtu_reaches_the_device_and_the_plugin() {
 }
 
 #[test]
+fn scenario_41_an_underlay_of_large_packets_and_back_reaches_device_plugin_and_flannels_file() {
+    const WIREGUARD: &str = "backend: wireguard\nwireguard: {datapath: user}\n";
+    for (config, device, ipv4, overhead) in [
+        ("backend: vxlan\n", "fairlead0", true, 50),
+        ("backend: vxlan\n", "fairlead0", false, 70),
+        (WIREGUARD, "fairlead-wg", true, 60),
+        (WIREGUARD, "fairlead-wg", false, 80),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("subnet.env");
+        let mut rig = Rig::new(1);
+        let node = &mut rig.nodes[0];
+        if !ipv4 {
+            node.netns.ip("-4 address flush dev eth0");
+        }
+        node.configure(&format!("{config}flannel: {{subnetFile: {}}}\n", file.display()));
+        node.netns.ip("link set eth0 mtu 9000");
+        node.start();
+        for underlay in [9000, 1500, 9000] {
+            node.netns.ip(&format!("link set eth0 mtu {underlay}"));
+            let mtu = underlay - overhead;
+            node.await_status(&format!("{config}{mtu}"), |status| status.ready && status.mtu == mtu);
+            eventually("the plugin is told", || (node.network_file()?["mtu"] == mtu).then_some(()));
+            eventually("flannel's file tells", || {
+                let text = std::fs::read_to_string(&file).ok()?;
+                text.contains(&format!("FLANNEL_MTU={mtu}\n")).then_some(())
+            });
+            let link = node.netns.ip_json(&format!("link show {device}"));
+            assert_eq!(link[0]["mtu"], mtu, "{config}");
+            let pod = WiredPod::attach(node);
+            assert_eq!(pod.netns.ip_json("link show eth0")[0]["mtu"], mtu, "{config}");
+            pod.detach(node);
+        }
+    }
+}
+
+#[test]
 fn an_ipv6_underlay_carries_both_families_with_twenty_bytes_less() {
     let mut rig = Rig::new(2);
     for node in &mut rig.nodes {
@@ -105,14 +144,30 @@ fn an_underlay_that_is_not_there_is_said_and_waited_for() {
     assert!(told.contains("there is no link eth1"), "{told}");
 }
 
+/// How many changes are more than a listener has room for: each takes some hundred bytes of its 32 megabytes.
+const FLOOD: u32 = 80_000;
+
+/// How many notifications the kernel dropped, for want of room, of what the node's agent listens with.
+fn dropped_notifications(node: &Node) -> u64 {
+    let sockets = run_ok(node.netns.command("cat").arg("/proc/net/netlink"));
+    // sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode
+    let drops =
+        sockets.lines().skip(1).filter_map(|line| line.split_whitespace().nth(8)?.parse::<u64>().ok());
+    drops.sum()
+}
+
 #[test]
 fn scenario_23_a_flood_of_changes_that_overruns_the_listener_is_survived() {
     let rig = Rig::joined(2);
     let node = &rig.nodes[0];
+    node.await_settled();
+    // As an agent that gets no time on a machine that is busy: what it does not take from its socket stays in there.
+    let signal = |name: &str| run_ok(Command::new("kill").args([name, &node.pid().to_string()]));
+    signal("-STOP");
     let mut batch = node.netns.command("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().unwrap();
     let mut input = batch.stdin.take().unwrap();
     let mut text = String::new();
-    for number in 0..10_000 {
+    for number in 0..FLOOD {
         text.push_str(&format!(
             "route add 172.{}.{}.{}/32 via 198.18.0.254\n",
             16 + number / 65536,
@@ -120,16 +175,20 @@ fn scenario_23_a_flood_of_changes_that_overruns_the_listener_is_survived() {
             number % 256
         ));
     }
+    // The last of it, of which nobody is told any more.
     text.push_str("link del fairlead0\n");
     input.write_all(text.as_bytes()).unwrap();
     drop(input);
     assert!(batch.wait().unwrap().success());
+    assert!(dropped_notifications(node) > 0, "{FLOOD} changes have room in the listener's buffer");
+    signal("-CONT");
     eventually("the device is back", || {
         let whole = node.netns.link_names().contains(&"fairlead0".to_owned());
         (whole && node.fdb() == ["198.18.0.2"]).then_some(())
     });
     node.await_settled();
     assert_eq!(node.status().unwrap().peers.len(), 1);
+    assert!(node.log().contains("changes of the kernel were missed"), "the agent says why it looked");
 }
 
 #[test]
@@ -161,6 +220,51 @@ fn scenario_29_a_rebooted_node_has_the_same_cidrs_and_the_same_link_address() {
     rig.await_joined();
     assert_eq!(rig.nodes[0].pod_cidrs(), cidrs);
     assert_eq!(address(&rig), was);
+}
+
+/// What a node tells its peers of its WireGuard key.
+fn told_key(rig: &Rig, node: &str) -> Option<String> {
+    let listing = ::store::Directory::open(rig.store.path()).unwrap().list().unwrap();
+    let lease = listing.snapshot.leases.get(node)?;
+    match &lease.backend {
+        key @ Backend::WireGuard { .. } => Some(format!("{key:?}")),
+        _ => None,
+    }
+}
+
+#[test]
+fn scenarios_29_and_51_a_node_that_rebooted_without_its_key_has_another_and_is_spoken_to_at_once() {
+    let mut rig = Rig::new(2);
+    for node in &mut rig.nodes {
+        node.configure("backend: wireguard\nwireguard: {datapath: user}\n");
+        node.start();
+    }
+    rig.await_joined();
+    rig.add_pods();
+    await_reachable(&rig);
+    let (was, cidrs) = (told_key(&rig, "node1").unwrap(), rig.nodes[0].pod_cidrs());
+    let node = &mut rig.nodes[0];
+    node.kill();
+    std::fs::remove_dir_all(node.state_dir()).unwrap();
+    node.netns.ip("link del fairlead-wg");
+    run_ok(node.netns.command("nft").args(["flush", "ruleset"]));
+    node.start();
+    eventually("the peers are told another key", || {
+        told_key(&rig, "node1").filter(|key| *key != was).map(drop)
+    });
+    rig.await_joined();
+    assert_eq!(rig.nodes[0].pod_cidrs(), cidrs);
+    await_reachable(&rig);
+}
+
+/// Every pod reaches every other one in both families, at the latest in a moment.
+fn await_reachable(rig: &Rig) {
+    for (from, to) in [(&rig.nodes[0], &rig.nodes[1]), (&rig.nodes[1], &rig.nodes[0])] {
+        for (source, target) in from.pod_addresses().iter().zip(to.pod_addresses()) {
+            let what = format!("{} {source} reaches {target}", from.name);
+            eventually(&what, || from.pings(source, &target).then_some(()));
+        }
+    }
 }
 
 #[test]
