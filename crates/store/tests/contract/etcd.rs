@@ -600,7 +600,7 @@ fn scenario_40_with_an_etcd_that_takes_its_time_for_each_request_a_start_takes_a
         direct.claim(cidr(&format!("10.244.{number}.0/24")), &name).unwrap();
     }
     let way = Way::to(&server.url());
-    way.state.lock().unwrap().slow = Duration::from_millis(500);
+    way.state.lock().unwrap().slow = Duration::from_secs(5);
     let opened = Opened::by(server, way.url.parse().unwrap(), Access::default());
     let witness = Witness::in_sync(opened.watch_of(&AGENT));
     assert_eq!((witness.snapshot.nodes.len(), witness.snapshot.leases.len()), (50, 50));
