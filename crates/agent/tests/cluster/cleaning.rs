@@ -34,7 +34,7 @@ fn changed(was: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> Ve
 }
 
 /// What the host keeps although nobody carries pods any more: it forwards, and what the kernel itself changes with that.
-fn comes_with_forwarding(change: &String) -> bool {
+fn comes_with_forwarding(change: &str) -> bool {
     let name = change.split(':').next().unwrap();
     let settings = ["net.ipv4.ip_forward", "net.ipv4.conf.all.accept_redirects"];
     name.ends_with(".forwarding") || settings.contains(&name)
@@ -83,8 +83,9 @@ fn scenario_33_cleaning_gives_the_host_back_as_it_was() {
         }
         for (node, (text, settings)) in rig.nodes.iter().zip(&was) {
             eventually("the host is as it was", || (everything(node) == *text).then_some(()));
-            let (kept, other): (Vec<_>, Vec<_>) =
-                changed(settings, &sysctls(node)).into_iter().partition(comes_with_forwarding);
+            let (kept, other): (Vec<_>, Vec<_>) = changed(settings, &sysctls(node))
+                .into_iter()
+                .partition(|change| comes_with_forwarding(change));
             assert_eq!(other, Vec::<String>::new(), "{config}{}", node.name);
             assert_eq!(kept.is_empty(), node.number == 1, "{config}{}: {kept:?}", node.name);
             assert_eq!(std::fs::read_dir(node.state_dir()).unwrap().count(), 0, "{config}{}", node.name);
