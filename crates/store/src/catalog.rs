@@ -6,7 +6,8 @@
 //! - a file that turns bad keeps its last good objects, and becomes a problem;
 //! - of several files with one object the first by path speaks for it;
 //! - a file that was lost with the whole directory, not removed, is an *orphan*: its objects stay in force
-//!   until some file holds them again.
+//!   until some file holds them again. Once a Node that was lost is back, those who wrote what belongs to it may
+//!   write it again ([`Catalog::writable_again`]). Earlier they may not: the rest of the directory may be about to go.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -34,6 +35,8 @@ pub(crate) struct Catalog {
     contested: BTreeSet<Key>,
     /// Objects whose files changed since the last [`settle`](Self::settle).
     touched: BTreeSet<Key>,
+    /// The Nodes that were lost and are there again.
+    returned: BTreeSet<Arc<str>>,
     snapshot: Snapshot,
     shared: Shared,
 }
@@ -101,6 +104,7 @@ impl Catalog {
             troubled: BTreeSet::new(),
             contested: BTreeSet::new(),
             touched: BTreeSet::new(),
+            returned: BTreeSet::new(),
             snapshot: Snapshot::default(),
             shared: Shared::default(),
         }
@@ -108,6 +112,12 @@ impl Catalog {
 
     /// The file at `path` was read.
     pub(crate) fn put(&mut self, path: &Path, reading: Reading) {
+        let is_back = |placed: &Placed| match &placed.object {
+            Object::Node(node) if self.is_lost(&Key::Node(node.name.clone())) => Some(node.name.clone()),
+            _ => None,
+        };
+        let returned: Vec<Arc<str>> = reading.iter().flatten().filter_map(is_back).collect();
+        self.returned.extend(returned);
         let (key, mut file) = match self.files.remove_entry(path) {
             Some(known) => known,
             None => (Arc::from(path), File::default()),
@@ -163,9 +173,35 @@ impl Catalog {
             file.orphan = true;
             file.faults = Box::default();
             self.troubled.insert(path.clone());
-            self.touched.extend(file.objects.iter().map(|placed| placed.object.key()));
+            for placed in &file.objects {
+                if let Object::Node(node) = &placed.object {
+                    self.returned.remove(&node.name);
+                }
+                self.touched.insert(placed.object.key());
+            }
             self.files.insert(path, file);
         }
+    }
+
+    /// The leases and claims that were lost and belong to Nodes that were lost with them and are back.
+    pub(crate) fn writable_again(&self) -> BTreeSet<Key> {
+        let orphans = self.troubled.iter().filter_map(|path| self.files.get(path)).filter(|file| file.orphan);
+        let keys = orphans.flat_map(|file| file.objects.iter().map(|placed| placed.object.key()));
+        keys.filter(|key| self.is_lost(key) && self.has_its_node_back(key)).collect()
+    }
+
+    /// True if no file holds the object but one that was lost.
+    fn is_lost(&self, key: &Key) -> bool {
+        self.speaking_file(key).is_some_and(|(_, file)| file.orphan)
+    }
+
+    fn has_its_node_back(&self, key: &Key) -> bool {
+        let node = match key {
+            Key::Lease(node) => Some(node),
+            Key::Claim(cidr) => self.snapshot.claims.get(cidr).map(|claim| &claim.node),
+            _ => None,
+        };
+        node.is_some_and(|node| self.returned.contains(node) && !self.is_lost(&Key::Node(node.clone())))
     }
 
     /// The files at or below `path`, without those that were lost.
@@ -255,7 +291,8 @@ impl Catalog {
     fn lost(&self, files: usize) -> Problem {
         let reason =
             format!("was lost and came back without {files} of its files; their objects stay in force");
-        let hint = "put the files back, or restart Fairlead to accept the directory as it is";
+        let hint = "put the manifests back, and the agents of their nodes write again what is theirs; or restart \
+                    Fairlead to accept the directory as it is";
         self.problem(Path::new(""), &Fault::new(reason).hint(hint))
     }
 

@@ -53,8 +53,7 @@ pub enum Event {
     /// Comes after `InSync` only.
     Confirmed(u64),
     /// The store does not have these leases and claims any more, though nobody removed them: it lost them, with what
-    /// else it had. They stay in force; whoever wrote one may write it again. A directory that lost its files does not
-    /// say so, for they may be put back.
+    /// else it had. They stay in force; whoever wrote one may write it again.
     Lost(Vec<Key>),
 }
 
@@ -88,6 +87,8 @@ pub struct Watch {
     told_in_sync: bool,
     told_problems: Vec<Problem>,
     told_away: bool,
+    /// What was told as lost and is so still.
+    told_lost: BTreeSet<Key>,
     /// The broken files whose last good version is kept on disk.
     kept: BTreeSet<Arc<Path>>,
     queue: VecDeque<Event>,
@@ -132,6 +133,7 @@ impl Watch {
             told_in_sync: false,
             told_problems: Vec::new(),
             told_away: false,
+            told_lost: BTreeSet::new(),
             kept: BTreeSet::new(),
             queue: VecDeque::new(),
         };
@@ -339,6 +341,12 @@ impl Watch {
         if !self.told_in_sync && self.catalog.is_whole() {
             self.told_in_sync = true;
             self.queue.push_back(Event::InSync);
+        }
+        let lost = self.catalog.writable_again();
+        let new: Vec<Key> = lost.difference(&self.told_lost).cloned().collect();
+        self.told_lost = lost;
+        if !new.is_empty() {
+            self.queue.push_back(Event::Lost(new));
         }
     }
 }

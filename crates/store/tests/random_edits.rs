@@ -125,7 +125,8 @@ impl Known {
                 Event::InSync => {}
                 Event::Unavailable { reason } => panic!("{reason}"),
                 Event::Available => panic!("it was never away"),
-                Event::Lost(_) | Event::Confirmed(_) => panic!("a directory never says so"),
+                Event::Lost(keys) => panic!("{keys:?} were not lost"),
+                Event::Confirmed(_) => panic!("nobody asked"),
             }
         }
     }

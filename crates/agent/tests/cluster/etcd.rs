@@ -1,11 +1,14 @@
 //! Nodes that know nothing of each other but by a real etcd.
 
 use std::net::Ipv4Addr;
+use std::time::Instant;
 
 use agent::PeerState;
 use harness::Etcd;
 
 use crate::rig::Rig;
+use crate::store::{await_outage, witnesses};
+use crate::witness::Witness;
 
 fn manifest(name: &str) -> String {
     format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\n")
@@ -24,14 +27,17 @@ fn nodes_with_only_an_etcd_are_joined_whatever_becomes_of_it() {
     rig.await_joined();
     rig.add_pods();
     rig.assert_reachable();
+    let witnesses = witnesses(&rig.nodes[0], &rig.nodes[1]);
 
     // Without etcd everything goes on, also at an agent that starts meanwhile, and what changed is known afterwards.
+    let begun = Instant::now();
     etcd.kill();
     for node in &rig.nodes {
         node.await_status("knows that the store is away", |status| status.store.away.is_some());
     }
     rig.assert_reachable();
     rig.nodes[2].kill();
+    await_outage(begun);
     etcd.resume();
     etcd.delete("/fairlead/nodes/node3");
     for node in &rig.nodes[..2] {
@@ -71,4 +77,7 @@ fn nodes_with_only_an_etcd_are_joined_whatever_becomes_of_it() {
         node.await_status("says nothing is wrong", |status| status.store.broken.is_empty());
     }
     rig.assert_reachable();
+    let counts = witnesses.map(Witness::sent_and_answered);
+    println!("vxlan, etcd: sent and answered {counts:?}");
+    assert!(counts.iter().all(|(sent, answered)| sent == answered), "{counts:?}");
 }

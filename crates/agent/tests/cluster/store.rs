@@ -1,8 +1,37 @@
 //! A store that is away, empty or broken: scenarios 34 and 35.
 
-use harness::eventually;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
-use crate::rig::Rig;
+use harness::{eventually, run_ok};
+
+use crate::rig::{Node, Rig};
+use crate::witness::Witness;
+
+/// Four witnesses, a thousand echoes a second each: every way between the pods of two nodes, in both families.
+pub(crate) fn witnesses(first: &Node, second: &Node) -> [Witness; 4] {
+    let of = |from, to, family| Witness::every(1, from, to, family);
+    [of(first, second, 0), of(second, first, 0), of(first, second, 1), of(second, first, 1)]
+}
+
+/// Has an outage of the store last: no longer than it takes everybody to notice, or as long as `FAIRLEAD_OUTAGE_SECONDS` says.
+pub(crate) fn await_outage(begun: Instant) {
+    let told = std::env::var("FAIRLEAD_OUTAGE_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
+    // How long it lasts is the variable of these tests: nothing happens that could be awaited.
+    std::thread::sleep(Duration::from_secs(told.unwrap_or(0)).saturating_sub(begun.elapsed()));
+}
+
+/// Takes everything out of a directory, as if its disk had been replaced by an empty one.
+fn wipe(store: &Path) {
+    for entry in std::fs::read_dir(store).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            std::fs::remove_dir_all(path).unwrap()
+        } else {
+            std::fs::remove_file(path).unwrap()
+        }
+    }
+}
 
 #[test]
 fn scenario_34_a_store_that_is_away_changes_nothing_and_is_caught_up_with_after() {
@@ -92,21 +121,14 @@ fn scenario_35_a_store_that_lost_everything_at_once_is_not_believed() {
     let mut rig = Rig::joined(2);
     rig.add_pods();
     let was = rig.nodes[0].tunnel_text();
-    for entry in std::fs::read_dir(rig.store.path()).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            std::fs::remove_dir_all(path).unwrap()
-        } else {
-            std::fs::remove_file(path).unwrap()
-        }
-    }
+    wipe(rig.store.path());
     for node in &rig.nodes {
         let status = node.await_status("does not believe it", |status| !status.store.broken.is_empty());
         assert!(status.ready && status.peers.len() == 1, "{status:?}");
     }
     assert_eq!(rig.nodes[0].tunnel_text(), was);
     rig.assert_reachable();
-    // The manifests are restored, the leases are not: agents that start anew take again what they held.
+    // The manifests are restored, the leases are not: agents write again what they held, also those that start anew.
     rig.nodes.iter().for_each(|node| rig.put_node(&node.name, ""));
     rig.nodes.iter_mut().for_each(|node| {
         node.kill();
@@ -115,6 +137,82 @@ fn scenario_35_a_store_that_lost_everything_at_once_is_not_believed() {
     rig.await_joined();
     assert_eq!(rig.nodes[0].tunnel_text(), was);
     rig.assert_reachable();
+}
+
+#[test]
+fn scenarios_34_and_35_no_packet_is_lost_while_the_store_is_away_nor_when_it_is_wiped_nor_when_it_is_restored()
+ {
+    // All at once: an outage may be a long one.
+    std::thread::scope(|scope| {
+        for backend in ["vxlan", "host-gw", "udp"] {
+            scope.spawn(move || counted_through_outages(backend));
+        }
+    });
+}
+
+/// Counts what is lost between two nodes of this backend while their store is away, wiped and restored.
+fn counted_through_outages(backend: &str) {
+    let mut rig = Rig::new(2);
+    for node in &mut rig.nodes {
+        node.configure(&format!("backend: {backend}\n"));
+        node.start();
+    }
+    rig.await_joined();
+    rig.add_pods();
+    eventually("traffic flows", || rig.is_reachable().then_some(()));
+    let (backup, wiped) =
+        (rig.store.path().with_extension("backup"), rig.store.path().with_extension("wiped"));
+    run_ok(std::process::Command::new("cp").arg("-a").arg(rig.store.path()).arg(&backup));
+    let witnesses = witnesses(&rig.nodes[0], &rig.nodes[1]);
+
+    let (away, begun) = (rig.store.path().with_extension("away"), Instant::now());
+    std::fs::rename(rig.store.path(), &away).unwrap();
+    for node in &rig.nodes {
+        node.await_status("knows that the store is away", |status| status.store.away.is_some());
+    }
+    await_outage(begun);
+    std::fs::rename(&away, rig.store.path()).unwrap();
+    for node in &rig.nodes {
+        node.await_status("has the store back", |status| status.store.away.is_none());
+    }
+    rig.await_joined();
+
+    // It comes back as it was, or people write the manifests again and each agent what is its own.
+    let by_backup = || {
+        std::fs::rename(rig.store.path(), &wiped).unwrap();
+        std::fs::rename(&backup, rig.store.path()).unwrap();
+    };
+    let by_hand = || rig.nodes.iter().for_each(|node| rig.put_node(&node.name, ""));
+    for restore in [&by_backup as &dyn Fn(), &by_hand] {
+        lose_everything(&rig);
+        restore();
+        await_whole(&rig);
+    }
+    std::fs::remove_dir_all(wiped).unwrap();
+    let counts = witnesses.map(Witness::sent_and_answered);
+    println!("{backend}: sent and answered {counts:?}");
+    assert!(counts.iter().all(|(sent, answered)| sent == answered), "{backend}: {counts:?}");
+}
+
+/// The store's disk is replaced by an empty one, which everybody notices.
+fn lose_everything(rig: &Rig) {
+    wipe(rig.store.path());
+    for node in &rig.nodes {
+        node.await_status("does not believe it", |status| !status.store.broken.is_empty());
+    }
+}
+
+/// Waits until everything is in the store again, and everybody knows.
+fn await_whole(rig: &Rig) {
+    rig.await_joined();
+    for node in &rig.nodes {
+        node.await_status("says nothing is wrong", |status| status.store.broken.is_empty());
+        node.await_settled();
+    }
+    let listing = || ::store::Directory::open(rig.store.path()).unwrap().list().unwrap();
+    eventually("every lease is in the store", || {
+        (listing().snapshot.leases.len() == rig.nodes.len()).then_some(())
+    });
 }
 
 #[test]

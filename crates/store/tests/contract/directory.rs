@@ -439,6 +439,34 @@ fn a_directory_that_is_removed_takes_nothing_with_it() {
 }
 
 #[test]
+fn what_a_lost_directory_held_for_a_node_is_told_as_lost_once_its_manifest_is_back() {
+    let fixture = Fixture::new();
+    let node = |name: &str| format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\n");
+    for name in ["node1", "node2"] {
+        fixture.put(&format!("{name}.yaml"), node(name));
+        fixture.store.write(&lease(name, 1450), Expect::Absent).unwrap();
+    }
+    let cidr = "10.244.1.0/24".parse().unwrap();
+    fixture.store.claim(cidr, "node1").unwrap();
+    let mut witness = fixture.witness();
+    let known = witness.snapshot.clone();
+    fs::remove_dir_all(fixture.store.path()).unwrap();
+    witness.until(|witness| !witness.available);
+    fs::create_dir(fixture.store.path()).unwrap();
+    witness.until(|witness| witness.available && !witness.problems.is_empty());
+    assert!(witness.lost.is_empty(), "nobody's Node is there: {:?}", witness.lost);
+    fixture.put("node1.yaml", node("node1"));
+    witness.until(|witness| !witness.lost.is_empty());
+    assert_eq!(witness.lost, [Key::Lease("node1".into()), Key::Claim(cidr)].into());
+    assert_eq!((&witness.snapshot, witness.removals), (&known, 0), "it stays in force");
+    // Written again it is no longer missing.
+    fixture.store.claim(cidr, "node1").unwrap();
+    fixture.store.write(&lease("node1", 1450), Expect::Absent).unwrap();
+    witness
+        .until(|witness| witness.problems.iter().any(|problem| problem.reason.contains(" 2 of its files")));
+}
+
+#[test]
 fn while_a_folder_cannot_be_read_nothing_counts_as_gone() {
     let fixture = Fixture::new();
     fixture.put("a.yaml", pods(&["a"]));
