@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use cluster::{NodeNetwork, NodeNetworkError};
 use ipnet::IpNet;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::Options;
@@ -40,6 +41,14 @@ pub enum FileError {
     },
 }
 
+/// What is remembered of a network, whatever else stands there.
+#[derive(Deserialize)]
+struct Remembered {
+    node: String,
+    #[serde(rename = "podCIDRs")]
+    pod_cidrs: Vec<IpNet>,
+}
+
 /// `<state dir>/network.json`: the node's part of the pod network.
 #[derive(Debug)]
 pub(crate) struct NetworkFile {
@@ -54,11 +63,13 @@ impl NetworkFile {
         Self { path: state_dir.join(Self::NAME) }
     }
 
-    /// The pod CIDRs written by an earlier run for this node; none when there is no file that can be read.
+    /// The pod CIDRs written by an earlier run for this node, also by an agent that wrote more than this one knows; none when
+    /// there is no file that can be read.
     pub(crate) fn remembered(&self, node: &str) -> Vec<IpNet> {
         let text = fs::read(&self.path).unwrap_or_default();
-        let network = NodeNetwork::from_json(&text).ok().filter(|network| network.node == node);
-        network.map(|network| network.pod_cidrs).unwrap_or_default()
+        let network = serde_json::from_slice::<Remembered>(&text).ok().filter(|network| network.node == node);
+        let cidrs = network.map(|network| network.pod_cidrs).unwrap_or_default();
+        cidrs.into_iter().filter(|cidr| cidr.addr() == cidr.network()).collect()
     }
 
     /// Writes the file unless it says so already; true if it was written.
@@ -243,6 +254,12 @@ mod tests {
         assert!(file.remembered("node2").is_empty(), "a disk moved to another node");
         let names: Vec<_> = std::fs::read_dir(directory.path().join("run")).unwrap().collect();
         assert_eq!(names.len(), 1, "no half files");
+        // No plugin of this version would take what it does not know; the pod CIDRs are remembered all the same.
+        let later =
+            String::from_utf8(network().to_json().unwrap()).unwrap().replacen('{', r#"{"later": [],"#, 1);
+        std::fs::write(&file.path, &later).unwrap();
+        assert!(NodeNetwork::from_json(later.as_bytes()).is_err());
+        assert_eq!(file.remembered("node1"), network().pod_cidrs);
         assert!(file.remove().unwrap() && !file.remove().unwrap());
     }
 

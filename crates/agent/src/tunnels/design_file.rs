@@ -17,6 +17,7 @@ use std::time::Instant;
 use ipnet::IpNet;
 use route::{TunnelDesign, TunnelKind, TunnelPeer};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::files::{FileError, remove, replace_private};
 use crate::report::told;
@@ -46,11 +47,11 @@ impl DesignFile {
     /// What an earlier agent of this node left. What cannot be read is as if it were not there.
     pub(crate) fn read(&self) -> BTreeMap<TunnelKind, TunnelDesign> {
         let read = fs::read(&self.path)
-            .and_then(|text| serde_json::from_slice::<Content>(&text).map_err(io::Error::from));
+            .and_then(|text| serde_json::from_slice::<Found>(&text).map_err(io::Error::from));
         match read {
             // A disk that was moved to another node.
             Ok(content) if content.node != self.node => BTreeMap::new(),
-            Ok(content) => content.tunnels.into_iter().filter_map(Tunnel::into_design).collect(),
+            Ok(content) => content.tunnels.into_iter().filter_map(into_design).collect(),
             Err(error) => {
                 if error.kind() != io::ErrorKind::NotFound {
                     let path = self.path.display();
@@ -149,11 +150,23 @@ fn write(path: &Path, node: &str, designs: &Designs) -> Result<(), FileError> {
 }
 
 /// All of the file.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize)]
 struct Content {
     /// Whose tunnels these are.
     node: String,
     tunnels: Vec<Tunnel>,
+}
+
+/// The same as an agent of any version may have left it.
+#[derive(Deserialize)]
+struct Found {
+    node: String,
+    tunnels: Vec<Value>,
+}
+
+/// `None` for a tunnel of a kind or a form that this agent does not know, as after it was replaced by an older one.
+fn into_design(tunnel: Value) -> Option<(TunnelKind, TunnelDesign)> {
+    serde_json::from_value::<Tunnel>(tunnel).ok()?.into_design()
 }
 
 #[derive(Serialize, Deserialize)]
@@ -204,7 +217,6 @@ impl Tunnel {
         }
     }
 
-    /// `None` for one of a kind that this agent does not know, as after it was replaced by an older one.
     fn into_design(self) -> Option<(TunnelKind, TunnelDesign)> {
         let kind = TunnelKind::ALL.into_iter().find(|kind| kind.label() == self.kind)?;
         let peer = |peer: Peer| TunnelPeer {
@@ -274,6 +286,31 @@ mod tests {
         file.keep(Designs::new());
         drop(file);
         assert!(!path.exists(), "there are no tunnels any more");
+    }
+
+    #[test]
+    fn a_file_of_the_first_form_and_one_of_a_form_to_come_are_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = DesignFile::new(directory.path(), "node1");
+        let peer =
+            r#""node":"node2","underlay":"198.18.0.2","port":8285,"podCIDRs":["10.244.0.0/24"],"mtu":1472"#;
+        let tunnel = r#""type":"udp","device":"fairlead-udp","port":8285,"underlay":"198.18.0.1","mtu":1472"#;
+        // As the agents before key generations wrote it.
+        let first = format!(r#"{{"node":"node1","tunnels":[{{{tunnel},"peers":[{{{peer}}}]}}]}}"#);
+        let later = format!(
+            r#"{{"version":3,"node":"node1","tunnels":[{{"type":"later","queues":2}},
+               {{{tunnel},"queues":2,"peers":[{{{peer},"weight":1}}]}}]}}"#
+        );
+        for text in [first, later] {
+            fs::write(&file.path, &text).unwrap();
+            let read = file.read();
+            let design = read.get(&TunnelKind::Udp).unwrap_or_else(|| panic!("{text}"));
+            assert_eq!(
+                (design.generation, design.device.as_str(), design.peers.len()),
+                (0, "fairlead-udp", 1)
+            );
+            assert_eq!(*design.peers[0].node, *"node2");
+        }
     }
 
     #[test]

@@ -40,6 +40,7 @@ mod services;
 mod store;
 mod tunnel_guard;
 mod underlay;
+mod upgrade;
 mod uplinks;
 mod wired;
 mod witness;
