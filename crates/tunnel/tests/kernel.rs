@@ -8,6 +8,7 @@ use std::fs;
 
 use harness::{eventually, has_tunnels, run_ok};
 use netstate::PublicKey;
+use rig::wire::{self, Inner};
 use rig::{DEVICE, PORT, Rig, echoes};
 use tunnel::{Encapsulation, Peer, Secret, Settings, Tunnel};
 
@@ -90,6 +91,39 @@ fn ip_in_ip_of_a_program_and_of_the_kernel_are_the_same() {
     replace_device(&rig, devices, ["via 192.0.2.1 onlink", "via ::192.0.2.1"]);
     assert_joined(&rig);
     assert_joined_over_a_bad_underlay(&rig);
+}
+
+#[test]
+fn what_a_program_puts_on_the_wire_for_ip_in_ip_is_byte_for_byte_what_the_kernel_does() {
+    if !has_tunnels(&["ipip", "sit"]) {
+        return;
+    }
+    let Some(rig) = Rig::new(Encapsulation::Ipip, 1480) else { return };
+    let tunnel = rig.start(1, 1);
+    rig.wait_for_device(1);
+    tunnel.set_peers(&[rig.peer(2)]);
+    let sockets = [4, 41].map(|protocol| wire::listen(&rig.nodes[1], "192.0.2.2", Some(protocol)));
+    let seen = || -> Vec<Vec<u8>> {
+        let all = Inner::all(rig.mtu).into_iter();
+        all.map(|inner| inner.seen(&rig, &sockets[usize::from(inner.six)])).collect()
+    };
+    let programs = seen();
+    tunnel.stop();
+    let node = &rig.nodes[0];
+    // As the agent has the kernel make them.
+    for (device, kind) in [("four0", "ipip"), ("six0", "sit")] {
+        node.ip(&format!("link add {device} type {kind} local 192.0.2.1 remote any ttl 64 pmtudisc"));
+        node.ip(&format!("link set {device} mtu {} up", rig.mtu));
+    }
+    node.ip("route replace 10.2.0.0/24 dev four0 via 192.0.2.2 onlink");
+    node.ip("route delete fd00:2::/64");
+    node.ip("route add fd00:2::/64 dev six0 via ::192.0.2.2");
+    let kernels = seen();
+    for ((inner, ours), theirs) in Inner::all(rig.mtu).into_iter().zip(programs).zip(kernels) {
+        assert_eq!(wire::outer(&ours), wire::outer(&theirs), "{inner:?}");
+        assert_eq!(ours[20..], theirs[20..], "{inner:?}");
+        assert_eq!(ours[20..], wire::routed(inner), "{inner:?}");
+    }
 }
 
 #[test]

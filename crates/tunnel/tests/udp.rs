@@ -7,6 +7,7 @@ use std::net::{TcpStream, UdpSocket};
 use std::time::Duration;
 
 use harness::eventually;
+use rig::wire::{self, Inner};
 use rig::{PORT, Rig, echoes, verdict};
 use tunnel::{DropReason, Encapsulation, Handles, Peer, Settings, Tunnel};
 
@@ -256,4 +257,40 @@ fn a_persistent_device_outlives_its_tunnel_and_a_deleted_one_ends_it() {
     assert_eq!(late.recv().unwrap(), reason, "whoever asks later is told as well");
     tunnels.into_iter().for_each(Tunnel::stop);
     assert_eq!(told.try_iter().count(), 0, "one that is stopped says nothing");
+}
+
+/// What flannel's proxy does with a packet is to send it as it is by a plain UDP socket, from its port to the peer's; so that is
+/// what a datagram is compared with. (Of the time to live flannel takes one off itself, besides the router's.)
+#[test]
+fn on_the_wire_it_is_byte_for_byte_the_packet_in_a_plain_datagram_and_such_a_one_arrives_as_it_was_sent() {
+    let Some(rig) = udp() else { return };
+    for node in &rig.nodes {
+        // Otherwise a veth leaves the checksum of UDP unfinished.
+        harness::run_ok(node.command("ethtool").args(["-K", "u", "tx", "off"]));
+    }
+    let tunnel = rig.start(1, 1);
+    rig.wait_for_device(1);
+    tunnel.set_peers(&[rig.peer(2)]);
+    let socket = wire::listen(&rig.nodes[1], "192.0.2.2", Some(17));
+    let ours: Vec<_> = Inner::all(rig.mtu).into_iter().map(|inner| inner.seen(&rig, &socket)).collect();
+    tunnel.stop();
+    let plain = rig.nodes[0].inside(|| UdpSocket::bind(("192.0.2.1", PORT))).unwrap();
+    for (inner, ours) in Inner::all(rig.mtu).into_iter().zip(ours) {
+        plain.send_to(&wire::routed(inner), ("192.0.2.2", PORT)).unwrap();
+        let theirs = inner.arrived(&socket);
+        assert_eq!(ours[28..], wire::routed(inner), "{inner:?}");
+        assert_eq!(wire::outer(&ours), wire::outer(&theirs), "{inner:?}");
+        assert_eq!(ours[20..], theirs[20..], "header, checksum and all of {inner:?}");
+        let pseudo = [&ours[12..20], &[0, 17], &ours[24..26], &ours[20..]].concat();
+        assert_eq!(wire::sum(&pseudo), 0xffff, "the checksum of {inner:?}");
+    }
+    // The other way: what a plain socket sends is what the pod gets, routed once more.
+    let second = rig.start(2, 1);
+    rig.wait_for_device(2);
+    second.set_peers(&[rig.peer(1)]);
+    let pod = wire::listen(&rig.pods[1], "10.2.0.2", None);
+    for inner in Inner::all(rig.mtu).into_iter().filter(|inner| !inner.six) {
+        plain.send_to(&wire::routed(inner), ("192.0.2.2", PORT)).unwrap();
+        assert_eq!(inner.arrived(&pod), inner.bytes(62), "{inner:?}");
+    }
 }

@@ -3,6 +3,8 @@
 //! Read [`Rig`]: everything of it is number 1 or 2. Pods are 10.N.0.2 and fd00:N::2, nodes 192.0.2.N and 2001:db8::N.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub(crate) mod wire;
+
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
