@@ -388,7 +388,7 @@ impl Node {
     }
 
     /// Waits until the kernel has looked into the uniqueness of every address: its routes come only afterwards.
-    fn await_addresses(&self) {
+    pub(crate) fn await_addresses(&self) {
         eventually("no address is tentative", || {
             self.netns.ip("-6 address show tentative").trim().is_empty().then_some(())
         });

@@ -8,10 +8,11 @@ use harness::{eventually, run_ok};
 use crate::rig::{Node, Rig};
 use crate::witness::Witness;
 
-/// Four witnesses, a thousand echoes a second each: every way between the pods of two nodes, in both families.
+/// Four witnesses that are under way, a thousand echoes a second each: every way between the pods of two nodes, in both families.
 pub(crate) fn witnesses(first: &Node, second: &Node) -> [Witness; 4] {
     let of = |from, to, family| Witness::every(1, from, to, family);
     [of(first, second, 0), of(second, first, 0), of(first, second, 1), of(second, first, 1)]
+        .map(Witness::steady)
 }
 
 /// Has an outage of the store last: no longer than it takes everybody to notice, or as long as `FAIRLEAD_OUTAGE_SECONDS` says.
@@ -190,7 +191,7 @@ fn counted_through_outages(backend: &str) {
     }
     std::fs::remove_dir_all(wiped).unwrap();
     let counts = witnesses.map(Witness::sent_and_answered);
-    println!("{backend}: sent and answered {counts:?}");
+    eprintln!("{backend}: sent and answered {counts:?}");
     assert!(counts.iter().all(|(sent, answered)| sent == answered), "{backend}: {counts:?}");
 }
 

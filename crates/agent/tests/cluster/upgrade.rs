@@ -170,6 +170,7 @@ fn scenario_31_an_agent_of_another_version_adopts_what_is_there_and_changes_noth
             rig.nodes[0].kill();
             leave(&rig, &rig.nodes[0], &cidrs, left);
             rig.nodes[0].configure(config);
+            rig.nodes[0].await_addresses();
             let changes = Changes::watch(&rig.nodes[0]);
             rig.nodes[0].start();
             let status =

@@ -1,30 +1,46 @@
 //! Traffic that goes on while something happens, and is counted.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use harness::{eventually, run_ok};
 
 use crate::rig::Node;
 
+/// How many echoes later than one it has to be answered not to count as lost: answers may overtake each other.
+const OVERTAKEN: i64 = 20;
+
 /// A witness: echoes from one pod to another, two hundred a second or as many as it is told, counted at the end.
 pub(crate) struct Witness {
     ping: Child,
-    /// How many echoes were answered so far.
-    answers: Arc<AtomicU64>,
-    reader: Option<JoinHandle<Said>>,
+    answers: Arc<Mutex<Answers>>,
+    /// Up to which echo nothing counts.
+    since: i64,
+    /// Reads what ping says; in the end, how many echoes it has sent.
+    reader: Option<JoinHandle<Option<i64>>>,
 }
 
-/// What a ping has said when it has ended.
+/// Which echoes were answered so far.
 #[derive(Default)]
-struct Said {
-    /// The number, modulo 2^16, of the echo that was answered last.
+struct Answers {
+    /// The number of the last.
     last: i64,
-    /// How many it sent, and had answered.
-    sum: String,
+    /// Those before it that were not.
+    missing: BTreeSet<i64>,
+}
+
+impl Answers {
+    /// The echo with this number was answered. Ping tells it modulo 2^16.
+    fn take(&mut self, number: i64) {
+        let onward = (number - self.last + (1 << 15)).rem_euclid(1 << 16) - (1 << 15);
+        let number = self.last + onward;
+        self.missing.extend(self.last + 1..number);
+        self.missing.remove(&number);
+        self.last = self.last.max(number);
+    }
 }
 
 impl Drop for Witness {
@@ -47,10 +63,25 @@ impl Witness {
         ping.args(["-n", "-i", &format!("0.{pause:03}"), "-I", source, target]);
         let ping = ping.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut ping = ping.spawn().unwrap();
-        let (output, answers) = (ping.stdout.take().unwrap(), Arc::new(AtomicU64::new(0)));
-        let counter = Arc::clone(&answers);
-        let reader = Some(std::thread::spawn(move || read(output, &counter)));
-        Self { ping, answers, reader }
+        let (output, answers) = (ping.stdout.take().unwrap(), Arc::new(Mutex::new(Answers::default())));
+        let heard = Arc::clone(&answers);
+        let reader = Some(std::thread::spawn(move || read(output, &heard)));
+        Self { ping, answers, since: 0, reader }
+    }
+
+    /// Counts from here on: what the first packets of a new way meet is another question.
+    pub(crate) fn steady(mut self) -> Self {
+        self.since = self.await_later() + OVERTAKEN;
+        self
+    }
+
+    /// Waits until echoes after the one that is answered last now are answered, and returns the number of that one.
+    fn await_later(&self) -> i64 {
+        let last = self.answers.lock().unwrap().last;
+        eventually("echoes are answered", || {
+            (self.answers.lock().unwrap().last >= last + OVERTAKEN).then_some(())
+        });
+        last
     }
 
     /// How many of the packets sent were not answered.
@@ -59,33 +90,36 @@ impl Witness {
         sent - answered
     }
 
-    /// How many packets were sent, up to the last that was answered, and how many of these were answered. What is on its way
-    /// when ping is told to end is no loss, but the last word has to be an answer.
+    /// How many packets were sent by now, as far as answers tell, and how many of these were answered. What is on its way now
+    /// is no loss, but what comes after it has to be answered.
     pub(crate) fn sent_and_answered(mut self) -> (i64, i64) {
-        let before = self.answers.load(Ordering::Relaxed);
-        eventually("echoes are answered at the end", || {
-            (self.answers.load(Ordering::Relaxed) > before).then_some(())
-        });
+        let sent = self.await_later();
         run_ok(std::process::Command::new("kill").args(["-INT", &self.ping.id().to_string()]));
-        let said = self.reader.take().unwrap().join().unwrap();
-        let numbers: Vec<i64> =
-            said.sum.split(',').filter_map(|part| part.trim().split(' ').next()?.parse().ok()).collect();
-        let [sent, answered, ..] = numbers[..] else { panic!("ping said {:?}", said.sum) };
-        (sent - (sent - said.last).rem_euclid(1 << 16), answered)
+        let all = self.reader.take().unwrap().join().unwrap().expect("ping says how many it has sent");
+        let answers = self.answers.lock().unwrap();
+        let counts = |number: &&i64| **number > self.since && **number <= sent;
+        let missing: Vec<&i64> = answers.missing.iter().filter(counts).collect();
+        if !missing.is_empty() {
+            eprintln!("of {sent} echoes not answered: {missing:?}");
+        }
+        let missing = i64::try_from(missing.len()).unwrap();
+        // So many in a row that their numbers came round.
+        let unseen = (all - answers.last) >> 16 << 16;
+        (sent - self.since + unseen, sent - self.since - missing)
     }
 }
 
-fn read(output: impl Read, answers: &AtomicU64) -> Said {
-    let mut said = Said::default();
+/// Takes in what ping says to its end; returns how many echoes it says that it has sent.
+fn read(output: impl Read, answers: &Mutex<Answers>) -> Option<i64> {
+    let mut sent = None;
     for line in BufReader::new(output).lines().map_while(Result::ok) {
         if let Some(number) = answered(&line) {
-            said.last = number;
-            answers.fetch_add(1, Ordering::Relaxed);
-        } else if line.contains("packets transmitted") {
-            said.sum = line;
+            answers.lock().unwrap().take(number);
+        } else if let Some((number, _)) = line.split_once(" packets transmitted") {
+            sent = number.parse().ok();
         }
     }
-    said
+    sent
 }
 
 /// Of which echo a line says that it was answered: `64 bytes from 10.244.1.5: icmp_seq=7 ttl=62 time=0.05 ms`.

@@ -20,15 +20,23 @@ mod rotation;
 #[allow(dead_code, reason = "another suite's, of which this one needs a part")]
 mod witness;
 
-use harness::{eventually, has_tunnels, run, run_ok};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+
+use harness::{eventually, has_tunnels, not_run, run, run_ok};
 
 use rig::{Node, Rig};
+use rustix::net::{AddressFamily, SocketType};
+use witness::Witness;
 
 /// Who carries WireGuard here.
 const DATAPATH: &str = "kernel";
 
 /// How many milliseconds are between two echoes of a witness, on a machine that may be an emulated one.
 const PAUSE: i64 = 50;
+
+/// The same while agents are killed: as many as an emulated machine sends beside that.
+const KILLS_PAUSE: i64 = 10;
 
 fn can_run() -> bool {
     has_tunnels(&["wireguard"])
@@ -135,4 +143,93 @@ fn the_kernel_carries_ip_in_ip_also_to_a_node_whose_agent_does() {
     await_reachable(&rig);
     first.await_settled();
     assert!(first.status().unwrap().ready);
+}
+
+#[test]
+fn scenario_30_an_agent_killed_where_the_kernel_carries_its_tunnel_costs_no_packet() {
+    if !has_tunnels(&["wireguard", "ipip", "sit"]) {
+        return;
+    }
+    for backend in ["ipip", "vxlan", "wireguard"] {
+        let config = format!("backend: {backend}\n");
+        let mut rig = joined([&config, &config]);
+        await_reachable(&rig);
+        rig.nodes.iter().for_each(Node::await_settled);
+        if backend != "vxlan" {
+            assert_eq!([0, 1].map(|node| carrier(&rig.nodes[node])), ["kernel", "kernel"], "{backend}");
+        }
+        let [first, second] = &rig.nodes[..] else { panic!("two nodes") };
+        // A new session of the kernel's WireGuard may lose one of its first packets, which no agent has to do with.
+        let every = |from, to, family| Witness::every(KILLS_PAUSE, from, to, family);
+        let witnesses = [
+            every(first, second, 0),
+            every(second, first, 0),
+            every(first, second, 1),
+            every(second, first, 1),
+        ]
+        .map(Witness::steady);
+        for node in [0, 1, 1, 0] {
+            rig.nodes[node].kill();
+            rig.nodes[node].start();
+            rig.nodes[node].await_status("ready again", |status| status.ready && status.peers.len() == 1);
+            rig.nodes[node].await_settled();
+        }
+        let counts = witnesses.map(Witness::sent_and_answered);
+        println!("{backend}: sent and answered {counts:?}");
+        assert!(counts.iter().all(|(sent, answered)| sent == answered), "{backend}: {counts:?}");
+    }
+}
+
+#[test]
+fn tcp_comes_whole_through_the_kernels_tunnels_of_agents_where_the_underlay_loses_delays_and_reorders() {
+    if !has_tunnels(&["wireguard", "ipip", "sit"]) {
+        return;
+    }
+    for backend in ["vxlan", "ipip", "wireguard"] {
+        let config = format!("backend: {backend}\n");
+        let rig = joined([&config, &config]);
+        await_reachable(&rig);
+        let [first, second] = &rig.nodes[..] else { panic!("two nodes") };
+        for node in [first, second] {
+            let words = "qdisc add dev eth0 root netem delay 3ms 1ms loss 2% reorder 20% 50%";
+            if !run(node.netns.command("tc").args(words.split(' '))).status.success() {
+                return not_run("this kernel has no sch_netem");
+            }
+        }
+        for family in [0, 1] {
+            assert!(echoes(first, second, family, 300_000), "{backend}, family {family}");
+        }
+        for node in [first, second] {
+            let told = run_ok(node.netns.command("tc").args(["-s", "qdisc", "show", "dev", "eth0"]));
+            assert!(told.contains("netem") && !told.contains("dropped 0,"), "nothing was lost: {told}");
+        }
+    }
+}
+
+/// Sends bytes by one TCP connection from a node's pod to another's and has them sent back; true when they are the same.
+fn echoes(from: &Node, to: &Node, family: usize, length: usize) -> bool {
+    let [source, target] =
+        [from, to].map(|node| SocketAddr::new(node.pod_addresses()[family].parse().unwrap(), 0));
+    let listener = to.netns.inside(|| TcpListener::bind(target)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut bytes = vec![0; length];
+        stream.read_exact(&mut bytes).unwrap();
+        stream.write_all(&bytes).unwrap();
+    });
+    let mut stream = from.netns.inside(|| {
+        let family = if source.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let socket = rustix::net::socket(family, SocketType::STREAM, None).unwrap();
+        // Otherwise it would come from the node.
+        rustix::net::bind(&socket, &source).unwrap();
+        rustix::net::connect(&socket, &address).unwrap();
+        TcpStream::from(socket)
+    });
+    let sent: Vec<u8> = (0..length).map(|index| (index / 3 + index / 1000) as u8).collect();
+    stream.write_all(&sent).unwrap();
+    let mut received = vec![0; length];
+    stream.read_exact(&mut received).unwrap();
+    server.join().unwrap();
+    sent == received
 }
