@@ -23,6 +23,7 @@ use crate::freed;
 use crate::health::{Health, HealthError, Serves};
 use crate::key_files::forget_keys_but;
 use crate::lease::Leases;
+use crate::lock::{self, LockError};
 use crate::node::{NodeKeeper, Parts};
 use crate::options::Options;
 use crate::path_mtu::{LimitsFile, Prober};
@@ -60,6 +61,9 @@ pub enum Error {
     /// A cluster network collides with one of the host's.
     #[error(transparent)]
     Overlap(#[from] Overlap),
+    /// Somebody else is at work in this network namespace.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// The status socket cannot be opened.
     #[error(transparent)]
     Server(#[from] ServerError),
@@ -129,7 +133,8 @@ pub fn run(options: &Options) -> Result<(), Error> {
         tracing::warn!("this kernel has no IPv6: the node takes part with IPv4 alone");
         pools.retain(|pool| pool.cluster().addr().is_ipv4());
     }
-    // Before anything is touched: a second agent on this node ends here.
+    // Before anything is touched: a second agent on this node ends here. Held until the process ends.
+    let _lock = lock::hold()?;
     let server = Server::open(&options.state_dir)?;
     let socket = server.path().to_owned();
     if let (Some(file), None) = (&configuration.file, &configuration.problem) {
@@ -227,16 +232,17 @@ fn open_http(options: &Options) -> Result<Vec<Health>, HealthError> {
 /// Node object.
 ///
 /// # Errors
-/// When an agent is running, `also` fails, or the kernel or the disk refuses. What was done by then is said.
+/// When an agent is running in this network namespace, whatever its state directory, `also` fails, or the kernel or the disk refuses. What was done by then is said.
 pub fn clean(
     options: &Options,
     said: &mut Vec<String>,
     also: impl FnOnce(&mut Vec<String>) -> Result<(), String>,
 ) -> Result<(), Error> {
+    // Both are held until the end of this function, so that no agent starts meanwhile.
+    let _lock = lock::hold()?;
     if !options.state_dir.exists() {
         return clean_alone(options, said, also);
     }
-    // Held until the end of this function, so that no agent starts meanwhile.
     let _server = Server::open(&options.state_dir)?;
     clean_alone(options, said, also).inspect(|()| {
         // Best effort: a stale socket is replaced by the next agent anyway.

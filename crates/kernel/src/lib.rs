@@ -59,6 +59,7 @@ pub mod forwarding;
 mod host;
 pub mod ipvs;
 pub mod link;
+pub mod lock;
 pub mod machine;
 pub mod memory;
 pub mod monitor;

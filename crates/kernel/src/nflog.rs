@@ -94,17 +94,12 @@ impl LogSocket {
 
     fn listen(mut socket: Socket, group: u16, bytes: u32) -> Result<Self, Error> {
         socket.subscribe(&[])?;
-        let mut bind = configuration(group);
-        bind.u8(COMMAND, BIND);
+        bind(&mut socket, group)?;
         let mut shape = configuration(group);
         let [a, b, c, d] = bytes.to_be_bytes();
         shape.put(MODE, &[a, b, c, d, COPY_PACKET, 0]);
         shape.be32(GATHERED_FOR, PATIENCE).be32(GATHERED, AT_ONCE);
-        for message in [bind, shape] {
-            let purpose = Purpose::new("listen to", format!("log group {group}"))
-                .needing("logging needs CONFIG_NETFILTER_NETLINK_LOG in the kernel");
-            socket.execute(Request::new(message, purpose))?;
-        }
+        socket.execute(Request::new(shape, purpose(group)))?;
         Ok(Self { socket })
     }
 
@@ -132,6 +127,18 @@ impl AsFd for LogSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
+}
+
+/// Makes the socket the listener of a group; it is until it is closed.
+pub(crate) fn bind(socket: &mut Socket, group: u16) -> Result<(), Error> {
+    let mut bind = configuration(group);
+    bind.u8(COMMAND, BIND);
+    socket.execute(Request::new(bind, purpose(group)))
+}
+
+fn purpose(group: u16) -> Purpose {
+    Purpose::new("listen to", format!("log group {group}"))
+        .needing("logging needs CONFIG_NETFILTER_NETLINK_LOG in the kernel")
 }
 
 fn configuration(group: u16) -> Message {

@@ -12,11 +12,13 @@ use harness::Namespace;
 use kernel::Error;
 use kernel::forwarding::{Scope, Setting};
 use kernel::link::{self, Change, NewBridge, NewKind, NewLink, NewPeer};
+use kernel::lock::{NamespaceLock, Taking};
 use kernel::monitor::{Event, Monitor, Topic};
 use kernel::netlink::{Batch, Protocol, Socket};
 use kernel::netns::Netns;
 use kernel::route::{self, Route};
 use kernel::{address, sysctl};
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
 #[test]
 fn paths_that_are_no_network_namespace_are_told_apart() {
@@ -301,4 +303,34 @@ fn an_address_is_found_in_whatever_namespace_has_it() {
     assert_eq!(found(), asked);
     drop(holder);
     harness::eventually("the namespace is gone", || found().is_empty().then_some(()));
+}
+
+/// The lock's number, here.
+const LOCK: u16 = 7671;
+
+#[test]
+fn a_namespaces_lock_is_held_by_one_who_is_named_and_is_free_when_he_lets_go() {
+    let (one, other) = (Namespace::new(), Namespace::new());
+    let take = |namespace: &Namespace| namespace.inside(|| NamespaceLock::take(LOCK)).unwrap();
+    let Taking::Taken(held) = take(&one) else { panic!("it is nobody's") };
+    let Taking::Held(holder) = take(&one) else { panic!("it is taken") };
+    assert_eq!(holder.process, Some(std::process::id()));
+    assert!(holder.command.is_some_and(|command| command.contains("namespaces")));
+    assert!(matches!(take(&other), Taking::Taken(_)), "another namespace has another lock");
+    drop(held);
+    assert!(matches!(take(&one), Taking::Taken(_)));
+}
+
+#[test]
+fn who_may_not_change_a_network_can_not_take_its_lock_and_keeps_nobody_out() {
+    let namespace = Namespace::new();
+    let refused = namespace.inside(|| {
+        // This thread's alone.
+        let none = CapabilitySet::empty();
+        set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })
+            .unwrap();
+        NamespaceLock::take(LOCK)
+    });
+    assert_eq!(refused.unwrap_err().errno(), Some(rustix::io::Errno::PERM));
+    assert!(matches!(namespace.inside(|| NamespaceLock::take(LOCK)).unwrap(), Taking::Taken(_)));
 }

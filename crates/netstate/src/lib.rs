@@ -70,6 +70,10 @@ pub const LINK_GROUP: u32 = 7670;
 /// the network's name.
 pub const POD_LINK_GROUP: u32 = 0xf9ef_aafb;
 
+/// The group of nfnetlink_log by which whoever changes a node's network keeps others from doing the same (`kernel::lock`). Nothing
+/// is logged to it.
+pub const LOCK_GROUP: u16 = 7670;
+
 /// What every nf_tables table of ours is named, or begins with, before a `_`: see [`is_our_table`].
 pub const TABLE_PREFIX: &str = "fairlead";
 

@@ -9,6 +9,7 @@
     reason = "a test that cannot go on has failed, and tools are what it asserts with"
 )]
 
+mod alone;
 mod backends;
 mod beside_kube_proxy;
 mod chaos;

@@ -4,7 +4,7 @@
 
 use std::ffi::OsStr;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
@@ -234,9 +234,17 @@ impl Node {
 
     /// The command line of the agent (or, with `clean` before the arguments, of the cleaning).
     pub(crate) fn command(&self, first: &[&str]) -> Command {
-        let mut command = self.program(harness::binary("examples/agent"));
-        command.args(first).arg(&self.name).arg(&self.store).arg(self.state_dir());
-        command.arg(self.directory.path().join("net.d")).args(&self.config);
+        self.command_of(
+            &[&[harness::binary("examples/agent").to_str().unwrap()], first].concat(),
+            self.directory.path(),
+        )
+    }
+
+    /// The same with the words that begin it and with directories of its own.
+    pub(crate) fn command_of(&self, words: &[&str], directory: &Path) -> Command {
+        let mut command = self.program(words[0]);
+        command.args(&words[1..]).arg(&self.name).arg(&self.store).arg(directory.join("run"));
+        command.arg(directory.join("net.d")).args(&self.config);
         command.env("AGENT_HEALTH", HEALTH);
         if self.bridge {
             command.env("AGENT_BRIDGE", "yes");
