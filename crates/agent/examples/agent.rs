@@ -1,7 +1,7 @@
 //! The smallest program around an agent: what the agent's own tests start in namespaces.
 //!
 //! `agent NODE STORE STATE_DIR CONF_DIR [CONFIG]`, and `agent clean ...` with the same arguments, to take everything
-//! down again; STORE is what `--store` takes, AGENT_HEALTH in the environment what `--health` does, and AGENT_BRIDGE is `--bridge`. The
+//! down again; STORE is what `--store` takes, AGENT_HEALTH in the environment what `--health` does, AGENT_IPAM what `--ipam-dir` does, and AGENT_BRIDGE is `--bridge`. The
 //! command line for people is `fairlead agent`.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that says what it does")]
@@ -44,6 +44,7 @@ fn start(arguments: &[String], clean: bool) -> Result<(), Box<dyn std::error::Er
     // The tests want a deleted node to be gone at once, unless they say otherwise.
     options.config.cluster.deleted_node_grace_seconds = 0;
     options.health = std::env::var("AGENT_HEALTH").ok().map(|address| address.parse()).transpose()?;
+    options.ipam_dir = std::env::var_os("AGENT_IPAM").map(Into::into);
     options.bridge = std::env::var_os("AGENT_BRIDGE").is_some();
     options.config_file = rest.first().map(Into::into);
     if clean {

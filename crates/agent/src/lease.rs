@@ -121,6 +121,12 @@ impl Leases {
         taken
     }
 
+    /// What is anybody's, or will be.
+    pub(crate) fn of_all(&self, snapshot: &Snapshot) -> Vec<IpNet> {
+        let others = self.of_others(snapshot).into_iter().map(|taken| taken.cidr);
+        others.chain(self.known(snapshot)).collect()
+    }
+
     /// Publishes the lease unless the store has it already, and gives up the claims it does not need. True if
     /// something was written.
     pub(crate) fn publish(&self, snapshot: &mut Snapshot, lease: &Lease) -> Result<bool, LeaseError> {

@@ -39,6 +39,7 @@ mod run;
 mod server;
 mod status;
 mod subnet_env;
+mod supply;
 mod tunnels;
 mod view;
 
@@ -58,6 +59,7 @@ pub use run::{Error, clean, run};
 pub use server::ServerError;
 pub use status::{
     Answer, AskError, BackendStatus, KernelPeer, KeyStatus, PeerState, PeerStatus, PeerTraffic, PlanReport,
-    Probed, ReconcileStatus, Request, SOCKET, Status, StoreStatus, TunnelStatus, TunnelTraffic,
+    Probed, ReconcileStatus, Request, SOCKET, Status, StoreStatus, SupplyStatus, TunnelStatus, TunnelTraffic,
     UnderlayStatus, ask_plan, ask_status,
 };
+pub use supply::few_pod_addresses;

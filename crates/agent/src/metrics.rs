@@ -17,7 +17,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::status::{PeerState, Status};
+use crate::status::{PeerState, Status, SupplyStatus};
 
 /// The content type of the text.
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -65,6 +65,22 @@ fn node(registry: &mut Registry, status: &Status) {
     let mtu = Gauge::<i64>::default();
     mtu.set(status.mtu.into());
     registry.register_with_unit("pod_mtu", "The largest packet that a pod sends", Unit::Bytes, mtu);
+    let help = "Pod CIDRs in the cluster's network that nodes take theirs out of";
+    supply(registry, "pod_cidrs", help, &status.pod_cidr_supply);
+    let help = "Addresses in the node's pod CIDR that pods have, or can";
+    supply(registry, "pod_addresses", help, &status.pod_address_supply);
+}
+
+/// How much of each network is taken, and how much is left.
+fn supply(registry: &mut Registry, name: &str, help: &str, supplies: &[SupplyStatus]) {
+    let gauges = Family::<Labels, Gauge<i64>>::default();
+    for supply in supplies {
+        for (state, number) in [("taken", supply.taken), ("free", supply.free)] {
+            let labels = vec![("network", supply.network.to_string()), ("state", state.to_owned())];
+            gauges.get_or_create(&labels).set(i64::try_from(number).unwrap_or(i64::MAX));
+        }
+    }
+    registry.register(name, help, gauges);
 }
 
 fn peers(registry: &mut Registry, status: &Status) {
@@ -222,7 +238,7 @@ fn count(lines: &[String]) -> i64 {
 mod tests {
     use super::text;
     use crate::policy::PolicyStatus;
-    use crate::status::{KernelPeer, PeerState, PeerStatus, Status};
+    use crate::status::{KernelPeer, PeerState, PeerStatus, Status, SupplyStatus};
 
     #[test]
     fn the_numbers_are_those_of_the_status() {
@@ -241,6 +257,12 @@ mod tests {
             node: "node1".into(),
             ready: true,
             mtu: 1450,
+            pod_cidr_supply: vec![SupplyStatus {
+                network: "10.244.0.0/16".parse().unwrap(),
+                total: 256,
+                taken: 3,
+                free: 253,
+            }],
             peers: vec![peer],
             changes: 7,
             kernel_peers: vec![KernelPeer {
@@ -262,6 +284,8 @@ mod tests {
         for line in [
             "fairlead_node_ready 1",
             "fairlead_pod_mtu_bytes 1450",
+            "fairlead_pod_cidrs{network=\"10.244.0.0/16\",state=\"taken\"} 3",
+            "fairlead_pod_cidrs{network=\"10.244.0.0/16\",state=\"free\"} 253",
             "fairlead_peers{state=\"ignored\"} 1",
             "fairlead_peers{state=\"programmed\"} 0",
             "fairlead_peers_probed 1",

@@ -40,6 +40,7 @@ use crate::policy::Policing;
 use crate::reconcile::Extent;
 use crate::report::{self, Reason, Report, told};
 use crate::subnet_env::{self, SubnetFile};
+use crate::supply::PodAddresses;
 use crate::tunnels::Tunnels;
 use crate::view::{Standing, View};
 
@@ -108,6 +109,9 @@ pub(crate) struct NodeKeeper {
     /// What is known of the kernel.
     known: Known,
     firewall: HostFirewall,
+    pod_addresses: PodAddresses,
+    /// What was last told of pod CIDRs that come to an end.
+    few_pod_cidrs: Vec<String>,
 }
 
 /// What a node is kept by.
@@ -164,6 +168,8 @@ impl NodeKeeper {
             policing,
             known: Known::default(),
             firewall: HostFirewall::default(),
+            pod_addresses: PodAddresses::new(&options),
+            few_pod_cidrs: Vec::new(),
             options,
         }
     }
@@ -213,7 +219,10 @@ impl NodeKeeper {
         }
         self.tell_of_firewall(extent);
         match self.decide(view, node, extent) {
-            Ok(decided) => self.carry_out(view, decided, &mut outcome),
+            Ok(decided) => {
+                self.tell_of_supply(view, node, extent);
+                self.carry_out(view, decided, &mut outcome);
+            }
             Err(Refusal { reason, text }) => {
                 let stayed = self.stay(reason, text);
                 return Outcome { failed: true, ..stayed };

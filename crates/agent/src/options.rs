@@ -48,6 +48,9 @@ impl Options {
     /// The default directory of conflists.
     pub const CONF_DIR: &'static str = "/etc/cni/net.d";
 
+    /// Where host-local keeps its addresses, unless it is told.
+    pub const IPAM_DIR: &'static str = "/var/lib/cni/networks";
+
     /// Where keys are kept that a reboot is not to take, with the default state directory.
     pub const KEY_DIR: &'static str = "/var/lib/fairlead";
 

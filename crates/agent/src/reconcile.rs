@@ -144,6 +144,9 @@ impl Loop {
             if self.view.expire(Instant::now()) {
                 self.due.mark("a deleted node's time is over");
             }
+            if !questions.is_empty() && self.node.has_other_shortage() {
+                self.due.mark("pods took addresses, or gave them back");
+            }
             if let Some((cause, extent)) = self.due.take(Instant::now()) {
                 self.pass(cause, extent);
             }

@@ -48,6 +48,10 @@ pub(crate) enum Reason {
     ForeignObject,
     /// The host's own firewall drops what pods send to other nodes.
     HostFirewall,
+    /// Few pod CIDRs are left for nodes to come, or none.
+    FewPodCidrsLeft,
+    /// Few addresses are left for pods of this node, or none.
+    FewPodAddressesLeft,
     /// The kernel or the disk refused.
     NodeRefused,
     /// Somebody changed what is Fairlead's in the kernel; it has been put right.
@@ -79,6 +83,8 @@ impl Reason {
             Self::PathCarriesLess => "PathCarriesLess",
             Self::ForeignObject => "ForeignObject",
             Self::HostFirewall => "HostFirewall",
+            Self::FewPodCidrsLeft => "FewPodCIDRsLeft",
+            Self::FewPodAddressesLeft => "FewPodAddressesLeft",
             Self::NodeRefused => "NodeRefused",
             Self::NetworkHealed => "NetworkHealed",
             Self::PolicyNotEnforced => "PolicyNotEnforced",

@@ -82,6 +82,12 @@ pub struct Status {
     /// The pod networks of the whole cluster.
     #[serde(rename = "clusterCIDRs")]
     pub cluster_cidrs: Vec<IpNet>,
+    /// How many pod CIDRs are left in each of the cluster's networks, where this node takes its own out of it.
+    #[serde(default, rename = "podCIDRSupply", skip_serializing_if = "Vec::is_empty")]
+    pub pod_cidr_supply: Vec<SupplyStatus>,
+    /// How many addresses are left for pods in each of the node's pod CIDRs that can run out of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pod_address_supply: Vec<SupplyStatus>,
     /// How packets travel between nodes.
     pub backend: BackendStatus,
     /// What the host's own firewall drops of what pods send to other nodes and get from them, chain by chain.
@@ -123,6 +129,20 @@ pub struct Status {
     pub last_heal: Option<u64>,
     /// In how many looks something failed.
     pub failures: u64,
+}
+
+/// How much of a network is taken: pieces of the cluster's by nodes, addresses of a node's by pods.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SupplyStatus {
+    /// The network.
+    pub network: IpNet,
+    /// How many there are.
+    pub total: u64,
+    /// How many are taken.
+    pub taken: u64,
+    /// How many are left.
+    pub free: u64,
 }
 
 /// How packets travel between nodes.

@@ -17,7 +17,8 @@ use crate::output::print;
 
 /// Remove everything an agent made on this node; pods keep their links unless --all says otherwise
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  fairlead clean\n  fairlead clean --all")]
+#[command(after_help = "Examples:\n  fairlead clean\n  fairlead clean --all\n\n\
+    Refuses while an agent runs in this network namespace, whatever state directory that has.")]
 pub(crate) struct Arguments {
     /// The state directory of the agent that was here
     #[arg(long, value_name = "DIR", default_value = Options::STATE_DIR)]

@@ -4,7 +4,7 @@ mod all;
 
 use std::process::ExitCode;
 
-use ::agent::Status;
+use ::agent::{Status, SupplyStatus};
 use anyhow::Result;
 use clap::Args;
 
@@ -66,6 +66,11 @@ fn node(status: &Status, wide: bool) -> Table {
     let mut row = |name: &str, value: String| table.row([name.to_owned(), value]);
     row("ready", if status.ready { "yes" } else { "no" }.to_owned());
     row("pod CIDRs", joined(&status.pod_cidrs));
+    let supplies =
+        [("free pod CIDRs", &status.pod_cidr_supply), ("free addresses", &status.pod_address_supply)];
+    for (name, supplies) in supplies.into_iter().filter(|(_, supplies)| !supplies.is_empty()) {
+        row(name, supplies.iter().map(supply).collect::<Vec<_>>().join(", "));
+    }
     let device = status.backend.tunnel.as_ref().map(|tunnel| format!(" {}", tunnel.device));
     let carrier = status.backend.carrier.as_ref().map(|carrier| format!(", carried by the {carrier}"));
     let backend = [Some(status.backend.kind.clone()), device, carrier.filter(|_| wide)];
@@ -95,6 +100,10 @@ fn node(status: &Status, wide: bool) -> Table {
         row("since its start", words);
     }
     table
+}
+
+fn supply(supply: &SupplyStatus) -> String {
+    format!("{} of {} in {}", supply.free, supply.total, supply.network)
 }
 
 fn policies(status: &Status, wide: bool) -> Table {
@@ -169,5 +178,24 @@ mod tests {
             Status { node: "node1".into(), reasons: vec!["no underlay".into()], ..Status::default() };
         let text: String = tables(&status, true).iter().map(|table| table.render(false)).collect();
         assert!(text.contains("NOT READY BECAUSE\nno underlay\n"), "{text}");
+    }
+
+    #[test]
+    fn what_is_left_of_pod_cidrs_and_addresses_is_said_where_it_is_counted() {
+        let supply = |network: &str, total, taken| SupplyStatus {
+            network: network.parse().unwrap(),
+            total,
+            taken,
+            free: total - taken,
+        };
+        let counted = Status {
+            pod_cidr_supply: vec![supply("10.244.0.0/16", 256, 3), supply("fd00:10:244::/56", 256, 3)],
+            pod_address_supply: vec![supply("10.244.1.0/24", 253, 40)],
+            ..Status::default()
+        };
+        let text = node(&counted, false).render(false);
+        assert!(text.contains("253 of 256 in 10.244.0.0/16, 253 of 256 in fd00:10:244::/56"), "{text}");
+        assert!(text.contains("213 of 253 in 10.244.1.0/24"), "{text}");
+        assert!(!node(&Status::default(), false).render(false).contains("free"), "nothing is counted");
     }
 }

@@ -103,6 +103,20 @@ impl Pool {
         self.network(next)
     }
 
+    /// How many networks overlap one of `taken`.
+    #[must_use]
+    pub fn count(&self, taken: impl IntoIterator<Item = IpNet>) -> u64 {
+        let mut spans: Vec<(u64, u64)> = taken.into_iter().filter_map(|net| self.span(net)).collect();
+        spans.sort_unstable();
+        // `next` is the first that has not been looked at.
+        let (mut count, mut next) = (0, 0);
+        for (first, last) in spans {
+            count += (last + 1).saturating_sub(next.max(first));
+            next = next.max(last + 1);
+        }
+        count
+    }
+
     /// The numbers of the first and last network that `net` overlaps.
     fn span(&self, net: IpNet) -> Option<(u64, u64)> {
         if !overlaps(self.cluster, net) {

@@ -3,7 +3,7 @@
 //! Read [`design()`] first: it turns the cluster and one node's lease into the wanted [`netstate::State`] of that node.
 //! Around it stand the decisions a lease is made of: [`choose_underlay`] (which of the host's links and addresses),
 //! [`pod_mtu`] (how large a packet), [`choose_pod_cidr`] (which addresses for its pods) and [`retained`] (which of
-//! before), and [`overlaps`], which refuses networks that collide with the host's own.
+//! before; [`Supply`] says how many are left), and [`overlaps`], which refuses networks that collide with the host's own.
 //!
 //! Pure: values in, values out; no kernel, no clock, no disk. The same inputs give the same state, and the whole
 //! state is computed every time.
@@ -35,6 +35,7 @@ mod peers;
 mod problem;
 mod retain;
 mod senders;
+mod supply;
 #[cfg(test)]
 mod testing;
 mod tunnel;
@@ -56,5 +57,6 @@ pub use peers::Way;
 pub use problem::Problem;
 pub use retain::{Retained, Retention, retained};
 pub use senders::Senders;
+pub use supply::{Shortage, Supply, pod_addresses, pod_cidrs};
 pub use tunnel::{TunnelDesign, TunnelKind, TunnelPeer};
 pub use underlay::{Reached, Underlay, UnderlayError, Wish, choose as choose_underlay};

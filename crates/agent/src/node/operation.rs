@@ -4,7 +4,9 @@
 
 use std::time::Instant;
 
-use cluster::NodeNetwork;
+use cluster::{Lease, Node, NodeNetwork};
+use ipnet::IpNet;
+use route::Supply;
 
 use super::NodeKeeper;
 use crate::config::{Cluster, Config, FlannelConfig};
@@ -12,6 +14,7 @@ use crate::files::Conflist;
 use crate::reconcile::Extent;
 use crate::report::{Reason, told};
 use crate::status::{Answer, PlanReport, Status};
+use crate::supply;
 use crate::view::{Standing, View};
 
 impl NodeKeeper {
@@ -72,6 +75,36 @@ impl NodeKeeper {
         closed.iter().for_each(|chain| self.report.problem(Reason::HostFirewall, chain));
     }
 
+    /// Tells what few are left of: pod CIDRs for nodes to come, and addresses for pods of this node.
+    pub(super) fn tell_of_supply(&mut self, view: &View, node: &Node, extent: Extent) {
+        // The way to a peer does not wait for it.
+        if extent == Extent::Everything {
+            let held = self.leases.of_all(&view.snapshot);
+            let told = supply::own_pools(&self.pools, node).filter_map(|pool| {
+                supply::told_of_cidrs(pool, &route::pod_cidrs(pool, held.iter().copied()))
+            });
+            self.few_pod_cidrs = told.collect();
+            self.count_pod_addresses();
+        }
+        self.few_pod_cidrs.iter().for_each(|told| self.report.problem(Reason::FewPodCidrsLeft, told));
+        for told in self.pod_addresses.told() {
+            self.report.problem(Reason::FewPodAddressesLeft, told);
+        }
+    }
+
+    /// How many of the node's addresses pods have.
+    fn count_pod_addresses(&mut self) -> &[Supply] {
+        let cidrs: Vec<IpNet> = self.lease.iter().flat_map(Lease::current).collect();
+        self.pod_addresses.supplies(&cidrs, Instant::now())
+    }
+
+    /// Whether addresses for pods have begun to run short, or no longer do, since that was last told.
+    pub(crate) fn has_other_shortage(&mut self) -> bool {
+        let before = self.pod_addresses.told();
+        self.count_pod_addresses();
+        self.pod_addresses.told() != before
+    }
+
     /// Has flannel's file, where it is wanted. Pods need it not.
     pub(super) fn keep_subnet_file(&mut self, network: &NodeNetwork) {
         let config = &self.options.config;
@@ -123,6 +156,13 @@ impl NodeKeeper {
         let networks = &self.options.config.cluster.pod_cidrs;
         status.firewall_closed = self.firewall.closed(networks, Instant::now()).to_vec();
         status.kernel_peers = self.kernel_peers(view);
+        if let Standing::Member(node) = self.standing(view) {
+            let held = self.leases.of_all(&view.snapshot);
+            let pools = supply::own_pools(&self.pools, &node);
+            let supplies = pools.map(|pool| route::pod_cidrs(pool, held.iter().copied()));
+            status.pod_cidr_supply = supplies.map(|found| supply::status(&found)).collect();
+            status.pod_address_supply = self.count_pod_addresses().iter().map(supply::status).collect();
+        }
         status.node.clone_from(&self.options.node);
         status.cluster_cidrs.clone_from(&self.options.config.cluster.pod_cidrs);
         status.backend = crate::report::backend(&self.options, self.design.as_ref());

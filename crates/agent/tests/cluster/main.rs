@@ -39,6 +39,7 @@ mod scene;
 mod senders;
 mod services;
 mod store;
+mod supply;
 mod tunnel_guard;
 mod underlay;
 mod upgrade;

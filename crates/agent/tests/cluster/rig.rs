@@ -186,6 +186,11 @@ impl Node {
         self.directory.path().join("run")
     }
 
+    /// Where host-local would keep the addresses of this node's pods.
+    pub(crate) fn addresses(&self) -> PathBuf {
+        self.directory.path().join("ipam/fairlead")
+    }
+
     pub(crate) fn conflist(&self) -> PathBuf {
         self.directory.path().join("net.d/10-fairlead.conflist")
     }
@@ -245,7 +250,7 @@ impl Node {
         let mut command = self.program(words[0]);
         command.args(&words[1..]).arg(&self.name).arg(&self.store).arg(directory.join("run"));
         command.arg(directory.join("net.d")).args(&self.config);
-        command.env("AGENT_HEALTH", HEALTH);
+        command.env("AGENT_HEALTH", HEALTH).env("AGENT_IPAM", directory.join("ipam"));
         if self.bridge {
             command.env("AGENT_BRIDGE", "yes");
         }

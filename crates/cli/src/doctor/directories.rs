@@ -66,7 +66,18 @@ impl Directories {
             }
         }
         findings.extend(self.older_boot());
+        findings.extend(self.few_addresses());
         findings
+    }
+
+    /// What of this node's addresses comes to its end, by the agent's own measure.
+    fn few_addresses(&self) -> Vec<Finding> {
+        let told = ::agent::few_pod_addresses(&self.addresses, &self.own_networks());
+        let finding = |told: String| {
+            let (problem, fix) = told.split_once("\nhint: ").unwrap_or((&told, ""));
+            Finding::warning(&self.addresses, problem, fix)
+        };
+        told.into_iter().map(finding).collect()
     }
 
     fn older_boot(&self) -> Option<Finding> {
@@ -191,6 +202,36 @@ mod tests {
         let file = directory.path().join("file");
         fs::write(&file, "").unwrap();
         assert!(!Place::look_at(&file.join("b")).unwrap().is_directory);
+    }
+
+    #[test]
+    fn few_addresses_that_are_left_for_pods_are_a_warning() {
+        let root = tempfile::tempdir().unwrap();
+        let [state, addresses] = ["run", "networks"].map(|name| root.path().join(name));
+        let files = addresses.join("fairlead");
+        fs::create_dir_all(&files).unwrap();
+        fs::create_dir(&state).unwrap();
+        let network = NodeNetwork {
+            node: "node1".into(),
+            pod_cidrs: vec!["10.244.1.0/29".parse().unwrap()],
+            cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
+            mtu: 1450,
+            not_ready: None,
+            enforcement: None,
+        };
+        fs::write(state.join(NETWORK_FILE), network.to_json().unwrap()).unwrap();
+        let directories = Directories { state, conf: PathBuf::new(), bins: Vec::new(), addresses };
+        assert!(directories.few_addresses().is_empty());
+        for last in 2..=5 {
+            fs::write(files.join(format!("10.244.1.{last}")), "pod\r\neth0").unwrap();
+        }
+        let findings = directories.few_addresses();
+        let [finding] = &findings[..] else { panic!("{findings:#?}") };
+        assert_eq!(finding.severity, Severity::Warning);
+        assert!(
+            finding.problem.contains("1 of 5 are left") && finding.fix.contains("maxPods"),
+            "{finding:#?}"
+        );
     }
 
     #[test]

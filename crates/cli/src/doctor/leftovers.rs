@@ -25,7 +25,7 @@ use other::{OTHERS, Other};
 pub(super) use configuration::OWN as OWN_CONFIGURATION;
 
 /// Where host-local keeps addresses, a directory for each network.
-pub(super) const ADDRESSES: &str = "/var/lib/cni/networks";
+pub(super) const ADDRESSES: &str = ::agent::Options::IPAM_DIR;
 /// The network of Fairlead's own conflist.
 const OWN_NETWORK: &str = "fairlead";
 
