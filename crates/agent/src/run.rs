@@ -133,7 +133,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
         tracing::warn!("this kernel has no IPv6: the node takes part with IPv4 alone");
         pools.retain(|pool| pool.cluster().addr().is_ipv4());
     }
-    // Before anything is touched: a second agent on this node ends here. Held until the process ends.
+    // Before anything is touched: a second agent on this node ends here. Held to the end, with which the process ends.
     let _lock = lock::hold()?;
     let server = Server::open(&options.state_dir)?;
     let socket = server.path().to_owned();
@@ -232,7 +232,8 @@ fn open_http(options: &Options) -> Result<Vec<Health>, HealthError> {
 /// Node object.
 ///
 /// # Errors
-/// When an agent is running in this network namespace, whatever its state directory, `also` fails, or the kernel or the disk refuses. What was done by then is said.
+/// When an agent is running in this network namespace, whatever its state directory, `also` fails, or the kernel or the disk
+/// refuses. What was done by then is said.
 pub fn clean(
     options: &Options,
     said: &mut Vec<String>,
