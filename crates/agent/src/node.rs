@@ -5,6 +5,7 @@
 //! the crate `route`, asked in `decide.rs`; what it found and did goes into the report that `fairlead status` shows. What
 //! people ask of the node is in `operation.rs`.
 
+mod advertise;
 mod changeover;
 mod decide;
 mod in_kernel;
@@ -15,6 +16,7 @@ mod operation;
 mod paths;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -79,6 +81,8 @@ pub(crate) struct NodeKeeper {
     /// The pod CIDRs of the last lease, or those an earlier run left on disk.
     remembered: Vec<IpNet>,
     underlays: BTreeMap<Family, Underlay>,
+    /// What the Node last wanted peers to be told instead of that; not known before it was first read.
+    advertised: Option<Vec<IpAddr>>,
     lease: Option<Lease>,
     design: Option<Design>,
     report: Report,
@@ -150,6 +154,7 @@ impl NodeKeeper {
             conflist,
             remembered,
             underlays: BTreeMap::new(),
+            advertised: None,
             lease: None,
             design: None,
             report: Report::default(),

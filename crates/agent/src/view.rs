@@ -93,7 +93,7 @@ impl View {
                 let Snapshot { nodes, leases, claims, .. } = snapshot;
                 self.snapshot = Snapshot { leases, claims, ..Snapshot::default() };
                 for node in nodes.into_values() {
-                    let set = self.without_foreign_waiting(Change::Set(Object::Node(node)));
+                    let set = self.without_others_own(Change::Set(Object::Node(node)));
                     self.snapshot.apply(set);
                 }
                 false
@@ -107,8 +107,7 @@ impl View {
             }
             store::Event::Changes(changes) => {
                 let changes = changes.into_iter().filter(concerns_nodes);
-                let changes: Vec<Change> =
-                    changes.map(|change| self.without_foreign_waiting(change)).collect();
+                let changes: Vec<Change> = changes.map(|change| self.without_others_own(change)).collect();
                 let changes = self.departed.hold_back(changes, &mut self.snapshot, Instant::now());
                 let is_news = changes.is_news;
                 // Every change has to be applied, so no short cut with `any`.
@@ -173,6 +172,11 @@ impl View {
         former.iter().flat_map(|node| node.pod_cidrs.iter().copied()).collect()
     }
 
+    /// Whether the node is only taken to be there, because something in the store cannot be read.
+    pub(crate) fn is_doubted(&self, node: &str) -> bool {
+        self.doubted.contains(node)
+    }
+
     fn apply(&mut self, change: Change) -> bool {
         if let Key::Node(name) = change.key() {
             self.doubted.remove(&name);
@@ -180,11 +184,15 @@ impl View {
         self.snapshot.apply(change)
     }
 
-    /// Whether another node waits for its network is its own agent's business, and wakes nobody else.
-    fn without_foreign_waiting(&self, change: Change) -> Change {
+    /// Whether another node waits for its network, and what its peers are to be told, is its own agent's business, and wakes
+    /// nobody else.
+    fn without_others_own(&self, change: Change) -> Change {
         match change {
-            Change::Set(Object::Node(mut node)) if node.name != self.own && node.awaits_network => {
-                Arc::make_mut(&mut node).awaits_network = false;
+            Change::Set(Object::Node(mut node))
+                if node.name != self.own && (node.awaits_network || node.advertise.is_some()) =>
+            {
+                let others = Arc::make_mut(&mut node);
+                (others.awaits_network, others.advertise) = (false, None);
                 Change::Set(Object::Node(node))
             }
             other => other,
@@ -382,6 +390,27 @@ mod tests {
         // A node of flannel is no sign that the store has kept what Fairlead's nodes are.
         view.take(store::Event::Changes(vec![Change::Removed(Key::Node("node1".into()))]));
         assert!(matches!(view.standing("node1", true), Standing::Doubtful));
+    }
+
+    #[test]
+    fn what_is_a_nodes_own_wakes_that_node_and_no_other() {
+        let told = |name: &str| Node {
+            awaits_network: true,
+            advertise: Some("203.0.113.7".into()),
+            ..Node::named(name)
+        };
+        for (name, is_own) in [("node1", true), ("node2", false)] {
+            let mut view = View::new("node1", std::time::Duration::ZERO);
+            let mut snapshot = Snapshot::default();
+            snapshot.apply(Change::Set(Node::named(name).into()));
+            view.take(store::Event::Snapshot(snapshot));
+            assert!(view.take(store::Event::InSync));
+            assert_eq!(
+                view.take(store::Event::Changes(vec![Change::Set(told(name).into())])),
+                is_own,
+                "{name}"
+            );
+        }
     }
 
     #[test]

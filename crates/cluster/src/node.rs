@@ -23,6 +23,9 @@ pub struct Node {
     /// `fairlead.io/not-ready`, or the condition `NetworkUnavailable`. Either may come back, with a Node object that is
     /// made anew or by somebody else's hand.
     pub awaits_network: bool,
+    /// What its peers are to be told as its addresses, as a person wrote it. The node's own agent reads it: a slip in it is to
+    /// cost nothing else that the Node says, and no other node anything.
+    pub advertise: Option<Box<str>>,
 }
 
 impl Node {
@@ -34,6 +37,7 @@ impl Node {
             addresses: Box::default(),
             pod_cidrs: Box::default(),
             awaits_network: false,
+            advertise: None,
         }
     }
 }

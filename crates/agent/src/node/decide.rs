@@ -56,6 +56,7 @@ impl NodeKeeper {
     ) -> Result<Decided, Refusal> {
         let mut host = self.host(&mut extent).map_err(refused(Reason::NodeRefused))?;
         let tunnel = self.choose_underlays(&host, node)?;
+        self.learn_advertised(view, &host, node)?;
         self.inherit(view);
         let families = self.families();
         let carried = self.carried(&tunnel);
@@ -276,16 +277,6 @@ impl NodeKeeper {
                 self.wished.push(cidr);
             }
         }
-    }
-
-    /// The addresses that peers are told.
-    fn told_addresses(&self) -> Vec<IpAddr> {
-        let instead = &self.options.config.underlay.advertise;
-        let told = self.underlays.iter().map(|(family, underlay)| {
-            let instead = instead.iter().find(|address| Family::of(**address) == *family);
-            *instead.unwrap_or(&underlay.address)
-        });
-        told.collect()
     }
 
     /// The lease without an underlay of IPv6 where that is too narrow for flannel's second tunnel. Packets of IPv6 pods then go to

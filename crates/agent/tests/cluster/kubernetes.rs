@@ -82,6 +82,36 @@ fn nodes_with_only_a_kubeconfig_are_joined() {
 }
 
 #[test]
+fn scenario_14_an_annotation_in_the_api_says_what_peers_are_told_and_is_followed() {
+    let Some((rig, server)) = rig(RIGHTS, &[json!({}), json!({})]) else { return };
+    rig.await_joined();
+    let annotate = |text: Value| {
+        let annotations = json!({"fairlead.io/underlay-advertise": text});
+        server.patch("/api/v1/nodes/node2", &json!({"metadata": {"annotations": annotations}}));
+    };
+    let sends_to = |address: &str| {
+        harness::eventually(address, || (rig.nodes[0].fdb() == [address]).then_some(()));
+    };
+    annotate(json!("203.0.113.2"));
+    sends_to("203.0.113.2");
+    annotate(json!("node2.example.org"));
+    rig.nodes[1].await_status("tells the slip and is ready", |status| {
+        status.ready && status.problems.iter().any(|problem| problem.contains("is no IP address"))
+    });
+    harness::eventually("people are told", || {
+        let events = server.get("/api/v1/namespaces/default/events");
+        let told = |event: &Value| {
+            let message = event["message"].as_str().unwrap_or_default();
+            event["reason"] == "ConfigurationRefused" && message.contains("node2.example.org")
+        };
+        events["items"].as_array()?.iter().any(told).then_some(())
+    });
+    assert_eq!(rig.nodes[0].fdb(), ["203.0.113.2"]);
+    annotate(Value::Null);
+    sends_to("198.18.0.2");
+}
+
+#[test]
 fn an_agent_that_may_not_read_pods_says_which_rule_is_missing_and_attaches_none() {
     let rights = RIGHTS.replace("resources: [pods]", "resources: [none]");
     assert_ne!(rights, RIGHTS);

@@ -95,7 +95,16 @@ impl Rig {
     /// Puts a Node object into the store; `spec` is what stands behind `spec:`, such as `{podCIDRs: [...]}`.
     pub(crate) fn put_node(&self, name: &str, spec: &str) {
         let spec = if spec.is_empty() { String::new() } else { format!("spec: {spec}\n") };
-        let text = format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\n{spec}");
+        self.put_manifest(name, &format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\n{spec}"));
+    }
+
+    /// The Node object of before with one annotation.
+    pub(crate) fn annotate_node(&self, name: &str, key: &str, value: &str) {
+        let metadata = format!("{{name: {name}, annotations: {{{key}: '{value}'}}}}");
+        self.put_manifest(name, &format!("apiVersion: v1\nkind: Node\nmetadata: {metadata}\n"));
+    }
+
+    fn put_manifest(&self, name: &str, text: &str) {
         let half = self.store.path().join(format!(".{name}.half"));
         std::fs::write(&half, text).unwrap();
         std::fs::rename(half, self.store.path().join(format!("{name}.yaml"))).unwrap();

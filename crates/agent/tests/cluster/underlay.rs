@@ -1,10 +1,10 @@
-//! The host's own network changes under the agent: scenarios 10, 11, 12, 23 and 41, and an IPv6 underlay.
+//! The host's own network changes under the agent: scenarios 10, 11, 12, 14, 23 and 41, and an IPv6 underlay.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
 
 use cluster::Backend;
-use harness::{eventually, run_ok};
+use harness::{Namespace, eventually, run_ok};
 
 use crate::rig::{Node, Rig};
 use crate::wired::WiredPod;
@@ -204,6 +204,157 @@ fn scenario_14_peers_are_told_the_address_before_the_translation_and_the_tunnel_
     let underlay = rig.nodes[1].status().unwrap().underlay.unwrap();
     assert_eq!(underlay.address.to_string(), "198.18.0.2");
     assert_eq!(underlay.advertised[0].to_string(), "203.0.113.2");
+}
+
+/// What other nodes reach node 2 by, once it is [behind a translating router](put_behind_translation).
+const OUTSIDE: [&str; 2] = ["198.18.0.77", "fd00:198:18::77"];
+
+/// Puts a node behind a router that has `OUTSIDE` in the underlay and translates: what comes for these goes to the node, what the
+/// node sends leaves with them, and nobody outside has a way to the node's own addresses.
+fn put_behind_translation(rig: &Rig, node: &Node) -> Namespace {
+    let router = Namespace::with_loopback();
+    let (port, number) = (format!("port{}", node.number), node.number);
+    rig.underlay.ip(&format!("link set {port} nomaster"));
+    rig.underlay.ip(&format!("link set {port} netns {}", router.path().display()));
+    rig.underlay
+        .ip(&format!("link add wan{number} type veth peer name wan netns {}", router.path().display()));
+    rig.underlay.ip(&format!("link set wan{number} master br0 up"));
+    router.ip(&format!("link set {port} up"));
+    router.ip("link set wan up");
+    router.ip("address add 198.18.0.77/24 dev wan");
+    router.ip("address add fd00:198:18::77/64 dev wan nodad");
+    router.ip(&format!("address add 192.0.2.1/24 dev {port}"));
+    router.ip(&format!("address add 2001:db8:2::1/64 dev {port} nodad"));
+    for forwarding in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"] {
+        run_ok(router.command("sysctl").args(["-qw", &format!("{forwarding}=1")]));
+    }
+    let rules = "table inet translate {
+        chain in {
+            type nat hook prerouting priority dstnat;
+            iifname wan ip daddr 198.18.0.77 counter dnat ip to 192.0.2.2
+            iifname wan ip6 daddr fd00:198:18::77 counter dnat ip6 to 2001:db8:2::2
+        }
+        chain out {
+            type nat hook postrouting priority srcnat;
+            oifname wan ip saddr 192.0.2.2 counter snat ip to 198.18.0.77
+            oifname wan ip6 saddr 2001:db8:2::2 counter snat ip6 to fd00:198:18::77
+        }
+    }";
+    run_ok(router.command("nft").arg(rules));
+    let netns = &node.netns;
+    netns.ip("address flush dev eth0 scope global");
+    netns.ip("address add 192.0.2.2/24 dev eth0");
+    netns.ip("address add 2001:db8:2::2/64 dev eth0 nodad");
+    netns.ip("route add default via 192.0.2.1");
+    netns.ip("route replace default via 2001:db8:2::1 dev eth0");
+    router
+}
+
+/// What peers of node 2 are told, by its own word.
+fn told(rig: &Rig) -> Vec<String> {
+    let underlay = rig.nodes[1].status().and_then(|status| status.underlay);
+    underlay.into_iter().flat_map(|underlay| underlay.advertised).map(|address| address.to_string()).collect()
+}
+
+#[test]
+fn scenario_14_a_node_behind_a_translating_router_is_reached_by_what_the_annotation_of_its_node_says() {
+    let mut rig = Rig::new(2);
+    let router = put_behind_translation(&rig, &rig.nodes[1]);
+    rig.nodes.iter_mut().for_each(Node::start);
+    rig.await_joined();
+    rig.add_pods();
+    let pods: Vec<Vec<String>> = rig.nodes.iter().map(Node::pod_addresses).collect();
+    let reached = |rig: &Rig| {
+        pods[0]
+            .iter()
+            .zip(&pods[1])
+            .all(|(near, far)| rig.nodes[0].pings(near, far) && rig.nodes[1].pings(far, near))
+    };
+    // One configuration for all nodes says nothing of the one that is behind a router.
+    assert_eq!(rig.nodes[0].fdb(), ["192.0.2.2"]);
+    assert!(!reached(&rig), "nobody leads to the address that the node has");
+
+    let annotate =
+        |rig: &Rig, value: &str| rig.annotate_node("node2", "fairlead.io/underlay-advertise", value);
+    annotate(&rig, &OUTSIDE.join(", "));
+    eventually("node1 sends to the router", || (rig.nodes[0].fdb() == [OUTSIDE[0]]).then_some(()));
+    assert_eq!(told(&rig), OUTSIDE);
+    let tunnel = rig.nodes[1].device();
+    assert_eq!(tunnel["linkinfo"]["info_data"]["local"], "192.0.2.2");
+    eventually("pods reach each other", || reached(&rig).then_some(()));
+    // Large ones too: what the tunnel carries is not cut, and is translated as it is.
+    let large = ["-n", "-q", "-c", "1", "-W", "3", "-M", "do", "-s", "1422", "-I", &pods[0][0], &pods[1][0]];
+    run_ok(rig.nodes[0].netns.command("ping").args(large));
+    let counters = run_ok(router.command("nft").args(["list", "table", "inet", "translate"]));
+    let translated =
+        counters.lines().filter(|line| line.contains("nat ip to") && !line.contains("packets 0 "));
+    assert_eq!(translated.count(), 2, "both ways through the router's translation\n{counters}");
+    rig.nodes.iter().for_each(Node::await_settled);
+
+    // A slip costs nobody anything, and is told; also by an agent that knows nothing of before but the lease.
+    annotate(&rig, "203.0.113");
+    let says = |status: &agent::Status| {
+        status.problems.iter().any(|problem| problem.contains("\"203.0.113\" is no IP address"))
+    };
+    rig.nodes[1].await_status("tells the slip and is ready", |status| status.ready && says(status));
+    assert!(reached(&rig));
+    rig.nodes[1].kill();
+    std::fs::remove_dir_all(rig.nodes[1].state_dir()).unwrap();
+    rig.nodes[1].start();
+    rig.nodes[1].await_status("tells the slip again", |status| status.ready && says(status));
+    assert_eq!(
+        (told(&rig), rig.nodes[0].fdb()),
+        (OUTSIDE.map(str::to_owned).into(), vec![OUTSIDE[0].to_owned()])
+    );
+    assert!(reached(&rig));
+
+    // It goes before the configuration, each family by itself; and taken away it leaves what the configuration says.
+    rig.nodes[1].configure("underlay: {advertise: [203.0.113.2, '2001:db8::9']}\n");
+    annotate(&rig, OUTSIDE[0]);
+    rig.nodes[1].kill();
+    rig.nodes[1].start();
+    rig.nodes[1].await_status("has both words", |status| {
+        let advertised =
+            status.underlay.as_ref().map(|underlay| underlay.advertised.clone()).unwrap_or_default();
+        status.ready && advertised.iter().map(ToString::to_string).eq([OUTSIDE[0], "2001:db8::9"])
+    });
+    rig.put_node("node2", "");
+    eventually("node1 hears the configuration's word", || {
+        (rig.nodes[0].fdb() == ["203.0.113.2"]).then_some(())
+    });
+}
+
+#[test]
+fn scenario_14_tunnels_that_the_agent_carries_pass_a_translating_router_as_well() {
+    for backend in ["udp", "ipip", "wireguard"] {
+        let mut rig = Rig::new(2);
+        let _router = put_behind_translation(&rig, &rig.nodes[1]);
+        rig.annotate_node("node2", "fairlead.io/underlay-advertise", &OUTSIDE.join(","));
+        let config = format!("backend: {backend}\nipip: {{datapath: user}}\nwireguard: {{datapath: user}}\n");
+        for node in &mut rig.nodes {
+            node.configure(&config);
+            node.start();
+        }
+        rig.await_joined();
+        rig.add_pods();
+        rig.assert_reachable();
+    }
+}
+
+#[test]
+fn a_node_that_peers_were_never_told_of_waits_while_its_annotation_cannot_be_read() {
+    let mut rig = Rig::new(1);
+    let annotate =
+        |rig: &Rig, value: &str| rig.annotate_node("node1", "fairlead.io/underlay-advertise", value);
+    annotate(&rig, "198.18.0.9, 198.18.0.10");
+    rig.nodes[0].start();
+    let status = rig.nodes[0].await_status("says why it waits", |status| !status.reasons.is_empty());
+    let text = &status.reasons[0];
+    assert!(!status.ready && text.contains("there are two of family IPv4"), "{text}");
+    assert!(text.contains("fairlead.io/underlay-advertise") && text.contains("node1"), "{text}");
+    annotate(&rig, "198.18.0.9");
+    let status = rig.nodes[0].await_status("is ready", |status| status.ready);
+    assert_eq!(status.underlay.unwrap().advertised[0].to_string(), "198.18.0.9");
 }
 
 #[test]

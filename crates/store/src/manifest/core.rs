@@ -13,6 +13,9 @@ pub(crate) const NOT_READY: &str = "fairlead.io/not-ready";
 /// The condition of a Node that says whether pods can be given a network there.
 pub(crate) const NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
 
+/// The annotation of a Node with the addresses that its peers are to be told instead of its own.
+pub(crate) const ADVERTISE: &str = "fairlead.io/underlay-advertise";
+
 /// The annotation of a mirror pod with the UID of the pod that it mirrors.
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
@@ -27,6 +30,7 @@ const KEPT_ANNOTATIONS: [&str; 4] = [
 pub(crate) fn node(document: &Field<'_, '_>) -> Result<Node, Fault> {
     let spec = document.get("spec")?;
     let status = document.get("status")?;
+    let metadata = document.get("metadata")?;
     let mut addresses = Vec::new();
     for entry in status.get("addresses")?.items()? {
         if entry.get("type")?.text()? == Some("InternalIP") {
@@ -35,10 +39,11 @@ pub(crate) fn node(document: &Field<'_, '_>) -> Result<Node, Fault> {
     }
     Ok(Node {
         name: document.cluster_name(check_subdomain)?,
-        labels: document.get("metadata")?.get("labels")?.labels()?,
+        labels: metadata.get("labels")?.labels()?,
         addresses: addresses.into(),
         pod_cidrs: given_pod_cidrs(&spec)?,
         awaits_network: has_startup_taint(&spec.get("taints")?)? || is_without_network(&status)?,
+        advertise: metadata.get("annotations")?.get(ADVERTISE)?.filled_text()?.map(Into::into),
     })
 }
 

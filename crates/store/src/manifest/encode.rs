@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
 use super::OWN_API;
-use super::core::NOT_READY;
+use super::core::{ADVERTISE, NOT_READY};
 use super::own::{MEMBER, OVERWRITTEN, TOLD};
 use super::service::SERVICE_NAME;
 
@@ -62,7 +62,9 @@ fn of_node(node: &Node) -> Value {
     let taint = node.awaits_network.then(|| json!({"key": NOT_READY, "effect": "NoSchedule"}));
     json!({
         "apiVersion": "v1", "kind": "Node",
-        "metadata": {"name": *node.name, "labels": of_labels(&node.labels)},
+        "metadata": {
+            "name": *node.name, "labels": of_labels(&node.labels), "annotations": {ADVERTISE: node.advertise},
+        },
         "spec": {
             "podCIDR": node.pod_cidrs.first().map(ToString::to_string), "podCIDRs": texts(&node.pod_cidrs),
             "taints": taint.into_iter().collect::<Value>(),

@@ -145,6 +145,7 @@ fn everything_else() -> Vec<Object> {
     node.labels = Labels::from_iter([("zone", "a")]);
     node.addresses = [IpAddr::from([198, 18, 0, 1])].into();
     node.awaits_network = true;
+    node.advertise = Some("203.0.113.7, 2001:db8::7".into());
     let mut pod = pod("web");
     pod.labels = Labels::from_iter([("app", "web")]);
     pod.annotations = Labels::from_iter([("kubernetes.io/ingress-bandwidth", "1M")]);
