@@ -83,7 +83,7 @@ pub struct Cluster {
     #[serde(rename = "nodePrefixIPv6")]
     #[cfg_attr(test, schemars(range(max = 126)))]
     pub node_prefix_ipv6: u8,
-    /// Networks of the host that may overlap the cluster's. Default: none.
+    /// Networks of the host, or of Services, that may overlap the cluster's. Default: none.
     #[cfg_attr(test, schemars(with = "Vec<schema::Network>"))]
     pub allow_overlap: Vec<IpNet>,
     /// How long, in seconds, a node whose Node object was deleted keeps its network and its peers the way to it, so

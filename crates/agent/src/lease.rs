@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use cluster::{Change, Key, Lease, Node, Object, Snapshot, is_flannel_name};
+use cluster::{Change, Key, Kind, Lease, Node, Object, Snapshot, is_flannel_name};
 use ipnet::IpNet;
 use netstate::pool::Pool;
 use route::{AllocateError, Request, Taken, choose_pod_cidr};
@@ -52,6 +52,11 @@ pub(crate) struct Leases {
 impl Leases {
     pub(crate) fn new(store: Arc<dyn Store>, node: &str) -> Self {
         Self { store, node: node.into() }
+    }
+
+    /// The Services of the cluster, and nothing else.
+    pub(crate) fn services(&self) -> Result<Snapshot, store::Error> {
+        self.store.list(&[Kind::Service]).map(|listing| listing.snapshot)
     }
 
     /// Takes a CIDR out of each pool and returns them. `snapshot` learns at once what the store granted.

@@ -14,6 +14,7 @@ mod keys;
 mod known;
 mod operation;
 mod paths;
+mod services;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
@@ -83,6 +84,8 @@ pub(crate) struct NodeKeeper {
     underlays: BTreeMap<Family, Underlay>,
     /// What the Node last wanted peers to be told instead of that; not known before it was first read.
     advertised: Option<Vec<IpAddr>>,
+    /// Services' addresses were looked at where nobody tells their networks, and none is in the way.
+    services_seen: bool,
     lease: Option<Lease>,
     design: Option<Design>,
     report: Report,
@@ -155,6 +158,7 @@ impl NodeKeeper {
             remembered,
             underlays: BTreeMap::new(),
             advertised: None,
+            services_seen: false,
             lease: None,
             design: None,
             report: Report::default(),

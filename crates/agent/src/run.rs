@@ -37,7 +37,7 @@ use crate::tunnels::{DESIGN_FILE, Descriptors, DesignFile, Tunnels};
 use crate::view::View;
 
 /// What of the cluster every agent has to know.
-const INTEREST: [Kind; 3] = [Kind::Node, Kind::Lease, Kind::Claim];
+const INTEREST: [Kind; 4] = [Kind::Node, Kind::Lease, Kind::Claim, Kind::ServiceCidr];
 
 /// Room for a thread that blocks on a descriptor and sends what it reads; memory counts only once touched.
 const STACK: usize = 256 * 1024;

@@ -9,7 +9,7 @@
 //! come back in a moment, and pods run on meanwhile. For a time of grace the node counts as there with the lease it had
 //! (see `departed.rs`).
 //!
-//! Only nodes, leases and claims are kept: the rest of the cluster is none of this agent's business, and a node of a
+//! Only nodes, leases, claims and the networks of Services are kept: the rest of the cluster is none of this agent's business, and a node of a
 //! large cluster should not pay for it.
 
 use std::collections::BTreeSet;
@@ -27,7 +27,7 @@ use crate::status::StoreStatus;
 /// What is known of the cluster.
 #[derive(Debug, Default)]
 pub(crate) struct View {
-    /// Nodes, leases and claims.
+    /// Nodes, leases, claims and the networks of Services.
     pub(crate) snapshot: Snapshot,
     /// Whether the store has been read whole: before that, what is absent may just not have been read yet.
     pub(crate) in_sync: bool,
@@ -90,8 +90,8 @@ impl View {
     pub(crate) fn take(&mut self, event: store::Event) -> bool {
         match event {
             store::Event::Snapshot(snapshot) => {
-                let Snapshot { nodes, leases, claims, .. } = snapshot;
-                self.snapshot = Snapshot { leases, claims, ..Snapshot::default() };
+                let Snapshot { nodes, leases, claims, service_cidrs, .. } = snapshot;
+                self.snapshot = Snapshot { leases, claims, service_cidrs, ..Snapshot::default() };
                 for node in nodes.into_values() {
                     let set = self.without_others_own(Change::Set(Object::Node(node)));
                     self.snapshot.apply(set);
@@ -106,7 +106,7 @@ impl View {
                 true
             }
             store::Event::Changes(changes) => {
-                let changes = changes.into_iter().filter(concerns_nodes);
+                let changes = changes.into_iter().filter(concerns_us);
                 let changes: Vec<Change> = changes.map(|change| self.without_others_own(change)).collect();
                 let changes = self.departed.hold_back(changes, &mut self.snapshot, Instant::now());
                 let is_news = changes.is_news;
@@ -251,8 +251,8 @@ impl View {
     }
 }
 
-fn concerns_nodes(change: &Change) -> bool {
-    matches!(change.key(), Key::Node(_) | Key::Lease(_) | Key::Claim(_))
+fn concerns_us(change: &Change) -> bool {
+    matches!(change.key(), Key::Node(_) | Key::Lease(_) | Key::Claim(_) | Key::ServiceCidr(_))
 }
 
 #[cfg(test)]

@@ -46,5 +46,7 @@ pub use policy::{
     domain_matches, namespace_labels,
 };
 pub use selector::{Operator, Requirement, Selector};
-pub use service::{Endpoint, EndpointPort, EndpointSlice, Service, ServicePort, ServiceType, TargetPort};
+pub use service::{
+    Endpoint, EndpointPort, EndpointSlice, Service, ServiceCidr, ServicePort, ServiceType, TargetPort,
+};
 pub use snapshot::{Change, Key, Kind, Object, Snapshot};

@@ -1,7 +1,9 @@
-//! Services and their endpoints: carried whole enough to be objects of the snapshot.
+//! Services, their endpoints, and the networks of their addresses: carried whole enough to be objects of the snapshot.
 
 use std::net::IpAddr;
 use std::sync::Arc;
+
+use ipnet::IpNet;
 
 use crate::{Labels, NamespacedName, Protocol};
 
@@ -74,6 +76,15 @@ pub enum TargetPort {
     Number(u16),
     /// Whatever number the pod gives this name.
     Name(Box<str>),
+}
+
+/// Networks that Services get their addresses from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceCidr {
+    /// Its name; that of the API server's own is `kubernetes`.
+    pub name: Arc<str>,
+    /// The networks, at most one of each family.
+    pub cidrs: Box<[IpNet]>,
 }
 
 /// Part of the endpoints of a Service.

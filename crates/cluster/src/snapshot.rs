@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use crate::{
     Claim, ClusterNetworkPolicy, EndpointSlice, Lease, Namespace, NamespacedName, NetworkPolicy, Node, Pod,
-    PodStatus, Service,
+    PodStatus, Service, ServiceCidr,
 };
 
 /// Every object of the cluster that pod networking decides by.
@@ -38,6 +38,8 @@ pub struct Snapshot {
     pub network_policies: BTreeMap<NamespacedName, Arc<NetworkPolicy>>,
     /// ClusterNetworkPolicies by name.
     pub cluster_network_policies: BTreeMap<Arc<str>, Arc<ClusterNetworkPolicy>>,
+    /// ServiceCIDRs by name.
+    pub service_cidrs: BTreeMap<Arc<str>, Arc<ServiceCidr>>,
 }
 
 /// One step from a snapshot to the next.
@@ -82,6 +84,8 @@ pub enum Object {
     NetworkPolicy(Arc<NetworkPolicy>),
     /// A policy of the whole cluster.
     ClusterNetworkPolicy(Arc<ClusterNetworkPolicy>),
+    /// Networks of Services' addresses.
+    ServiceCidr(Arc<ServiceCidr>),
 }
 
 /// What an object is called: its kind, and its name within the kind.
@@ -107,6 +111,8 @@ pub enum Key {
     NetworkPolicy(NamespacedName),
     /// A policy of the whole cluster.
     ClusterNetworkPolicy(Arc<str>),
+    /// Networks of Services' addresses.
+    ServiceCidr(Arc<str>),
 }
 
 /// The kinds of objects.
@@ -132,11 +138,13 @@ pub enum Kind {
     NetworkPolicy,
     /// [`ClusterNetworkPolicy`].
     ClusterNetworkPolicy,
+    /// [`ServiceCidr`].
+    ServiceCidr,
 }
 
 impl Kind {
     /// All of them, in the order of [`Snapshot::objects`].
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Node,
         Self::Namespace,
         Self::Pod,
@@ -147,6 +155,7 @@ impl Kind {
         Self::Claim,
         Self::NetworkPolicy,
         Self::ClusterNetworkPolicy,
+        Self::ServiceCidr,
     ];
 }
 
@@ -174,6 +183,7 @@ impl Snapshot {
             Key::ClusterNetworkPolicy(name) => {
                 self.cluster_network_policies.get(name).cloned().map(Object::ClusterNetworkPolicy)
             }
+            Key::ServiceCidr(name) => self.service_cidrs.get(name).cloned().map(Object::ServiceCidr),
         }
     }
 
@@ -189,6 +199,7 @@ impl Snapshot {
         let claims = self.claims.values().cloned().map(Object::Claim);
         let policies = self.network_policies.values().cloned().map(Object::NetworkPolicy);
         let of_cluster = self.cluster_network_policies.values().cloned().map(Object::ClusterNetworkPolicy);
+        let networks = self.service_cidrs.values().cloned().map(Object::ServiceCidr);
         nodes
             .chain(namespaces)
             .chain(pods)
@@ -199,6 +210,7 @@ impl Snapshot {
             .chain(claims)
             .chain(policies)
             .chain(of_cluster)
+            .chain(networks)
     }
 
     /// The addresses of a pod: those written back, else those its manifest gives.
@@ -233,6 +245,7 @@ impl Snapshot {
             Object::ClusterNetworkPolicy(policy) => {
                 put(&mut self.cluster_network_policies, policy.name.clone(), policy)
             }
+            Object::ServiceCidr(networks) => put(&mut self.service_cidrs, networks.name.clone(), networks),
         }
     }
 
@@ -248,6 +261,7 @@ impl Snapshot {
             Key::Claim(cidr) => self.claims.remove(cidr).is_some(),
             Key::NetworkPolicy(name) => self.network_policies.remove(name).is_some(),
             Key::ClusterNetworkPolicy(name) => self.cluster_network_policies.remove(name).is_some(),
+            Key::ServiceCidr(name) => self.service_cidrs.remove(name).is_some(),
         }
     }
 }
@@ -274,6 +288,7 @@ impl Object {
             Self::Claim(claim) => Key::Claim(claim.cidr),
             Self::NetworkPolicy(policy) => Key::NetworkPolicy(policy.name.clone()),
             Self::ClusterNetworkPolicy(policy) => Key::ClusterNetworkPolicy(policy.name.clone()),
+            Self::ServiceCidr(networks) => Key::ServiceCidr(networks.name.clone()),
         }
     }
 }
@@ -292,6 +307,7 @@ impl Key {
             Self::Claim(_) => Kind::Claim,
             Self::NetworkPolicy(_) => Kind::NetworkPolicy,
             Self::ClusterNetworkPolicy(_) => Kind::ClusterNetworkPolicy,
+            Self::ServiceCidr(_) => Kind::ServiceCidr,
         }
     }
 }
@@ -309,6 +325,7 @@ impl fmt::Display for Key {
             Self::Claim(cidr) => write!(out, "claim of {cidr}"),
             Self::NetworkPolicy(name) => write!(out, "network policy {name}"),
             Self::ClusterNetworkPolicy(name) => write!(out, "cluster network policy {name}"),
+            Self::ServiceCidr(name) => write!(out, "ServiceCIDR {name}"),
         }
     }
 }
@@ -364,6 +381,12 @@ impl From<Claim> for Object {
 impl From<NetworkPolicy> for Object {
     fn from(policy: NetworkPolicy) -> Self {
         Self::NetworkPolicy(Arc::new(policy))
+    }
+}
+
+impl From<ServiceCidr> for Object {
+    fn from(networks: ServiceCidr) -> Self {
+        Self::ServiceCidr(Arc::new(networks))
     }
 }
 

@@ -177,7 +177,8 @@ impl Policies {
             }
             Key::NetworkPolicy(name) => self.change_policy(&name, change, &mut work),
             Key::ClusterNetworkPolicy(name) => self.change_cluster_policy(&name, change, &mut work),
-            Key::Service(_) | Key::EndpointSlice(_) | Key::Lease(_) | Key::Claim(_) => {}
+            Key::Service(_) | Key::EndpointSlice(_) | Key::ServiceCidr(_) | Key::Lease(_) | Key::Claim(_) => {
+            }
         }
         self.finish(work)
     }

@@ -3,7 +3,8 @@
 //! Read [`design()`] first: it turns the cluster and one node's lease into the wanted [`netstate::State`] of that node.
 //! Around it stand the decisions a lease is made of: [`choose_underlay`] (which of the host's links and addresses),
 //! [`pod_mtu`] (how large a packet), [`choose_pod_cidr`] (which addresses for its pods) and [`retained`] (which of
-//! before; [`Supply`] says how many are left), and [`overlaps`], which refuses networks that collide with the host's own.
+//! before; [`Supply`] says how many are left), and [`overlaps`] and [`service_overlaps`], which refuse networks that collide with the
+//! host's own or Services'.
 //!
 //! Pure: values in, values out; no kernel, no clock, no disk. The same inputs give the same state, and the whole
 //! state is computed every time.
@@ -52,7 +53,9 @@ pub use host::{Host, HostAddress, HostLink, HostRoute};
 pub use kernel_tunnel::InKernel;
 pub use masquerade::{Masquerade, TABLE as MASQUERADE_TABLE, table as masquerade};
 pub use mtu::{MtuError, pods as pod_mtu, smallest as smallest_mtu, vxlan_overhead};
-pub use overlap::{Networks, Overlap, conflicts as overlaps};
+pub use overlap::{
+    Networks, Overlap, ServiceOverlap, conflicts as overlaps, service_conflicts as service_overlaps,
+};
 pub use peers::Way;
 pub use problem::Problem;
 pub use retain::{Retained, Retention, retained};

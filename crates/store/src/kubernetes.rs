@@ -213,7 +213,8 @@ fn not_ours(key: Key) -> Error {
         | Kind::Service
         | Kind::Lease
         | Kind::NetworkPolicy
-        | Kind::ClusterNetworkPolicy => "it is written by those who use the cluster",
+        | Kind::ClusterNetworkPolicy
+        | Kind::ServiceCidr => "it is written by those who use the cluster",
     };
     Error::NotOurs { key, reason }
 }

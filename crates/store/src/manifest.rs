@@ -6,7 +6,7 @@
 //! field. Kinds that pod networking does not decide by are passed over.
 //!
 //! Kubernetes API as of 1.35: `v1` Node, Namespace, Pod, Service, List; `discovery.k8s.io/v1` EndpointSlice;
-//! `networking.k8s.io/v1` NetworkPolicy. Network Policy API: `policy.networking.k8s.io/v1alpha2` ClusterNetworkPolicy.
+//! `networking.k8s.io/v1` NetworkPolicy, ServiceCIDR. Network Policy API: `policy.networking.k8s.io/v1alpha2` ClusterNetworkPolicy.
 //! Fairlead's own: `fairlead/v1` NodeLease, PodCIDRClaim, PodStatus.
 
 pub(crate) mod core;
@@ -154,6 +154,7 @@ fn decode(version: &str, kind: &str, document: &Field<'_, '_>) -> Result<Option<
         ("v1", "Service") => service::service(document)?.into(),
         ("discovery.k8s.io/v1", "EndpointSlice") => service::endpoint_slice(document)?.into(),
         ("networking.k8s.io/v1", "NetworkPolicy") => policy::network_policy(document)?.into(),
+        ("networking.k8s.io/v1", "ServiceCIDR") => service::service_cidr(document)?.into(),
         ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy") => {
             policy::cluster_network_policy(document)?.into()
         }

@@ -397,6 +397,7 @@ fn keys(snapshot: &Snapshot, kind: Kind) -> Vec<Key> {
         Kind::ClusterNetworkPolicy => {
             snapshot.cluster_network_policies.keys().cloned().map(Key::ClusterNetworkPolicy).collect()
         }
+        Kind::ServiceCidr => snapshot.service_cidrs.keys().cloned().map(Key::ServiceCidr).collect(),
     }
 }
 

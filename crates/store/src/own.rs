@@ -52,9 +52,11 @@ pub(crate) fn path(key: &Key) -> PathBuf {
 /// An object's name, behind its namespace where it has one.
 pub(crate) fn name(key: &Key, separator: char) -> String {
     match key {
-        Key::Node(name) | Key::Namespace(name) | Key::Lease(name) | Key::ClusterNetworkPolicy(name) => {
-            name.to_string()
-        }
+        Key::Node(name)
+        | Key::Namespace(name)
+        | Key::Lease(name)
+        | Key::ClusterNetworkPolicy(name)
+        | Key::ServiceCidr(name) => name.to_string(),
         Key::Pod(name)
         | Key::PodStatus(name)
         | Key::Service(name)
@@ -77,6 +79,7 @@ pub(crate) fn folder(kind: Kind) -> &'static str {
         Kind::Claim => "claims",
         Kind::NetworkPolicy => "network-policies",
         Kind::ClusterNetworkPolicy => "cluster-network-policies",
+        Kind::ServiceCidr => "service-cidrs",
     }
 }
 

@@ -50,7 +50,7 @@ impl Shared {
             Object::Claim(claim) => self.texts.unite(&mut Arc::make_mut(claim).node),
             Object::NetworkPolicy(policy) => self.policy(Arc::make_mut(policy)),
             // There are few, and they have little in common.
-            Object::ClusterNetworkPolicy(_) => {}
+            Object::ClusterNetworkPolicy(_) | Object::ServiceCidr(_) => {}
         }
     }
 

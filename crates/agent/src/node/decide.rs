@@ -56,6 +56,7 @@ impl NodeKeeper {
     ) -> Result<Decided, Refusal> {
         let mut host = self.host(&mut extent).map_err(refused(Reason::NodeRefused))?;
         let tunnel = self.choose_underlays(&host, node)?;
+        self.heed_services(view)?;
         self.learn_advertised(view, &host, node)?;
         self.inherit(view);
         let families = self.families();

@@ -55,7 +55,8 @@ impl Feed {
         };
         match event {
             Event::Snapshot(snapshot) => {
-                let Snapshot { nodes, leases, claims, services, endpoint_slices, .. } = snapshot;
+                let Snapshot { nodes, leases, claims, services, endpoint_slices, service_cidrs, .. } =
+                    snapshot;
                 tell(Event::Snapshot(Snapshot {
                     nodes: nodes.clone(),
                     namespaces: snapshot.namespaces,
@@ -65,9 +66,15 @@ impl Feed {
                     cluster_network_policies: snapshot.cluster_network_policies,
                     ..Snapshot::default()
                 }));
-                let rest =
-                    Snapshot { nodes, leases, claims, services, endpoint_slices, ..Snapshot::default() };
-                Some(Event::Snapshot(rest))
+                Some(Event::Snapshot(Snapshot {
+                    nodes,
+                    leases,
+                    claims,
+                    services,
+                    endpoint_slices,
+                    service_cidrs,
+                    ..Snapshot::default()
+                }))
             }
             Event::Confirmed(_) => {
                 tell(event);

@@ -112,6 +112,45 @@ fn scenario_14_an_annotation_in_the_api_says_what_peers_are_told_and_is_followed
 }
 
 #[test]
+fn scenario_50_networks_of_services_are_the_api_servers_and_a_node_that_takes_part_stays_up() {
+    let Some((mut rig, server)) = rig(RIGHTS, &[json!({})]) else { return };
+    rig.await_joined();
+    let cidrs = json!({"metadata": {"name": "more"}, "spec": {"cidrs": ["10.244.64.0/24"]}});
+    server.create("/apis/networking.k8s.io/v1/servicecidrs", &cidrs);
+    let pair =
+        "use 10.244.0.0/16 for pods: it overlaps 10.244.64.0/24, which ServiceCIDR more gives to Services";
+    rig.nodes[0].await_status("tells the pair and stays up", |status| {
+        status.ready && status.problems.iter().any(|problem| problem.contains(pair))
+    });
+    // One that is new does not come up, nor one whose pods would have the addresses of the server's own network.
+    let token = server.token_of("kube-system", "fairlead");
+    let kubeconfig = server.kubeconfig_for("fairlead", Credential::Token(&token));
+    let own =
+        "use 10.96.0.0/15 for pods: it overlaps 10.96.0.0/16, which ServiceCIDR kubernetes gives to Services";
+    for (number, pods, refused) in [(2, "10.244.0.0/16", pair), (3, "10.96.0.0/15", own)] {
+        rig.add_node(number);
+        let node = rig.nodes.last_mut().unwrap();
+        server.create("/api/v1/nodes", &json!({"metadata": {"name": node.name}}));
+        node.use_store(format!("kubernetes:{}", kubeconfig.display()));
+        node.configure(&format!("cluster: {{podCIDRs: [{pods}]}}\n"));
+        node.start();
+        node.await_status("refuses it", |status| {
+            !status.ready && status.reasons.iter().any(|reason| reason.contains(refused))
+        });
+        let object = server.get(&format!("/api/v1/nodes/{}", node.name));
+        assert_eq!(object["metadata"]["annotations"]["fairlead.io/lease"], Value::Null, "{object}");
+    }
+    harness::eventually("people are told", || {
+        let events = server.get("/api/v1/namespaces/default/events");
+        let told = |event: &Value| {
+            let message = event["message"].as_str().unwrap_or_default();
+            event["reason"] == "NetworkOverlap" && message.contains(own)
+        };
+        events["items"].as_array()?.iter().any(told).then_some(())
+    });
+}
+
+#[test]
 fn an_agent_that_may_not_read_pods_says_which_rule_is_missing_and_attaches_none() {
     let rights = RIGHTS.replace("resources: [pods]", "resources: [none]");
     assert_ne!(rights, RIGHTS);

@@ -394,6 +394,72 @@ fn scenario_50_a_cluster_network_that_overlaps_the_hosts_is_refused_with_the_pai
     assert!(!rig.nodes[0].conflist().exists());
 }
 
+/// Networks of Services, as the manifest of a ServiceCIDR says them.
+fn service_cidr(name: &str, cidrs: &str) -> String {
+    format!(
+        "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {{name: {name}}}\nspec: {{cidrs: [{cidrs}]}}\n"
+    )
+}
+
+#[test]
+fn scenario_50_a_cluster_network_that_services_have_addresses_of_is_refused_with_the_pair() {
+    let mut rig = Rig::new(1);
+    rig.put_manifest("services", &service_cidr("kubernetes", "10.244.128.0/20, 'fd00:96::/112'"));
+    rig.nodes[0].start();
+    let pair = "use 10.244.0.0/16 for pods: it overlaps 10.244.128.0/20, which ServiceCIDR kubernetes gives to Services";
+    let status = rig.nodes[0].await_status("refuses it", |status| {
+        !status.ready && status.reasons.iter().any(|reason| reason.contains(pair) && reason.contains("hint:"))
+    });
+    assert!(status.pod_cidrs.is_empty(), "{status:?}");
+    let told = store::Directory::open(rig.store.path()).unwrap().list().unwrap().snapshot;
+    assert!(told.leases.is_empty() && told.claims.is_empty(), "{told:?}");
+    assert_eq!(rig.nodes[0].netns.link_names(), ["eth0"]);
+    assert!(!rig.nodes[0].conflist().exists());
+
+    // Said to be meant, it is not in the way; and a node that takes part is not taken down for what is said later.
+    let node = &mut rig.nodes[0];
+    node.kill();
+    node.configure("cluster: {allowOverlap: [10.244.128.0/20]}\n");
+    node.start();
+    node.await_status("is ready", |status| status.ready && status.problems.is_empty());
+    node.configure("cluster: {allowOverlap: []}\n");
+    let tells = |rig: &Rig, pair: &str| {
+        rig.nodes[0].await_status("tells the pair", |status| {
+            status.ready && status.problems.iter().any(|problem| problem.contains(pair))
+        });
+    };
+    tells(&rig, pair);
+    rig.put_manifest("services", &service_cidr("kubernetes", "10.96.0.0/16"));
+    rig.nodes[0].await_status("has nothing to tell", |status| status.ready && status.problems.is_empty());
+    rig.put_manifest("more-services", &service_cidr("more", "10.244.64.0/24"));
+    tells(&rig, "it overlaps 10.244.64.0/24, which ServiceCIDR more gives to Services");
+    rig.nodes[0].kill();
+    rig.nodes[0].start();
+    tells(&rig, "it overlaps 10.244.64.0/24, which ServiceCIDR more gives to Services");
+    assert!(rig.nodes[0].conflist().exists());
+}
+
+#[test]
+fn scenario_50_a_service_among_the_pods_is_refused_where_nobody_tells_the_networks_of_services() {
+    let mut rig = Rig::new(1);
+    let service = |address: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{namespace: default, name: kubernetes}}\n\
+             spec: {{clusterIP: {address}, ports: [{{port: 443}}]}}\n"
+        )
+    };
+    rig.put_manifest("service", &service("10.244.0.1"));
+    rig.nodes[0].start();
+    let pair =
+        "use 10.244.0.0/16 for pods: it overlaps 10.244.0.1/32, the address of Service default/kubernetes";
+    rig.nodes[0].await_status("refuses it", |status| {
+        !status.ready && status.reasons.iter().any(|reason| reason.contains(pair))
+    });
+    assert!(!rig.nodes[0].conflist().exists());
+    rig.put_manifest("service", &service("10.96.0.1"));
+    rig.nodes[0].await_status("is ready", |status| status.ready && status.problems.is_empty());
+}
+
 #[test]
 fn a_second_agent_on_a_node_is_refused_and_the_first_goes_on() {
     let rig = Rig::joined(1);

@@ -104,7 +104,8 @@ impl Rig {
         self.put_manifest(name, &format!("apiVersion: v1\nkind: Node\nmetadata: {metadata}\n"));
     }
 
-    fn put_manifest(&self, name: &str, text: &str) {
+    /// Puts a manifest into the store, or another one in its place.
+    pub(crate) fn put_manifest(&self, name: &str, text: &str) {
         let half = self.store.path().join(format!(".{name}.half"));
         std::fs::write(&half, text).unwrap();
         std::fs::rename(half, self.store.path().join(format!("{name}.yaml"))).unwrap();

@@ -161,6 +161,7 @@ impl Keys {
             Kind::EndpointSlice => namespaced().map(Key::EndpointSlice),
             Kind::NetworkPolicy => namespaced().map(Key::NetworkPolicy),
             Kind::ClusterNetworkPolicy => named().map(Key::ClusterNetworkPolicy),
+            Kind::ServiceCidr => named().map(Key::ServiceCidr),
             // One name for one CIDR: neither host bits nor another spelling.
             Kind::Claim => own::cidr_of_claim(name)
                 .filter(|cidr| cidr.trunc() == *cidr && own::claim_name(*cidr) == name)
@@ -252,6 +253,7 @@ fn example(kind: Kind) -> &'static str {
         Kind::Claim => "a claim, such as claims/10.244.3.0-24",
         Kind::NetworkPolicy => "a network policy, such as network-policies/default/web",
         Kind::ClusterNetworkPolicy => "a cluster network policy, such as cluster-network-policies/tenants",
+        Kind::ServiceCidr => "a ServiceCIDR, such as service-cidrs/kubernetes",
     }
 }
 

@@ -39,6 +39,8 @@ const LONGEST_LINE: usize = 32 << 20;
 /// How often, in seconds, it is asked whether a resource that nobody has defined is defined by now. Often at first: what
 /// brings the definition may come along with the agents.
 const DEFINED_AGAIN: [(u32, u32); 5] = [(1, 2), (2, 4), (4, 8), (8, 16), (20, 40)];
+/// The same of a resource of the server's own, which comes with another server.
+const BUILT_IN_AGAIN: (u32, u32) = (600, 1200);
 /// A resource that every server has, and that whoever reads one that may be undefined may read too.
 const ALWAYS_DEFINED: Resource = Resource::NetworkPolicies;
 /// A watch that ends sooner, having said nothing, counts as a failure.
@@ -203,8 +205,10 @@ impl Feed {
         self.reach();
         self.tell(News::Listed { part: self.resource, items: Vec::new(), lost })?;
         self.tell(News::Reached(self.resource))?;
-        let (least, most) =
-            DEFINED_AGAIN.get(self.undefined).or(DEFINED_AGAIN.last()).copied().unwrap_or_default();
+        let (least, most) = match self.resource.is_built_in() {
+            true => BUILT_IN_AGAIN,
+            false => DEFINED_AGAIN.get(self.undefined).or(DEFINED_AGAIN.last()).copied().unwrap_or_default(),
+        };
         self.undefined = self.undefined.saturating_add(1);
         let pause = Duration::from_secs(self.backoff.spread(least, most).into());
         self.progress.until_defined(pause).await;

@@ -260,6 +260,7 @@ fn item_of(resource: Resource, tree: &Tree) -> Result<Item, String> {
         Resource::EndpointSlices => service::endpoint_slice(&root).map(Object::from),
         Resource::Claims => claim::decode(&root).map(Object::from),
         Resource::NetworkPolicies => policy::network_policy(&root).map(Object::from),
+        Resource::ServiceCidrs => service::service_cidr(&root).map(Object::from),
         Resource::ClusterNetworkPolicies => policy::cluster_network_policy(&root).map(Object::from),
     };
     match (decoded, item.keys.first()) {

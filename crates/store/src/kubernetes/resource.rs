@@ -30,11 +30,13 @@ pub(crate) enum Resource {
     NetworkPolicies,
     /// ClusterNetworkPolicies, which an API server has only where somebody defined them.
     ClusterNetworkPolicies,
+    /// ServiceCIDRs, which API servers before Kubernetes 1.33 do not have.
+    ServiceCidrs,
 }
 
 impl Resource {
     /// All of them.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Nodes,
         Self::Namespaces,
         Self::Pods,
@@ -43,6 +45,7 @@ impl Resource {
         Self::Claims,
         Self::NetworkPolicies,
         Self::ClusterNetworkPolicies,
+        Self::ServiceCidrs,
     ];
 
     /// The resources that tell of these kinds.
@@ -67,6 +70,7 @@ impl Resource {
             Self::Claims => &[Kind::Claim],
             Self::NetworkPolicies => &[Kind::NetworkPolicy],
             Self::ClusterNetworkPolicies => &[Kind::ClusterNetworkPolicy],
+            Self::ServiceCidrs => &[Kind::ServiceCidr],
         }
     }
 
@@ -75,7 +79,7 @@ impl Resource {
         match self {
             Self::EndpointSlices => "discovery.k8s.io",
             Self::Claims => "coordination.k8s.io",
-            Self::NetworkPolicies => "networking.k8s.io",
+            Self::NetworkPolicies | Self::ServiceCidrs => "networking.k8s.io",
             Self::ClusterNetworkPolicies => "policy.networking.k8s.io",
             _ => "",
         }
@@ -91,9 +95,14 @@ impl Resource {
         matches!(self, Self::Namespaces | Self::NetworkPolicies | Self::ClusterNetworkPolicies)
     }
 
-    /// Whether an API server knows it only where somebody has defined it.
+    /// Whether an API server knows it only where somebody has defined it, or where it is new enough.
     pub(crate) fn may_be_undefined(self) -> bool {
-        self == Self::ClusterNetworkPolicies
+        matches!(self, Self::ClusterNetworkPolicies | Self::ServiceCidrs)
+    }
+
+    /// Whether it is the server's own, so that it comes with another server and no sooner.
+    pub(crate) fn is_built_in(self) -> bool {
+        self != Self::ClusterNetworkPolicies
     }
 
     /// The resource, as a role spells it.
@@ -107,6 +116,7 @@ impl Resource {
             Self::Claims => "leases",
             Self::NetworkPolicies => "networkpolicies",
             Self::ClusterNetworkPolicies => "clusternetworkpolicies",
+            Self::ServiceCidrs => "servicecidrs",
         }
     }
 
@@ -149,9 +159,11 @@ impl Resource {
             | Key::NetworkPolicy(name) => {
                 format!("{root}/namespaces/{}/{plural}/{}", name.namespace, name.name)
             }
-            Key::Node(name) | Key::Namespace(name) | Key::Lease(name) | Key::ClusterNetworkPolicy(name) => {
-                format!("{root}/{plural}/{name}")
-            }
+            Key::Node(name)
+            | Key::Namespace(name)
+            | Key::Lease(name)
+            | Key::ClusterNetworkPolicy(name)
+            | Key::ServiceCidr(name) => format!("{root}/{plural}/{name}"),
             Key::Claim(cidr) => format!("{root}/namespaces/{own}/{plural}/{}", claim::name(*cidr)),
         }
     }
@@ -185,7 +197,8 @@ impl Resource {
             | Self::Services
             | Self::Claims
             | Self::NetworkPolicies
-            | Self::ClusterNetworkPolicies => 500,
+            | Self::ClusterNetworkPolicies
+            | Self::ServiceCidrs => 500,
         }
     }
 
@@ -201,6 +214,7 @@ impl Resource {
             Self::Claims => claim::cidr(name).map(Key::Claim).into_iter().collect(),
             Self::NetworkPolicies => vec![Key::NetworkPolicy(namespaced())],
             Self::ClusterNetworkPolicies => vec![Key::ClusterNetworkPolicy(name.into())],
+            Self::ServiceCidrs => vec![Key::ServiceCidr(name.into())],
         }
     }
 }

@@ -51,6 +51,10 @@ fn value_of(object: &Object) -> Value {
         Object::PodStatus(status) => of_pod_status(status),
         Object::Service(service) => of_service(service),
         Object::EndpointSlice(slice) => of_endpoint_slice(slice),
+        Object::ServiceCidr(networks) => json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+            "metadata": {"name": *networks.name}, "spec": {"cidrs": texts(&networks.cidrs)},
+        }),
         Object::Lease(lease) => of_lease(lease),
         Object::Claim(claim) => of_claim(claim),
     })

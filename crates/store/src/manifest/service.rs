@@ -1,8 +1,8 @@
-//! Services (`v1`) and EndpointSlices (`discovery.k8s.io/v1`).
+//! Services (`v1`), EndpointSlices (`discovery.k8s.io/v1`) and ServiceCIDRs (`networking.k8s.io/v1`).
 
 use cluster::{
-    Endpoint, EndpointPort, EndpointSlice, Service, ServicePort, ServiceType, TargetPort, check_label,
-    check_subdomain,
+    Endpoint, EndpointPort, EndpointSlice, Service, ServiceCidr, ServicePort, ServiceType, TargetPort,
+    check_label, check_subdomain,
 };
 
 use super::field::{Fault, Field};
@@ -31,6 +31,11 @@ pub(crate) fn service(document: &Field<'_, '_>) -> Result<Service, Fault> {
         ports: spec.get("ports")?.each(service_port)?,
         external_name: spec.get("externalName")?.filled_text()?.map(Into::into),
     })
+}
+
+pub(crate) fn service_cidr(document: &Field<'_, '_>) -> Result<ServiceCidr, Fault> {
+    let cidrs = document.get("spec")?.get("cidrs")?.each(Field::cidr)?;
+    Ok(ServiceCidr { name: document.cluster_name(check_subdomain)?, cidrs })
 }
 
 fn service_type(field: &Field<'_, '_>) -> Result<ServiceType, Fault> {

@@ -75,6 +75,7 @@ pub(crate) fn is_its_own(key: &Key) -> bool {
     match key {
         Key::Namespace(name) => &**name == "default" || name.starts_with("kube-"),
         Key::Service(name) | Key::EndpointSlice(name) => &*name.name == "kubernetes",
+        Key::ServiceCidr(name) => &**name == "kubernetes",
         _ => false,
     }
 }
@@ -95,6 +96,7 @@ fn path(key: &Key) -> Option<(String, String)> {
         Key::ClusterNetworkPolicy(name) => {
             ("/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies".to_owned(), name)
         }
+        Key::ServiceCidr(name) => ("/apis/networking.k8s.io/v1/servicecidrs".to_owned(), name),
         Key::PodStatus(_) | Key::Lease(_) | Key::Claim(_) => return None,
     };
     Some((list.clone(), format!("{list}/{name}")))

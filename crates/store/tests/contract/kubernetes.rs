@@ -233,7 +233,7 @@ fn after_a_restart_everything_is_there() {
 pub(crate) const AGENT: [Kind; 3] = [Kind::Node, Kind::Lease, Kind::Claim];
 
 /// What one has to know that enforces policies.
-pub(crate) const ENFORCING: [Kind; 8] = [
+pub(crate) const ENFORCING: [Kind; 9] = [
     Kind::Node,
     Kind::Lease,
     Kind::Claim,
@@ -242,6 +242,7 @@ pub(crate) const ENFORCING: [Kind; 8] = [
     Kind::PodStatus,
     Kind::NetworkPolicy,
     Kind::ClusterNetworkPolicy,
+    Kind::ServiceCidr,
 ];
 
 pub(crate) fn cidr(text: &str) -> IpNet {

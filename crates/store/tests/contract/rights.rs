@@ -19,6 +19,8 @@ use crate::suite::{Witness, lease, notice, report, sent};
 fn live(store: &dyn Store, wanted: IpNet) {
     let mut witness = Witness::in_sync(sent(store.watch(&ENFORCING).unwrap()));
     assert!(witness.available, "nothing is forbidden");
+    // Asked for where the server has no ServiceCIDRs.
+    assert!(!store.list(&[Kind::Service]).unwrap().snapshot.services.is_empty());
     assert_eq!(store.claim(wanted, "node1").unwrap(), Claimed::Granted);
     let version = store.write(&lease("node1", 1450), Expect::Any).unwrap();
     assert!(store.read(&Key::Node("node1".into())).unwrap().is_some());

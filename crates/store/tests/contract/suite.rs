@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use cluster::{
     Backend, Claim, ContainerPort, Endpoint, EndpointPort, EndpointSlice, Flannel, Key, Kind, Labels, Lease,
     MacAddress, Namespace, NamespacedName, NetworkPolicy, Node, Object, Peer, Phase, Pod, PodStatus,
-    PortMatch, Protocol, Requirement, Rule, Selector, Service, ServicePort, ServiceType, Snapshot,
-    TargetPort,
+    PortMatch, Protocol, Requirement, Rule, Selector, Service, ServiceCidr, ServicePort, ServiceType,
+    Snapshot, TargetPort,
 };
 use ipnet::IpNet;
 use store::{Claimed, Error, Event, Expect, Listing, Notice, Report, Version};
@@ -199,6 +199,7 @@ fn everything_else() -> Vec<Object> {
         service.into(),
         slice.into(),
         policy(name()).into(),
+        ServiceCidr { name: "more".into(), cidrs: ["10.97.0.0/24".parse().unwrap()].into() }.into(),
     ]
 }
 
