@@ -19,7 +19,7 @@ mod policy;
 #[cfg(test)]
 mod schema;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -32,6 +32,7 @@ use serde_json::Value;
 
 pub use self::flannel::FlannelConfig;
 use self::net_conf::NetConf;
+use crate::options::Options;
 
 pub use pattern::Pattern;
 pub use policy::{ExistingConnections, FlowLogConfig, FlowVerdicts, ForeignSenders, PolicyConfig};
@@ -83,6 +84,22 @@ pub struct Cluster {
     #[serde(rename = "nodePrefixIPv6")]
     #[cfg_attr(test, schemars(range(max = 126)))]
     pub node_prefix_ipv6: u8,
+    /// Where the first piece of the IPv4 network begins that is given out. Default: none, where the network does.
+    #[serde(rename = "subnetMinIPv4")]
+    #[cfg_attr(test, schemars(with = "Option<schema::Address>"))]
+    pub subnet_min_ipv4: Option<Ipv4Addr>,
+    /// Where the last one begins. Default: none, the last there is.
+    #[serde(rename = "subnetMaxIPv4")]
+    #[cfg_attr(test, schemars(with = "Option<schema::Address>"))]
+    pub subnet_max_ipv4: Option<Ipv4Addr>,
+    /// Where the first piece of the IPv6 network begins that is given out. Default: none, where the network does.
+    #[serde(rename = "subnetMinIPv6")]
+    #[cfg_attr(test, schemars(with = "Option<schema::Address>"))]
+    pub subnet_min_ipv6: Option<Ipv6Addr>,
+    /// Where the last one begins. Default: none, the last there is.
+    #[serde(rename = "subnetMaxIPv6")]
+    #[cfg_attr(test, schemars(with = "Option<schema::Address>"))]
+    pub subnet_max_ipv6: Option<Ipv6Addr>,
     /// Networks of the host, or of Services, that may overlap the cluster's. Default: none.
     #[cfg_attr(test, schemars(with = "Vec<schema::Network>"))]
     pub allow_overlap: Vec<IpNet>,
@@ -252,6 +269,38 @@ impl Default for Chained {
 }
 
 impl Cluster {
+    /// Where the first and the last piece of the family begin that are given out, each with its key.
+    fn bounds(&self, family: Family) -> [(&'static str, Option<IpAddr>); 2] {
+        match family {
+            Family::V4 => [
+                ("cluster.subnetMinIPv4", self.subnet_min_ipv4.map(IpAddr::V4)),
+                ("cluster.subnetMaxIPv4", self.subnet_max_ipv4.map(IpAddr::V4)),
+            ],
+            Family::V6 => [
+                ("cluster.subnetMinIPv6", self.subnet_min_ipv6.map(IpAddr::V6)),
+                ("cluster.subnetMaxIPv6", self.subnet_max_ipv6.map(IpAddr::V6)),
+            ],
+        }
+    }
+
+    /// The same networks, in the same pieces.
+    pub(crate) fn has_networks_of(&self, other: &Self) -> bool {
+        let networks = |of: &Self| {
+            let bounds = Family::ALL.map(|family| of.bounds(family));
+            (of.pod_cidrs.clone(), of.node_prefix_ipv4, of.node_prefix_ipv6, bounds)
+        };
+        networks(self) == networks(other)
+    }
+
+    /// This with the networks of another one, and their pieces.
+    pub(crate) fn with_networks_of(self, other: &Self) -> Self {
+        Self {
+            allow_overlap: self.allow_overlap,
+            deleted_node_grace_seconds: self.deleted_node_grace_seconds,
+            ..other.clone()
+        }
+    }
+
     /// How long a deleted node keeps its network.
     pub(crate) fn deleted_node_grace(&self) -> Duration {
         Duration::from_secs(self.deleted_node_grace_seconds.into())
@@ -267,6 +316,10 @@ impl Default for Cluster {
             ],
             node_prefix_ipv4: 24,
             node_prefix_ipv6: 64,
+            subnet_min_ipv4: None,
+            subnet_max_ipv4: None,
+            subnet_min_ipv6: None,
+            subnet_max_ipv6: None,
             allow_overlap: Vec::new(),
             deleted_node_grace_seconds: 60,
         }
@@ -423,7 +476,10 @@ impl Config {
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text)
+        // What is in an etcd is read by its copy.
+        let read = |named: &Path| net_conf::read(&net_conf::place(named, Path::new(Options::STATE_DIR)));
+        Self::load_with(&text, read)
+            .map(|loaded| loaded.config)
             .map_err(|fault| ConfigError::File { path: path.to_owned(), fault: Box::new(fault) })
     }
 
@@ -445,6 +501,7 @@ impl Config {
             config.check()?;
             return Ok(Loaded { config, whole: text.to_owned() });
         };
+        config.flannel.check()?;
         let net_conf = NetConf::parse(&path, &read(&path)?)?;
         let mut file: Value = serde_saphyr::from_str(text).map_err(|error| explain(&error, text))?;
         net_conf::restore_texts(&config, &mut file);
@@ -486,12 +543,20 @@ impl Config {
                         format!("is {prefix}; a node's piece needs a prefix of at most {most}"),
                     ));
                 }
-                pools.push(
-                    Pool::new(*cidr, prefix).map_err(|error| value(key, format!("is wrong: {error}")))?,
-                );
+                let pool =
+                    Pool::new(*cidr, prefix).map_err(|error| value(key, format!("is wrong: {error}")))?;
+                pools.push(self.bounded(pool, family)?);
             }
         }
         Ok(pools)
+    }
+
+    /// The pool with the bounds of what is given out.
+    fn bounded(&self, pool: Pool, family: Family) -> Result<Pool, ConfigError> {
+        let [(min_key, min), (max_key, max)] = self.cluster.bounds(family);
+        let wrong = |key| move |error| value(key, format!("is wrong: {error}"));
+        let pool = pool.between(min, None).map_err(wrong(min_key))?;
+        pool.between(min, max).map_err(wrong(max_key))
     }
 
     /// What a node of that name tells its peers of how it is reached. For WireGuard it is a key that nobody could have, for
@@ -655,6 +720,8 @@ fn distance(one: &str, other: &str) -> usize {
 mod tests {
     use route::Family;
 
+    use netstate::pool::Pool;
+
     use super::{BackendKind, Config, ConfigError, Datapath, ExistingConnections};
 
     fn error(text: &str) -> String {
@@ -675,6 +742,10 @@ cluster:
   podCIDRs: [10.20.0.0/16, 'fd20::/48']
   nodePrefixIPv4: 26
   nodePrefixIPv6: 72
+  subnetMinIPv4: 10.20.1.0
+  subnetMaxIPv4: 10.20.1.192
+  subnetMinIPv6: 'fd20::'
+  subnetMaxIPv6: 'fd20:0:0:1::'
   allowOverlap: [10.0.0.0/8]
   deletedNodeGraceSeconds: 5
 underlay:
@@ -714,7 +785,7 @@ plugins: {portmap: false, bandwidth: false}
         assert_eq!(config.policy.existing_connections, ExistingConnections::Keep);
         assert_eq!((config.policy.enforcement, config.policy.attachment_patience_seconds), (false, 9));
         assert_eq!(config.cluster.deleted_node_grace_seconds, 5);
-        assert_eq!(config.pools().unwrap().len(), 2);
+        assert_eq!(config.pools().unwrap().iter().map(Pool::given).collect::<Vec<_>>(), [4, 257]);
     }
 
     #[test]
@@ -740,6 +811,15 @@ plugins: {portmap: false, bandwidth: false}
             ("cluster: {podCIDRs: [10.1.7.0/16]}", "the network is 10.1.0.0/16"),
             ("cluster: {nodePrefixIPv4: 31}", "cluster.nodePrefixIPv4 is 31"),
             ("cluster: {nodePrefixIPv4: 8}", "cluster.nodePrefixIPv4 is wrong"),
+            (
+                "cluster: {subnetMinIPv4: 10.245.0.0}",
+                "cluster.subnetMinIPv4 is wrong: no /24 of 10.244.0.0/16 begins at 10.245.0.0",
+            ),
+            (
+                "cluster: {subnetMinIPv4: 10.244.2.0, subnetMaxIPv4: 10.244.1.0}",
+                "cluster.subnetMaxIPv4 is wrong: 10.244.1.0 comes before 10.244.2.0",
+            ),
+            ("flannel: {netConf: etcd}", "flannel.netConf is etcd, and flannel.etcdPrefix"),
             ("vxlan: {vni: 0}", "vxlan.vni is 0"),
             ("vxlan: {vni: 16777216}", "vxlan.vni"),
             ("vxlan: {port: 0}", "vxlan.port is 0"),

@@ -75,7 +75,8 @@ impl Leases {
         for pool in pools {
             // The same number in each family is easier on the eye; no more than a wish.
             let index = granted.first().and_then(|first| pools.first()?.index(*first));
-            liked.extend(index.and_then(|index| pool.network(index)));
+            let alike = index.and_then(|index| pool.network(index));
+            liked.extend(alike.filter(|alike| pool.gives_out(*alike)));
             let request =
                 Request { manifest: &node.pod_cidrs, held: &held, remembered: &liked, promised: &promised };
             granted.push(self.claim_one(snapshot, pool, &request, &mut taken)?);
@@ -112,10 +113,10 @@ impl Leases {
                 Claimed::Held { cidr, node } => taken.push(Taken { cidr, node: node.into() }),
             }
             if race >= CROWD {
-                liked.extend(pool.network(somewhere(&self.node, race) % pool.size()));
+                liked.extend(pool.some(somewhere(&self.node, race)));
             }
         }
-        Err(AllocateError::Full { pool: pool.cluster(), node_prefix: pool.prefix(), count: pool.size() }
+        Err(AllocateError::Full { pool: pool.cluster(), node_prefix: pool.prefix(), count: pool.given() }
             .into())
     }
 

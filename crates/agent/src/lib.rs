@@ -17,6 +17,7 @@ mod departed;
 mod door;
 mod event;
 mod files;
+mod flannel_network;
 mod freed;
 mod health;
 mod host;

@@ -27,7 +27,7 @@ pub(crate) struct ConfigFile {
     text: String,
     /// The same in a text that names no other file.
     whole: String,
-    /// The net-conf.json that the file names, and what that said.
+    /// Where the net-conf.json that the file names is read from, and what that said.
     beside: Option<(PathBuf, String)>,
 }
 
@@ -122,9 +122,11 @@ impl ConfigFile {
         let read = fs::read_to_string(&self.path);
         self.text = read.map_err(|source| ConfigError::Read { path: self.path.clone(), source })?;
         let mut beside = None;
-        let loaded = Config::load_with(&self.text, |path| {
-            let read = net_conf::read(path);
-            beside = Some((path.to_owned(), read.as_ref().map_or_else(|_| String::new(), Clone::clone)));
+        let state_dir = self.kept.parent().unwrap_or(Path::new("."));
+        let loaded = Config::load_with(&self.text, |named| {
+            let path = net_conf::place(named, state_dir);
+            let read = net_conf::read(&path);
+            beside = Some((path, read.as_ref().map_or_else(|_| String::new(), Clone::clone)));
             read
         });
         self.beside = beside;

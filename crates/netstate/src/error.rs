@@ -1,5 +1,7 @@
 //! What can be wrong with a value of this crate: names, hardware addresses and address pools that do not parse.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 
 /// A value that cannot be. Nothing here is worth a retry: the input has to change.
@@ -37,5 +39,23 @@ pub enum Error {
         cluster: IpNet,
         /// The prefix length asked for.
         prefix: u8,
+    },
+    /// A bound of a pool where none of its networks begins.
+    #[error("no /{prefix} of {cluster} begins at {address}")]
+    NoBeginning {
+        /// The address.
+        address: IpAddr,
+        /// The cluster's network.
+        cluster: IpNet,
+        /// The prefix length of a node's network.
+        prefix: u8,
+    },
+    /// Bounds between which there is nothing.
+    #[error("{last} comes before {first}")]
+    Backwards {
+        /// Where the first network begins.
+        first: IpAddr,
+        /// Where the last one begins.
+        last: IpAddr,
     },
 }

@@ -1,7 +1,7 @@
 //! Address pools: a cluster's network carved into one network for each node.
 //!
 //! Read [`Pool`]. Networks are numbered from 0 in address order; the number and the network are two names of
-//! the same thing, for IPv4 and IPv6 alike.
+//! the same thing, for IPv4 and IPv6 alike. All of them are given out, or those [between](Pool::between) two of them.
 
 use std::{
     collections::BTreeSet,
@@ -17,6 +17,8 @@ use crate::Error;
 pub struct Pool {
     cluster: IpNet,
     prefix: u8,
+    /// The numbers of the first and the last network that are given out.
+    given: (u64, u64),
 }
 
 impl Pool {
@@ -35,7 +37,29 @@ impl Pool {
         if prefix - cluster.prefix_len() > 63 {
             return Err(Error::PoolTooLarge { cluster, prefix });
         }
-        Ok(Self { cluster, prefix })
+        let pool = Self { cluster, prefix, given: (0, 0) };
+        Ok(Self { given: (0, pool.size() - 1), ..pool })
+    }
+
+    /// The same where no network is given out before the one that begins at `first`, nor behind the one that begins at `last`.
+    ///
+    /// # Errors
+    /// When none of its networks begins there, or the last one comes before the first.
+    pub fn between(self, first: Option<IpAddr>, last: Option<IpAddr>) -> Result<Self, Error> {
+        let number = |address: IpAddr| {
+            let net = IpNet::new(address, self.prefix).ok().filter(|net| net.addr() == address);
+            net.and_then(|net| self.index(net)).ok_or(Error::NoBeginning {
+                address,
+                cluster: self.cluster,
+                prefix: self.prefix,
+            })
+        };
+        let from = first.map(number).transpose()?.unwrap_or(self.given.0);
+        let to = last.map(number).transpose()?.unwrap_or(self.given.1);
+        match (first, last) {
+            (Some(first), Some(last)) if to < from => Err(Error::Backwards { first, last }),
+            _ => Ok(Self { given: (from, to), ..self }),
+        }
     }
 
     /// The cluster's network.
@@ -48,6 +72,19 @@ impl Pool {
     #[must_use]
     pub fn prefix(&self) -> u8 {
         self.prefix
+    }
+
+    /// How many networks are given out.
+    #[must_use]
+    pub fn given(&self) -> u64 {
+        let (first, last) = self.given;
+        (last - first).saturating_add(1)
+    }
+
+    /// One of those that are given out: any number leads to one.
+    #[must_use]
+    pub fn some(&self, number: u64) -> Option<IpNet> {
+        self.network(self.given.0 + number % self.given())
     }
 
     /// How many networks there are.
@@ -88,19 +125,26 @@ impl Pool {
         self.index(net).is_some()
     }
 
-    /// The first network that overlaps none of `taken`; `None` when the pool is exhausted.
+    /// True when `net` is one of those that are given out.
+    #[must_use]
+    pub fn gives_out(&self, net: IpNet) -> bool {
+        let (first, last) = self.given;
+        self.index(net).is_some_and(|number| (first..=last).contains(&number))
+    }
+
+    /// The first network to give out that overlaps none of `taken`; `None` when the pool is exhausted.
     #[must_use]
     pub fn first_free(&self, taken: impl IntoIterator<Item = IpNet>) -> Option<IpNet> {
         let mut blocked: BTreeSet<(u64, u64)> = BTreeSet::new();
         blocked.extend(taken.into_iter().filter_map(|net| self.span(net)));
-        let mut next = 0;
+        let (mut next, end) = self.given;
         for (first, last) in blocked {
             if first > next {
                 break;
             }
             next = next.max(last + 1);
         }
-        self.network(next)
+        self.network(next).filter(|_| next <= end)
     }
 
     /// How many networks overlap one of `taken`.
@@ -205,6 +249,31 @@ mod tests {
         assert_eq!(free(&["10.0.0.0/8"]), None);
         assert_eq!(free(&["10.244.0.0/22"]), None);
         assert_eq!(free(&["192.168.0.0/16", "fd00::/8"]), Some(net("10.244.0.0/24")));
+    }
+
+    #[test]
+    fn only_what_lies_between_the_bounds_is_given_out_and_numbers_stay_what_they_are() {
+        let whole = pool("10.244.0.0/16", 24);
+        let at = |text: &str| Some(text.parse().unwrap());
+        let some = whole.between(at("10.244.16.0"), at("10.244.17.0")).unwrap();
+        assert_eq!((some.given(), some.size(), some.index(net("10.244.16.0/24"))), (2, 256, Some(16)));
+        assert!(some.gives_out(net("10.244.17.0/24")) && !some.gives_out(net("10.244.18.0/24")));
+        assert!(!some.gives_out(net("10.244.15.0/24")) && some.contains(net("10.244.15.0/24")));
+        let free = |taken: &[&str]| some.first_free(taken.iter().map(|text| net(text)));
+        assert_eq!(free(&["10.244.0.0/24", "10.244.99.0/24"]), Some(net("10.244.16.0/24")));
+        assert_eq!(free(&["10.244.0.0/20", "10.244.16.0/25"]), Some(net("10.244.17.0/24")));
+        assert_eq!(free(&["10.244.16.0/23"]), None, "though others are free behind the last");
+        assert_eq!(
+            [0, 1, 2].map(|number| some.some(number).unwrap().addr().to_string()),
+            ["10.244.16.0", "10.244.17.0", "10.244.16.0"]
+        );
+        assert_eq!(whole.between(at("10.244.255.0"), None).unwrap().given(), 1);
+        assert_eq!(whole.between(None, at("10.244.0.0")).unwrap().first_free([]), Some(net("10.244.0.0/24")));
+        let error = |first, last| whole.between(first, last).unwrap_err().to_string();
+        for outside in ["10.245.0.0", "10.244.16.1", "fd00::"] {
+            assert_eq!(error(at(outside), None), format!("no /24 of 10.244.0.0/16 begins at {outside}"));
+        }
+        assert_eq!(error(at("10.244.2.0"), at("10.244.1.0")), "10.244.1.0 comes before 10.244.2.0");
     }
 
     #[test]

@@ -99,7 +99,7 @@ pub fn choose(pool: &Pool, request: &Request<'_>, taken: &[Taken]) -> Result<IpN
     held.or_else(remembered).copied().or_else(free).ok_or_else(|| AllocateError::Full {
         pool: pool.cluster(),
         node_prefix: pool.prefix(),
-        count: pool.size(),
+        count: pool.given(),
     })
 }
 
@@ -134,6 +134,27 @@ mod tests {
         let pool = pool("10.244.0.0/16", 24);
         assert_eq!(choose(&pool, &Request::default(), &taken(&["10.244.0.0/22"])), Ok(net("10.244.4.0/24")));
         assert_eq!(choose(&pool, &Request::default(), &taken(&["10.244.0.7/32"])), Ok(net("10.244.1.0/24")));
+    }
+
+    #[test]
+    fn nothing_outside_of_the_bounds_is_taken_anew_and_what_a_node_has_there_it_keeps() {
+        let bound = |text: &str| Some(text.parse::<IpAddr>().unwrap());
+        let pool = pool("10.244.0.0/16", 24).between(bound("10.244.16.0"), bound("10.244.17.0")).unwrap();
+        assert_eq!(choose(&pool, &Request::default(), &[]), Ok(net("10.244.16.0/24")));
+        assert_eq!(
+            choose(&pool, &Request::default(), &taken(&["10.244.16.0/24"])),
+            Ok(net("10.244.17.0/24"))
+        );
+        let error = choose(&pool, &Request::default(), &taken(&["10.244.16.0/23"])).unwrap_err();
+        assert!(error.to_string().contains("all 2 are held"), "{error}");
+        let outside = nets(&["10.244.9.0/24"]);
+        for request in [
+            Request { held: &outside, ..Request::default() },
+            Request { remembered: &outside, ..Request::default() },
+            Request { manifest: &outside, ..Request::default() },
+        ] {
+            assert_eq!(choose(&pool, &request, &[]), Ok(outside[0]));
+        }
     }
 
     #[test]

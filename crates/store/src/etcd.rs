@@ -43,7 +43,7 @@ use crate::{Claimed, Error, Events, Expect, Listing, Notice, Report, Store, Vers
 use feed::{Feed, Source};
 use flannel::hold::{Hold, hold, let_go};
 use form::{KeyValue, Ranged, Transacted};
-use gateway::{Call, Gateway, step};
+use gateway::{Call, Failure, Gateway, step};
 use layout::{Keys, Part};
 
 mod access;
@@ -91,6 +91,20 @@ impl Etcd {
             runtime.start_work(held.clone().keep(gateway.clone(), subnets.clone()));
         }
         Ok(Self { gateway, keys, held, told: Arc::default(), runtime })
+    }
+
+    /// What stands under a key that is none of Fairlead's; none if there is no such key.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]; [`Error::Forbidden`]; [`Error::Unreadable`] for what is no text.
+    pub fn text_of(&self, key: &str) -> Result<Option<String>, Error> {
+        let key = key.to_owned();
+        self.wait(|gateway, _| async move {
+            let call = Call::get(&key);
+            let found = gateway.ask::<Ranged>(&call).await?.kvs.pop();
+            let text = found.map(|kv| String::from_utf8(kv.value.0)).transpose();
+            text.map_err(|error| gateway.error(&call, Failure::Unreadable(error.to_string())))
+        })
     }
 
     /// Does `work` on the runtime's thread and waits for what comes of it.

@@ -67,6 +67,15 @@ impl Location {
             }
         })
     }
+
+    /// The etcd there, if it is one.
+    ///
+    /// # Errors
+    /// [`Error::Etcd`] when it is not known how to be let in.
+    pub fn open_etcd(&self) -> Result<Option<Etcd>, Error> {
+        let Self::Etcd(endpoints) = self else { return Ok(None) };
+        Etcd::open(endpoints, Access::from_environment(endpoints)?).map(Some)
+    }
 }
 
 impl FromStr for Location {

@@ -2,10 +2,11 @@
 //!
 //! Read [`FlannelConfig`]. What flannel's own document says is in `net_conf.rs`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::net_conf::IN_ETCD;
 use super::{ConfigError, value};
 
 /// Key `flannel`.
@@ -19,7 +20,8 @@ pub struct FlannelConfig {
     /// What the keys of flannel's in etcd begin with, where nodes of flannel and of Fairlead share one cluster by an etcd:
     /// flannel's `--etcd-prefix`. With an etcd as the store alone. Default: none, flannel's keys are left alone.
     pub etcd_prefix: Option<String>,
-    /// A file of flannel's, net-conf.json, that says what is not said here. Default: none.
+    /// A file of flannel's, net-conf.json, that says what is not said here; or `etcd`, for the key `config` behind
+    /// `etcdPrefix`. Default: none.
     pub net_conf: Option<PathBuf>,
     /// Where to keep a file as flannel's subnet.env, for programs that read it. Default: none.
     pub subnet_file: Option<PathBuf>,
@@ -30,9 +32,21 @@ pub struct FlannelConfig {
 }
 
 impl FlannelConfig {
+    /// Whether net-conf.json is a key in etcd.
+    pub(crate) fn has_net_conf_in_etcd(&self) -> bool {
+        self.net_conf.as_deref() == Some(Path::new(IN_ETCD))
+    }
+
     pub(super) fn check(&self) -> Result<(), ConfigError> {
-        for (key, path) in [("flannel.netConf", &self.net_conf), ("flannel.subnetFile", &self.subnet_file)] {
-            if let Some(path) = path.as_ref().filter(|path| !path.is_absolute()) {
+        let in_etcd = self.has_net_conf_in_etcd();
+        if in_etcd && self.etcd_prefix.is_none() {
+            let reason = "is etcd, and flannel.etcdPrefix, which its key begins with, is missing";
+            return Err(value("flannel.netConf", reason.to_owned()));
+        }
+        let net_conf = self.net_conf.as_ref().filter(|_| !in_etcd);
+        for (key, path) in [("flannel.netConf", net_conf), ("flannel.subnetFile", self.subnet_file.as_ref())]
+        {
+            if let Some(path) = path.filter(|path| !path.is_absolute()) {
                 return Err(value(key, format!("is {}, not a path that begins with /", path.display())));
             }
         }

@@ -12,6 +12,7 @@
 
 use std::fs;
 use std::io::{self, Read};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
@@ -46,6 +47,17 @@ struct Part<'p> {
     path: &'p Path,
     members: Map<String, Value>,
 }
+
+/// What `flannel.netConf` says where the document is the key `PREFIX/config` of flannel's in etcd.
+pub(crate) const IN_ETCD: &str = "etcd";
+
+/// The file that a document of this name is read from: that in etcd has a copy in the state directory.
+pub(crate) fn place(named: &Path, state_dir: &Path) -> PathBuf {
+    if named == Path::new(IN_ETCD) { state_dir.join(COPY) } else { named.to_owned() }
+}
+
+/// The name of that copy.
+pub(crate) const COPY: &str = "flannel-network.json";
 
 /// The document's text.
 ///
@@ -93,11 +105,6 @@ impl NetConf {
         let mut read = Self { path: path.to_owned(), says: Vec::new(), without_effect: Vec::new() };
         let part = Part::of(path, "the document", document)?;
         read.networks(&part)?;
-        for key in ["SubnetMin", "SubnetMax", "IPv6SubnetMin", "IPv6SubnetMax"] {
-            if part.value(key).is_some() {
-                read.without_effect.push(format!("{key}: any piece of the network is given out"));
-            }
-        }
         let backend = part.value("Backend").cloned().unwrap_or_else(|| json!({}));
         read.backend(&Part::of(path, "Backend", backend)?)?;
         Ok(read)
@@ -137,12 +144,30 @@ impl NetConf {
             let piece = told.unwrap_or_else(|| u64::from(net.prefix_len()).saturating_add(2).max(usual));
             let by = told.map(|_| length);
             self.says.push(Says { section: Some("cluster"), key, value: json!(piece), by });
+            self.bounds(part, net.addr().is_ipv4())?;
         }
         if networks.is_empty() {
             let reason = "and EnableIPv6 are both false: pods have no address".to_owned();
             return Err(wrong(self.path.as_path(), "EnableIPv4", reason));
         }
         self.say("Network", "cluster", "podCIDRs", json!(networks));
+        Ok(())
+    }
+
+    /// The first and the last piece that are given out.
+    fn bounds(&mut self, part: &Part<'_>, is_ipv4: bool) -> Result<(), ConfigError> {
+        let keys = match is_ipv4 {
+            true => [("SubnetMin", "subnetMinIPv4"), ("SubnetMax", "subnetMaxIPv4")],
+            false => [("IPv6SubnetMin", "subnetMinIPv6"), ("IPv6SubnetMax", "subnetMaxIPv6")],
+        };
+        for (by, key) in keys {
+            let family = if is_ipv4 { "an IPv4 address" } else { "an IPv6 address" };
+            let of_family = |address: &IpAddr| address.is_ipv4() == is_ipv4;
+            let address = part.typed(by, family, |value| value.as_str()?.parse().ok().filter(of_family))?;
+            if let Some(address) = address {
+                self.say(by, "cluster", key, json!(address.to_string()));
+            }
+        }
         Ok(())
     }
 
@@ -273,9 +298,11 @@ impl NetConf {
 /// A value as it can be compared: networks in one spelling, and lists in one order.
 fn normal(value: &Value) -> Value {
     match value {
-        Value::String(text) => {
-            text.parse::<IpNet>().map_or_else(|_| value.clone(), |net| json!(net.to_string()))
-        }
+        Value::String(text) => match (text.parse::<IpNet>(), text.parse::<IpAddr>()) {
+            (Ok(net), _) => json!(net.to_string()),
+            (_, Ok(address)) => json!(address.to_string()),
+            _ => value.clone(),
+        },
         Value::Array(items) => {
             let mut items: Vec<Value> = items.iter().map(normal).collect();
             items.sort_by_key(ToString::to_string);
@@ -388,6 +415,24 @@ mod tests {
     }
 
     #[test]
+    fn the_pieces_that_are_given_out_are_those_between_the_bounds_of_each_family() {
+        let config = alone(
+            r#"{"Network": "10.20.0.0/16", "SubnetLen": 26, "subnetmin": "10.20.16.0", "SubnetMax": "10.20.16.192",
+                "EnableIPv6": true, "IPv6Network": "fd20::/56", "IPv6SubnetMin": "fd20:0:0:00ff::"}"#,
+        );
+        let given: Vec<u64> = config.pools().unwrap().iter().map(netstate::pool::Pool::given).collect();
+        assert_eq!(given, [4, 1]);
+        // Of a family that is off flannel reads nothing.
+        let config = alone(r#"{"Network": "10.20.0.0/16", "IPv6SubnetMin": "fd20::"}"#);
+        assert_eq!(config.cluster.subnet_min_ipv6, None);
+        let document = document(
+            r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd20::/56", "IPv6SubnetMin": "fd20:0:0:00ff::"}"#,
+        );
+        let same = json!({"cluster": {"subnetMinIPv6": "fd20:0:0:ff:0::"}});
+        assert!(document.unwrap().lay_under(same).is_ok(), "another spelling of the same");
+    }
+
+    #[test]
     fn what_flannel_takes_for_granted_holds_where_nobody_says_anything() {
         let config = alone(r#"{"Network": "10.20.0.0/23"}"#);
         assert_eq!((config.cluster.node_prefix_ipv4, config.backend), (25, BackendKind::Udp));
@@ -420,19 +465,20 @@ mod tests {
             (r#"{"Network": "10.20.0.0"}"#, "Network is"),
             (r#"{"Network": "10.20.0.0/16", "SubnetLen": 0}"#, "SubnetLen is 0"),
             (r#"{"EnableIPv4": false}"#, "pods have no address"),
+            (
+                r#"{"Network": "10.20.0.0/16", "SubnetMin": "fd00::"}"#,
+                r#"SubnetMin is "fd00::", not an IPv4 address"#,
+            ),
             ("Network: 10.20.0.0/16", "the document"),
         ] {
             let error = document(text).unwrap_err();
             assert!(error.contains(want), "{text}: {error}");
         }
         let told = document(
-            r#"{"Network": "10.20.0.0/16", "SubnetMin": "10.20.9.0", "Backend": {"Type": "vxlan", "Learning": true, "GBP": false}}"#,
+            r#"{"Network": "10.20.0.0/16", "Backend": {"Type": "vxlan", "Learning": true, "GBP": false}}"#,
         );
         let told = told.unwrap().without_effect;
-        assert!(
-            told.len() == 2 && told[0].starts_with("SubnetMin") && told[1].starts_with("Backend.Learning"),
-            "{told:?}"
-        );
+        assert!(told.len() == 1 && told[0].starts_with("Backend.Learning"), "{told:?}");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use route::Supply;
 
 use super::NodeKeeper;
-use crate::config::{Cluster, Config, FlannelConfig};
+use crate::config::{Config, FlannelConfig};
 use crate::files::Conflist;
 use crate::reconcile::Extent;
 use crate::report::{Reason, told};
@@ -22,9 +22,8 @@ impl NodeKeeper {
     pub(crate) fn reconfigure(&mut self, config: Config) {
         let now = &self.options.config.cluster;
         let new = &config.cluster;
-        let fixed = (&now.pod_cidrs, now.node_prefix_ipv4, now.node_prefix_ipv6);
-        self.config_problem = (fixed != (&new.pod_cidrs, new.node_prefix_ipv4, new.node_prefix_ipv6)).then(|| {
-            "use the new configuration: cluster.podCIDRs and the node prefixes stay as they were, for pods have addresses \
+        self.config_problem = (!now.has_networks_of(new)).then(|| {
+            "use the new configuration: cluster.podCIDRs and the pieces that nodes take stay as they were, for pods have addresses \
              by them\nhint: restart the agent of each node to change them; the pods of a node that gets another pod CIDR \
              must be made anew"
                 .to_owned()
@@ -38,12 +37,7 @@ impl NodeKeeper {
                     .to_owned(),
             );
         }
-        let cluster = Cluster {
-            pod_cidrs: now.pod_cidrs.clone(),
-            node_prefix_ipv4: now.node_prefix_ipv4,
-            node_prefix_ipv6: now.node_prefix_ipv6,
-            ..config.cluster
-        };
+        let cluster = config.cluster.with_networks_of(now);
         let flannel = FlannelConfig { etcd_prefix, ..config.flannel };
         self.options.config = Config { cluster, flannel, ..config };
         self.conflist = Conflist::new(&self.options);

@@ -127,6 +127,93 @@ fn nodes_of_flannel_and_of_fairlead_are_one_cluster_by_an_etcd() {
 }
 
 #[test]
+fn flannels_network_in_etcd_is_the_configuration_its_bounds_hold_and_its_changes_are_followed() {
+    let mut rig = Rig::new(3);
+    rig.underlay.ip("address add 198.18.0.254/24 dev br0");
+    let Some(mut etcd) = Etcd::start_in(&rig.underlay, Ipv4Addr::new(198, 18, 0, 254)) else { return };
+    let say = |etcd: &Etcd, vni: u32| {
+        let network = json!({
+            "Network": "10.20.0.0/16", "SubnetMin": "10.20.16.0", "SubnetMax": "10.20.17.0",
+            "Backend": {"Type": "vxlan", "VNI": vni},
+        });
+        etcd.put("/coreos.com/network/config", &network.to_string());
+    };
+    let vni = |node: &Node| node.device()["linkinfo"]["info_data"]["id"].as_u64();
+    say(&etcd, 7);
+    for node in &mut rig.nodes {
+        let manifest = format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {}}}\n", node.name);
+        etcd.put(&format!("/fairlead/nodes/{}", node.name), &manifest);
+        node.use_store(format!("etcd:{}", etcd.url()));
+        node.configure("flannel: {etcdPrefix: /coreos.com/network, netConf: etcd}\n");
+    }
+    rig.nodes[..2].iter_mut().for_each(Node::start);
+    for node in &rig.nodes[..2] {
+        node.await_status("reaches the other", |status| {
+            status.ready && status.peers.iter().any(|peer| peer.state == PeerState::Programmed)
+        });
+        node.add_pod();
+        assert_eq!(vni(node), Some(7));
+    }
+    let mut cidrs: Vec<String> = rig.nodes[..2].iter().flat_map(Node::pod_cidrs).collect();
+    cidrs.sort();
+    assert_eq!(cidrs, ["10.20.16.0/24", "10.20.17.0/24"], "between the bounds");
+    assert!(rig.nodes[0].pings(&rig.nodes[0].pod_addresses()[0], &rig.nodes[1].pod_addresses()[0]));
+    rig.nodes[2].start();
+    rig.nodes[2].await_status("finds nothing between the bounds", |status| {
+        !status.ready && status.reasons.iter().any(|reason| reason.contains("all 2 are held"))
+    });
+
+    say(&etcd, 8);
+    for node in &rig.nodes[..2] {
+        eventually("the change is followed", || (vni(node) == Some(8)).then_some(()));
+    }
+    eventually("pods reach each other again", || {
+        let [source, target] = [0, 1].map(|number| rig.nodes[number].pod_addresses()[0].clone());
+        rig.nodes[0].pings(&source, &target).then_some(())
+    });
+    say(&etcd, 0);
+    rig.nodes[0].await_status("refuses what cannot be", |status| {
+        status.ready && status.problems.iter().any(|problem| problem.contains("Backend.VNI is 0"))
+    });
+    assert_eq!(vni(&rig.nodes[0]), Some(8));
+
+    // Neither a key that is gone nor an etcd that is away takes away what was known.
+    say(&etcd, 8);
+    rig.nodes[0].await_status("is content again", |status| status.ready && status.problems.is_empty());
+    etcd.delete("/coreos.com/network/config");
+    etcd.kill();
+    rig.nodes[0].kill();
+    rig.nodes[0].start();
+    rig.nodes[0].await_status("goes on without etcd", |status| status.backend.kind == "vxlan");
+    assert_eq!(vni(&rig.nodes[0]), Some(8));
+    etcd.resume();
+    rig.nodes[0].await_status("is ready", |status| status.ready && status.cluster_cidrs.len() == 1);
+    assert_eq!(rig.nodes[0].status().unwrap().cluster_cidrs[0].to_string(), "10.20.0.0/16");
+}
+
+#[test]
+fn a_network_in_etcd_that_is_not_there_or_not_to_be_had_ends_the_start_with_the_reason() {
+    let mut rig = Rig::new(1);
+    rig.nodes[0].configure("flannel: {etcdPrefix: /coreos.com/network, netConf: etcd}\n");
+    let said = |rig: &Rig| {
+        let output = harness::run(&mut rig.nodes[0].command(&[]));
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let text = said(&rig);
+    assert!(
+        text.contains("flannel.netConf is etcd, and the store, dir:") && text.contains("is another one"),
+        "{text}"
+    );
+    rig.underlay.ip("address add 198.18.0.254/24 dev br0");
+    let Some(etcd) = Etcd::start_in(&rig.underlay, Ipv4Addr::new(198, 18, 0, 254)) else { return };
+    rig.nodes[0].use_store(format!("etcd:{}", etcd.url()));
+    let text = said(&rig);
+    assert!(text.contains("etcd has no key /coreos.com/network/config") && text.contains("hint: "), "{text}");
+    assert_eq!(rig.nodes[0].netns.link_names(), ["eth0"]);
+}
+
+#[test]
 fn the_subnet_that_flannel_left_in_its_file_is_kept_and_the_file_is_kept_true() {
     let mut rig = Rig::new(1);
     let directory = tempfile::tempdir().unwrap();
