@@ -138,14 +138,20 @@ pub(crate) fn lease(node: &str, mtu: u32) -> Object {
     })
 }
 
+/// A node of which all is said but its pod CIDRs.
+fn node() -> Node {
+    Node {
+        labels: Labels::from_iter([("zone", "a")]),
+        addresses: [IpAddr::from([198, 18, 0, 1])].into(),
+        awaits_network: true,
+        advertise: Some("203.0.113.7, 2001:db8::7".into()),
+        ..Node::named("node1")
+    }
+}
+
 /// Pods, what became of them, and all else that is neither a lease nor a claim.
 fn everything_else() -> Vec<Object> {
     let name = || NamespacedName::new("default", "web");
-    let mut node = Node::named("node1");
-    node.labels = Labels::from_iter([("zone", "a")]);
-    node.addresses = [IpAddr::from([198, 18, 0, 1])].into();
-    node.awaits_network = true;
-    node.advertise = Some("203.0.113.7, 2001:db8::7".into());
     let mut pod = pod("web");
     pod.labels = Labels::from_iter([("app", "web")]);
     pod.annotations = Labels::from_iter([("kubernetes.io/ingress-bandwidth", "1M")]);
@@ -193,7 +199,7 @@ fn everything_else() -> Vec<Object> {
         ports: [EndpointPort { name: Some("http".into()), protocol: Protocol::Tcp, port: Some(80) }].into(),
     };
     vec![
-        node.into(),
+        node().into(),
         Namespace { name: "shop".into(), labels: name_of_namespace }.into(),
         pod.into(),
         service.into(),
