@@ -23,7 +23,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cluster::{Backend, PublicKey};
+use cluster::{Backend, PublicKey, WireGuardKey};
 use ipnet::IpNet;
 use netstate::pool::Pool;
 use route::Family;
@@ -200,6 +200,9 @@ pub struct WireGuardConfig {
     /// Of which generation the nodes' keys are: with a larger number each node changes its key for a new one, and traffic
     /// goes on. Default: 0.
     pub key_generation: u32,
+    /// Whether packets to other nodes go encrypted or not at all. With `false` nodes of another backend are reached by theirs,
+    /// in the clear, as while a cluster is moved to WireGuard or away from it. Default: true.
+    pub strict: bool,
 }
 
 /// Key `ipip`.
@@ -362,7 +365,7 @@ impl Default for UdpConfig {
 
 impl Default for WireGuardConfig {
     fn default() -> Self {
-        Self { port: tunnel::WIREGUARD_PORT, datapath: Datapath::Auto, key_generation: 0 }
+        Self { port: tunnel::WIREGUARD_PORT, datapath: Datapath::Auto, key_generation: 0, strict: true }
     }
 }
 
@@ -576,7 +579,11 @@ impl Config {
             BackendKind::HostGw => Backend::HostGw,
             BackendKind::Udp => Backend::Udp { port: self.udp.port },
             BackendKind::Ipip => Backend::Ipip,
-            BackendKind::WireGuard => Backend::wireguard(self.wireguard.port, PublicKey([0; 32])),
+            BackendKind::WireGuard => {
+                let key =
+                    WireGuardKey { port: self.wireguard.port, public_key: PublicKey([0; 32]), generation: 0 };
+                Backend::WireGuard { key, next: None, strict: self.wireguard.strict }
+            }
             BackendKind::None => Backend::None,
         }
     }
@@ -760,7 +767,7 @@ backend: host-gw
 vxlan: {vni: 7, port: 4789, directRouting: true}
 udp: {port: 1}
 ipip: {datapath: user}
-wireguard: {port: 2, datapath: kernel}
+wireguard: {port: 2, datapath: kernel, strict: false}
 flannel: {annotations: true, etcdPrefix: /coreos.com/network, subnetFile: /run/flannel/subnet.env}
 masquerade: {enabled: false, ipv4: false, ipv6: false, exceptions: [192.0.2.0/24], randomFully: false}
 policy: {enforcement: false, existingConnections: keep, attachmentPatienceSeconds: 9}
@@ -781,6 +788,7 @@ plugins: {portmap: false, bandwidth: false}
         assert_eq!(config.flannel.etcd_prefix.as_deref(), Some("/coreos.com/network"));
         assert_eq!(config.flannel.subnet_file.as_deref(), Some("/run/flannel/subnet.env".as_ref()));
         assert_eq!((config.ipip.datapath, config.wireguard.datapath), (Datapath::User, Datapath::Kernel));
+        assert!(!config.wireguard.strict);
         assert_eq!((config.plugins.portmap, config.plugins.bandwidth), (false, false));
         assert_eq!(config.policy.existing_connections, ExistingConnections::Keep);
         assert_eq!((config.policy.enforcement, config.policy.attachment_patience_seconds), (false, 9));

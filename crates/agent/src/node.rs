@@ -8,6 +8,7 @@
 mod advertise;
 mod changeover;
 mod decide;
+mod former;
 mod in_kernel;
 mod key_turn;
 mod keys;
@@ -30,6 +31,7 @@ use tunnel::Secret;
 
 use self::changeover::Changeover;
 use self::decide::{Decided, Refusal};
+use self::former::Former;
 use self::key_turn::KeyTurn;
 use self::known::Known;
 use crate::announce::Announcer;
@@ -110,6 +112,8 @@ pub(crate) struct NodeKeeper {
     changed: BTreeMap<Arc<str>, u64>,
     /// The node's change from one backend to another; none before the first.
     changeover: Option<Changeover>,
+    /// What peers had before that have another backend since a moment ago.
+    former: Former,
     /// Who finds out what the paths to the peers carry.
     prober: Prober,
     policing: Policing,
@@ -173,6 +177,7 @@ impl NodeKeeper {
             key_turn: None,
             changed: BTreeMap::new(),
             changeover: None,
+            former: Former::default(),
             prober,
             policing,
             known: Known::default(),

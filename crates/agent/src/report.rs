@@ -14,6 +14,7 @@ use netstate::{Conflict, LinkKind};
 use route::{ByFamily, Design, Family, Path, TunnelKind, Underlay, Way, vxlan};
 use store::Notice;
 
+use crate::config::BackendKind;
 use crate::node::Outcome;
 use crate::options::Options;
 use crate::status::{
@@ -325,7 +326,9 @@ pub(crate) fn backend(options: &Options, design: Option<&Design>) -> BackendStat
     let own = TunnelKind::of(&options.config.backend_of(&options.node));
     let kinds = TunnelKind::ALL.into_iter().filter(|kind| own.is_some_and(|own| own.name() == kind.name()));
     let carrier = design.and_then(|design| kinds.into_iter().find_map(|kind| carrier(kind, design)));
-    BackendStatus { kind, carrier: carrier.map(str::to_owned), tunnel, keys: Vec::new() }
+    let strict =
+        (options.config.backend == BackendKind::WireGuard).then_some(options.config.wireguard.strict);
+    BackendStatus { kind, carrier: carrier.map(str::to_owned), tunnel, keys: Vec::new(), strict }
 }
 
 /// A WireGuard key as people see it.

@@ -161,6 +161,9 @@ pub struct BackendStatus {
     /// This node's WireGuard keys, the one in force first; a second one while they change.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<KeyStatus>,
+    /// With WireGuard, whether packets go encrypted or not at all: if not, nodes of another backend are reached by theirs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strict: Option<bool>,
 }
 
 /// A WireGuard key of this node.

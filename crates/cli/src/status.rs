@@ -73,7 +73,9 @@ fn node(status: &Status, wide: bool) -> Table {
     }
     let device = status.backend.tunnel.as_ref().map(|tunnel| format!(" {}", tunnel.device));
     let carrier = status.backend.carrier.as_ref().map(|carrier| format!(", carried by the {carrier}"));
-    let backend = [Some(status.backend.kind.clone()), device, carrier.filter(|_| wide)];
+    let strict =
+        status.backend.strict.map(|strict| if strict { ", strict" } else { ", not strict" }.to_owned());
+    let backend = [Some(status.backend.kind.clone()), device, strict, carrier.filter(|_| wide)];
     row("backend", backend.into_iter().flatten().collect());
     if let Some(underlay) = &status.underlay {
         row("underlay", format!("{} {}", underlay.link, joined(&underlay.advertised)));

@@ -128,6 +128,8 @@ pub enum Backend {
         key: WireGuardKey,
         /// Another one, while one takes the place of the other: the node receives by both.
         next: Option<WireGuardKey>,
+        /// Whether packets go encrypted or not at all. One that is not strict is reached by nodes of other backends by theirs.
+        strict: bool,
     },
     /// By whatever others see to: the node has its pod CIDRs, and nobody is told a way.
     None,
@@ -152,16 +154,16 @@ impl Backend {
     /// The keys of WireGuard that it has, the one in force first.
     pub fn keys(&self) -> impl Iterator<Item = WireGuardKey> {
         let (key, next) = match self {
-            Self::WireGuard { key, next } => (Some(*key), *next),
+            Self::WireGuard { key, next, .. } => (Some(*key), *next),
             _ => (None, None),
         };
         key.into_iter().chain(next)
     }
 
-    /// WireGuard by a key of the first generation.
+    /// Strict WireGuard by a key of the first generation.
     #[must_use]
     pub fn wireguard(port: u16, public_key: PublicKey) -> Self {
-        Self::WireGuard { key: WireGuardKey { port, public_key, generation: 0 }, next: None }
+        Self::WireGuard { key: WireGuardKey { port, public_key, generation: 0 }, next: None, strict: true }
     }
 }
 

@@ -23,7 +23,7 @@ use crate::family::Family;
 use crate::host::Host;
 use crate::kernel_tunnel::{self, InKernel};
 use crate::masquerade::Masquerade;
-use crate::peers::{Peer, Seen, Way, carries, peers};
+use crate::peers::{Peer, Seen, Way, carries, is_changing, peers};
 use crate::problem::Problem;
 use crate::senders::Senders;
 use crate::tunnel::TunnelKind;
@@ -49,6 +49,7 @@ struct Own {
     sends: Backend,
     sends_next: bool,
     keeps: Vec<Backend>,
+    former: BTreeMap<Arc<str>, Vec<Backend>>,
     underlay: Underlay,
     underlays: BTreeMap<Family, Underlay>,
     carried: u32,
@@ -68,6 +69,12 @@ impl Basis {
     pub fn of(inputs: &Inputs<'_>) -> Self {
         let is_contested = !carried::find(inputs).cidrs.is_empty();
         Self { own: Own::of(inputs), leases: peers(inputs).cloned().collect(), is_contested }
+    }
+
+    /// The leases of the peers, in the order of their names.
+    #[must_use]
+    pub fn leases(&self) -> &[Arc<Lease>] {
+        &self.leases
     }
 
     fn follow(&mut self, changed: &[Changed]) {
@@ -92,6 +99,7 @@ impl Own {
             sends,
             sends_next,
             keeps,
+            former,
             underlay,
             underlays,
             carried,
@@ -109,6 +117,7 @@ impl Own {
             sends: sends.clone(),
             sends_next,
             keeps: keeps.to_vec(),
+            former: former.clone(),
             underlay: underlay.clone(),
             underlays: underlays.clone(),
             carried,
@@ -146,6 +155,10 @@ struct Changed {
 /// [`design`](crate::design()) can tell.
 pub fn amend(design: &mut Design, basis: &mut Basis, inputs: &Inputs<'_>) -> Option<Amendment> {
     if *inputs.sends == Backend::None || basis.own != Own::of(inputs) {
+        return None;
+    }
+    // Which devices are needed is not to be seen from the paths alone.
+    if is_changing(inputs) {
         return None;
     }
     if basis.is_contested || design.problems.values().any(is_between_two) {

@@ -31,7 +31,7 @@ use crate::kernel_tunnel::{self, InKernel};
 use crate::keys;
 use crate::masquerade::{self, Masquerade};
 use crate::mtu;
-use crate::peers::{Peer, Seen, Way, carries, peers};
+use crate::peers::{Peer, Seen, Way, carries, former, is_changing, peers, ways_in};
 use crate::problem::Problem;
 use crate::senders::Senders;
 use crate::tunnel::{TunnelDesign, TunnelKind, TunnelPeer};
@@ -55,6 +55,8 @@ pub struct Inputs<'a> {
     pub sends_next: bool,
     /// What it had before, while there may be peers that have not heard yet that it changes: it receives by that, too.
     pub keeps: &'a [Backend],
+    /// What peers had before that have another backend since a moment ago: until they send by that they send by this.
+    pub former: &'a BTreeMap<Arc<str>, Vec<Backend>>,
     /// Where tunnels start.
     pub underlay: &'a Underlay,
     /// The underlay of each family, for packets that travel plainly.
@@ -150,7 +152,11 @@ fn own_part(design: &mut Design, inputs: &Inputs<'_>, superseded: &Superseded<'_
     for cidr in &inputs.lease.pod_cidrs {
         design.state.insert_route(unreachable(*cidr));
     }
-    let used: Vec<Way> = design.peers.values().flat_map(ByFamily::values).map(|path| path.way).collect();
+    let mut used: Vec<Way> = design.peers.values().flat_map(ByFamily::values).map(|path| path.way).collect();
+    if is_changing(inputs) {
+        let leases = design.peers.keys().filter_map(|node| inputs.snapshot.leases.get(node));
+        used.extend(leases.flat_map(|lease| ways_in(inputs, lease)));
+    }
     let backends: Vec<&Backend> =
         [inputs.sends, &inputs.lease.backend].into_iter().chain(inputs.keeps).collect();
     let mut devices: Vec<LinkName> = Vec::new();
@@ -342,7 +348,8 @@ pub(crate) fn tunnel_peer(
         // A node of flannel does not tell its port.
         (TunnelKind::Udp, Backend::Udp { port }) if !lease.flannel.is_member() => (*port, None),
         (kind, theirs) if kind.is_wireguard() => {
-            let key = keys::of_peer(inputs, kind, theirs)?;
+            let mut theirs = [theirs].into_iter().chain(former(inputs, lease));
+            let key = theirs.find_map(|theirs| keys::of_peer(inputs, kind, theirs))?;
             (key.port, Some(key.public_key))
         }
         (kind, _) => (own_port(inputs, kind), None),

@@ -17,15 +17,16 @@ use crate::tunnel::TunnelKind;
 
 /// By which tunnel this node sends to one of that backend.
 pub(crate) fn between(inputs: &Inputs<'_>, theirs: &Backend) -> Option<TunnelKind> {
-    let Backend::WireGuard { key: in_force, .. } = &inputs.lease.backend else { return None };
-    let mut common: Vec<WireGuardKey> = inputs.lease.backend.keys().filter(|key| has(theirs, *key)).collect();
+    let ours = ours(inputs)?;
+    let in_force = ours.keys().next()?;
+    let mut common: Vec<WireGuardKey> = ours.keys().filter(|key| has(theirs, *key)).collect();
     common.sort_by_key(|key| key.generation);
     let awaited = theirs.keys().next().filter(|_| inputs.sends_next);
     let awaited =
         common.iter().find(|key| awaited.is_some_and(|awaited| awaited.generation == key.generation));
     // Of one that has given the old key up there is no choice: it has waited until nobody needs it.
     let chosen = awaited.or(common.first());
-    Some(TunnelKind::by(*chosen.unwrap_or(in_force)))
+    Some(TunnelKind::by(chosen.copied().unwrap_or(in_force)))
 }
 
 /// The key by which a peer of that backend is known in this node's tunnel of that kind.
@@ -33,16 +34,25 @@ pub(crate) fn of_peer(inputs: &Inputs<'_>, kind: TunnelKind, theirs: &Backend) -
     let own = own(inputs, kind)?;
     let same = theirs.keys().find(|key| key.generation == own.generation);
     same.or_else(|| {
-        let apart = !inputs.lease.backend.keys().any(|own| has(theirs, own));
-        let in_force = inputs.lease.backend.keys().next() == Some(own);
+        let ours = ours(inputs)?;
+        let apart = !ours.keys().any(|own| has(theirs, own));
+        let in_force = ours.keys().next() == Some(own);
         theirs.keys().next().filter(|_| apart && in_force)
     })
 }
 
 /// This node's key of that kind: of its lease, or of what it had before.
 pub(crate) fn own(inputs: &Inputs<'_>, kind: TunnelKind) -> Option<WireGuardKey> {
-    let backends = [&inputs.lease.backend, inputs.sends].into_iter().chain(inputs.keeps);
-    backends.flat_map(Backend::keys).find(|key| TunnelKind::by(*key) == kind)
+    backends(inputs).flat_map(Backend::keys).find(|key| TunnelKind::by(*key) == kind)
+}
+
+/// What this node says of its keys, or said last where it gives WireGuard up.
+pub(crate) fn ours<'a>(inputs: &Inputs<'a>) -> Option<&'a Backend> {
+    backends(inputs).find(|backend| matches!(backend, Backend::WireGuard { .. }))
+}
+
+fn backends<'a>(inputs: &Inputs<'a>) -> impl Iterator<Item = &'a Backend> + use<'a> {
+    [&inputs.lease.backend, inputs.sends].into_iter().chain(inputs.keeps)
 }
 
 fn has(backend: &Backend, key: WireGuardKey) -> bool {

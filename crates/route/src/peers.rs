@@ -2,13 +2,18 @@
 //!
 //! Read [`Peer::check`], then [`Way`]. Each node has the backend that it says in its lease. Where two nodes have the same
 //! one, that is how they talk. Where they differ, as while a cluster is moved from one to the other node by node, both
-//! take the one that is first in the order vxlan, udp, ipip, host-gw ([`between`]): what it needs to know of a peer follows
+//! take the one that is first in the order vxlan, udp, ipip, host-gw ([`meet`]): what it needs to know of a peer follows
 //! from the peer's name and the cluster's configuration, and both decide alike, so no packet comes by another way than its
-//! answer goes. WireGuard is for nodes that both have it: a packet that is to be encrypted goes encrypted or not at all. A
+//! answer goes. Two nodes that both have WireGuard have no other way: what goes between them is encrypted. With all others one that is
+//! strict has none, for a packet that is to be encrypted goes encrypted or not at all; one that is not is the last in that order,
+//! so that the way is the other node's. A
 //! node of flannel is reached by its own backend or not at all, for it would not answer by another one; and only by a
 //! node that tells flannel's nodes of itself, for they would not answer one that they do not know.
+//!
+//! While a node changes its backend packets come by the one and by the other: [`ways_in`].
 
 use std::collections::{BTreeMap, HashMap};
+use std::mem::discriminant;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -80,22 +85,31 @@ enum Common {
     HostGw,
 }
 
-/// How this node talks to one of that backend; the answer is the same on both.
+/// How this node sends to one of that backend.
 fn between(inputs: &Inputs<'_>, theirs: &Backend) -> Option<Common> {
-    match (inputs.sends, theirs) {
-        // As soon as both have said that they have it: there is no other way from one to the other.
-        (_, Backend::WireGuard { .. }) if matches!(inputs.lease.backend, Backend::WireGuard { .. }) => {
-            keys::between(inputs, theirs).map(Common::Tunnel)
-        }
-        (ours, theirs) => ranked(ours)
-            .zip(ranked(theirs))
-            .map(|(one, other)| if one.0 <= other.0 { one.1 } else { other.1 }),
+    meet(inputs, inputs.sends, theirs).or_else(|| {
+        // As soon as both have said that they have it, if there is no other way from one to the other.
+        let both = is_wireguard(&inputs.lease.backend) && is_wireguard(theirs);
+        both.then(|| meet(inputs, &inputs.lease.backend, theirs)).flatten()
+    })
+}
+
+/// What two backends have in common, of which the first is this node's; the answer is the same on both.
+fn meet(inputs: &Inputs<'_>, ours: &Backend, theirs: &Backend) -> Option<Common> {
+    if is_wireguard(ours) && is_wireguard(theirs) {
+        return keys::between(inputs, theirs).map(Common::Tunnel);
     }
+    let (one, other) = (ranked(ours)?, ranked(theirs)?);
+    Some(if one.0 <= other.0 { one.1 } else { other.1 })
+}
+
+fn is_wireguard(backend: &Backend) -> bool {
+    matches!(backend, Backend::WireGuard { .. })
 }
 
 /// How this node talks to the one of that lease. A node of flannel has no way but its own.
 fn common(inputs: &Inputs<'_>, lease: &Lease) -> Option<Common> {
-    let same = std::mem::discriminant(inputs.sends) == std::mem::discriminant(&lease.backend);
+    let same = discriminant(inputs.sends) == discriminant(&lease.backend);
     if lease.flannel.is_member() && !same { None } else { between(inputs, &lease.backend) }
 }
 
@@ -106,8 +120,37 @@ fn ranked(backend: &Backend) -> Option<(u8, Common)> {
         Backend::Udp { .. } => Some((1, Common::Tunnel(TunnelKind::Udp))),
         Backend::Ipip => Some((2, Common::Tunnel(TunnelKind::Ipip))),
         Backend::HostGw => Some((3, Common::HostGw)),
-        Backend::WireGuard { .. } | Backend::None | Backend::Other(_) => None,
+        Backend::WireGuard { key, strict: false, .. } => Some((4, Common::Tunnel(TunnelKind::by(*key)))),
+        Backend::WireGuard { strict: true, .. } | Backend::None | Backend::Other(_) => None,
     }
+}
+
+/// Whether this node or a peer is between two backends: then packets may come by other ways than they are sent.
+pub(crate) fn is_changing(inputs: &Inputs<'_>) -> bool {
+    let sends = discriminant(inputs.sends);
+    let mut others = [&inputs.lease.backend].into_iter().chain(inputs.keeps);
+    !inputs.former.is_empty() || others.any(|other| discriminant(other) != sends)
+}
+
+/// What a peer had before: it may send by that until it has told everybody of what it has now.
+pub(crate) fn former<'a>(inputs: &Inputs<'a>, lease: &Lease) -> &'a [Backend] {
+    inputs.former.get(&lease.node).map_or(&[], Vec::as_slice)
+}
+
+/// By which ways a peer may send, as far as this node and it have or had these backends a moment ago.
+pub(crate) fn ways_in(inputs: &Inputs<'_>, lease: &Lease) -> Vec<Way> {
+    let own = || [inputs.sends, &inputs.lease.backend].into_iter().chain(inputs.keeps);
+    let theirs = [&lease.backend].into_iter().chain(former(inputs, lease));
+    let pairs = theirs.flat_map(|theirs| own().map(move |ours| (ours, theirs)));
+    let is_possible = |ours: &Backend, theirs: &Backend| {
+        !lease.flannel.is_member() || discriminant(ours) == discriminant(theirs)
+    };
+    let common = pairs
+        .filter(|(ours, theirs)| is_possible(ours, theirs))
+        .filter_map(|(ours, theirs)| meet(inputs, ours, theirs));
+    let families = || Family::ALL.into_iter().filter(|family| carries(inputs.lease, *family));
+    let each = common.flat_map(|common| families().map(move |family| (family, common)));
+    each.filter_map(|(family, common)| way(inputs, lease, family, common).ok()).collect()
 }
 
 /// A node that can be reached.
@@ -166,7 +209,7 @@ impl<'a> Peer<'a> {
         if let Some(problem) = overlaps.get(&lease.node) {
             return Err(problem.clone());
         }
-        match seen.twin(lease, &ways) {
+        match seen.twin(inputs, lease, &ways) {
             Some(problem) => Err(problem),
             None => Ok(Self { lease, ways, partly }),
         }
@@ -299,7 +342,7 @@ impl<'a> Seen<'a> {
         seen
     }
 
-    fn twin(&mut self, lease: &'a Lease, ways: &ByFamily<Way>) -> Option<Problem> {
+    fn twin(&mut self, inputs: &Inputs<'_>, lease: &'a Lease, ways: &ByFamily<Way>) -> Option<Problem> {
         let problem = |what: String, holder: &Arc<str>| {
             Some(Problem::Twin { node: lease.node.clone(), what, holder: holder.clone() })
         };
@@ -315,7 +358,8 @@ impl<'a> Seen<'a> {
             }
         }
         // A disk that was copied, with the key on it: a device cannot tell two peers with one key apart.
-        let keys = || lease.backend.keys().map(|key| key.public_key);
+        let backends = || [&lease.backend].into_iter().chain(former(inputs, lease));
+        let keys = || backends().flat_map(Backend::keys).map(|key| key.public_key);
         if let Some((key, holder)) = keys().find_map(|key| Some((key, self.keys.get(&key)?))) {
             return problem(format!("WireGuard key {key}"), holder);
         }

@@ -70,8 +70,13 @@ fn backend(number: u8, node: u16, key: u16, keys: usize) -> Backend {
         4 => Backend::WireGuard {
             key: of_generation(GENERATIONS[keys][0]),
             next: GENERATIONS[keys].get(1).copied().map(of_generation),
+            strict: true,
         },
         5 => Backend::None,
+        6 => match backend(4, node, u16::from(key), keys) {
+            Backend::WireGuard { key, next, .. } => Backend::WireGuard { key, next, strict: false },
+            other => other,
+        },
         _ => Backend::Other("new".into()),
     }
 }
@@ -112,6 +117,8 @@ struct Own {
     narrow: bool,
     keys: usize,
     sends_next: bool,
+    /// What it had a moment ago, and so had node 3.
+    before: Option<u8>,
 }
 
 impl Own {
@@ -145,21 +152,26 @@ impl Own {
                 .into(),
             ..Host::default()
         };
+        let keeps: Vec<Backend> =
+            self.before.iter().map(|number| backend(*number, 1, 1, self.keys)).collect();
+        let had = self.before.map(|number| ("node3".into(), vec![backend(number, 3, 3, self.keys)]));
         let narrow = BTreeMap::from([(IpAddr::from([198, 18, 0, 3]), 1300)]);
         ask(&Inputs {
             snapshot,
             lease: &own,
             sends: &own.backend,
             sends_next: self.sends_next,
-            keeps: &[],
+            keeps: &keeps,
+            former: &had.into_iter().collect(),
             underlay: &underlay(own.underlay[0]),
             underlays: &own.underlay.iter().map(|one| (Family::of(*one), underlay(*one))).collect(),
             carried: 1500,
             path_mtus: if self.narrow { &narrow } else { const { &BTreeMap::new() } },
             vxlan: VxlanSettings { vni: 1, port: 8472, direct_routing: self.direct_routing },
             kernel: InKernel {
-                wireguard: [9, 10]
-                    .map(|key| (self.in_kernel && self.backend == 4).then(|| SecretKey::new([key; 32]))),
+                wireguard: [9, 10].map(|key| {
+                    (self.in_kernel && matches!(self.backend, 4 | 6)).then(|| SecretKey::new([key; 32]))
+                }),
                 ipip: self.in_kernel,
             },
             udp_port: 8285,
@@ -190,7 +202,7 @@ fn event() -> impl Strategy<Value = Event> {
         let mtu = select(vec![1450, 1300, 1500]);
         let families = prop_oneof![4 => select(vec![0_u8]), 1 => 1_u8..3];
         let member = proptest::bool::weighted(0.1);
-        (0_u8..7, number(node), retained, number(node), families, mtu, member, 0..GENERATIONS.len()).prop_map(
+        (0_u8..8, number(node), retained, number(node), families, mtu, member, 0..GENERATIONS.len()).prop_map(
             move |(backend, cidrs, retained, underlay, families, mtu, member, keys)| {
                 Event::Says(node, Said { backend, cidrs, retained, underlay, families, mtu, member, keys })
             },
@@ -207,8 +219,9 @@ fn event() -> impl Strategy<Value = Event> {
 
 fn own() -> impl Strategy<Value = Own> {
     let flags = any::<[bool; 5]>();
-    (0_u8..6, flags, 0..GENERATIONS.len()).prop_map(
-        |(backend, [tells, direct_routing, in_kernel, narrow, sends_next], keys)| Own {
+    let before = prop_oneof![4 => select(vec![None]), 1 => (0_u8..8).prop_map(Some)];
+    (0_u8..7, flags, 0..GENERATIONS.len(), before).prop_map(
+        |(backend, [tells, direct_routing, in_kernel, narrow, sends_next], keys, before)| Own {
             backend,
             tells,
             direct_routing,
@@ -216,6 +229,7 @@ fn own() -> impl Strategy<Value = Own> {
             narrow,
             keys,
             sends_next,
+            before,
         },
     )
 }
@@ -281,11 +295,11 @@ proptest! {
 
     #[test]
     fn a_peer_that_has_nothing_in_common_with_another_is_amended_whatever_the_backend(
-        backend in select(vec![0_u8, 1, 2, 3, 4]), in_kernel in any::<bool>(), mtu in select(vec![1300_u32, 1450]),
+        backend in select(vec![0_u8, 1, 2, 3, 4, 6]), in_kernel in any::<bool>(), mtu in select(vec![1300_u32, 1450]),
         // The node's own address, number 1, and those of nodes 2 to 5 are taken.
         (cidrs, underlay) in (20_u16..90, 20_u16..90),
     ) {
-        let own = Own { backend, tells: false, direct_routing: false, in_kernel, narrow: false, keys: 0, sends_next: false };
+        let own = Own { backend, tells: false, direct_routing: false, in_kernel, narrow: false, keys: 0, sends_next: false, before: None };
         let mut snapshot = Snapshot::default();
         for node in 1..=5 {
             snapshot.apply(Change::Set(Node::named(format!("node{node}")).into()));
@@ -315,6 +329,7 @@ fn a_peer_that_comes_to_have_anothers_key_is_for_the_whole_computation() {
         narrow: false,
         keys: 0,
         sends_next: false,
+        before: None,
     };
     let mut snapshot = Snapshot::default();
     let mut put = |node: u16, families: u8, key: u16| {

@@ -136,6 +136,7 @@ impl Case {
             lease: &self.own,
             sends: &self.own.backend,
             keeps: &[],
+            former: &BTreeMap::new(),
             kernel: self.kernel,
             udp_port: 8285,
             senders: self.senders,
@@ -942,7 +943,7 @@ fn with_keys(byte: u8, generations: &[u32]) -> Backend {
         public_key: PublicKey([byte + u8::try_from(*generation).unwrap(); 32]),
         generation: *generation,
     });
-    Backend::WireGuard { key: keys.next().unwrap(), next: keys.next() }
+    Backend::WireGuard { key: keys.next().unwrap(), next: keys.next(), strict: true }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use cluster::Backend;
 const HEARD: Duration = Duration::from_secs(2);
 
 /// How long after the publication the old ways in stay open.
-const OPEN: Duration = Duration::from_secs(10);
+pub(super) const OPEN: Duration = Duration::from_secs(10);
 
 /// Where a node is on its way from one backend to another.
 #[derive(Debug, Clone)]
@@ -65,6 +65,15 @@ impl Changeover {
         if same(known, &self.to) {
             self.published.get_or_insert(now);
         }
+    }
+
+    /// Notes that nobody sends by the old ways any more, when it is so.
+    pub(crate) fn settle(&mut self, now: Instant) {
+        if self.is_over() || self.published.is_none_or(|then| now < then + OPEN) {
+            return;
+        }
+        tracing::info!(from = self.from.name(), to = self.to.name(), "the backend has changed");
+        *self = Self { from: self.to.clone(), older: Vec::new(), ..self.clone() };
     }
 
     /// By what the node sends.
@@ -127,7 +136,11 @@ mod tests {
         assert_eq!((change.sends(heard), kept(&change, heard)), (&Backend::HostGw, vec![vxlan()]));
         assert_eq!(change.deadline(heard), Some(told + OPEN));
         let open = told + OPEN;
+        change.settle(heard);
+        assert_eq!(kept(&change, heard), [vxlan()]);
         assert_eq!((kept(&change, open), change.deadline(open)), (vec![], None));
+        change.settle(open);
+        assert_eq!((change.sends(open), kept(&change, open)), (&Backend::HostGw, vec![]));
     }
 
     #[test]

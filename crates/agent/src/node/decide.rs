@@ -81,7 +81,10 @@ impl NodeKeeper {
         let (sends, mut keeps): (_, Vec<Backend>) =
             (changeover.sends(now).clone(), changeover.keeps(now).cloned().collect());
         keeps.extend(self.held_key(&keeps));
-        let kernel = self.in_kernel(view, &keeps.iter().chain([&backend, &sends]).collect::<Vec<_>>())?;
+        self.former.follow(self.known.leases(), &view.snapshot, now);
+        let former = self.former.backends();
+        let kernel =
+            self.in_kernel(view, &keeps.iter().chain([&backend, &sends]).collect::<Vec<_>>(), &former)?;
         let own = [self.remembered.as_slice(), &pod_cidrs].concat();
         let lease = self.without_narrow_tunnel(self.lease_of(pod_cidrs, backend, mtu), carried);
         let cluster = &self.options.config.cluster;
@@ -96,6 +99,7 @@ impl NodeKeeper {
             sends: &sends,
             sends_next: self.key_turn.as_ref().is_some_and(|turn| turn.sends_next(now)),
             keeps: &keeps,
+            former: &former,
             underlay: &tunnel,
             underlays: &self.underlays,
             carried,
@@ -194,6 +198,7 @@ impl NodeKeeper {
         if let Some(known) = &published {
             changeover.publish(known, now);
         }
+        changeover.settle(now);
         changeover
     }
 
@@ -212,7 +217,7 @@ impl NodeKeeper {
     pub(crate) fn deadline(&self, now: Instant) -> Option<Instant> {
         let changeover = self.changeover.as_ref().and_then(|changeover| changeover.deadline(now));
         let turn = self.key_turn.as_ref().and_then(|turn| turn.deadline(now));
-        changeover.into_iter().chain(turn).min()
+        changeover.into_iter().chain(turn).chain(self.former.deadline()).min()
     }
 
     /// Chooses an underlay for each family that has one; the tunnel runs over IPv4 where there is one.

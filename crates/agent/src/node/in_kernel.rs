@@ -3,6 +3,9 @@
 //! Read [`NodeKeeper::in_kernel`]. What a kernel can do is asked when somebody needs it, and once: asking loads modules, and
 //! those of IP in IP bring devices with them. What an operator has said goes before what is found.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use cluster::Backend;
 use netstate::{LinkName, SecretKey};
 use route::{InKernel, TunnelKind};
@@ -16,14 +19,20 @@ use crate::status::KernelPeer;
 use crate::view::View;
 
 impl NodeKeeper {
-    /// What the kernel is to carry, where this node has these backends. None that nobody needs.
-    pub(super) fn in_kernel(&mut self, view: &View, backends: &[&Backend]) -> Result<InKernel, Refusal> {
+    /// What the kernel is to carry, where this node has these backends, and peers had those of before. None that nobody needs.
+    pub(super) fn in_kernel(
+        &mut self,
+        view: &View,
+        backends: &[&Backend],
+        former: &BTreeMap<Arc<str>, Vec<Backend>>,
+    ) -> Result<InKernel, Refusal> {
         let config = &self.options.config;
         let (wireguard, ipip) = (config.wireguard.datapath, config.ipip.datapath);
         let has = |kind| backends.iter().any(|backend| TunnelKind::of(backend) == Some(kind));
         let keys = || backends.iter().flat_map(|backend| backend.keys());
         // A peer that has it is reached by it whatever this node has.
-        let meets_ipip = || view.snapshot.leases.values().any(|lease| lease.backend == Backend::Ipip);
+        let theirs = || view.snapshot.leases.values().map(|lease| &lease.backend);
+        let meets_ipip = || theirs().chain(former.values().flatten()).any(|theirs| *theirs == Backend::Ipip);
         let needs_ipip = has(TunnelKind::Ipip) || meets_ipip();
         let mut kernel = InKernel::default();
         if keys().next().is_some() && self.is_kernels(TunnelKind::WireGuard, wireguard)? {

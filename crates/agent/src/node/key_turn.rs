@@ -209,7 +209,7 @@ mod tests {
             public_key: PublicKey([7; 32]),
             generation: *generation,
         });
-        Backend::WireGuard { key: keys.next().unwrap(), next: keys.next() }
+        Backend::WireGuard { key: keys.next().unwrap(), next: keys.next(), strict: true }
     }
 
     #[test]

@@ -156,7 +156,8 @@ impl NodeKeeper {
     /// What peers are told of the keys.
     fn told_keys(&self) -> Option<Backend> {
         let mut keys = self.key_turn.as_ref()?.generations().filter_map(|generation| self.key(generation));
-        Some(Backend::WireGuard { key: keys.next()?, next: keys.next() })
+        let strict = self.options.config.wireguard.strict;
+        Some(Backend::WireGuard { key: keys.next()?, next: keys.next(), strict })
     }
 
     /// What the node receives by though its peers are told no more of it. Nothing once the node has left WireGuard; `keeps` are the backends that it still receives by.
@@ -166,7 +167,7 @@ impl NodeKeeper {
             return None;
         }
         let key = self.key(self.key_turn.as_ref()?.held()?)?;
-        Some(Backend::WireGuard { key, next: None })
+        Some(Backend::WireGuard { key, next: None, strict: self.options.config.wireguard.strict })
     }
 
     fn key(&self, generation: u32) -> Option<WireGuardKey> {

@@ -17,16 +17,8 @@ fn joined(config: &str) -> Rig {
     }
     rig.await_joined();
     rig.add_pods();
-    await_flow(&rig);
+    rig.await_flow();
     rig
-}
-
-/// Waits until the pods of two nodes reach each other: links come up, and neighbours are found, after what agents see to.
-fn await_flow(rig: &Rig) {
-    let [first, second] = &rig.nodes[..] else { panic!("two nodes") };
-    for (from, to) in first.pod_addresses().iter().zip(second.pod_addresses()) {
-        eventually("traffic flows", || first.pings(from, &to).then_some(()));
-    }
 }
 
 fn paths(node: &Node) -> Vec<String> {
@@ -207,7 +199,7 @@ fn a_killed_agent_costs_what_was_in_its_hands_where_the_service_manager_keeps_it
         }
         rig.await_joined();
         rig.add_pods();
-        await_flow(&rig);
+        rig.await_flow();
         let (lost, absent) = lost_by_kills(&mut rig, 1);
         println!("{}: {lost:?} packets lost with a keeper, {absent} sent meanwhile", config.trim());
         // What was sealed for an agent that is dead nobody can open any more. Of the others only what its threads have in

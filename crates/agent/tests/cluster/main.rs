@@ -27,6 +27,7 @@ mod kube_proxy;
 mod kubernetes;
 mod masquerade;
 mod membership;
+mod moves;
 mod operation;
 mod path_mtu;
 mod policies;

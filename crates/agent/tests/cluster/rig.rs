@@ -179,6 +179,17 @@ impl Rig {
         self.nodes.iter().all(|from| self.nodes.iter().all(|to| reaches(from, to)))
     }
 
+    /// Waits until the pods of all nodes reach each other: links come up, and neighbours are found, after what agents see to.
+    pub(crate) fn await_flow(&self) {
+        for (at, first) in self.nodes.iter().enumerate() {
+            for second in &self.nodes[at + 1..] {
+                for (from, to) in first.pod_addresses().iter().zip(second.pod_addresses()) {
+                    eventually("traffic flows", || first.pings(from, &to).then_some(()));
+                }
+            }
+        }
+    }
+
     /// Asserts that every pod reaches every other one, in both families.
     pub(crate) fn assert_reachable(&self) {
         for from in &self.nodes {

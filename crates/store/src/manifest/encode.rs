@@ -188,11 +188,15 @@ fn of_lease(lease: &Lease) -> Value {
             json!({"type": lease.backend.name(), "vni": vni, "port": port, "mac": mac.to_string()})
         }
         Backend::Udp { port } => json!({"type": lease.backend.name(), "port": port}),
-        Backend::WireGuard { key, next } => {
+        Backend::WireGuard { key, next, strict } => {
             let mut value = of_key(key);
             value["type"] = json!(lease.backend.name());
             if let Some(next) = next {
                 value["next"] = of_key(next);
+            }
+            // Nodes of a version that knows no other are strict, and say nothing.
+            if !strict {
+                value["strict"] = json!(false);
             }
             value
         }

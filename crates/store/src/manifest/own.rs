@@ -95,7 +95,8 @@ fn backend(field: &Field<'_, '_>) -> Result<Backend, Fault> {
                 let reason = "is of a generation whose device the key in force has".to_owned();
                 return Err(field.get("next")?.fault(reason));
             }
-            Ok(Backend::WireGuard { key, next })
+            let strict = field.get("strict")?.truth()?.unwrap_or(true);
+            Ok(Backend::WireGuard { key, next, strict })
         }
         "none" => Ok(Backend::None),
         other => Ok(Backend::Other(other.into())),

@@ -145,7 +145,7 @@ fn what_is_written_reads_back_the_same() {
   "backend":{"type":"wireguard","port":51820,"publicKey":"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc="}}},
  {"apiVersion":"fairlead/v1","kind":"NodeLease","metadata":{"name":"node8"},"spec":{"mtu":1420,
   "backend":{"type":"wireguard","port":51820,"publicKey":"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=","generation":2,
-   "next":{"port":51821,"publicKey":"CAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAg=","generation":3}}}},
+   "next":{"port":51821,"publicKey":"CAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAg=","generation":3},"strict":false}}},
  {"apiVersion":"fairlead/v1","kind":"PodCIDRClaim","spec":{"cidr":"fd00:10:244:1::/64","node":"node1"}},
  {"apiVersion":"fairlead/v1","kind":"PodStatus","metadata":{"namespace":"shop","name":"web-0"},
   "status":{"nodeName":"node1","phase":"Running","addresses":["10.244.1.2"]}},
@@ -165,6 +165,11 @@ fn what_is_written_reads_back_the_same() {
         _ => Vec::new(),
     };
     assert_eq!((keys(&all[6]), keys(&all[7])), (vec![(51820, 0)], vec![(51820, 2), (51821, 3)]));
+    let strict = |object: &Object| match object {
+        Object::Lease(lease) => matches!(lease.backend, Backend::WireGuard { strict: true, .. }),
+        _ => false,
+    };
+    assert_eq!((strict(&all[6]), strict(&all[7])), (true, false), "one that does not say so is strict");
     for object in all {
         let text = encode(&object);
         let again = parse(&text).unwrap();
