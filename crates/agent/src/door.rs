@@ -188,6 +188,11 @@ impl Door {
         Ok(self.host.wireguard(link)?)
     }
 
+    /// How many packets a link was to send and could not; none where there is no such link.
+    pub(crate) fn unsent(&mut self, link: LinkName) -> Result<Option<u64>, DoorError> {
+        Ok(link::unsent(&mut self.facts, link.as_str())?)
+    }
+
     /// Whether a WireGuard device and its peers are as wanted.
     pub(crate) fn has_wireguard(&mut self, link: LinkName, want: &State) -> Result<bool, DoorError> {
         Ok(self.host.has_wireguard(link, want)?)

@@ -32,7 +32,7 @@ pub(crate) fn text(status: &Status, counts: &[Count]) -> String {
     store(&mut registry, status);
     work(&mut registry, status);
     tunnels(&mut registry, status);
-    kernel_peers(&mut registry, status);
+    wireguard(&mut registry, status);
     policies(&mut registry, status);
     policy_counts::register(&mut registry, counts);
     let mut text = String::new();
@@ -152,8 +152,8 @@ fn tunnels(registry: &mut Registry, status: &Status) {
     registry.register("tunnel_dropped_packets", "Packets that those tunnels dropped", dropped);
 }
 
-/// What the kernel's WireGuard says of its peers.
-fn kernel_peers(registry: &mut Registry, status: &Status) {
+/// What WireGuard refused, and what the kernel's says of its peers.
+fn wireguard(registry: &mut Registry, status: &Status) {
     let handshakes = Family::<Labels, Gauge<i64>>::default();
     let bytes = Family::<Labels, Counter<u64>>::default();
     for peer in &status.kernel_peers {
@@ -166,6 +166,11 @@ fn kernel_peers(registry: &mut Registry, status: &Status) {
             let labels = vec![of_peer.clone(), ("direction", direction.to_owned())];
             bytes.get_or_create(&labels).inc_by(size);
         }
+    }
+    if let Some(refused) = status.backend.refused {
+        let help =
+            "Packets to pods of the cluster that WireGuard refused, for there is no way to whom they are for";
+        counter(registry, "wireguard_refused_packets", help, refused);
     }
     let help = "When the kernel's WireGuard and a peer last agreed on a session, since 1970";
     registry.register_with_unit("wireguard_last_handshake_timestamp", help, Unit::Seconds, handshakes);
@@ -238,7 +243,7 @@ fn count(lines: &[String]) -> i64 {
 mod tests {
     use super::text;
     use crate::policy::PolicyStatus;
-    use crate::status::{KernelPeer, PeerState, PeerStatus, Status, SupplyStatus};
+    use crate::status::{BackendStatus, KernelPeer, PeerState, PeerStatus, Status, SupplyStatus};
 
     #[test]
     fn the_numbers_are_those_of_the_status() {
@@ -263,6 +268,7 @@ mod tests {
                 taken: 3,
                 free: 253,
             }],
+            backend: BackendStatus { refused: Some(11), ..BackendStatus::default() },
             peers: vec![peer],
             changes: 7,
             kernel_peers: vec![KernelPeer {
@@ -293,6 +299,7 @@ mod tests {
             "fairlead_kernel_changes_total 7",
             "fairlead_wireguard_last_handshake_timestamp_seconds{peer=\"node2\"} 1700000000",
             "fairlead_wireguard_bytes_total{peer=\"node2\",direction=\"sent\"} 148",
+            "fairlead_wireguard_refused_packets_total 11",
             "fairlead_reconcile_seconds_total 1.5",
             "fairlead_policies_enforced 1",
             "fairlead_policies{kind=\"NetworkPolicy\"} 3",

@@ -13,6 +13,7 @@ mod in_kernel;
 mod key_turn;
 mod keys;
 mod known;
+mod opening;
 mod operation;
 mod paths;
 mod services;
@@ -294,6 +295,9 @@ impl NodeKeeper {
         self.tunnels.learn(&design.tunnels);
         let steps = self.known_steps(extent, &design, amendment.as_ref());
         let amended = steps.is_some_and(|steps| self.amend(&steps, outcome));
+        if !amended {
+            self.open_tunnels(&design, outcome);
+        }
         let made = amended || self.make(&design.state, outcome);
         let kept = self.keep_tunnels(&design.tunnels, outcome);
         let made = made && kept && self.report.is_ready();

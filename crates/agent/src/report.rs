@@ -328,7 +328,14 @@ pub(crate) fn backend(options: &Options, design: Option<&Design>) -> BackendStat
     let carrier = design.and_then(|design| kinds.into_iter().find_map(|kind| carrier(kind, design)));
     let strict =
         (options.config.backend == BackendKind::WireGuard).then_some(options.config.wireguard.strict);
-    BackendStatus { kind, carrier: carrier.map(str::to_owned), tunnel, keys: Vec::new(), strict }
+    BackendStatus {
+        kind,
+        carrier: carrier.map(str::to_owned),
+        tunnel,
+        keys: Vec::new(),
+        strict,
+        refused: None,
+    }
 }
 
 /// A WireGuard key as people see it.

@@ -164,6 +164,10 @@ pub struct BackendStatus {
     /// With WireGuard, whether packets go encrypted or not at all: if not, nodes of another backend are reached by theirs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub strict: Option<bool>,
+    /// With WireGuard, how many packets to the cluster's pods were refused because there is no way to whom they are for, since the
+    /// tunnel was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<u64>,
 }
 
 /// A WireGuard key of this node.

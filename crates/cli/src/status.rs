@@ -77,6 +77,9 @@ fn node(status: &Status, wide: bool) -> Table {
         status.backend.strict.map(|strict| if strict { ", strict" } else { ", not strict" }.to_owned());
     let backend = [Some(status.backend.kind.clone()), device, strict, carrier.filter(|_| wide)];
     row("backend", backend.into_iter().flatten().collect());
+    if let Some(refused) = status.backend.refused.filter(|refused| wide || *refused > 0) {
+        row("refused", format!("{refused} packets to pods that there is no way to"));
+    }
     if let Some(underlay) = &status.underlay {
         row("underlay", format!("{} {}", underlay.link, joined(&underlay.advertised)));
     }

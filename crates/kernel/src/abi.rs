@@ -53,6 +53,7 @@ pub(crate) const IFLA_TXQLEN: u16 = 13;
 pub(crate) const IFLA_OPERSTATE: u16 = 16;
 pub(crate) const IFLA_LINKINFO: u16 = 18;
 pub(crate) const IFLA_IFALIAS: u16 = 20;
+pub(crate) const IFLA_STATS64: u16 = 23;
 pub(crate) const IFLA_AF_SPEC: u16 = 26;
 pub(crate) const IFLA_GROUP: u16 = 27;
 pub(crate) const IFLA_NET_NS_FD: u16 = 28;
@@ -60,6 +61,9 @@ pub(crate) const IFLA_EXT_MASK: u16 = 29;
 pub(crate) const IFLA_PROMISCUITY: u16 = 30;
 pub(crate) const IFLA_LINK_NETNSID: u16 = 37;
 pub(crate) const IFLA_ALT_IFNAME: u16 = 53;
+
+// Of the numbers in IFLA_STATS64 (struct rtnl_link_stats64), counted from 0.
+pub(crate) const STATS64_TX_ERRORS: usize = 5;
 
 // Below IFLA_LINKINFO.
 pub(crate) const IFLA_INFO_KIND: u16 = 1;

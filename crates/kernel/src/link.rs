@@ -304,6 +304,22 @@ pub fn look_up<'a>(target: impl Into<Target<'a>>) -> Request {
     Request::new(message, Purpose::new("find link", target.object()))
 }
 
+/// How many packets a link was to send and could not, by its own count; `None` if there is no such link. WireGuard's are
+/// those that are behind no peer.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn unsent<'a>(socket: &mut Socket, target: impl Into<Target<'a>>) -> Result<Option<u64>, Error> {
+    let target = target.into();
+    let message = target.message(abi::RTM_GETLINK, 0, Header::default());
+    let request = Request::new(message, Purpose::new("read what was counted of link", target.object()));
+    match socket.ask(&request, parse::unsent) {
+        Ok(count) => Ok(Some(count)),
+        Err(error) if error.errno() == Some(Errno::NODEV) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Whether the kernel has links of this kind that needs no settings, by the kernel's name for it (and loads its
 /// module, if it is one). Asks for one with a name that cannot be.
 ///

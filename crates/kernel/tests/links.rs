@@ -3,7 +3,7 @@
 
 use std::os::fd::AsFd;
 
-use harness::{Namespace, not_run, run_ok};
+use harness::{Namespace, eventually, not_run, run_ok};
 use kernel::link::{self, AddressGeneration, Change, Filter, NewBridge, NewKind, NewLink, NewPeer, NewVxlan};
 use kernel::link::{Kind, OperationalState, PortChange, Vlan, VlanSide};
 use kernel::netlink::{Batch, Protocol, Socket};
@@ -313,4 +313,21 @@ fn a_foreign_text_that_is_not_utf8_does_not_spoil_a_listing() {
     assert_eq!(found.alias.as_deref(), Some("caf\u{fffd}"));
     let rules = kernel::rule::list(&mut socket).unwrap();
     assert!(rules.iter().any(|rule| rule.incoming.as_deref() == Some("caf\u{fffd}")));
+}
+
+#[test]
+fn what_a_link_could_not_send_is_what_ip_says() {
+    let (node, mut socket, _) = node();
+    // To where there is no way.
+    node.ip("link add vx0 type vxlan id 7 remote 198.51.100.1 dstport 4789");
+    node.ip("link set vx0 up");
+    node.ip("address add 192.0.2.1/24 dev vx0");
+    node.ip("neigh add 192.0.2.2 lladdr 02:00:00:00:00:02 dev vx0");
+    let said = harness::run(node.command("ping").args(["-c", "3", "-i", "0.01", "-W", "1", "192.0.2.2"]));
+    assert!(!said.status.success());
+    eventually("as many as ip says, and some", || {
+        let errors = node.ip_json("-s link show vx0")[0]["stats64"]["tx"]["errors"].as_u64().unwrap();
+        (errors >= 3 && link::unsent(&mut socket, "vx0").unwrap() == Some(errors)).then_some(())
+    });
+    assert_eq!(link::unsent(&mut socket, "vx1").unwrap(), None);
 }

@@ -42,6 +42,9 @@ use crate::{antispoof, host_gw, vxlan};
 /// The metric of the `unreachable` routes to the node's own pod CIDRs: behind whatever a bridge or a person adds.
 pub const UNREACHABLE_METRIC: u32 = 65_000;
 
+/// The metric of the routes by which WireGuard refuses and counts what is behind no peer: in front of the `unreachable` ones.
+const COUNTED_METRIC: u32 = UNREACHABLE_METRIC - 1;
+
 /// All that the node's state follows from.
 #[derive(Debug, Clone, Copy)]
 pub struct Inputs<'a> {
@@ -165,6 +168,7 @@ fn own_part(design: &mut Design, inputs: &Inputs<'_>, superseded: &Superseded<'_
         let families: Vec<Family> =
             Family::ALL.into_iter().filter(|family| carries(inputs.lease, *family)).collect();
         guard(inputs.cluster, &families).routes().for_each(|route| design.state.insert_route(route));
+        counted(inputs, &families).for_each(|route| design.state.insert_route(route));
     }
     let is_vxlan = |backend: &&Backend| matches!(backend, Backend::Vxlan { .. });
     if backends.iter().any(is_vxlan) || used.iter().any(|way| matches!(way, Way::Vxlan { .. })) {
@@ -204,6 +208,19 @@ pub fn guard(cluster: &[IpNet], families: &[Family]) -> State {
     let networks = cluster.iter().filter(|net| families.contains(&Family::of_net(net)));
     networks.for_each(|net| state.insert_route(unreachable(net.trunc())));
     state
+}
+
+/// Routes of the same networks into the tunnel, in front of those of [`guard`]. WireGuard refuses what is behind no peer, tells the
+/// sender and counts it, which an `unreachable` route does not; that is there for when the device is away. What has a way
+/// takes the route to its node, and is asked nothing for it.
+fn counted(inputs: &Inputs<'_>, families: &[Family]) -> impl Iterator<Item = Route> {
+    let device = keys::ours(inputs).and_then(TunnelKind::of).and_then(|kind| kind.device().parse().ok());
+    let networks = inputs.cluster.iter().filter(|net| families.contains(&Family::of_net(net)));
+    networks.filter_map(move |net| {
+        let mut route = Route::on_link(net.trunc(), device?);
+        route.key.metric = COUNTED_METRIC;
+        Some(route)
+    })
 }
 
 fn unreachable(destination: IpNet) -> Route {

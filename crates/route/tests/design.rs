@@ -97,6 +97,10 @@ struct Case {
     path_mtus: BTreeMap<IpAddr, u32>,
     kernel: InKernel,
     sends_next: bool,
+    /// By what it sends, where that is not what its lease says.
+    sends: Option<Backend>,
+    /// What its peers had a moment ago.
+    former: BTreeMap<Arc<str>, Vec<Backend>>,
     senders: Senders,
     /// What is different about the host.
     host: fn(&mut Host),
@@ -116,6 +120,8 @@ impl Case {
             path_mtus: BTreeMap::new(),
             kernel: InKernel::default(),
             sends_next: false,
+            sends: None,
+            former: BTreeMap::new(),
             senders: Senders { checked: true, bridge: false, policed: true },
             host: |_| {},
         }
@@ -134,9 +140,9 @@ impl Case {
         design(&Inputs {
             snapshot,
             lease: &self.own,
-            sends: &self.own.backend,
+            sends: self.sends.as_ref().unwrap_or(&self.own.backend),
             keeps: &[],
-            former: &BTreeMap::new(),
+            former: &self.former,
             kernel: self.kernel,
             udp_port: 8285,
             senders: self.senders,
@@ -707,9 +713,108 @@ fn what_is_to_be_encrypted_goes_encrypted_or_not_at_all() {
     assert_eq!(tunnel.peers[0].public_key, Some(PublicKey([2; 32])));
     assert!(problem(&design, "node3").to_string().contains("its backend is vxlan, this node's is wireguard"));
     let text = design.state.to_string();
-    assert!(text.contains("route unreachable 10.244.0.0/16 metric 65000"), "{text}");
+    // The tunnel refuses and counts; behind that, for when it is away, the kernel refuses.
+    for net in ["10.244.0.0/16", "fd00:10:244::/48"] {
+        assert!(text.contains(&format!("route {net} dev fairlead-wg metric 64999")), "{text}");
+        assert!(text.contains(&format!("route unreachable {net} metric 65000")), "{text}");
+    }
     assert!(text.contains("route 10.244.2.0/24 dev fairlead-wg"), "{text}");
     assert_eq!(tunnel.mtu, 1440);
+}
+
+fn not_strict(byte: u8) -> Backend {
+    let key = WireGuardKey { port: 51820, public_key: PublicKey([byte; 32]), generation: 0 };
+    Backend::WireGuard { key, next: None, strict: false }
+}
+
+/// How node1 with the one reaches node2 with the other; none where it does not.
+fn way_between(ours: &Backend, theirs: &Backend) -> Option<&'static str> {
+    let mut case = Case::node1();
+    case.host = |host| with_shared_link(host);
+    case.own.backend = ours.clone();
+    let mut snapshot = Snapshot::default();
+    join(&mut snapshot, Lease { backend: theirs.clone(), ..lease(2) });
+    let design = case.design(&snapshot);
+    let ways: BTreeSet<_> =
+        design.peers.values().flat_map(|paths| paths.values().map(|path| path.way.name())).collect();
+    assert!(ways.len() <= 1 && ways.is_empty() == design.problems.contains_key("node2"));
+    ways.first().copied()
+}
+
+#[test]
+fn wireguard_that_is_not_strict_gives_way_to_another_backend_and_both_nodes_say_so() {
+    let strict = |byte| Backend::wireguard(51820, PublicKey([byte; 32]));
+    for (other, way) in [
+        (lease(2).backend, "vxlan"),
+        (Backend::Udp { port: 8285 }, "udp"),
+        (Backend::Ipip, "ipip"),
+        (Backend::HostGw, "direct"),
+    ] {
+        assert_eq!(way_between(&not_strict(1), &other), Some(way));
+        assert_eq!(way_between(&other, &not_strict(2)), Some(way));
+        assert_eq!(way_between(&strict(1), &other), None, "a strict one has no way to {}", other.name());
+        assert_eq!(way_between(&other, &strict(2)), None);
+    }
+    for (one, other) in [(strict(1), strict(2)), (strict(1), not_strict(2)), (not_strict(1), not_strict(2))] {
+        assert_eq!(way_between(&one, &other), Some("wireguard"), "what both have is never left out");
+    }
+    for (one, other) in [(not_strict(1), Backend::None), (Backend::None, not_strict(2))] {
+        let mut case = Case::node1();
+        case.own.backend = one;
+        let mut snapshot = Snapshot::default();
+        join(&mut snapshot, Lease { backend: other, ..lease(2) });
+        assert!(case.design(&snapshot).peers.is_empty());
+    }
+}
+
+#[test]
+fn while_a_node_changes_its_backend_it_and_its_peers_receive_by_all_that_either_may_send_by() {
+    let has = |case: &Case, theirs: &Backend, device: &str, route: &str| {
+        let mut snapshot = Snapshot::default();
+        join(&mut snapshot, Lease { backend: theirs.clone(), ..lease(2) });
+        let design = case.design(&snapshot);
+        let text = design.state.to_string();
+        assert!(text.contains(&format!("route 10.244.2.0/24 {route}")), "{text}");
+        let has = design.state.links.keys().any(|link| link.as_str() == device);
+        (has, design)
+    };
+    let mut case = Case::node1();
+    case.host = |host| with_shared_link(host);
+
+    // The last of two has been told to become plain, and sends by the tunnel for a moment.
+    (case.own.backend, case.own.mtu) = (Backend::HostGw, 1500);
+    assert!(!has(&case, &Backend::HostGw, "fairlead0", "via 198.18.0.3 dev eth0").0);
+    case.former.insert("node2".into(), vec![lease(2).backend]);
+    assert!(has(&case, &Backend::HostGw, "fairlead0", "via 198.18.0.3 dev eth0").0);
+
+    // One that is to be sent to by a third way as soon as its lease is heard of.
+    case.former.clear();
+    case.sends = Some(lease(1).backend);
+    let udp = Backend::Udp { port: 8285 };
+    assert!(has(&case, &udp, "fairlead-udp", "via 10.244.2.0 dev fairlead0").0);
+
+    // A peer has given WireGuard up, and sends by its key for a moment.
+    (case.own.backend, case.own.mtu, case.sends) = (not_strict(1), 1440, None);
+    let theirs = |design: &Design| {
+        design.tunnels[&TunnelKind::WireGuard].peers.iter().map(|peer| peer.public_key).collect::<Vec<_>>()
+    };
+    let (_, design) = has(&case, &lease(2).backend, "fairlead-wg", "via 10.244.2.0 dev fairlead0");
+    assert_eq!(theirs(&design), []);
+    case.former.insert("node2".into(), vec![not_strict(2)]);
+    let (_, design) = has(&case, &lease(2).backend, "fairlead-wg", "via 10.244.2.0 dev fairlead0");
+    assert_eq!(theirs(&design), [Some(PublicKey([2; 32]))]);
+
+    // This node gives it up: peers that have it are sent to by it until they have heard.
+    case.former.clear();
+    (case.own.backend, case.sends) = (lease(1).backend, Some(not_strict(1)));
+    let (_, design) = has(&case, &not_strict(2), "fairlead-wg", "dev fairlead-wg");
+    assert_eq!(theirs(&design), [Some(PublicKey([2; 32]))]);
+    // And one that takes it sends by the old one until they have.
+    (case.own.backend, case.sends) = (not_strict(1), Some(lease(1).backend));
+    assert!(has(&case, &not_strict(2), "fairlead-wg", "via 10.244.2.0 dev fairlead0").0);
+    // With a strict one there is nothing to wait for: there is no other way.
+    let strict = Backend::wireguard(51820, PublicKey([2; 32]));
+    assert!(has(&case, &strict, "fairlead-wg", "dev fairlead-wg").0);
 }
 
 #[test]

@@ -7,15 +7,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cluster::Backend;
-use netstate::{LinkName, SecretKey};
+use netstate::{LinkKind, LinkName, SecretKey};
 use route::{InKernel, TunnelKind};
+use tunnel::DropReason;
 
 use super::NodeKeeper;
 use super::decide::Refusal;
 use crate::config::Datapath;
 use crate::door::silent_sysctls;
 use crate::report::{Reason, told};
-use crate::status::KernelPeer;
+use crate::status::{KernelPeer, TunnelTraffic};
 use crate::view::View;
 
 impl NodeKeeper {
@@ -87,6 +88,31 @@ impl NodeKeeper {
                 false
             }
         })
+    }
+
+    /// How many packets WireGuard has refused because they are behind no peer; none where this node has none of it.
+    pub(super) fn refused(&mut self, tunnels: &[TunnelTraffic]) -> Option<u64> {
+        let design = self.design.as_ref()?;
+        let kinds = TunnelKind::ALL.into_iter().filter(|kind| kind.is_wireguard());
+        let links = kinds.flat_map(|kind| {
+            design.state.links.values().filter(move |link| link.name.as_str() == kind.device())
+        });
+        let mut refused = None;
+        for link in links {
+            let by_agent = tunnels.iter().filter(|tunnel| tunnel.device == link.name.as_str());
+            let by_agent =
+                by_agent.filter_map(|tunnel| tunnel.dropped.get(DropReason::NoPeer.label())).sum::<u64>();
+            // A program's device counts what its program did not take.
+            let by_kernel = match link.kind {
+                LinkKind::WireGuard => self.door.unsent(link.name).unwrap_or_else(|error| {
+                    tracing::debug!(error = %told(&error), link = %link.name, "the kernel does not say what it refused");
+                    None
+                }),
+                _ => None,
+            };
+            *refused.get_or_insert(0) += by_agent + by_kernel.unwrap_or_default();
+        }
+        refused
     }
 
     /// What the kernel's WireGuard says of the peers, where it carries them.

@@ -170,6 +170,7 @@ impl NodeKeeper {
         let tunnel = self.underlays.values().next();
         status.underlay = tunnel.map(|tunnel| crate::report::underlay(tunnel, self.lease.as_ref()));
         status.tunnels = self.tunnels.traffic();
+        status.backend.refused = self.refused(&status.tunnels);
         status.policies = self.policing.status();
         status.peers =
             crate::report::peers(&self.options.node, &view.snapshot, self.design.as_ref(), &self.changed);

@@ -138,9 +138,18 @@ fn scenario_52_what_is_to_be_encrypted_is_refused_where_there_is_no_tunnel_and_t
     let key = first.state_dir().join("wireguard.key");
     let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(key).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600);
-    // An address of the cluster that no node has: it must not take the default route.
-    let route = harness::run(first.netns.command("ip").args(["route", "get", "10.244.250.1"]));
-    assert!(!route.status.success(), "{}", String::from_utf8_lossy(&route.stdout));
+    // An address of the cluster that no node has: it must not take the default route. The tunnel refuses it, and counts; who
+    // takes the tunnel away finds the kernel's refusal behind it.
+    let source = &first.pod_addresses()[0];
+    let route = || harness::run(first.netns.command("ip").args(["-j", "route", "get", "10.244.250.1"]));
+    assert!(String::from_utf8_lossy(&route().stdout).contains(r#""dev":"fairlead-wg""#), "{:?}", route());
+    let refused = || first.status().unwrap().backend.refused.unwrap();
+    assert_eq!(refused(), 0);
+    let words = ["-n", "-c", "3", "-i", "0.01", "-W", "5", "-I", source, "10.244.250.1"];
+    let said = harness::run(first.netns.command("ping").args(words));
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(said.contains("Unreachable"), "the sender is told: {said}");
+    eventually("all are counted", || (refused() == 3).then_some(()));
     let status = first.status().unwrap();
     assert!(status.problems.is_empty(), "{:?}", status.problems);
 }

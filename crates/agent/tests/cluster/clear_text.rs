@@ -1,8 +1,8 @@
-//! A watch at the bridge between the nodes: what of the pods passes there that nobody has encrypted.
+//! A watch at the bridge between the nodes: what of the pods passes there that nobody has encrypted, plainly or in a tunnel.
 
 use harness::{Namespace, run_ok};
 
-/// Counts the packets with addresses of pods that come to the bridge, all of which would be in the clear.
+/// Counts the packets with addresses of pods that come to the bridge, and those of tunnels that encrypt nothing.
 pub(crate) struct Watch<'rig>(&'rig Namespace);
 
 impl<'rig> Watch<'rig> {
@@ -14,6 +14,8 @@ impl<'rig> Watch<'rig> {
                 ip daddr 10.244.0.0/16 counter
                 ip6 saddr fd00:10:244::/56 counter
                 ip6 daddr fd00:10:244::/56 counter
+                udp dport { 8472, 8285 } counter
+                ip protocol { 4, 41 } counter
             }
         }";
         run_ok(underlay.command("nft").arg(rules));
@@ -28,7 +30,7 @@ impl<'rig> Watch<'rig> {
         let statements = ruleset.iter().filter_map(|entry| entry["rule"]["expr"].as_array()).flatten();
         let counters: Vec<u64> =
             statements.filter_map(|statement| statement["counter"]["packets"].as_u64()).collect();
-        assert_eq!(counters.len(), 4, "{ruleset:?}");
+        assert_eq!(counters.len(), 6, "{ruleset:?}");
         counters.iter().sum()
     }
 }

@@ -2,6 +2,7 @@
 
 use std::process::{Child, Stdio};
 
+use agent::PeerState;
 use harness::{eventually, run_ok};
 
 use crate::clear_text::Watch;
@@ -72,4 +73,50 @@ fn no_packet_of_a_pod_leaves_in_the_clear_whatever_befalls_the_node() {
     run_ok(&mut first.command(&["clean"]));
     eventually("a packet in the clear is seen", || (watch.seen() > 0).then_some(()));
     drop(senders);
+}
+
+#[test]
+fn scenario_52_a_peer_without_a_key_is_sent_nothing_in_the_clear_and_what_is_refused_is_counted() {
+    const ECHOES: u64 = 20;
+    let mut rig = Rig::new(2);
+    for (node, config) in rig.nodes.iter_mut().zip(["backend: wireguard\n", "backend: vxlan\n"]) {
+        node.configure(config);
+        node.start();
+    }
+    let [first, second] = &mut rig.nodes[..] else { panic!("two nodes") };
+    for node in [&*first, &*second] {
+        node.await_status("ready, and its peer ignored", |status| {
+            status.ready && status.peers.iter().any(|peer| peer.state == PeerState::Ignored)
+        });
+        node.add_pod();
+    }
+    assert_eq!(first.status().unwrap().backend.strict, Some(true));
+    let watch = Watch::start(&rig.underlay);
+    let refused = |node: &Node| node.status().unwrap().backend.refused.unwrap();
+    let send = |from: &Node, to: &Node| {
+        for (source, target) in from.pod_addresses().iter().zip(to.pod_addresses()) {
+            let count = ECHOES.to_string();
+            let words = ["-n", "-q", "-c", &count, "-i", "0.01", "-W", "1", "-I", source, &target];
+            assert!(!harness::run(from.netns.command("ping").args(words)).status.success());
+        }
+    };
+    let before = refused(first);
+    send(first, second);
+    eventually("all are counted", || (refused(first) == before + 2 * ECHOES).then_some(()));
+    let metrics = first.health("/metrics");
+    assert!(metrics.contains(&format!("fairlead_wireguard_refused_packets_total {}", before + 2 * ECHOES)));
+    assert_eq!(watch.seen(), 0, "what was refused");
+
+    // Told so, it sends them by the other's way, in the clear; and no more when it is told to be strict again.
+    first.configure("backend: wireguard\nwireguard: {strict: false}\n");
+    let (source, target) = (first.pod_addresses().swap_remove(0), second.pod_addresses().swap_remove(0));
+    eventually("it is reached", || first.pings(&source, &target).then_some(()));
+    assert!(watch.seen() > 0, "a tunnel in the clear is seen");
+    first.configure("backend: wireguard\n");
+    eventually("it is refused again", || (!first.pings(&source, &target)).then_some(()));
+    second.await_status("its peer is ignored", |status| status.peers[0].state == PeerState::Ignored);
+    let (seen, before) = (watch.seen(), refused(first));
+    send(first, second);
+    eventually("all are counted", || (refused(first) == before + 2 * ECHOES).then_some(()));
+    assert_eq!(watch.seen(), seen, "what was refused again");
 }

@@ -71,6 +71,15 @@ impl Link {
     }
 }
 
+/// The packets that a link could not send, from a message about it with its counters: the sixth of them.
+pub(super) fn unsent(reply: Reply<'_>) -> Result<u64, Malformed> {
+    let (_, attributes) = reply.split::<{ Header::SIZE }>()?;
+    let counters = attributes.find(abi::IFLA_STATS64)?;
+    let mut numbers = counters.iter().flat_map(|counters| counters.value.chunks_exact(size_of::<u64>()));
+    let errors = numbers.nth(abi::STATS64_TX_ERRORS).and_then(|number| number.try_into().ok());
+    Ok(errors.map_or(0, u64::from_ne_bytes))
+}
+
 /// Of the settings of each address family, the one that switches IPv6 off. Kernels number the settings alike, but know
 /// more and more of them.
 fn ipv6(families: Attributes<'_>) -> Result<Option<bool>, Malformed> {

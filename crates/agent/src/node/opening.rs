@@ -1,0 +1,81 @@
+//! Tunnels of the agent's own that open before anything leads into them.
+//!
+//! Read [`NodeKeeper::open_tunnels`]. What the kernel is told to send into a device that nobody reads is lost, and a peer that
+//! changes its backend may be the first for whom this node needs such a device. So the device is made and the tunnel opened
+//! first, while packets travel as they did; then the routes are changed.
+
+use netstate::{LinkName, RouteTarget, State};
+use route::Design;
+
+use super::{NodeKeeper, Outcome};
+
+impl NodeKeeper {
+    /// Opens the tunnels that this design needs and that do not run yet. What fails is tried again, and told, with the rest.
+    pub(super) fn open_tunnels(&mut self, design: &Design, outcome: &mut Outcome) {
+        let new = design.tunnels.iter().filter(|(kind, _)| !self.tunnels.runs(**kind));
+        let devices: Vec<LinkName> = new.map(|(_, tunnel)| tunnel.device).collect();
+        // An agent that has just started does not know how packets travel.
+        let Some(last) = self.design.as_ref().filter(|_| !devices.is_empty()) else { return };
+        let first = without_routes_into(&devices, &design.state, &last.state);
+        if self.make(&first, outcome) {
+            self.keep_tunnels(&design.tunnels, outcome);
+        }
+    }
+}
+
+/// A state but for its routes into these devices, in whose place are those of before that can still be.
+fn without_routes_into(devices: &[LinkName], state: &State, last: &State) -> State {
+    let leads = |target: &RouteTarget| target.link.is_some_and(|link| devices.contains(&link));
+    let can_be = |target: &RouteTarget| {
+        let is_gone = |link| last.links.contains_key(&link) && !state.links.contains_key(&link);
+        !leads(target) && !target.link.is_some_and(is_gone)
+    };
+    let mut first = state.clone();
+    first.routes.retain(|_, target| !leads(target));
+    for key in state.routes.iter().filter(|(_, target)| leads(target)).map(|(key, _)| key) {
+        let was = last.routes.get(key).filter(|target| can_be(target));
+        first.routes.extend(was.map(|target| (*key, *target)));
+    }
+    first
+}
+
+#[cfg(test)]
+mod tests {
+    use netstate::{Link, LinkKind, Route};
+
+    use super::*;
+
+    #[test]
+    fn until_a_tunnel_is_open_packets_travel_as_they_did_unless_that_is_gone() {
+        let name = |text: &str| text.parse::<LinkName>().unwrap();
+        let net = |text: &str| text.parse().unwrap();
+        let with = |links: &[&str], routes: &[(&str, &str)]| {
+            let mut state = State::default();
+            for link in links {
+                state.insert_link(Link {
+                    name: name(link),
+                    kind: LinkKind::Tun,
+                    mtu: None,
+                    mac: None,
+                    up: true,
+                });
+            }
+            for (to, link) in routes {
+                state.insert_route(Route::on_link(net(to), name(link)));
+            }
+            state
+        };
+        let last = with(
+            &["fairlead-ipip"],
+            &[("10.1.0.0/24", "eth0"), ("10.2.0.0/24", "fairlead-ipip"), ("10.9.0.0/24", "eth0")],
+        );
+        let to = ["10.1.0.0/24", "10.2.0.0/24", "10.3.0.0/24"].map(|net| (net, "fairlead-udp"));
+        let state = with(&["fairlead-udp"], &[&to[..], &[("10.4.0.0/24", "eth0")]].concat());
+        let first = without_routes_into(&[name("fairlead-udp")], &state, &last);
+        assert_eq!(
+            first,
+            with(&["fairlead-udp"], &[("10.1.0.0/24", "eth0"), ("10.4.0.0/24", "eth0")]),
+            "{first}"
+        );
+    }
+}
