@@ -128,6 +128,52 @@ fn a_node_whose_agent_carries_wireguard_and_one_whose_kernel_does_are_one_cluste
 }
 
 #[test]
+fn scenario_52_what_the_kernels_wireguard_refuses_is_told_to_who_sends_and_counted() {
+    if !has_tunnels(&["wireguard"]) {
+        return;
+    }
+    let rig = joined(["backend: wireguard\n"; 2]);
+    await_reachable(&rig);
+    let first = &rig.nodes[0];
+    let refused = || first.status().unwrap().backend.refused;
+    assert_eq!(refused(), Some(0), "the device itself sends nothing");
+    let nobodys = ["10.244.250.1", "fd00:10:244:fa::1"];
+    for (source, target) in first.pod_addresses().iter().zip(nobodys) {
+        let words = ["-n", "-c", "3", "-i", "0.2", "-W", "5", "-I", source, target];
+        let said = run(first.netns.command("ping").args(words));
+        let said = String::from_utf8_lossy(&said.stdout).into_owned();
+        assert!(said.to_lowercase().contains("unreachable"), "{said}");
+    }
+    eventually("all are counted", || (refused() == Some(6)).then_some(()));
+}
+
+#[test]
+fn a_cluster_moves_to_the_kernels_wireguard_and_back_node_by_node_and_loses_no_packet() {
+    if !has_tunnels(&["wireguard"]) {
+        return;
+    }
+    let mut rig = joined(["backend: vxlan\n"; 2]);
+    await_reachable(&rig);
+    let [first, second] = &mut rig.nodes[..] else { panic!("two nodes") };
+    let witnesses = [Witness::every(PAUSE, first, second, 0), Witness::every(PAUSE, second, first, 1)];
+    for (config, path) in [
+        ("backend: wireguard\nwireguard: {datapath: kernel, strict: false}\n", "wireguard"),
+        ("backend: vxlan\n", "vxlan"),
+    ] {
+        for node in [&mut *first, &mut *second] {
+            let changes = |node: &Node| node.log().matches("the backend has changed").count();
+            let before = changes(node);
+            node.configure(config);
+            eventually("the old backend is given up", || (changes(node) > before).then_some(()));
+        }
+        for node in [&*first, &*second] {
+            node.await_status("the path is the other one", |status| status.peers[0].path == path);
+        }
+    }
+    assert_eq!(witnesses.map(Witness::lost), [0, 0]);
+}
+
+#[test]
 fn the_kernel_carries_ip_in_ip_also_to_a_node_whose_agent_does() {
     if !has_tunnels(&["ipip", "sit"]) {
         return;
