@@ -12,7 +12,8 @@ use crate::family::Family;
 pub enum Problem {
     /// The peer uses a backend that has no way in common with this node's.
     #[error(
-        "reach node {node}: its backend is {theirs}, this node's is {ours}\nhint: give every node the same backend"
+        "reach node {node}: its backend is {theirs}, this node's is {ours}\nhint: give every node the same backend; while a \
+         cluster is moved to or from wireguard, set wireguard.strict to false"
     )]
     Backend {
         /// The peer.
