@@ -81,8 +81,7 @@ impl NodeKeeper {
         let (sends, mut keeps): (_, Vec<Backend>) =
             (changeover.sends(now).clone(), changeover.keeps(now).cloned().collect());
         keeps.extend(self.held_key(&keeps));
-        self.former.follow(self.known.leases(), &view.snapshot, now);
-        let former = self.former.backends();
+        let former = self.former.follow(self.known.leases(), &view.snapshot, now);
         let kernel =
             self.in_kernel(view, &keeps.iter().chain([&backend, &sends]).collect::<Vec<_>>(), &former)?;
         let own = [self.remembered.as_slice(), &pod_cidrs].concat();

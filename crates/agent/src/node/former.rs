@@ -24,8 +24,13 @@ struct Had {
 }
 
 impl Former {
-    /// Notes whose backend is another one in this cluster than in those leases, and forgets what is long ago.
-    pub(super) fn follow(&mut self, before: &[Arc<Lease>], snapshot: &Snapshot, now: Instant) {
+    /// Notes whose backend is another one in this cluster than in those leases, forgets what is long ago, and says what each had.
+    pub(super) fn follow(
+        &mut self,
+        before: &[Arc<Lease>],
+        snapshot: &Snapshot,
+        now: Instant,
+    ) -> BTreeMap<Arc<str>, Vec<Backend>> {
         self.0.retain(|_, had| {
             had.retain(|one| one.until > now);
             !had.is_empty()
@@ -40,10 +45,6 @@ impl Former {
             // The last one first: of two keys that is the one in use.
             had.insert(0, Had { backend: lease.backend.clone(), until: now + OPEN });
         }
-    }
-
-    /// What each of them had.
-    pub(super) fn backends(&self) -> BTreeMap<Arc<str>, Vec<Backend>> {
         let backends = |had: &Vec<Had>| had.iter().map(|one| one.backend.clone()).collect();
         self.0.iter().map(|(node, had)| (node.clone(), backends(had))).collect()
     }
@@ -83,8 +84,7 @@ mod tests {
         let mut snapshot = Snapshot::default();
         let mut say = |former: &mut Former, before: Backend, after: Backend, now| {
             snapshot.apply(Change::Set((*lease(after)).clone().into()));
-            former.follow(&[lease(before)], &snapshot, now);
-            former.backends().remove("node2").unwrap_or_default()
+            former.follow(&[lease(before)], &snapshot, now).remove("node2").unwrap_or_default()
         };
         let udp = |port| Backend::Udp { port };
         assert_eq!(say(&mut former, udp(1), udp(2), now), [], "another port is no other backend");
