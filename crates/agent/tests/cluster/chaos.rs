@@ -151,7 +151,8 @@ impl Chaos {
             }
             Event::BackendChanged => {
                 self.backend = (self.backend + 1) % BACKENDS.len();
-                let text = format!("backend: {}\n", BACKENDS[self.backend]);
+                let strict = self.random.below(2) == 0;
+                let text = format!("backend: {}\nwireguard: {{strict: {strict}}}\n", BACKENDS[self.backend]);
                 self.rig.nodes.iter_mut().for_each(|node| node.configure(&text));
             }
             of_the_kernel => edit(&self.rig.nodes[index], of_the_kernel),
@@ -271,16 +272,16 @@ impl Chaos {
         }
     }
 
-    /// A node's own pod CIDRs, which lead nowhere but to pods, and those of its peers; where packets are encrypted, the cluster's
-    /// networks lead nowhere else.
+    /// A node's own pod CIDRs, which lead nowhere but to pods, and those of its peers; where packets are encrypted, all else of the
+    /// cluster's networks leads into the tunnel, which refuses it, and nowhere should that be away.
     fn wanted_routes(&self, node: &Node) -> BTreeSet<String> {
         let nowhere = |cidr: String| format!("unreachable {cidr}");
         let peers = self.rig.nodes.iter().filter(|peer| peer.name != node.name);
         let encrypted = BACKENDS[self.backend] == "wireguard";
-        let guard =
-            ["10.244.0.0/16", "fd00:10:244::/56"].into_iter().filter(|_| encrypted).map(str::to_owned);
-        let own = node.pod_cidrs().into_iter().chain(guard).map(nowhere);
-        peers.flat_map(Node::pod_cidrs).chain(own).collect()
+        let networks = ["10.244.0.0/16", "fd00:10:244::/56"].into_iter().filter(|_| encrypted);
+        let networks: Vec<String> = networks.map(str::to_owned).collect();
+        let own = node.pod_cidrs().into_iter().chain(networks.clone()).map(nowhere);
+        peers.flat_map(Node::pod_cidrs).chain(own).chain(networks).collect()
     }
 
     fn clean(mut self) {
