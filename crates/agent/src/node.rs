@@ -13,8 +13,8 @@ mod in_kernel;
 mod key_turn;
 mod keys;
 mod known;
-mod opening;
 mod operation;
+mod own_tunnels;
 mod paths;
 mod services;
 
@@ -27,7 +27,7 @@ use cluster::{Lease, Node, NodeNetwork};
 use ipnet::IpNet;
 use netstate::pool::Pool;
 use netstate::{Conflict, RouteKind, State, Step};
-use route::{Design, Family, TunnelDesign, TunnelKind, Underlay};
+use route::{Design, Family, Underlay};
 use tunnel::Secret;
 
 use self::changeover::Changeover;
@@ -284,7 +284,7 @@ impl NodeKeeper {
 
     /// Makes the kernel so, then tells the peers, then the plugin.
     fn carry_out(&mut self, view: &mut View, decided: Decided, outcome: &mut Outcome) {
-        let Decided { lease, design, extent, amendment } = decided;
+        let Decided { lease, mut design, extent, amendment } = decided;
         for (node, problem) in &design.problems {
             if *node == lease.node {
                 self.report.not_ready(Reason::LeaseContested, told(problem))
@@ -296,7 +296,7 @@ impl NodeKeeper {
         let steps = self.known_steps(extent, &design, amendment.as_ref());
         let amended = steps.is_some_and(|steps| self.amend(&steps, outcome));
         if !amended {
-            self.open_tunnels(&design, outcome);
+            self.open_tunnels(&lease, &mut design, outcome);
         }
         let made = amended || self.make(&design.state, outcome);
         let kept = self.keep_tunnels(&design.tunnels, outcome);
@@ -322,20 +322,6 @@ impl NodeKeeper {
         self.lease = Some(lease);
         self.left = false;
         self.policing.stand(true);
-    }
-
-    /// Has the tunnels carried that are to be; true if they are.
-    fn keep_tunnels(&mut self, wanted: &BTreeMap<TunnelKind, TunnelDesign>, outcome: &mut Outcome) -> bool {
-        // A tunnel makes a device that is not there, and one without our mark would be in the way of ours for as long as the
-        // tunnel has it. So a tunnel whose device was deleted a moment ago ends, and begins anew with the next look.
-        let mut standing = wanted.clone();
-        standing.retain(|_, design| self.door.is_marked(design.device));
-        let kept = self.tunnels.keep(&standing, &self.keys);
-        if let Err(error) = &kept {
-            self.report.not_ready(Reason::NodeRefused, told(error));
-            outcome.failed = true;
-        }
-        kept.is_ok() && standing.len() == wanted.len()
     }
 
     /// Publishes the lease. While the store is away that waits, for what is published already still holds.
@@ -476,6 +462,7 @@ impl NodeKeeper {
 
     /// Takes down what the node carried, for it is not part of the cluster.
     fn leave(&mut self, view: &mut View) -> Outcome {
+        self.former = Former::default();
         let mut outcome = Outcome::default();
         self.report.not_ready(
             Reason::NetworkNotReady,
@@ -505,16 +492,6 @@ impl NodeKeeper {
         self.left = true;
         self.policing.stand(false);
         outcome
-    }
-
-    /// Has tunnels that have ended start anew as they were, without the cluster.
-    pub(crate) fn resume_tunnels(&mut self) {
-        self.tunnels.resume(&self.options.key_directories());
-    }
-
-    /// Whether a tunnel that is called so is to run.
-    pub(crate) fn has_tunnel(&self, name: &str) -> bool {
-        self.tunnels.has(name)
     }
 
     /// Tells the cluster what is news, and has collected what is gone once there is a network to do it for.

@@ -68,8 +68,8 @@ pub(crate) struct Loop {
     view: View,
     node: NodeKeeper,
     due: Due,
-    /// When the node's next step is due that no event tells of.
-    step: Option<Instant>,
+    /// When the node's next step is due that no event tells of, and how far it goes.
+    step: Option<(Instant, Extent)>,
     /// When that is to be looked at whose changes the kernel does not tell, where there is such.
     silent: Option<Instant>,
     /// How often somebody asked whether the node is ready.
@@ -135,8 +135,8 @@ impl Loop {
                 Err(RecvTimeoutError::Disconnected) => return End::Stopped,
             }
             self.due.come(Instant::now());
-            if self.step.is_some_and(|step| step <= Instant::now()) {
-                self.due.mark("the backend changes");
+            if let Some((_, extent)) = self.step.filter(|(at, _)| *at <= Instant::now()) {
+                self.due.mark_for("the backend changes", extent);
             }
             if self.silent.is_some_and(|at| at <= Instant::now()) {
                 self.look_into_the_silence();
@@ -157,7 +157,7 @@ impl Loop {
     /// Waits for the next event, or until something is due.
     fn next(&self, events: &Receiver<Event>) -> Result<Event, RecvTimeoutError> {
         // A pass that is held back brings the step with it.
-        let step = self.step.filter(|_| self.due.not_before.is_none());
+        let step = self.step.filter(|_| self.due.not_before.is_none()).map(|(at, _)| at);
         let others = self.view.deadline().into_iter().chain(step).chain(self.silent);
         let deadline = self.due.deadline().into_iter().chain(others).min();
         match deadline {

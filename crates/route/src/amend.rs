@@ -71,12 +71,6 @@ impl Basis {
         Self { own: Own::of(inputs), leases: peers(inputs).cloned().collect(), is_contested }
     }
 
-    /// The leases of the peers, in the order of their names.
-    #[must_use]
-    pub fn leases(&self) -> &[Arc<Lease>] {
-        &self.leases
-    }
-
     fn follow(&mut self, changed: &[Changed]) {
         for Changed { node, after, .. } in changed {
             match (self.leases.binary_search_by(|lease| lease.node.cmp(node)), after) {

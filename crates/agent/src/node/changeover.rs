@@ -43,10 +43,9 @@ impl Changeover {
     /// Notes which backend the node is to have now.
     pub(crate) fn want(&mut self, backend: &Backend, now: Instant) {
         if same(backend, &self.to) {
-            if self.is_over() {
-                self.from = backend.clone();
-            }
-            self.to = backend.clone();
+            // What a word of the configuration changes in a backend holds at once, strictness above all.
+            let ways = [&mut self.from, &mut self.to].into_iter().chain(&mut self.older);
+            ways.filter(|way| same(way, backend)).for_each(|way| *way = backend.clone());
             return;
         }
         tracing::info!(from = self.to.name(), to = backend.name(), "the backend changes");
@@ -119,6 +118,20 @@ mod tests {
 
     fn kept(change: &Changeover, now: Instant) -> Vec<Backend> {
         change.keeps(now).cloned().collect()
+    }
+
+    #[test]
+    fn what_is_to_be_strict_is_so_at_once_also_for_an_agent_that_starts_in_the_middle_of_a_move() {
+        let now = Instant::now();
+        let wireguard = |strict| {
+            let key =
+                cluster::WireGuardKey { port: 1, public_key: cluster::PublicKey([1; 32]), generation: 0 };
+            Backend::WireGuard { key, next: None, strict }
+        };
+        let mut change = Changeover::resumed(wireguard(false), vec![vxlan()], now);
+        change.want(&wireguard(true), now);
+        assert_eq!(change.sends(now), &wireguard(true));
+        assert_eq!(kept(&change, now), [wireguard(true), vxlan()], "and it receives what peers still send");
     }
 
     #[test]

@@ -81,7 +81,7 @@ impl NodeKeeper {
         let (sends, mut keeps): (_, Vec<Backend>) =
             (changeover.sends(now).clone(), changeover.keeps(now).cloned().collect());
         keeps.extend(self.held_key(&keeps));
-        let former = self.former.follow(self.known.leases(), &view.snapshot, now);
+        let former = self.former.follow(&self.options.node, &view.snapshot, now).clone();
         let kernel =
             self.in_kernel(view, &keeps.iter().chain([&backend, &sends]).collect::<Vec<_>>(), &former)?;
         let own = [self.remembered.as_slice(), &pod_cidrs].concat();
@@ -212,11 +212,13 @@ impl NodeKeeper {
         }
     }
 
-    /// When something is due without any event.
-    pub(crate) fn deadline(&self, now: Instant) -> Option<Instant> {
+    /// When something is due without any event, and how far a pass has to go for its sake.
+    pub(crate) fn deadline(&self, now: Instant) -> Option<(Instant, Extent)> {
         let changeover = self.changeover.as_ref().and_then(|changeover| changeover.deadline(now));
         let turn = self.key_turn.as_ref().and_then(|turn| turn.deadline(now));
-        changeover.into_iter().chain(turn).chain(self.former.deadline()).min()
+        let own = changeover.into_iter().chain(turn).map(|at| (at, Extent::Everything));
+        let peers = self.former.deadline(now).map(|at| (at, Extent::Peers));
+        own.chain(peers).min_by_key(|(at, _)| *at)
     }
 
     /// Chooses an underlay for each family that has one; the tunnel runs over IPv4 where there is one.

@@ -7,7 +7,6 @@
 
 use std::sync::Arc;
 
-use cluster::Lease;
 use netstate::{Step, diff};
 use route::{Amendment, Basis, Design, Host, Inputs};
 
@@ -29,11 +28,6 @@ pub(super) struct Known {
 }
 
 impl Known {
-    /// The leases of the peers of which the last design was made.
-    pub(super) fn leases(&self) -> &[Arc<Lease>] {
-        self.basis.as_ref().map_or(&[], Basis::leases)
-    }
-
     /// The design of now: the last one with what changed, where that is about a few peers alone; otherwise made anew.
     pub(super) fn design(
         &mut self,

@@ -103,7 +103,7 @@ fn what_others_delete_or_change_is_found_and_healed() {
         "nft flush ruleset",
         "nft flush chain inet fairlead postrouting",
         "nft add element inet fairlead cluster { 10.7.0.0/16 }",
-        "nft add table inet fairlead-old",
+        "nft add table inet fairlead_old",
         "sysctl -qw net.ipv4.ip_forward=0",
     ];
     for line in damage {

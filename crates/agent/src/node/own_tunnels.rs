@@ -1,25 +1,64 @@
-//! Tunnels of the agent's own that open before anything leads into them.
+//! Tunnels of the agent's own: kept as they are to be, and opened before anything leads into them.
 //!
 //! Read [`NodeKeeper::open_tunnels`]. What the kernel is told to send into a device that nobody reads is lost, and a peer that
 //! changes its backend may be the first for whom this node needs such a device. So the device is made and the tunnel opened
 //! first, while packets travel as they did; then the routes are changed.
 
+use std::collections::BTreeMap;
+
+use cluster::{Backend, Lease};
 use netstate::{LinkName, RouteTarget, State};
-use route::Design;
+use route::{Design, TunnelDesign, TunnelKind};
 
 use super::{NodeKeeper, Outcome};
+use crate::report::{Reason, told};
 
 impl NodeKeeper {
-    /// Opens the tunnels that this design needs and that do not run yet. What fails is tried again, and told, with the rest.
-    pub(super) fn open_tunnels(&mut self, design: &Design, outcome: &mut Outcome) {
-        let new = design.tunnels.iter().filter(|(kind, _)| !self.tunnels.runs(**kind));
-        let devices: Vec<LinkName> = new.map(|(_, tunnel)| tunnel.device).collect();
+    /// Opens the tunnels that this design needs and the one before did not. Where that fails, the design becomes one by which packets
+    /// travel as they did; it is told, and tried again. But what is to be encrypted does not go otherwise.
+    pub(super) fn open_tunnels(&mut self, lease: &Lease, design: &mut Design, outcome: &mut Outcome) {
         // An agent that has just started does not know how packets travel.
-        let Some(last) = self.design.as_ref().filter(|_| !devices.is_empty()) else { return };
-        let first = without_routes_into(&devices, &design.state, &last.state);
-        if self.make(&first, outcome) {
-            self.keep_tunnels(&design.tunnels, outcome);
+        let Some(last) = &self.design else { return };
+        let new = design.tunnels.iter().filter(|(kind, _)| !last.tunnels.contains_key(kind));
+        let new: BTreeMap<TunnelKind, LinkName> = new.map(|(kind, tunnel)| (*kind, tunnel.device)).collect();
+        if new.is_empty() {
+            return;
         }
+        let devices: Vec<LinkName> = new.values().copied().collect();
+        let first = without_routes_into(&devices, &design.state, &last.state);
+        let opened = self.make(&first, outcome) && self.keep_tunnels(&design.tunnels, outcome);
+        if !opened && !matches!(lease.backend, Backend::WireGuard { strict: true, .. }) {
+            design.state = first;
+            design.tunnels.retain(|kind, _| !new.contains_key(kind));
+        }
+    }
+
+    /// Has the tunnels carried that are to be; true if they are.
+    pub(super) fn keep_tunnels(
+        &mut self,
+        wanted: &BTreeMap<TunnelKind, TunnelDesign>,
+        outcome: &mut Outcome,
+    ) -> bool {
+        // A tunnel makes a device that is not there, and one without our mark would be in the way of ours for as long as the
+        // tunnel has it. So a tunnel whose device was deleted a moment ago ends, and begins anew with the next look.
+        let mut standing = wanted.clone();
+        standing.retain(|_, design| self.door.is_marked(design.device));
+        let kept = self.tunnels.keep(&standing, &self.keys);
+        if let Err(error) = &kept {
+            self.report.not_ready(Reason::NodeRefused, told(error));
+            outcome.failed = true;
+        }
+        kept.is_ok() && standing.len() == wanted.len()
+    }
+
+    /// Has tunnels that have ended start anew as they were, without the cluster.
+    pub(crate) fn resume_tunnels(&mut self) {
+        self.tunnels.resume(&self.options.key_directories());
+    }
+
+    /// Whether a tunnel that is called so is to run.
+    pub(crate) fn has_tunnel(&self, name: &str) -> bool {
+        self.tunnels.has(name)
     }
 }
 
