@@ -245,8 +245,8 @@ mod tests {
     use crate::policy::PolicyStatus;
     use crate::status::{BackendStatus, KernelPeer, PeerState, PeerStatus, Status, SupplyStatus};
 
-    #[test]
-    fn the_numbers_are_those_of_the_status() {
+    /// Of a node that has something to say of everything.
+    fn status() -> Status {
         let peer = PeerStatus {
             node: "node2".into(),
             pod_cidrs: Vec::new(),
@@ -258,7 +258,7 @@ mod tests {
             changed: None,
             problem: None,
         };
-        let status = Status {
+        Status {
             node: "node1".into(),
             ready: true,
             mtu: 1450,
@@ -285,8 +285,12 @@ mod tests {
                 ..PolicyStatus::default()
             },
             ..Status::default()
-        };
-        let text = text(&status, &[]);
+        }
+    }
+
+    #[test]
+    fn the_numbers_are_those_of_the_status() {
+        let text = text(&status(), &[]);
         for line in [
             "fairlead_node_ready 1",
             "fairlead_pod_mtu_bytes 1450",

@@ -86,11 +86,7 @@ impl NodeKeeper {
             self.in_kernel(view, &keeps.iter().chain([&backend, &sends]).collect::<Vec<_>>(), &former)?;
         let own = [self.remembered.as_slice(), &pod_cidrs].concat();
         let lease = self.without_narrow_tunnel(self.lease_of(pod_cidrs, backend, mtu), carried);
-        let cluster = &self.options.config.cluster;
-        let networks = Networks { cluster: &cluster.pod_cidrs, own: &own, allowed: &cluster.allow_overlap };
-        overlaps(&host, &networks)
-            .iter()
-            .for_each(|overlap| self.report.problem(Reason::NetworkOverlap, told(overlap)));
+        self.tell_of_overlaps(&host, &own);
         let (translated, path_mtus) = (&self.options.config.masquerade, self.prober.limits());
         let inputs = Inputs {
             snapshot: &view.snapshot,
@@ -106,7 +102,7 @@ impl NodeKeeper {
             kernel,
             udp_port: self.options.config.udp.port,
             senders: senders(&self.options),
-            cluster: &cluster.pod_cidrs,
+            cluster: &self.options.config.cluster.pod_cidrs,
             masquerade: Masquerade {
                 families: &translated.families(),
                 fully_random: translated.random_fully,
@@ -117,6 +113,15 @@ impl NodeKeeper {
         };
         let (design, amendment) = self.known.design(extent, &mut self.design, &inputs);
         Ok(Decided { lease, design, extent, amendment })
+    }
+
+    /// Tells of networks of the host that are the cluster's as well; the node goes on.
+    fn tell_of_overlaps(&mut self, host: &Host, own: &[IpNet]) {
+        let cluster = &self.options.config.cluster;
+        let networks = Networks { cluster: &cluster.pod_cidrs, own, allowed: &cluster.allow_overlap };
+        for overlap in overlaps(host, &networks) {
+            self.report.problem(Reason::NetworkOverlap, told(&overlap));
+        }
     }
 
     /// The families that the node takes part with.
