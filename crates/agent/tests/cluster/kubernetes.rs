@@ -150,6 +150,54 @@ fn scenario_50_networks_of_services_are_the_api_servers_and_a_node_that_takes_pa
     });
 }
 
+/// What an agent was allowed before it looked at Services' networks.
+fn older_rights() -> String {
+    let without = |rights: &str, what: &str| {
+        let less = rights.replace(&format!("resources: [{what}]"), "resources: [none]");
+        assert_ne!(less, rights);
+        less
+    };
+    without(&without(RIGHTS, "servicecidrs"), "services")
+}
+
+/// Makes the role of the account what these rights say.
+fn change_role(server: &ApiServer, rights: &str) {
+    let objects: Vec<Value> = serde_saphyr::from_multiple(rights).unwrap();
+    let role = objects.iter().find(|object| object["kind"] == "ClusterRole").unwrap();
+    server
+        .patch("/apis/rbac.authorization.k8s.io/v1/clusterroles/fairlead", &json!({"rules": role["rules"]}));
+}
+
+#[test]
+fn a_role_of_before_keeps_no_node_from_its_network_and_one_that_shrinks_takes_none_away() {
+    let Some((rig, mut server)) = rig(&older_rights(), &[json!({})]) else { return };
+    let rule = "forbids to list servicecidrs (hint: add to the ClusterRole that this account is bound to: {apiGroups: \
+                [\"networking.k8s.io\"], resources: [\"servicecidrs\"], verbs: [\"list\"]})";
+    let tells = |status: &agent::Status| status.store.broken.iter().any(|problem| problem.contains(rule));
+    let node = &rig.nodes[0];
+    node.await_status("is ready and says what it lacks", |status| {
+        status.ready && status.store.in_sync && status.store.away.is_none() && tells(status)
+    });
+
+    // The rule comes later, as when the role is applied behind the agents.
+    change_role(&server, RIGHTS);
+    let cidrs = json!({"metadata": {"name": "more"}, "spec": {"cidrs": ["10.244.64.0/24"]}});
+    server.create("/apis/networking.k8s.io/v1/servicecidrs", &cidrs);
+    let overlaps = |status: &agent::Status| {
+        status.ready && status.problems.iter().any(|problem| problem.contains("10.244.64.0/24"))
+    };
+    node.await_status("follows them", |status| overlaps(status) && status.store.broken.is_empty());
+
+    // And it goes again, as in a rollback: what is known stays, and the store is not away for it.
+    change_role(&server, &older_rights());
+    server.kill();
+    node.await_status("knows that the store is away", |status| status.store.away.is_some());
+    server.resume();
+    node.await_status("has its store back", |status| {
+        overlaps(status) && status.store.away.is_none() && tells(status)
+    });
+}
+
 #[test]
 fn an_agent_that_may_not_read_pods_says_which_rule_is_missing_and_attaches_none() {
     let rights = RIGHTS.replace("resources: [pods]", "resources: [none]");

@@ -7,7 +7,8 @@
 //! again, so after a failure it is asked first, for one object, how far its versions are.
 //!
 //! What stays true: that there is none of a resource because nobody has defined it is believed only of a server that says what
-//! it has defined.
+//! it has defined. What an account may not read is a failure, but where an agent can do without it: that is told, asked for again
+//! now and then, and what was known of it stays.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -26,6 +27,7 @@ use super::confirm::Progress;
 use super::form::{self, Line, Status};
 use super::resource::Resource;
 use crate::backoff::{self, Backoff};
+use crate::manifest::Fault;
 use crate::mirror::{self, Delta};
 
 type News = mirror::News<Resource>;
@@ -41,8 +43,11 @@ const LONGEST_LINE: usize = 32 << 20;
 const DEFINED_AGAIN: [(u32, u32); 5] = [(1, 2), (2, 4), (4, 8), (8, 16), (20, 40)];
 /// The same of a resource of the server's own, which comes with another server.
 const BUILT_IN_AGAIN: (u32, u32) = (600, 1200);
-/// A resource that every server has, and that whoever reads one that may be undefined may read too.
-const ALWAYS_DEFINED: Resource = Resource::NetworkPolicies;
+/// How often, in seconds, one is asked for that may not be read; after that as seldom as one that comes with another server. The
+/// rule may come along with the agents.
+const ALLOWED_AGAIN: [(u32, u32); 5] = DEFINED_AGAIN;
+/// A resource that every server has, and that every agent may read, whatever it reads besides.
+const ALWAYS_DEFINED: Resource = Resource::Nodes;
 /// A watch that ends sooner, having said nothing, counts as a failure.
 const TOO_SOON: Duration = Duration::from_secs(2);
 
@@ -64,6 +69,8 @@ pub(crate) struct Feed {
     expired: bool,
     /// So often in a row nobody had defined the resource.
     undefined: usize,
+    /// So often in a row the account was not allowed to read it.
+    forbidden: usize,
     progress: Arc<Progress>,
 }
 
@@ -105,6 +112,7 @@ impl Feed {
             suspect: false,
             expired: false,
             undefined: 0,
+            forbidden: 0,
             progress,
         }
     }
@@ -159,7 +167,7 @@ impl Feed {
                 Err(Failure::Refused(status)) if next.is_some() && status.is_expired() => {
                     return Err(Trouble::Expired);
                 }
-                Err(failure) => return self.failed_or_undefined(call, failure).await,
+                Err(failure) => return self.failed_or_lacking(call, failure).await,
             };
             let page = form::page(self.resource, &body);
             let page = page.map_err(|reason| Trouble::failed(call, Failure::Unreadable(reason)))?;
@@ -180,13 +188,48 @@ impl Feed {
         }
     }
 
-    /// What a request came to that failed: a resource that is not defined, or is no longer, is no failure.
-    async fn failed_or_undefined(&mut self, call: Call, failure: Failure) -> Result<(), Trouble> {
-        let undefined = matches!(&failure, Failure::Refused(status) if status.is_undefined());
-        if undefined && self.resource.may_be_undefined() {
-            self.wait_for_definition(call, failure).await
-        } else {
-            Err(Trouble::failed(call, failure))
+    /// What a request came to that failed: a resource that is not defined, or is no longer, is no failure, nor is one that may
+    /// not be read where that is dispensable.
+    async fn failed_or_lacking(&mut self, call: Call, failure: Failure) -> Result<(), Trouble> {
+        match &failure {
+            Failure::Refused(status) if status.is_undefined() && self.resource.may_be_undefined() => {
+                self.wait_for_definition(call, failure).await
+            }
+            Failure::Refused(status) if status.is_forbidden() && self.resource.is_dispensable() => {
+                self.wait_for_right(call, failure).await
+            }
+            _ => Err(Trouble::failed(call, failure)),
+        }
+    }
+
+    /// The account may not read the resource. A server that has just started forbids everything until it knows its rules; so
+    /// it is believed once it lets others be read, and the second time that it forbids this.
+    async fn wait_for_right(&mut self, call: Call, failure: Failure) -> Result<(), Trouble> {
+        self.version_now(ALWAYS_DEFINED).await?;
+        let before = self.forbidden;
+        self.forbidden = before.saturating_add(1);
+        let Some(told_before) = before.checked_sub(1) else { return Ok(()) };
+        // Nobody tells what becomes of it meanwhile.
+        self.version = None;
+        self.reach();
+        let fault = Fault::new(self.api.reason(&call, failure));
+        let place = self.resource.path(self.api.namespace()).into();
+        self.tell(News::Troubled(self.resource, Some((place, fault))))?;
+        if self.newest == 0 {
+            // There may be some; but whoever waits for all that there is must not wait for what is not told.
+            self.tell(News::Listed { part: self.resource, items: Vec::new(), lost: false })?;
+        }
+        self.tell(News::Reached(self.resource))?;
+        let (least, most) = ALLOWED_AGAIN.get(told_before).copied().unwrap_or(BUILT_IN_AGAIN);
+        tokio::time::sleep(Duration::from_secs(self.backoff.spread(least, most).into())).await;
+        Ok(())
+    }
+
+    /// The account may read the resource after all.
+    fn be_allowed(&mut self) -> Result<(), Unwanted> {
+        match std::mem::take(&mut self.forbidden) {
+            0 => Ok(()),
+            _ => self.tell(News::Troubled(self.resource, None)),
         }
     }
 
@@ -202,6 +245,7 @@ impl Feed {
             self.is_behind(&now)
         };
         (self.version, self.newest, self.suspect) = (None, 0, false);
+        self.be_allowed()?;
         self.reach();
         self.tell(News::Listed { part: self.resource, items: Vec::new(), lost })?;
         self.tell(News::Reached(self.resource))?;
@@ -239,7 +283,7 @@ impl Feed {
     /// Whether the server that was away still has what it had.
     async fn examine(&mut self, version: String) -> Result<(), Trouble> {
         let now = match self.version_now(self.resource).await {
-            Err(Trouble::Failed(failed)) => return self.failed_or_undefined(failed.0, failed.1).await,
+            Err(Trouble::Failed(failed)) => return self.failed_or_lacking(failed.0, failed.1).await,
             now => now?,
         };
         self.suspect = false;
@@ -267,10 +311,11 @@ impl Feed {
         let body = match self.api.stream(&call).await {
             Ok(body) => body,
             Err(Failure::Refused(status)) if status.is_expired() => return Err(Trouble::Expired),
-            Err(failure) => return self.failed_or_undefined(call, failure).await,
+            Err(failure) => return self.failed_or_lacking(call, failure).await,
         };
         let started = Instant::now();
         self.progress.begin();
+        self.be_allowed()?;
         self.reach();
         self.tell(News::Reached(self.resource))?;
         let lasts = GRACE + Duration::from_secs(seconds.into());

@@ -132,6 +132,11 @@ impl Status {
         self.code == 404
     }
 
+    /// True if the account may not do that.
+    pub(crate) fn is_forbidden(&self) -> bool {
+        self.code == 403
+    }
+
     /// True if the version asked for is too old to go on from, or is one that the server never had.
     pub(crate) fn is_expired(&self) -> bool {
         let causes = self.details.iter().flat_map(|details| &details.causes);

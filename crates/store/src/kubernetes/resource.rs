@@ -105,6 +105,12 @@ impl Resource {
         self != Self::ClusterNetworkPolicies
     }
 
+    /// Whether an agent can do without it, so that a role which lacks it, as one of an older version does, keeps no node from
+    /// having a network.
+    pub(crate) fn is_dispensable(self) -> bool {
+        self == Self::ServiceCidrs
+    }
+
     /// The resource, as a role spells it.
     pub(crate) fn plural(self) -> &'static str {
         match self {
