@@ -25,7 +25,7 @@ use crate::status::SupplyStatus;
 const FRESH: Duration = Duration::from_secs(5);
 
 /// Those of the pools that this node takes its pod CIDRs out of.
-pub(crate) fn own_pools<'a>(pools: &'a [Pool], node: &'a Node) -> impl Iterator<Item = &'a Pool> {
+pub(crate) fn own_pools<'p>(pools: &'p [Pool], node: &Node) -> impl Iterator<Item = &'p Pool> {
     let family = |net: &IpNet| Family::of_net(net);
     pools.iter().filter(move |pool| !node.pod_cidrs.iter().any(|net| family(net) == family(&pool.cluster())))
 }
@@ -45,9 +45,13 @@ pub(crate) fn told_of_cidrs(pool: &Pool, supply: &Supply) -> Option<String> {
             format!("at most {few} of {total} are left, and each node that joins takes one")
         }
     };
+    let enlarge = match total < pool.size() {
+        true => "let more of them be given out (cluster.subnetMin... and cluster.subnetMax...)",
+        false => "enlarge cluster.podCIDRs",
+    };
     Some(format!(
         "keep pod CIDRs (/{prefix} of {network}) for nodes to come: {left}\nhint: remove the Node objects of machines that are \
-         gone, or enlarge cluster.podCIDRs; `fairlead status` has the number"
+         gone, or {enlarge}; `fairlead status` has the number"
     ))
 }
 
@@ -150,7 +154,10 @@ mod tests {
                 .unwrap()
                 .contains("(/24 of 10.244.0.0/16) for nodes to come: at most 16 of 256 are left")
         );
-        assert!(told(256).unwrap().contains("none of 256 is left"));
+        let all = told(256).unwrap();
+        assert!(all.contains("none of 256 is left") && all.contains("enlarge cluster.podCIDRs"), "{all}");
+        let bounded = told_of_cidrs(&pool, &Supply { network: pool.cluster(), total: 9, taken: 9 }).unwrap();
+        assert!(bounded.contains("none of 9 is left") && bounded.contains("cluster.subnetMax"), "{bounded}");
     }
 
     #[test]

@@ -147,14 +147,16 @@ impl Pool {
         self.network(next).filter(|_| next <= end)
     }
 
-    /// How many networks overlap one of `taken`.
+    /// How many of the networks that are given out overlap one of `taken`.
     #[must_use]
     pub fn count(&self, taken: impl IntoIterator<Item = IpNet>) -> u64 {
         let mut spans: Vec<(u64, u64)> = taken.into_iter().filter_map(|net| self.span(net)).collect();
         spans.sort_unstable();
         // `next` is the first that has not been looked at.
-        let (mut count, mut next) = (0, 0);
+        let (mut next, end) = self.given;
+        let mut count = 0;
         for (first, last) in spans {
+            let last = last.min(end);
             count += (last + 1).saturating_sub(next.max(first));
             next = next.max(last + 1);
         }

@@ -56,10 +56,10 @@ impl Supply {
     }
 }
 
-/// How many of a pool's pieces are taken by networks that somebody holds, or will: of whatever size and family.
+/// How many of the pieces that a pool gives out are taken by networks that somebody holds, or will: of whatever size and family.
 #[must_use]
 pub fn pod_cidrs(pool: &Pool, held: impl IntoIterator<Item = IpNet>) -> Supply {
-    Supply { network: pool.cluster(), total: pool.size(), taken: pool.count(held) }
+    Supply { network: pool.cluster(), total: pool.given(), taken: pool.count(held) }
 }
 
 /// How many of the addresses that host-local gives out of a pod CIDR have been given. None where there are so many that no node
@@ -103,6 +103,9 @@ mod tests {
         let supply = pod_cidrs(&pool, held);
         assert_eq!((supply.total, supply.taken, supply.free()), (256, 5, 251));
         assert_eq!(pod_cidrs(&pool, nets(&["10.0.0.0/8"])).free(), 0);
+        let some = pool.between(Some([10, 244, 1, 0].into()), Some([10, 244, 2, 0].into())).unwrap();
+        let supply = pod_cidrs(&some, nets(&["10.244.0.0/23", "10.244.9.0/24"]));
+        assert_eq!((supply.total, supply.taken), (2, 1), "what is not given out is not there");
         let six = Pool::new(net("fd00:10:244::/56"), 64).unwrap();
         assert_eq!(pod_cidrs(&six, nets(&["fd00:10:244:3::/64", "10.244.0.0/16"])).free(), 255);
     }
@@ -122,8 +125,12 @@ mod tests {
         fn as_many_are_taken_as_pieces_overlap_something_held(
             held in proptest::collection::vec((any::<u16>(), 16u8..=32), 0..40),
             cut in (20u8..24).prop_flat_map(|cut| (proptest::strategy::Just(cut), cut..=28)),
+            bounds in (any::<u64>(), any::<u64>()),
         ) {
             let pool = Pool::new(IpNet::new_assert("10.0.0.0".parse().unwrap(), cut.0), cut.1).unwrap();
+            let (one, other) = (bounds.0 % pool.size(), bounds.1 % pool.size());
+            let begins = |number| pool.network(number).map(|net| net.addr());
+            let pool = pool.between(begins(one.min(other)), begins(one.max(other))).unwrap();
             let held: Vec<IpNet> = held
                 .into_iter()
                 .map(|(bits, prefix)| {
@@ -131,9 +138,12 @@ mod tests {
                     IpNet::new_assert(address.into(), prefix).trunc()
                 })
                 .collect();
-            let pieces = (0..pool.size()).filter_map(|index| pool.network(index));
-            let taken = pieces.filter(|piece| held.iter().any(|held| overlaps(*held, *piece))).count();
-            prop_assert_eq!(pod_cidrs(&pool, held).taken, taken as u64);
+            let given = (0..pool.size()).filter_map(|index| pool.network(index)).filter(|net| pool.gives_out(*net));
+            let (taken, free): (Vec<IpNet>, Vec<IpNet>) =
+                given.partition(|piece| held.iter().any(|held| overlaps(*held, *piece)));
+            let supply = pod_cidrs(&pool, held.iter().copied());
+            prop_assert_eq!((supply.taken, supply.free()), (taken.len() as u64, free.len() as u64));
+            prop_assert_eq!(supply.free() == 0, pool.first_free(held).is_none());
         }
     }
 }

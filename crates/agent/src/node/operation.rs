@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use cluster::{Lease, Node, NodeNetwork};
 use ipnet::IpNet;
+use netstate::pool::Pool;
 use route::Supply;
 
 use super::NodeKeeper;
@@ -73,10 +74,8 @@ impl NodeKeeper {
     pub(super) fn tell_of_supply(&mut self, view: &View, node: &Node, extent: Extent) {
         // The way to a peer does not wait for it.
         if extent == Extent::Everything {
-            let held = self.leases.of_all(&view.snapshot);
-            let told = supply::own_pools(&self.pools, node).filter_map(|pool| {
-                supply::told_of_cidrs(pool, &route::pod_cidrs(pool, held.iter().copied()))
-            });
+            let supplies = self.count_pod_cidrs(view, node);
+            let told = supplies.iter().filter_map(|(pool, supply)| supply::told_of_cidrs(pool, supply));
             self.few_pod_cidrs = told.collect();
             self.count_pod_addresses();
         }
@@ -84,6 +83,17 @@ impl NodeKeeper {
         for told in self.pod_addresses.told() {
             self.report.problem(Reason::FewPodAddressesLeft, told);
         }
+    }
+
+    /// How many are left of the pools that the node takes its own pod CIDR out of.
+    fn count_pod_cidrs(&self, view: &View, node: &Node) -> Vec<(&Pool, Supply)> {
+        let mut pools = supply::own_pools(&self.pools, node).peekable();
+        // Mostly the cluster gives them out, and what thousands of nodes hold need not be counted.
+        if pools.peek().is_none() {
+            return Vec::new();
+        }
+        let held = self.leases.of_all(&view.snapshot);
+        pools.map(|pool| (pool, route::pod_cidrs(pool, held.iter().copied()))).collect()
     }
 
     /// How many of the node's addresses pods have.
@@ -151,10 +161,8 @@ impl NodeKeeper {
         status.firewall_closed = self.firewall.closed(networks, Instant::now()).to_vec();
         status.kernel_peers = self.kernel_peers(view);
         if let Standing::Member(node) = self.standing(view) {
-            let held = self.leases.of_all(&view.snapshot);
-            let pools = supply::own_pools(&self.pools, &node);
-            let supplies = pools.map(|pool| route::pod_cidrs(pool, held.iter().copied()));
-            status.pod_cidr_supply = supplies.map(|found| supply::status(&found)).collect();
+            let supplies = self.count_pod_cidrs(view, &node);
+            status.pod_cidr_supply = supplies.iter().map(|(_, supply)| supply::status(supply)).collect();
             status.pod_address_supply = self.count_pod_addresses().iter().map(supply::status).collect();
         }
         status.node.clone_from(&self.options.node);
