@@ -31,8 +31,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 pub use self::flannel::FlannelConfig;
-use self::net_conf::NetConf;
-use crate::options::Options;
+use self::net_conf::{Document, NetConf};
 
 pub use pattern::Pattern;
 pub use policy::{ExistingConnections, FlowLogConfig, FlowVerdicts, ForeignSenders, PolicyConfig};
@@ -440,6 +439,14 @@ pub enum ConfigError {
         /// What is wrong with it, to be read after the key.
         reason: String,
     },
+    /// flannel's net-conf.json is in an etcd.
+    #[error(
+        "use the configuration: flannel.netConf is etcd, which the agent reads when it starts: key {prefix}/config"
+    )]
+    InEtcd {
+        /// What its key begins with.
+        prefix: String,
+    },
     /// A key says something else than the one of net-conf.json that stands for it.
     #[error(
         "use the configuration: {key} says {value}, and {by} of {path} says {theirs}\nhint: leave one of them out, or let \
@@ -479,33 +486,36 @@ impl Config {
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        // What is in an etcd is read by its copy.
-        let read = |named: &Path| net_conf::read(&net_conf::place(named, Path::new(Options::STATE_DIR)));
-        Self::load_with(&text, read)
-            .map(|loaded| loaded.config)
+        Self::parse(&text)
             .map_err(|fault| ConfigError::File { path: path.to_owned(), fault: Box::new(fault) })
     }
 
     /// Reads a file's text, and the net-conf.json that it names.
     ///
     /// # Errors
-    /// When it is no configuration, or there is no such file, or the two contradict each other.
+    /// When it is no configuration, or there is no such file, or the two contradict each other; [`ConfigError::InEtcd`] where it
+    /// is none.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        Self::load_with(text, net_conf::read).map(|loaded| loaded.config)
+        let read = |document: &Document| match document {
+            Document::File(path) => net_conf::read(path),
+            Document::Etcd(prefix) => Err(ConfigError::InEtcd { prefix: prefix.clone() }),
+        };
+        Self::load_with(text, read).map(|loaded| loaded.config)
     }
 
-    /// The same, with what is needed to read it again without the file that it names, which `read` reads.
+    /// The same, with what is needed to read it again without the document that it names, which `read` reads.
     pub(crate) fn load_with(
         text: &str,
-        read: impl FnOnce(&Path) -> Result<String, ConfigError>,
+        read: impl FnOnce(&Document) -> Result<String, ConfigError>,
     ) -> Result<Loaded, ConfigError> {
         let config = Self::as_it_stands(text)?;
-        let Some(path) = config.flannel.net_conf.clone() else {
+        let flannel = &config.flannel;
+        let Some((path, document)) = flannel.net_conf.clone().zip(flannel.document()) else {
             config.check()?;
             return Ok(Loaded { config, whole: text.to_owned() });
         };
         config.flannel.check()?;
-        let net_conf = NetConf::parse(&path, &read(&path)?)?;
+        let net_conf = NetConf::parse(&path, &read(&document)?)?;
         let mut file: Value = serde_saphyr::from_str(text).map_err(|error| explain(&error, text))?;
         net_conf::restore_texts(&config, &mut file);
         let mut whole = net_conf.lay_under(file)?;

@@ -2,21 +2,26 @@
 //!
 //! Read [`ConfigFile::open`] and [`ConfigFile::follow`]. The last good text is kept in the state directory, so that an
 //! agent that starts while the file is broken goes on with what it had. The directory of the file is listened to, not the
-//! file: an editor replaces it by a rename, and a kubelet that updates a ConfigMap's volume replaces a link beside it.
+//! file: an editor replaces it by a rename, and a kubelet that updates a ConfigMap's volume replaces a link beside it. flannel's
+//! net-conf.json that the file names is followed with it; one in etcd is asked for now and then (`flannel_network.rs`).
 //!
 //! What stays true: a file that cannot be used changes nothing and is told once for each of its texts.
 
 use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 
-use crate::config::{Config, ConfigError, net_conf};
+use crate::config::net_conf::{self, Document};
+use crate::config::{Config, ConfigError};
 use crate::event::Event;
 use crate::files;
+use crate::flannel_network::{NetworkKeys, again};
 use crate::report::told;
 
 /// The configuration file and what it said last.
@@ -27,8 +32,9 @@ pub(crate) struct ConfigFile {
     text: String,
     /// The same in a text that names no other file.
     whole: String,
-    /// Where the net-conf.json that the file names is read from, and what that said.
-    beside: Option<(PathBuf, String)>,
+    /// Where the net-conf.json is that the file names, and what that said, or why it could not be read.
+    beside: Option<(Document, Result<String, String>)>,
+    keys: NetworkKeys,
 }
 
 /// What was found at the start.
@@ -48,10 +54,10 @@ impl ConfigFile {
     ///
     /// # Errors
     /// When neither can be used: why the file cannot.
-    pub(crate) fn open(path: &Path, state_dir: &Path) -> Result<Opened, ConfigError> {
+    pub(crate) fn open(path: &Path, state_dir: &Path, keys: NetworkKeys) -> Result<Opened, ConfigError> {
         let kept = state_dir.join(Self::KEPT);
         let path = path.to_owned();
-        let mut file = Self { path, kept, text: String::new(), whole: String::new(), beside: None };
+        let mut file = Self { path, kept, text: String::new(), whole: String::new(), beside: None, keys };
         match file.read() {
             Ok(config) => Ok(Opened { file, config, refused: None }),
             Err(error) => {
@@ -97,13 +103,20 @@ impl ConfigFile {
         let mut reader = Reader::new(&notifier, &mut buffer);
         loop {
             // Once more is no harm. One that is not there yet is heard of with the next change of the file itself.
-            if let Some(directory) = self.beside.as_ref().and_then(|(path, _)| directory(path)) {
+            if let Some((Document::File(path), _)) = &self.beside
+                && let Some(directory) = directory(path)
+            {
                 let _ = inotify::add_watch(&notifier, &directory, wanted);
             }
-            if let Some(news) = self.news()
+            // Once for all that is heard of at a time.
+            if reader.is_buffer_empty()
+                && let Some(news) = self.news()
                 && events.send(Event::Configuration(Box::new(news))).is_err()
             {
                 return Ok(());
+            }
+            if reader.is_buffer_empty() && self.is_to_be_asked_for() && !is_readable_soon(&notifier)? {
+                continue;
             }
             match reader.next() {
                 Ok(event) if event.events().contains(ReadFlags::IGNORED) && event.wd() == own => {
@@ -122,11 +135,12 @@ impl ConfigFile {
         let read = fs::read_to_string(&self.path);
         self.text = read.map_err(|source| ConfigError::Read { path: self.path.clone(), source })?;
         let mut beside = None;
-        let state_dir = self.kept.parent().unwrap_or(Path::new("."));
-        let loaded = Config::load_with(&self.text, |named| {
-            let path = net_conf::place(named, state_dir);
-            let read = net_conf::read(&path);
-            beside = Some((path, read.as_ref().map_or_else(|_| String::new(), Clone::clone)));
+        let loaded = Config::load_with(&self.text, |document| {
+            let read = read_document(&mut self.keys, document);
+            beside = Some((
+                document.clone(),
+                read.as_ref().map_or_else(|error| Err(told(error)), |text| Ok(text.clone())),
+            ));
             read
         });
         self.beside = beside;
@@ -136,10 +150,17 @@ impl ConfigFile {
         Ok(loaded.config)
     }
 
-    /// Whether the net-conf.json says something else than before. One that is away or empty is about to be written.
-    fn has_news_beside(&self) -> bool {
-        let Some((path, before)) = &self.beside else { return false };
-        net_conf::read(path).is_ok_and(|now| !now.is_empty() && now != *before)
+    /// Whether the net-conf.json says something else than before. A file that is away or empty is about to be written.
+    fn has_news_beside(&mut self) -> bool {
+        let Some((document, before)) = &self.beside else { return false };
+        let now = read_document(&mut self.keys, document).map_err(|error| told(&error));
+        let is_half = matches!(document, Document::File(_)) && now.as_ref().map_or(true, String::is_empty);
+        !is_half && now != *before
+    }
+
+    /// Whether the net-conf.json is where nothing tells of its changes.
+    fn is_to_be_asked_for(&self) -> bool {
+        matches!(self.beside, Some((Document::Etcd(_), _)))
     }
 
     /// The configuration, or what is wrong with it, if the file says something else than before.
@@ -160,15 +181,42 @@ impl ConfigFile {
     }
 }
 
+fn read_document(keys: &mut NetworkKeys, document: &Document) -> Result<String, ConfigError> {
+    match document {
+        Document::File(path) => net_conf::read(path),
+        Document::Etcd(prefix) => keys.text(prefix),
+    }
+}
+
+/// Waits for an event, and not longer than until etcd is to be asked again; false if there was none.
+fn is_readable_soon(notifier: &impl AsFd) -> Result<bool, rustix::io::Errno> {
+    let mut polled = [PollFd::new(notifier, PollFlags::IN)];
+    let pause = again();
+    let pause = Timespec { tv_sec: pause.as_secs().cast_signed(), tv_nsec: pause.subsec_nanos().into() };
+    match poll(&mut polled, Some(&pause)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(rustix::io::Errno::INTR) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::path::Path;
     use std::sync::mpsc::{self, Receiver};
     use std::time::Duration;
 
+    use store::Location;
+
     use super::{ConfigFile, Opened};
-    use crate::config::Config;
+    use crate::config::{Config, ConfigError};
     use crate::event::Event;
+    use crate::flannel_network::NetworkKeys;
+
+    fn open(path: &Path, state_dir: &Path) -> Result<Opened, ConfigError> {
+        ConfigFile::open(path, state_dir, NetworkKeys::of(&Location::Directory(state_dir.to_owned())))
+    }
 
     fn next(events: &Receiver<Event>) -> Result<Config, String> {
         match events.recv_timeout(Duration::from_secs(30)) {
@@ -188,7 +236,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("agent.yaml");
         fs::write(&path, "vxlan: {vni: 7}\n").unwrap();
-        let opened = ConfigFile::open(&path, directory.path()).unwrap();
+        let opened = open(&path, directory.path()).unwrap();
         assert_eq!((opened.config.vxlan.vni, &opened.refused), (7, &None));
         let events = following(opened.file);
         fs::write(&path, "vxlan: {vin: 8}\n").unwrap();
@@ -217,7 +265,7 @@ mod tests {
         lay("..1", "vxlan: {vni: 7}\n");
         std::os::unix::fs::symlink("..data/config.yaml", at("config.yaml")).unwrap();
         let state = tempfile::tempdir().unwrap();
-        let opened = ConfigFile::open(&at("config.yaml"), state.path()).unwrap();
+        let opened = open(&at("config.yaml"), state.path()).unwrap();
         let events = following(opened.file);
         lay("..2", "vxlan: {vni: 8}\n");
         assert_eq!(next(&events).unwrap().vxlan.vni, 8);
@@ -239,7 +287,7 @@ mod tests {
         say(7);
         fs::write(&path, format!("flannel: {{netConf: {}}}\nudp: {{port: 9}}\n", net_conf.display()))
             .unwrap();
-        let opened = ConfigFile::open(&path, directory.path()).unwrap();
+        let opened = open(&path, directory.path()).unwrap();
         assert_eq!((opened.config.vxlan.vni, opened.config.udp.port), (7, 9));
         opened.file.keep();
         let events = following(opened.file);
@@ -249,7 +297,7 @@ mod tests {
         let error = next(&events).unwrap_err();
         assert!(error.contains("Backend.VNI is 0"), "{error}");
         fs::remove_file(&net_conf).unwrap();
-        let Opened { config, refused, .. } = ConfigFile::open(&path, directory.path()).unwrap();
+        let Opened { config, refused, .. } = open(&path, directory.path()).unwrap();
         assert_eq!((config.vxlan.vni, config.udp.port), (8, 9));
         assert!(refused.unwrap().contains("net-conf.json"));
     }
@@ -259,12 +307,17 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("agent.yaml");
         fs::write(&path, "vxlan: {vni: 7}\n").unwrap();
-        ConfigFile::open(&path, directory.path()).unwrap().file.keep();
+        open(&path, directory.path()).unwrap().file.keep();
         fs::write(&path, "vxlan: [\n").unwrap();
-        let Opened { config, refused, .. } = ConfigFile::open(&path, directory.path()).unwrap();
+        let Opened { config, refused, .. } = open(&path, directory.path()).unwrap();
         assert_eq!(config.vxlan.vni, 7);
         assert!(refused.unwrap().contains("agent.yaml"));
+        // What has a net-conf.json that nobody can read is no better.
+        fs::write(&path, "flannel: {etcdPrefix: /coreos.com/network, netConf: etcd}\n").unwrap();
+        let Opened { config, refused, .. } = open(&path, directory.path()).unwrap();
+        assert_eq!(config.vxlan.vni, 7);
+        assert!(refused.unwrap().contains("flannel.netConf is etcd, and the store, dir:"));
         let nothing_kept = tempfile::tempdir().unwrap();
-        assert!(ConfigFile::open(&path, nothing_kept.path()).is_err());
+        assert!(open(&path, nothing_kept.path()).is_err());
     }
 }

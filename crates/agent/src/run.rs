@@ -15,11 +15,11 @@ use route::{Networks, Overlap, overlaps};
 use store::Store;
 
 use crate::announce::{Announcer, tell_at_once};
-use crate::config::{ConfigError, net_conf};
+use crate::config::ConfigError;
 use crate::door::{Door, DoorError, Watcher};
 use crate::event::Event;
 use crate::files::{Conflist, FileError, NetworkFile, make_directory};
-use crate::flannel_network::NetworkKey;
+use crate::flannel_network::NetworkKeys;
 use crate::freed;
 use crate::health::{Health, HealthError, Serves};
 use crate::key_files::forget_keys_but;
@@ -166,8 +166,8 @@ pub fn run(options: &Options) -> Result<(), Error> {
         config_problem: configuration.problem,
         prober: Prober::start(LimitsFile::new(&options.state_dir), &sender)?,
     });
-    let (config_file, network) = (configuration.file, configuration.network);
-    let sources = Sources { termination, server, watcher, watch, feed, counts, http, config_file, network };
+    let config_file = configuration.file;
+    let sources = Sources { termination, server, watcher, watch, feed, counts, http, config_file };
     start_threads(&sender, sources)?;
     drop(sender);
     tracing::info!(node = options.node, store = %options.store, "the agent has started");
@@ -274,9 +274,6 @@ fn clean_alone(
     if ConfigFile::forget(&options.state_dir)? {
         said.push(format!("- file {}", options.state_dir.join(ConfigFile::KEPT).display()));
     }
-    if NetworkKey::forget(&options.state_dir)? {
-        said.push(format!("- file {}", options.state_dir.join(net_conf::COPY).display()));
-    }
     if LimitsFile::forget(&options.state_dir)? {
         said.push(format!("- file {}", options.state_dir.join(LimitsFile::NAME).display()));
     }
@@ -305,20 +302,20 @@ struct Configuration {
     file: Option<ConfigFile>,
     /// Why the file is not in force, if it is not.
     problem: Option<String>,
-    /// The key in etcd that the file names as flannel's net-conf.json.
-    network: Option<NetworkKey>,
 }
 
 /// The options with what the configuration file says; a broken one is told to the cluster, and an earlier one used.
 fn configure(options: &Options) -> Result<(Options, Configuration), Error> {
     let Some(path) = &options.config_file else { return Ok((options.clone(), Configuration::default())) };
     let refuse = |error: &ConfigError| tell(options, Reason::ConfigurationRefused, &told(error));
-    let network = NetworkKey::named(options, path).inspect_err(refuse)?;
-    let missing = network.as_ref().and_then(NetworkKey::missing);
-    let opened = ConfigFile::open(path, &options.state_dir).map_err(|error| missing.unwrap_or(error));
-    let opened = opened.inspect_err(refuse)?;
+    let keys = NetworkKeys::of(&options.store);
+    let opened = ConfigFile::open(path, &options.state_dir, keys).inspect_err(refuse)?;
+    if let Some(error) = &opened.refused {
+        // It is told as a problem as well, once the store has been read.
+        tracing::warn!(%error, "the agent starts with the last good configuration");
+    }
     let options = Options { config: opened.config, ..options.clone() };
-    Ok((options, Configuration { file: Some(opened.file), problem: opened.refused, network }))
+    Ok((options, Configuration { file: Some(opened.file), problem: opened.refused }))
 }
 
 /// Tells the cluster why the agent does not start. Best effort: the error goes to the log as well.
@@ -356,12 +353,10 @@ struct Sources {
     counts: Counts,
     http: Vec<Health>,
     config_file: Option<ConfigFile>,
-    /// The key in etcd that the file names.
-    network: Option<NetworkKey>,
 }
 
 fn start_threads(events: &Sender<Event>, sources: Sources) -> Result<(), Error> {
-    let Sources { termination, server, watcher, watch, feed, counts, http, config_file, network } = sources;
+    let Sources { termination, server, watcher, watch, feed, counts, http, config_file } = sources;
     start("signals", events, move |events| {
         // Either way the agent is to end: nobody could stop it any more.
         let end = termination.wait();
@@ -387,9 +382,6 @@ fn start_threads(events: &Sender<Event>, sources: Sources) -> Result<(), Error> 
     }
     if let Some(config_file) = config_file {
         start("configuration", events, move |events| config_file.follow(&events))?;
-    }
-    if let Some(network) = network {
-        spawn("network key", move || network.follow())?;
     }
     start("socket", events, move |events| server.serve(&events))
 }

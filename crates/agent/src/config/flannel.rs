@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::net_conf::IN_ETCD;
+use super::net_conf::{Document, IN_ETCD};
 use super::{ConfigError, value};
 
 /// Key `flannel`.
@@ -32,13 +32,15 @@ pub struct FlannelConfig {
 }
 
 impl FlannelConfig {
-    /// Whether net-conf.json is a key in etcd.
-    pub(crate) fn has_net_conf_in_etcd(&self) -> bool {
-        self.net_conf.as_deref() == Some(Path::new(IN_ETCD))
+    /// Where the net-conf.json is that is named.
+    pub(super) fn document(&self) -> Option<Document> {
+        let path = self.net_conf.clone()?;
+        let prefix = self.etcd_prefix.clone().filter(|_| path == Path::new(IN_ETCD));
+        Some(prefix.map_or(Document::File(path), Document::Etcd))
     }
 
     pub(super) fn check(&self) -> Result<(), ConfigError> {
-        let in_etcd = self.has_net_conf_in_etcd();
+        let in_etcd = self.net_conf.as_deref() == Some(Path::new(IN_ETCD));
         if in_etcd && self.etcd_prefix.is_none() {
             let reason = "is etcd, and flannel.etcdPrefix, which its key begins with, is missing";
             return Err(value("flannel.netConf", reason.to_owned()));

@@ -49,15 +49,16 @@ struct Part<'p> {
 }
 
 /// What `flannel.netConf` says where the document is the key `PREFIX/config` of flannel's in etcd.
-pub(crate) const IN_ETCD: &str = "etcd";
+pub(super) const IN_ETCD: &str = "etcd";
 
-/// The file that a document of this name is read from: that in etcd has a copy in the state directory.
-pub(crate) fn place(named: &Path, state_dir: &Path) -> PathBuf {
-    if named == Path::new(IN_ETCD) { state_dir.join(COPY) } else { named.to_owned() }
+/// Where the document is.
+#[derive(Debug, Clone)]
+pub(crate) enum Document {
+    /// In this file.
+    File(PathBuf),
+    /// In etcd, behind this prefix.
+    Etcd(String),
 }
-
-/// The name of that copy.
-pub(crate) const COPY: &str = "flannel-network.json";
 
 /// The document's text.
 ///
@@ -365,7 +366,7 @@ mod tests {
 
     use serde_json::{Value, json};
 
-    use super::NetConf;
+    use super::{Document, NetConf};
     use crate::config::{BackendKind, Config};
 
     fn document(text: &str) -> Result<NetConf, String> {
@@ -483,7 +484,8 @@ mod tests {
 
     #[test]
     fn a_text_of_the_file_that_reads_like_a_number_is_a_text_beside_the_document_as_without_it() {
-        let read = |_: &Path| Ok(r#"{"Network": "10.20.0.0/16", "Backend": {"Type": "vxlan"}}"#.to_owned());
+        let read =
+            |_: &Document| Ok(r#"{"Network": "10.20.0.0/16", "Backend": {"Type": "vxlan"}}"#.to_owned());
         let text = "flannel: {netConf: /net-conf.json}\nunderlay: {interface: 0}\n";
         let loaded = Config::load_with(text, read).unwrap();
         assert_eq!(loaded.config.underlay.interface.as_deref(), Some("0"));

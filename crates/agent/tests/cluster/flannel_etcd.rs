@@ -18,6 +18,8 @@ cluster: {podCIDRs: [10.244.0.0/16], deletedNodeGraceSeconds: 0}
 flannel: {etcdPrefix: /coreos.com/network}
 ";
 
+const NETWORK_IN_ETCD: &str = "flannel: {etcdPrefix: /coreos.com/network, netConf: etcd}\n";
+
 fn mac(number: usize) -> String {
     format!("ba:1d:00:00:00:0{number}")
 }
@@ -144,7 +146,7 @@ fn flannels_network_in_etcd_is_the_configuration_its_bounds_hold_and_its_changes
         let manifest = format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {}}}\n", node.name);
         etcd.put(&format!("/fairlead/nodes/{}", node.name), &manifest);
         node.use_store(format!("etcd:{}", etcd.url()));
-        node.configure("flannel: {etcdPrefix: /coreos.com/network, netConf: etcd}\n");
+        node.configure(NETWORK_IN_ETCD);
     }
     rig.nodes[..2].iter_mut().for_each(Node::start);
     for node in &rig.nodes[..2] {
@@ -172,29 +174,58 @@ fn flannels_network_in_etcd_is_the_configuration_its_bounds_hold_and_its_changes
         rig.nodes[0].pings(&source, &target).then_some(())
     });
     say(&etcd, 0);
-    rig.nodes[0].await_status("refuses what cannot be", |status| {
-        status.ready && status.problems.iter().any(|problem| problem.contains("Backend.VNI is 0"))
+    // With its own file the key is read too, sooner than it would be by itself.
+    let node = &mut rig.nodes[0];
+    node.configure(NETWORK_IN_ETCD);
+    let has_problem = |what: &'static str| {
+        move |status: &Status| status.problems.iter().any(|problem| problem.contains(what))
+    };
+    node.await_status("refuses what cannot be", |status| {
+        status.ready && has_problem("Backend.VNI is 0")(status)
     });
-    assert_eq!(vni(&rig.nodes[0]), Some(8));
+    assert_eq!(vni(node), Some(8));
 
     // Neither a key that is gone nor an etcd that is away takes away what was known.
     say(&etcd, 8);
-    rig.nodes[0].await_status("is content again", |status| status.ready && status.problems.is_empty());
+    node.configure(NETWORK_IN_ETCD);
+    node.await_status("is content again", |status| status.ready && status.problems.is_empty());
     etcd.delete("/coreos.com/network/config");
+    node.configure(NETWORK_IN_ETCD);
+    eventually("the key is missed", || {
+        let missed = "stays as it was: etcd has no key /coreos.com/network/config";
+        node.log().contains(missed).then_some(())
+    });
+    let is_as_it_was = |node: &Node| {
+        let cidrs: Vec<String> =
+            node.status().unwrap().cluster_cidrs.iter().map(ToString::to_string).collect();
+        (vni(node), cidrs) == (Some(8), vec!["10.20.0.0/16".to_owned()])
+    };
+    assert!(is_as_it_was(node));
     etcd.kill();
-    rig.nodes[0].kill();
-    rig.nodes[0].start();
-    rig.nodes[0].await_status("goes on without etcd", |status| status.backend.kind == "vxlan");
-    assert_eq!(vni(&rig.nodes[0]), Some(8));
+    node.kill();
+    node.start();
+    node.await_status("goes on without etcd", |status| status.backend.kind == "vxlan");
+    assert!(is_as_it_was(node));
+    assert!(node.log().contains("flannel.netConf is etcd: read key"));
     etcd.resume();
-    rig.nodes[0].await_status("is ready", |status| status.ready && status.cluster_cidrs.len() == 1);
-    assert_eq!(rig.nodes[0].status().unwrap().cluster_cidrs[0].to_string(), "10.20.0.0/16");
+    node.configure(NETWORK_IN_ETCD);
+    node.await_status("misses the key", |status| {
+        status.ready && has_problem("flannel.netConf is etcd: etcd has no key")(status)
+    });
+    assert!(is_as_it_was(node));
+    say(&etcd, 9);
+    node.configure(NETWORK_IN_ETCD);
+    eventually("the key is there again", || (vni(node) == Some(9)).then_some(()));
+    // What one key said is not taken for what another one says.
+    node.configure("flannel: {etcdPrefix: /other, netConf: etcd}\n");
+    node.await_status("misses the other key", has_problem("etcd has no key /other/config"));
+    assert_eq!(vni(node), Some(9));
 }
 
 #[test]
 fn a_network_in_etcd_that_is_not_there_or_not_to_be_had_ends_the_start_with_the_reason() {
     let mut rig = Rig::new(1);
-    rig.nodes[0].configure("flannel: {etcdPrefix: /coreos.com/network, netConf: etcd}\n");
+    rig.nodes[0].configure(NETWORK_IN_ETCD);
     let said = |rig: &Rig| {
         let output = harness::run(&mut rig.nodes[0].command(&[]));
         assert_eq!(output.status.code(), Some(1));
