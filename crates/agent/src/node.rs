@@ -87,8 +87,8 @@ pub(crate) struct NodeKeeper {
     underlays: BTreeMap<Family, Underlay>,
     /// What the Node last wanted peers to be told instead of that; not known before it was first read.
     advertised: Option<Vec<IpAddr>>,
-    /// Services' addresses were looked at where nobody tells their networks, and none is in the way.
-    services_seen: bool,
+    /// What came of looking at Services' addresses where nobody tells their networks.
+    services_look: Option<services::Look>,
     lease: Option<Lease>,
     design: Option<Design>,
     report: Report,
@@ -163,7 +163,7 @@ impl NodeKeeper {
             remembered,
             underlays: BTreeMap::new(),
             advertised: None,
-            services_seen: false,
+            services_look: None,
             lease: None,
             design: None,
             report: Report::default(),

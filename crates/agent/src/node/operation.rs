@@ -42,6 +42,7 @@ impl NodeKeeper {
         let flannel = FlannelConfig { etcd_prefix, ..config.flannel };
         self.options.config = Config { cluster, flannel, ..config };
         self.conflist = Conflist::new(&self.options);
+        self.services_look = None;
         self.policing.reconfigure(&self.options.policy());
         tracing::info!("the configuration was read again");
         self.options.tell_what_is_without_effect();

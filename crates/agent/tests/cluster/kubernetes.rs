@@ -150,13 +150,15 @@ fn scenario_50_networks_of_services_are_the_api_servers_and_a_node_that_takes_pa
     });
 }
 
+/// These rights without those to a resource.
+fn without(rights: &str, resource: &str) -> String {
+    let less = rights.replace(&format!("resources: [{resource}]"), "resources: [none]");
+    assert_ne!(less, rights);
+    less
+}
+
 /// What an agent was allowed before it looked at Services' networks.
 fn older_rights() -> String {
-    let without = |rights: &str, what: &str| {
-        let less = rights.replace(&format!("resources: [{what}]"), "resources: [none]");
-        assert_ne!(less, rights);
-        less
-    };
     without(&without(RIGHTS, "servicecidrs"), "services")
 }
 
@@ -199,10 +201,35 @@ fn a_role_of_before_keeps_no_node_from_its_network_and_one_that_shrinks_takes_no
 }
 
 #[test]
+fn a_node_that_a_service_keeps_out_does_not_list_all_services_with_every_try() {
+    let Some((mut rig, server)) = rig(&without(RIGHTS, "servicecidrs"), &[]) else { return };
+    rig.add_node(1);
+    let token = server.token_of("kube-system", "fairlead");
+    let kubeconfig = server.kubeconfig_for("fairlead", Credential::Token(&token));
+    let node = &mut rig.nodes[0];
+    server.create("/api/v1/nodes", &json!({"metadata": {"name": node.name}}));
+    node.use_store(format!("kubernetes:{}", kubeconfig.display()));
+    node.configure("cluster: {podCIDRs: [10.96.0.0/15]}\n");
+    node.start();
+    let pair =
+        "use 10.96.0.0/15 for pods: it overlaps 10.96.0.1/32, the address of Service default/kubernetes";
+    let status = node.await_status("tries again and again", |status| {
+        status.failures >= 5 && status.reasons.iter().any(|reason| reason.contains(pair))
+    });
+    let is_list = |event: &&Value| {
+        event["verb"] == "list"
+            && event["objectRef"]["resource"] == "services"
+            && event["user"]["username"] == "system:serviceaccount:kube-system:fairlead"
+    };
+    let lists = server.audit().iter().filter(is_list).count() as u64;
+    assert!((1..status.failures).contains(&lists), "{lists} lists in {} passes", status.failures);
+    node.configure("cluster: {podCIDRs: [10.96.0.0/15], allowOverlap: [10.96.0.0/16]}\n");
+    node.await_status("looks again with another configuration", |status| status.ready);
+}
+
+#[test]
 fn an_agent_that_may_not_read_pods_says_which_rule_is_missing_and_attaches_none() {
-    let rights = RIGHTS.replace("resources: [pods]", "resources: [none]");
-    assert_ne!(rights, RIGHTS);
-    let Some((rig, server)) = rig(&rights, &[json!({})]) else { return };
+    let Some((rig, server)) = rig(&without(RIGHTS, "pods"), &[json!({})]) else { return };
     let rule = "forbids to list pods (hint: add to the ClusterRole that this account is bound to: {apiGroups: [\"\"], \
                 resources: [\"pods\"], verbs: [\"list\"]})";
     rig.nodes[0].await_status("says what it lacks", |status| {

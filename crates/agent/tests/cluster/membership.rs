@@ -449,6 +449,7 @@ fn scenario_50_a_service_among_the_pods_is_refused_where_nobody_tells_the_networ
         )
     };
     rig.put_manifest("service", &service("10.244.0.1"));
+    rig.nodes[0].configure("");
     rig.nodes[0].start();
     let pair =
         "use 10.244.0.0/16 for pods: it overlaps 10.244.0.1/32, the address of Service default/kubernetes";
@@ -456,7 +457,9 @@ fn scenario_50_a_service_among_the_pods_is_refused_where_nobody_tells_the_networ
         !status.ready && status.reasons.iter().any(|reason| reason.contains(pair))
     });
     assert!(!rig.nodes[0].conflist().exists());
+    // Looked at again with another configuration, not only after a while.
     rig.put_manifest("service", &service("10.96.0.1"));
+    rig.nodes[0].configure("cluster: {allowOverlap: [192.0.2.0/24]}\n");
     rig.nodes[0].await_status("is ready", |status| status.ready && status.problems.is_empty());
 }
 
