@@ -220,10 +220,14 @@ impl NodeKeeper {
         outcome
     }
 
-    /// What the node is in the cluster. An agent that has just started holds what an earlier one carried.
+    /// What the node is in the cluster.
     fn standing(&self, view: &View) -> Standing {
-        let remembers = !self.left && !self.remembered.is_empty();
-        view.standing(&self.options.node, self.lease.is_some() || remembers)
+        view.standing(&self.options.node, self.holds())
+    }
+
+    /// Whether the node has pod CIDRs. An agent that has just started holds what an earlier one carried.
+    fn holds(&self) -> bool {
+        self.lease.is_some() || (!self.left && !self.remembered.is_empty())
     }
 
     /// Carries the node's part of the cluster.

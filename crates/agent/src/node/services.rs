@@ -39,7 +39,8 @@ impl NodeKeeper {
     /// Refuses pod networks that Services have addresses of.
     pub(super) fn heed_services(&mut self, view: &View) -> Result<(), Refusal> {
         let own = view.snapshot.leases.get(&*self.options.node);
-        let takes_part = self.lease.is_some() || own.is_some_and(|lease| !lease.flannel.is_member());
+        // One whose lease is gone may have pods all the same.
+        let takes_part = self.holds() || own.is_some_and(|lease| !lease.flannel.is_member());
         if view.snapshot.service_cidrs.is_empty() {
             return if takes_part { Ok(()) } else { self.look_at_services() };
         }

@@ -436,6 +436,15 @@ fn scenario_50_a_cluster_network_that_services_have_addresses_of_is_refused_with
     rig.nodes[0].kill();
     rig.nodes[0].start();
     tells(&rig, "it overlaps 10.244.64.0/24, which ServiceCIDR more gives to Services");
+
+    // Nor is one whose lease is gone, as when somebody restored the store: its pods are there all the same.
+    let before = rig.nodes[0].pod_cidrs();
+    rig.nodes[0].kill();
+    let store = store::Directory::open(rig.store.path()).unwrap();
+    assert!(store.delete(&cluster::Key::Lease("node1".into()), Expect::Any).unwrap());
+    rig.nodes[0].start();
+    tells(&rig, "it overlaps 10.244.64.0/24, which ServiceCIDR more gives to Services");
+    assert_eq!(rig.nodes[0].pod_cidrs(), before);
     assert!(rig.nodes[0].conflist().exists());
 }
 
