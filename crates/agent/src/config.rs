@@ -85,19 +85,15 @@ pub struct Cluster {
     pub node_prefix_ipv6: u8,
     /// Where the first piece of the IPv4 network begins that is given out. Default: none, where the network does.
     #[serde(rename = "subnetMinIPv4")]
-    #[cfg_attr(test, schemars(with = "Option<schema::Address>"))]
     pub subnet_min_ipv4: Option<Ipv4Addr>,
     /// Where the last one begins. Default: none, the last there is.
     #[serde(rename = "subnetMaxIPv4")]
-    #[cfg_attr(test, schemars(with = "Option<schema::Address>"))]
     pub subnet_max_ipv4: Option<Ipv4Addr>,
     /// Where the first piece of the IPv6 network begins that is given out. Default: none, where the network does.
     #[serde(rename = "subnetMinIPv6")]
-    #[cfg_attr(test, schemars(with = "Option<schema::Address>"))]
     pub subnet_min_ipv6: Option<Ipv6Addr>,
     /// Where the last one begins. Default: none, the last there is.
     #[serde(rename = "subnetMaxIPv6")]
-    #[cfg_attr(test, schemars(with = "Option<schema::Address>"))]
     pub subnet_max_ipv6: Option<Ipv6Addr>,
     /// Networks of the host, or of Services, that may overlap the cluster's. Default: none.
     #[cfg_attr(test, schemars(with = "Vec<schema::Network>"))]
@@ -547,7 +543,12 @@ impl Config {
                 Family::V4 => ("cluster.nodePrefixIPv4", self.cluster.node_prefix_ipv4),
                 Family::V6 => ("cluster.nodePrefixIPv6", self.cluster.node_prefix_ipv6),
             };
-            for cidr in self.cluster.pod_cidrs.iter().filter(|cidr| Family::of_net(cidr) == family) {
+            let mut cidrs =
+                self.cluster.pod_cidrs.iter().filter(|cidr| Family::of_net(cidr) == family).peekable();
+            if cidrs.peek().is_none() {
+                self.check_without(family)?;
+            }
+            for cidr in cidrs {
                 // The base address is the tunnel's, the next a gateway's: a piece must hold a pod beside them.
                 let most = family.bits() - 2;
                 if prefix > most {
@@ -562,6 +563,16 @@ impl Config {
             }
         }
         Ok(pools)
+    }
+
+    /// Where there is no network, nothing is given out of it: who says from where to where had another one in mind.
+    fn check_without(&self, family: Family) -> Result<(), ConfigError> {
+        match self.cluster.bounds(family).into_iter().find_map(|(key, bound)| Some((key, bound?))) {
+            Some((key, bound)) => {
+                Err(value(key, format!("is {bound}, and cluster.podCIDRs has no network of family {family}")))
+            }
+            None => Ok(()),
+        }
     }
 
     /// The pool with the bounds of what is given out.
@@ -836,6 +847,14 @@ plugins: {portmap: false, bandwidth: false}
             (
                 "cluster: {subnetMinIPv4: 10.244.2.0, subnetMaxIPv4: 10.244.1.0}",
                 "cluster.subnetMaxIPv4 is wrong: 10.244.1.0 comes before 10.244.2.0",
+            ),
+            (
+                "cluster: {podCIDRs: [10.244.0.0/16], subnetMaxIPv6: 'fd00:10:244:9::'}",
+                "cluster.subnetMaxIPv6 is fd00:10:244:9::, and cluster.podCIDRs has no network of family IPv6",
+            ),
+            (
+                "cluster: {podCIDRs: ['fd00:10:244::/56'], subnetMinIPv4: 10.244.2.0}",
+                "cluster.subnetMinIPv4 is 10.244.2.0, and cluster.podCIDRs has no network of family IPv4",
             ),
             ("flannel: {netConf: etcd}", "flannel.netConf is etcd, and flannel.etcdPrefix"),
             ("vxlan: {vni: 0}", "vxlan.vni is 0"),
