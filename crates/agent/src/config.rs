@@ -32,6 +32,7 @@ use serde_json::Value;
 
 pub use self::flannel::FlannelConfig;
 use self::net_conf::{Document, NetConf};
+use crate::reload::ConfigFile;
 
 pub use pattern::Pattern;
 pub use policy::{ExistingConnections, FlowLogConfig, FlowVerdicts, ForeignSenders, PolicyConfig};
@@ -470,6 +471,17 @@ pub(crate) struct Loaded {
     pub(crate) whole: String,
 }
 
+/// Where a configuration is from that was read without the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// From the file, with all that it names.
+    File,
+    /// From what the agent found good last, in this file.
+    Kept(PathBuf),
+    /// From the file, without what it leaves to a key in etcd.
+    Half,
+}
+
 fn hint(suggestion: &str) -> String {
     format!("\nhint: {suggestion}")
 }
@@ -484,6 +496,32 @@ impl Config {
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         Self::parse(&text)
             .map_err(|fault| ConfigError::File { path: path.to_owned(), fault: Box::new(fault) })
+    }
+
+    /// The same where no store can be asked. Where the file leaves something to a key in etcd, this is what the agent with this
+    /// state directory found good last; if it found nothing yet, what the file alone says.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read), but for [`ConfigError::InEtcd`].
+    pub fn read_without_store(path: &Path, state_dir: &Path) -> Result<(Self, Origin), ConfigError> {
+        let refused = match Self::read(path) {
+            Ok(config) => return Ok((config, Origin::File)),
+            Err(refused) => refused,
+        };
+        let file = |fault| ConfigError::File { path: path.to_owned(), fault: Box::new(fault) };
+        match refused {
+            ConfigError::File { fault, .. } if matches!(*fault, ConfigError::InEtcd { .. }) => {}
+            refused => return Err(refused),
+        }
+        let kept = state_dir.join(ConfigFile::KEPT);
+        if let Ok(config) = Self::read(&kept) {
+            return Ok((config, Origin::Kept(kept)));
+        }
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let config = Self::as_it_stands(&text).map_err(file)?;
+        config.check().map_err(file)?;
+        Ok((config, Origin::Half))
     }
 
     /// Reads a file's text, and the net-conf.json that it names.

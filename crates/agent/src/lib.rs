@@ -46,7 +46,7 @@ mod view;
 
 pub use config::{
     BackendKind, Chained, Cluster, Config, ConfigError, Datapath, ExistingConnections, FlannelConfig,
-    FlowLogConfig, FlowVerdicts, ForeignSenders, Masquerade, Pattern, PolicyConfig, UnderlayConfig,
+    FlowLogConfig, FlowVerdicts, ForeignSenders, Masquerade, Origin, Pattern, PolicyConfig, UnderlayConfig,
     VxlanConfig,
 };
 pub use door::DoorError;

@@ -23,7 +23,7 @@ mod underlay;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use ::agent::{Config, Options};
+use ::agent::{Config, Options, Origin};
 use anyhow::{Error, Result};
 use clap::Args;
 
@@ -72,10 +72,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 /// Everything there is to say, the worst first.
 fn examine(arguments: &Arguments) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let config = read_config(arguments.config.as_deref(), &mut findings);
     let root = Root(&arguments.host_root);
+    let state_dir = root.at(&arguments.state_dir);
+    let config = read_config(arguments.config.as_deref(), &state_dir, &mut findings);
     let directories = Directories {
-        state: root.at(&arguments.state_dir),
+        state: state_dir,
         conf: root.at(&arguments.conf_dir),
         bins: arguments.bin_dir.iter().map(|directory| root.at(directory)).collect(),
         addresses: root.at(&arguments.ipam_dir),
@@ -124,15 +125,24 @@ fn examine_network(config: &Config, root: Root<'_>, directories: &Directories, f
 }
 
 /// The configuration; one that cannot be used is a finding, and the defaults are taken instead.
-fn read_config(file: Option<&Path>, findings: &mut Vec<Finding>) -> Config {
+fn read_config(file: Option<&Path>, state_dir: &Path, findings: &mut Vec<Finding>) -> Config {
     let Some(file) = file else { return Config::default() };
-    Config::read(file).unwrap_or_else(|error| {
+    let (config, origin) = Config::read_without_store(file, state_dir).unwrap_or_else(|error| {
         let (problem, hint) = explained(&error.into());
         let fix =
             if hint.is_empty() { "correct the file: the agent does not start with it".into() } else { hint };
         findings.push(Finding::error(file, format!("{problem}; all else is judged by the defaults"), fix));
-        Config::default()
-    })
+        (Config::default(), Origin::File)
+    });
+    let instead = match origin {
+        Origin::File => return config,
+        Origin::Kept(kept) => format!("what the agent found good last, {}", kept.display()),
+        Origin::Half => "the file alone, with the defaults of what it does not say".to_owned(),
+    };
+    let problem =
+        format!("flannel.netConf is etcd, which only the agent reads; all else is judged by {instead}");
+    findings.push(Finding::note(file, problem));
+    config
 }
 
 /// An error's sentence, and its hints.
@@ -191,9 +201,30 @@ mod tests {
         let file = directory.path().join("agent.yaml");
         std::fs::write(&file, "vxlan:\n  prot: 8472\n").unwrap();
         let mut findings = Vec::new();
-        assert_eq!(read_config(Some(&file), &mut findings), Config::default());
+        assert_eq!(read_config(Some(&file), directory.path(), &mut findings), Config::default());
         assert_eq!(findings[0].severity, Severity::Error);
         assert!(findings[0].problem.contains("there is no key"), "{findings:#?}");
         assert!(findings[0].fix.contains("port"), "{findings:#?}");
+    }
+
+    #[test]
+    fn what_is_left_to_a_key_in_etcd_is_judged_by_what_the_agent_had_and_is_no_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("agent.yaml");
+        std::fs::write(&file, "flannel: {etcdPrefix: /a, netConf: etcd}\nudp: {port: 7}\n").unwrap();
+        let read = || {
+            let mut findings = Vec::new();
+            let config = read_config(Some(&file), directory.path(), &mut findings);
+            assert_eq!((findings.len(), findings[0].severity), (1, Severity::Note), "{findings:#?}");
+            (config.udp.port, config.vxlan.vni, findings.remove(0).problem)
+        };
+        let (port, vni, problem) = read();
+        assert_eq!((port, vni), (7, 1));
+        assert!(problem.contains("the file alone"), "{problem}");
+        let kept = directory.path().join("config.yaml");
+        std::fs::write(&kept, "udp: {port: 7}\nvxlan: {vni: 9}\n").unwrap();
+        let (port, vni, problem) = read();
+        assert_eq!((port, vni), (7, 9));
+        assert!(problem.contains(&kept.display().to_string()), "{problem}");
     }
 }
