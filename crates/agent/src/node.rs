@@ -5,7 +5,7 @@
 //! the crate `route`, asked in `decide.rs`; what it found and did goes into the report that `fairlead status` shows. What
 //! people ask of the node is in `operation.rs`.
 
-mod advertise;
+pub(crate) mod advertise;
 mod changeover;
 mod decide;
 mod former;

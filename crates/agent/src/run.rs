@@ -25,7 +25,7 @@ use crate::health::{Health, HealthError, Serves};
 use crate::key_files::forget_keys_but;
 use crate::lease::Leases;
 use crate::lock::{self, LockError};
-use crate::node::{NodeKeeper, Parts};
+use crate::node::{NodeKeeper, Parts, advertise};
 use crate::options::Options;
 use crate::path_mtu::{LimitsFile, Prober};
 use crate::policy::{self, Counts, Feed, GateError, KINDS, Policing};
@@ -273,6 +273,9 @@ fn clean_alone(
     }
     if ConfigFile::forget(&options.state_dir)? {
         said.push(format!("- file {}", options.state_dir.join(ConfigFile::KEPT).display()));
+    }
+    if let Some(path) = advertise::forget(options)? {
+        said.push(format!("- file {}", path.display()));
     }
     if LimitsFile::forget(&options.state_dir)? {
         said.push(format!("- file {}", options.state_dir.join(LimitsFile::NAME).display()));

@@ -5,15 +5,21 @@
 //! is for a node behind address translation where all nodes have one configuration.
 //!
 //! What stays true: peers are never told something because the annotation cannot be read. What it said last stays, and an agent
-//! that starts finds that in the lease; a node that has no lease yet waits.
+//! that starts finds that in a file (`advertised.json`). Where no agent has left one, as before it was written, what the lease has
+//! that is no address of this host's must have been advertised; a node that has no lease either waits.
 
+use std::fs;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use cluster::Node;
 use route::{Family, Host};
+use serde::{Deserialize, Serialize};
 
 use super::NodeKeeper;
 use super::decide::Refusal;
+use crate::Options;
+use crate::files::{self, FileError};
 use crate::report::{Reason, told};
 use crate::view::View;
 
@@ -79,12 +85,13 @@ impl NodeKeeper {
                 if self.advertised.as_ref().is_some_and(|before| *before != addresses) {
                     tracing::info!(?addresses, "another word of the Node's on what peers are told");
                 }
-                self.advertised = Some(addresses);
+                self.remember_advertised(addresses);
                 return Ok(());
             }
             Err(problem) => problem,
         };
-        let last = self.advertised.take().or_else(|| last_told(view, host, &node.name));
+        let last = self.advertised.take().or_else(|| advertised_by_an_earlier_agent(&self.options));
+        let last = last.or_else(|| last_told(view, host, &node.name));
         match (last, problem) {
             (Some(last), problem) => {
                 if let Some(problem) = problem {
@@ -109,6 +116,18 @@ impl NodeKeeper {
         }
     }
 
+    /// Has an agent that starts know of it.
+    fn remember_advertised(&mut self, addresses: Vec<IpAddr>) {
+        if self.advertised.as_ref() != Some(&addresses) {
+            let content = Advertised { node: self.options.node.clone(), addresses: addresses.clone() };
+            let text = serde_json::to_vec(&content).unwrap_or_default();
+            if let Err(error) = files::replace(&place(&self.options), &text) {
+                tracing::warn!(error = %told(&error), "what peers are told was not kept for the next start");
+            }
+        }
+        self.advertised = Some(addresses);
+    }
+
     /// The addresses that peers are told.
     pub(super) fn told_addresses(&self) -> Vec<IpAddr> {
         let advertised = self.advertised.iter().flatten();
@@ -120,6 +139,31 @@ impl NodeKeeper {
         });
         told.collect()
     }
+}
+
+/// `advertised.json`: what the annotation said last. It lies with the node's keys, where a reboot leaves it.
+#[derive(Serialize, Deserialize)]
+struct Advertised {
+    node: String,
+    addresses: Vec<IpAddr>,
+}
+
+fn place(options: &Options) -> PathBuf {
+    options.key_directories().swap_remove(0).join("advertised.json")
+}
+
+/// What the annotation said last to an agent of this node; none if there is no such file.
+fn advertised_by_an_earlier_agent(options: &Options) -> Option<Vec<IpAddr>> {
+    let text = fs::read(place(options)).ok()?;
+    let found = serde_json::from_slice::<Advertised>(&text).ok()?;
+    // A disk may have been moved to another node.
+    Some(found.addresses).filter(|_| found.node == options.node)
+}
+
+/// Removes the file; where it was, if it was there.
+pub(crate) fn forget(options: &Options) -> Result<Option<PathBuf>, FileError> {
+    let path = place(options);
+    Ok(files::remove(&path)?.then_some(path))
 }
 
 /// What an earlier agent of this node told peers that is no address of this host's; none if it told nothing.

@@ -361,6 +361,28 @@ fn a_node_that_peers_were_never_told_of_waits_while_its_annotation_cannot_be_rea
 }
 
 #[test]
+fn an_address_that_the_host_had_is_not_taken_for_one_that_was_advertised() {
+    let mut rig = Rig::new(1);
+    let advertised = |node: &Node| {
+        let underlay = node.status().and_then(|status| status.underlay);
+        let told = underlay.map(|underlay| underlay.advertised).unwrap_or_default();
+        told.first().map(ToString::to_string)
+    };
+    rig.nodes[0].start();
+    rig.nodes[0].await_status("is ready", |status| status.ready);
+    assert_eq!(advertised(&rig.nodes[0]).as_deref(), Some("198.18.0.1"));
+    rig.nodes[0].kill();
+    rig.nodes[0].netns.ip("address del 198.18.0.1/24 dev eth0");
+    rig.nodes[0].netns.ip("address add 198.18.0.77/24 dev eth0");
+    rig.nodes[0].netns.ip("route replace default via 198.18.0.254");
+    rig.annotate_node("node1", "fairlead.io/underlay-advertise", "nat");
+    rig.nodes[0].start();
+    eventually("peers are told the address that the host has", || {
+        (advertised(&rig.nodes[0]).as_deref() == Some("198.18.0.77")).then_some(())
+    });
+}
+
+#[test]
 fn scenario_29_a_rebooted_node_has_the_same_cidrs_and_the_same_link_address() {
     let mut rig = Rig::joined(2);
     let cidrs = rig.nodes[0].pod_cidrs();
