@@ -128,26 +128,40 @@ fn nodes_of_flannel_and_of_fairlead_are_one_cluster_by_an_etcd() {
     eventually("what node3 had is free", || said(&etcd, "10.244.30.0-24").is_none().then_some(()));
 }
 
-#[test]
-fn flannels_network_in_etcd_is_the_configuration_its_bounds_hold_and_its_changes_are_followed() {
-    let mut rig = Rig::new(3);
+fn say_network(etcd: &Etcd, vni: u32) {
+    let network = json!({
+        "Network": "10.20.0.0/16", "SubnetMin": "10.20.16.0", "SubnetMax": "10.20.17.0",
+        "Backend": {"Type": "vxlan", "VNI": vni},
+    });
+    etcd.put("/coreos.com/network/config", &network.to_string());
+}
+
+/// Nodes that have their network from an etcd, which says VNI 7; none of them is started.
+fn with_network_in_etcd(nodes: usize) -> Option<(Rig, Etcd)> {
+    let mut rig = Rig::new(nodes);
     rig.underlay.ip("address add 198.18.0.254/24 dev br0");
-    let Some(mut etcd) = Etcd::start_in(&rig.underlay, Ipv4Addr::new(198, 18, 0, 254)) else { return };
-    let say = |etcd: &Etcd, vni: u32| {
-        let network = json!({
-            "Network": "10.20.0.0/16", "SubnetMin": "10.20.16.0", "SubnetMax": "10.20.17.0",
-            "Backend": {"Type": "vxlan", "VNI": vni},
-        });
-        etcd.put("/coreos.com/network/config", &network.to_string());
-    };
-    let vni = |node: &Node| node.device()["linkinfo"]["info_data"]["id"].as_u64();
-    say(&etcd, 7);
+    let etcd = Etcd::start_in(&rig.underlay, Ipv4Addr::new(198, 18, 0, 254))?;
+    say_network(&etcd, 7);
     for node in &mut rig.nodes {
         let manifest = format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {}}}\n", node.name);
         etcd.put(&format!("/fairlead/nodes/{}", node.name), &manifest);
         node.use_store(format!("etcd:{}", etcd.url()));
         node.configure(NETWORK_IN_ETCD);
     }
+    Some((rig, etcd))
+}
+
+fn vni(node: &Node) -> Option<u64> {
+    node.device()["linkinfo"]["info_data"]["id"].as_u64()
+}
+
+fn has_problem(what: &'static str) -> impl Fn(&Status) -> bool {
+    move |status| status.problems.iter().any(|problem| problem.contains(what))
+}
+
+#[test]
+fn flannels_network_in_etcd_is_the_configuration_its_bounds_hold_and_its_changes_are_followed() {
+    let Some((mut rig, etcd)) = with_network_in_etcd(3) else { return };
     rig.nodes[..2].iter_mut().for_each(Node::start);
     for node in &rig.nodes[..2] {
         node.await_status("reaches the other", |status| {
@@ -165,7 +179,7 @@ fn flannels_network_in_etcd_is_the_configuration_its_bounds_hold_and_its_changes
         !status.ready && status.reasons.iter().any(|reason| reason.contains("all 2 are held"))
     });
 
-    say(&etcd, 8);
+    say_network(&etcd, 8);
     for node in &rig.nodes[..2] {
         eventually("the change is followed", || (vni(node) == Some(8)).then_some(()));
     }
@@ -173,33 +187,33 @@ fn flannels_network_in_etcd_is_the_configuration_its_bounds_hold_and_its_changes
         let [source, target] = [0, 1].map(|number| rig.nodes[number].pod_addresses()[0].clone());
         rig.nodes[0].pings(&source, &target).then_some(())
     });
-    say(&etcd, 0);
+    say_network(&etcd, 0);
     // With its own file the key is read too, sooner than it would be by itself.
-    let node = &mut rig.nodes[0];
-    node.configure(NETWORK_IN_ETCD);
-    let has_problem = |what: &'static str| {
-        move |status: &Status| status.problems.iter().any(|problem| problem.contains(what))
-    };
-    node.await_status("refuses what cannot be", |status| {
+    rig.nodes[0].configure(NETWORK_IN_ETCD);
+    rig.nodes[0].await_status("refuses what cannot be", |status| {
         status.ready && has_problem("Backend.VNI is 0")(status)
     });
-    assert_eq!(vni(node), Some(8));
+    assert_eq!(vni(&rig.nodes[0]), Some(8));
+}
 
-    // Neither a key that is gone nor an etcd that is away takes away what was known.
-    say(&etcd, 8);
-    node.configure(NETWORK_IN_ETCD);
-    node.await_status("is content again", |status| status.ready && status.problems.is_empty());
+#[test]
+fn neither_a_network_that_is_gone_from_etcd_nor_an_etcd_that_is_away_takes_away_what_was_known() {
+    let Some((mut rig, mut etcd)) = with_network_in_etcd(1) else { return };
+    let node = &mut rig.nodes[0];
+    node.start();
+    node.await_status("is ready", |status| status.ready);
+    let is_as_it_was = |node: &Node| {
+        let cidrs: Vec<String> =
+            node.status().unwrap().cluster_cidrs.iter().map(ToString::to_string).collect();
+        (vni(node), cidrs) == (Some(7), vec!["10.20.0.0/16".to_owned()])
+    };
+    assert!(is_as_it_was(node));
     etcd.delete("/coreos.com/network/config");
     node.configure(NETWORK_IN_ETCD);
     eventually("the key is missed", || {
         let missed = "stays as it was: etcd has no key /coreos.com/network/config";
         node.log().contains(missed).then_some(())
     });
-    let is_as_it_was = |node: &Node| {
-        let cidrs: Vec<String> =
-            node.status().unwrap().cluster_cidrs.iter().map(ToString::to_string).collect();
-        (vni(node), cidrs) == (Some(8), vec!["10.20.0.0/16".to_owned()])
-    };
     assert!(is_as_it_was(node));
     etcd.kill();
     node.kill();
@@ -213,7 +227,7 @@ fn flannels_network_in_etcd_is_the_configuration_its_bounds_hold_and_its_changes
         status.ready && has_problem("flannel.netConf is etcd: etcd has no key")(status)
     });
     assert!(is_as_it_was(node));
-    say(&etcd, 9);
+    say_network(&etcd, 9);
     node.configure(NETWORK_IN_ETCD);
     eventually("the key is there again", || (vni(node) == Some(9)).then_some(()));
     // What one key said is not taken for what another one says.
