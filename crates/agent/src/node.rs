@@ -300,7 +300,7 @@ impl NodeKeeper {
         let steps = self.known_steps(extent, &design, amendment.as_ref());
         let amended = steps.is_some_and(|steps| self.amend(&steps, outcome));
         if !amended {
-            self.open_tunnels(&lease, &mut design, outcome);
+            self.open_tunnels(&mut design, outcome);
         }
         let made = amended || self.make(&design.state, outcome);
         let kept = self.keep_tunnels(&design.tunnels, outcome);
@@ -467,6 +467,7 @@ impl NodeKeeper {
     /// Takes down what the node carried, for it is not part of the cluster.
     fn leave(&mut self, view: &mut View) -> Outcome {
         self.former = Former::default();
+        self.services_look = None;
         let mut outcome = Outcome::default();
         self.report.not_ready(
             Reason::NetworkNotReady,

@@ -127,6 +127,13 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let termination = Termination::take_over().map_err(Error::Signals)?;
     check(options)?;
     make_directory(&options.state_dir)?;
+    // Before anything is touched: a second agent on this node ends here. Held to the end, with which the process ends.
+    let _lock = lock::hold()?;
+    let server = Server::open(&options.state_dir)?;
+    let (sender, events) = mpsc::channel();
+    // Packets wait for it, and nothing that may take its time is needed for it, not even the configuration.
+    let mut tunnels = Tunnels::new(options, descriptors, sender.clone());
+    tunnels.resume(&options.key_directories());
     let (options, configuration) = configure(options)?;
     let options = &options;
     let mut pools = options.config.pools()?;
@@ -134,17 +141,10 @@ pub fn run(options: &Options) -> Result<(), Error> {
         tracing::warn!("this kernel has no IPv6: the node takes part with IPv4 alone");
         pools.retain(|pool| pool.cluster().addr().is_ipv4());
     }
-    // Before anything is touched: a second agent on this node ends here. Held to the end, with which the process ends.
-    let _lock = lock::hold()?;
-    let server = Server::open(&options.state_dir)?;
     let socket = server.path().to_owned();
     if let (Some(file), None) = (&configuration.file, &configuration.problem) {
         file.keep();
     }
-    let (sender, events) = mpsc::channel();
-    // Packets wait for it, and nothing that may take its time is needed for it.
-    let mut tunnels = Tunnels::new(options, descriptors, sender.clone());
-    tunnels.resume(&options.key_directories());
     // The kernel is listened to before it is looked at, so that no change falls between the two.
     let (door, watcher) = Door::open().map_err(kernel_error("open netlink"))?;
     let door = refuse_overlaps(options, door)?;
@@ -274,9 +274,8 @@ fn clean_alone(
     if ConfigFile::forget(&options.state_dir)? {
         said.push(format!("- file {}", options.state_dir.join(ConfigFile::KEPT).display()));
     }
-    if let Some(path) = advertise::forget(options)? {
-        said.push(format!("- file {}", path.display()));
-    }
+    let advertised = advertise::forget(options)?;
+    said.extend(advertised.iter().map(|path| format!("- file {}", path.display())));
     if LimitsFile::forget(&options.state_dir)? {
         said.push(format!("- file {}", options.state_dir.join(LimitsFile::NAME).display()));
     }

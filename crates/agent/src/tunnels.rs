@@ -117,6 +117,11 @@ impl Tunnels {
         }
     }
 
+    /// Whether a tunnel of that kind runs.
+    pub(crate) fn runs(&self, kind: TunnelKind) -> bool {
+        self.running.get(&kind).is_some_and(|running| running.tunnel.is_running())
+    }
+
     /// Makes it so that exactly these run. `keys` are this node's for WireGuard, by generation.
     ///
     /// # Errors

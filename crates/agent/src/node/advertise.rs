@@ -121,7 +121,8 @@ impl NodeKeeper {
         if self.advertised.as_ref() != Some(&addresses) {
             let content = Advertised { node: self.options.node.clone(), addresses: addresses.clone() };
             let text = serde_json::to_vec(&content).unwrap_or_default();
-            if let Err(error) = files::replace(&place(&self.options), &text) {
+            let kept = places(&self.options).next().map(|place| files::replace(&place, &text));
+            if let Some(Err(error)) = kept {
                 tracing::warn!(error = %told(&error), "what peers are told was not kept for the next start");
             }
         }
@@ -148,22 +149,28 @@ struct Advertised {
     addresses: Vec<IpAddr>,
 }
 
-fn place(options: &Options) -> PathBuf {
-    options.key_directories().swap_remove(0).join("advertised.json")
+/// Where it may be, the first being where it is put: which that is changes when a directory appears.
+fn places(options: &Options) -> impl Iterator<Item = PathBuf> {
+    options.key_directories().into_iter().map(|directory| directory.join("advertised.json"))
 }
 
 /// What the annotation said last to an agent of this node; none if there is no such file.
 fn advertised_by_an_earlier_agent(options: &Options) -> Option<Vec<IpAddr>> {
-    let text = fs::read(place(options)).ok()?;
+    let text = places(options).find_map(|place| fs::read(place).ok())?;
     let found = serde_json::from_slice::<Advertised>(&text).ok()?;
     // A disk may have been moved to another node.
     Some(found.addresses).filter(|_| found.node == options.node)
 }
 
-/// Removes the file; where it was, if it was there.
-pub(crate) fn forget(options: &Options) -> Result<Option<PathBuf>, FileError> {
-    let path = place(options);
-    Ok(files::remove(&path)?.then_some(path))
+/// Removes the file, and one that was kept where the keys were before; says where they were.
+pub(crate) fn forget(options: &Options) -> Result<Vec<PathBuf>, FileError> {
+    let mut removed = Vec::new();
+    for path in places(options) {
+        if files::remove(&path)? {
+            removed.push(path);
+        }
+    }
+    Ok(removed)
 }
 
 /// What an earlier agent of this node told peers that is no address of this host's; none if it told nothing.

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 
-use cluster::{Backend, Lease};
 use netstate::{LinkName, RouteTarget, State};
 use route::{Design, TunnelDesign, TunnelKind};
 
@@ -14,21 +13,24 @@ use super::{NodeKeeper, Outcome};
 use crate::report::{Reason, told};
 
 impl NodeKeeper {
-    /// Opens the tunnels that this design needs and the one before did not. Where that fails, the design becomes one by which packets
-    /// travel as they did; it is told, and tried again. But what is to be encrypted does not go otherwise.
-    pub(super) fn open_tunnels(&mut self, lease: &Lease, design: &mut Design, outcome: &mut Outcome) {
+    /// Opens the tunnels that this design needs and the one before did not. Where one of them cannot be opened, the design becomes one by which
+    /// packets travel as they did; it is told, and tried again. But what is to be encrypted does not go otherwise.
+    pub(super) fn open_tunnels(&mut self, design: &mut Design, outcome: &mut Outcome) {
         // An agent that has just started does not know how packets travel.
         let Some(last) = &self.design else { return };
         let new = design.tunnels.iter().filter(|(kind, _)| !last.tunnels.contains_key(kind));
-        let new: BTreeMap<TunnelKind, LinkName> = new.map(|(kind, tunnel)| (*kind, tunnel.device)).collect();
+        let mut new: BTreeMap<TunnelKind, LinkName> =
+            new.map(|(kind, tunnel)| (*kind, tunnel.device)).collect();
         if new.is_empty() {
             return;
         }
-        let devices: Vec<LinkName> = new.values().copied().collect();
-        let first = without_routes_into(&devices, &design.state, &last.state);
-        let opened = self.make(&first, outcome) && self.keep_tunnels(&design.tunnels, outcome);
-        if !opened && !matches!(lease.backend, Backend::WireGuard { strict: true, .. }) {
-            design.state = first;
+        let last = last.state.clone();
+        // What fails of it has nothing to do with these tunnels, or shows when they are opened.
+        self.make(&without_routes_into(&new, &design.state, &last), outcome);
+        self.keep_tunnels(&design.tunnels, outcome);
+        new.retain(|kind, _| !kind.is_wireguard() && !self.tunnels.runs(*kind));
+        if !new.is_empty() {
+            design.state = without_routes_into(&new, &design.state, &last);
             design.tunnels.retain(|kind, _| !new.contains_key(kind));
         }
     }
@@ -63,8 +65,8 @@ impl NodeKeeper {
 }
 
 /// A state but for its routes into these devices, in whose place are those of before that can still be.
-fn without_routes_into(devices: &[LinkName], state: &State, last: &State) -> State {
-    let leads = |target: &RouteTarget| target.link.is_some_and(|link| devices.contains(&link));
+fn without_routes_into(tunnels: &BTreeMap<TunnelKind, LinkName>, state: &State, last: &State) -> State {
+    let leads = |target: &RouteTarget| tunnels.values().any(|device| target.link == Some(*device));
     let can_be = |target: &RouteTarget| {
         let is_gone = |link| last.links.contains_key(&link) && !state.links.contains_key(&link);
         !leads(target) && !target.link.is_some_and(is_gone)
@@ -110,7 +112,7 @@ mod tests {
         );
         let to = ["10.1.0.0/24", "10.2.0.0/24", "10.3.0.0/24"].map(|net| (net, "fairlead-udp"));
         let state = with(&["fairlead-udp"], &[&to[..], &[("10.4.0.0/24", "eth0")]].concat());
-        let first = without_routes_into(&[name("fairlead-udp")], &state, &last);
+        let first = without_routes_into(&[(TunnelKind::Udp, name("fairlead-udp"))].into(), &state, &last);
         assert_eq!(
             first,
             with(&["fairlead-udp"], &[("10.1.0.0/24", "eth0"), ("10.4.0.0/24", "eth0")]),
