@@ -183,6 +183,7 @@ impl Store for Etcd {
         self.wait(|gateway, keys| async move {
             // Flannel's nodes first: whether the subnet is this node's is decided there as well.
             if let (Some(lease), Some(subnets)) = (told, keys.flannel()) {
+                let _turn = held.turn().await;
                 hold(&gateway, subnets, &lease, true).await?;
                 held.set(&lease);
             }
@@ -198,6 +199,7 @@ impl Store for Etcd {
             // The lease goes with its Node, and so does what else a node has here.
             if let Key::Lease(node) = &key {
                 report::delete(&gateway, &keys, node).await?;
+                let _turn = held.turn().await;
                 held.forget(node);
                 if let Some(subnets) = keys.flannel() {
                     let_go(&gateway, subnets, node).await?;

@@ -39,6 +39,8 @@ const ANEW: (u32, u32) = (4 * 3600, 6 * 3600);
 #[derive(Debug, Default)]
 pub(crate) struct Hold {
     lease: Mutex<Option<Arc<Lease>>>,
+    /// Had by who works on the keys.
+    turn: tokio::sync::Mutex<()>,
     /// Something happened to the key.
     looked_at: Notify,
     trouble: Mutex<Trouble>,
@@ -54,6 +56,12 @@ struct Trouble {
 impl Hold {
     fn lease(&self) -> Option<Arc<Lease>> {
         self.lease.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until nobody else of this process works on the keys: who keeps an older lease told would take the key of a newer one for
+    /// a leftover.
+    pub(crate) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.turn.lock().await
     }
 
     /// From now on this is kept told.
@@ -119,11 +127,13 @@ impl Hold {
         loop {
             // When it is quiet for so long, that alone is a reason to write.
             let renews = timeout(pause, self.looked_at.notified()).await.is_err();
+            let turn = self.turn().await;
             let lease = self.lease();
             let done = match &lease {
                 Some(lease) => hold(&gateway, &subnets, lease, renews).await,
                 None => Ok(()),
             };
+            drop(turn);
             self.note(&subnets, lease.as_deref(), &done);
             pause = match done {
                 Ok(()) => {
