@@ -154,11 +154,7 @@ impl ConfigFile {
     fn has_news_beside(&mut self) -> bool {
         let Some((document, before)) = &self.beside else { return false };
         let now = read_document(&mut self.keys, document).map_err(|error| told(&error));
-        let is_half = match document {
-            Document::File(_) => now.as_ref().map_or(true, String::is_empty),
-            // Its members say in different words that they are away.
-            Document::Etcd(_) => now.is_err() && before.is_err(),
-        };
+        let is_half = matches!(document, Document::File(_)) && now.as_ref().map_or(true, String::is_empty);
         !is_half && now != *before
     }
 

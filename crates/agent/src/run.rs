@@ -130,18 +130,20 @@ pub fn run(options: &Options) -> Result<(), Error> {
     // Before anything is touched: a second agent on this node ends here. Held to the end, with which the process ends.
     let _lock = lock::hold()?;
     let server = Server::open(&options.state_dir)?;
+    let socket = server.path().to_owned();
+    // An agent that ends before it has begun leaves nothing that looks like one.
+    let leave = |_: &Error| drop(std::fs::remove_file(&socket));
     let (sender, events) = mpsc::channel();
     // Packets wait for it, and nothing that may take its time is needed for it, not even the configuration.
     let mut tunnels = Tunnels::new(options, descriptors, sender.clone());
     tunnels.resume(&options.key_directories());
-    let (options, configuration) = configure(options)?;
+    let (options, configuration) = configure(options).inspect_err(leave)?;
     let options = &options;
-    let mut pools = options.config.pools()?;
+    let mut pools = options.config.pools().map_err(Error::from).inspect_err(leave)?;
     if !kernel::sysctl::has_ipv6() {
         tracing::warn!("this kernel has no IPv6: the node takes part with IPv4 alone");
         pools.retain(|pool| pool.cluster().addr().is_ipv4());
     }
-    let socket = server.path().to_owned();
     if let (Some(file), None) = (&configuration.file, &configuration.problem) {
         file.keep();
     }
