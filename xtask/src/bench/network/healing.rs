@@ -14,6 +14,7 @@ use crate::bench::median;
 
 const NODES: usize = 3;
 const ROUNDS: usize = 7;
+const PAUSE: Duration = Duration::from_millis(500);
 /// Everything of the agent's in the kernel, but the index of its device, which the kernel gives.
 const ALL: [&str; 8] = [
     "ip -4 route show proto 70",
@@ -59,6 +60,8 @@ pub(super) fn healed() -> anyhow::Result<()> {
 }
 
 fn heal(node: &Node, command: &str) -> Duration {
+    // Who undoes its work forty times in two seconds the agent takes for a program to quarrel with, and answers slowly.
+    std::thread::sleep(PAUSE);
     let was = spin("the node's network is whole", || network(&node.netns));
     tool(&node.netns, command, run_ok);
     let damaged = Instant::now();
