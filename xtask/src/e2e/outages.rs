@@ -287,7 +287,10 @@ fn config_map_broken(cluster: &mut Cluster) -> anyhow::Result<String> {
 /// Without any agent pods go, and those that are to come wait: nobody knows whether a policy is about them.
 fn reinstalled(cluster: &mut Cluster) -> anyhow::Result<String> {
     born(cluster, "gone-without-agents", 2)?;
-    cluster.kubectl(&["delete", "daemonset", "fairlead", "-n", "kube-system", "--wait=true"])?;
+    // Its pods go first, and only then it: an agent that is still there would let the next pod in.
+    let words =
+        ["delete", "daemonset", "fairlead", "-n", "kube-system", "--cascade=foreground", "--wait=true"];
+    cluster.kubectl(&words)?;
     cluster.kubectl(&["delete", "pod", "gone-without-agents", "--wait=true"])?;
     let waiting = isolation::waits(cluster, "without-agents", 2)?;
     cluster.apply(&crate::workspace::root().join("deploy/kubernetes/daemonset.yaml"))?;
