@@ -102,7 +102,7 @@ impl Changeover {
 }
 
 /// Whether two are the same but for their parameters.
-fn same(one: &Backend, other: &Backend) -> bool {
+pub(super) fn same(one: &Backend, other: &Backend) -> bool {
     discriminant(one) == discriminant(other)
 }
 

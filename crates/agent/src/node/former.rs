@@ -8,13 +8,12 @@
 //! thousands, and to receive by an old way for longer costs nothing.
 
 use std::collections::BTreeMap;
-use std::mem::discriminant;
 use std::sync::Arc;
 use std::time::Instant;
 
 use cluster::{Backend, Lease, Snapshot};
 
-use super::changeover::OPEN;
+use super::changeover::{OPEN, same};
 
 /// The peers that have changed their backend a moment ago.
 #[derive(Debug, Default)]
@@ -64,11 +63,6 @@ impl Former {
     pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
         self.until.filter(|until| *until > now)
     }
-}
-
-/// Whether two are the same but for their parameters.
-fn same(one: &Backend, other: &Backend) -> bool {
-    discriminant(one) == discriminant(other)
 }
 
 #[cfg(test)]

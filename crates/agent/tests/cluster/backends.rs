@@ -10,15 +10,7 @@ const HOST_GW: &str = "backend: host-gw\n";
 
 /// Two nodes with this configuration and a pod each.
 fn joined(config: &str) -> Rig {
-    let mut rig = Rig::new(2);
-    for node in &mut rig.nodes {
-        node.configure(config);
-        node.start();
-    }
-    rig.await_joined();
-    rig.add_pods();
-    rig.await_flow();
-    rig
+    Rig::flowing(2, config)
 }
 
 fn paths(node: &Node) -> Vec<String> {

@@ -12,19 +12,6 @@ use crate::witness::Witness;
 const STRICT: &str = "backend: wireguard\n";
 const NOT_STRICT: &str = "backend: wireguard\nwireguard: {strict: false}\n";
 
-/// So many nodes with this configuration, a pod each, and traffic between all of them.
-fn joined(count: usize, config: &str) -> Rig {
-    let mut rig = Rig::new(count);
-    for node in &mut rig.nodes {
-        node.configure(config);
-        node.start();
-    }
-    rig.await_joined();
-    rig.add_pods();
-    rig.await_flow();
-    rig
-}
-
 /// Two witnesses between each two nodes, one of each family and each the other way.
 fn witnesses(nodes: &[Node]) -> Vec<Witness> {
     let mut witnesses = Vec::new();
@@ -83,7 +70,7 @@ fn assert_moves(rig: &mut Rig, backends: &[(&str, &str)]) {
 
 #[test]
 fn a_cluster_moves_to_wireguard_and_back_node_by_node_and_loses_no_packet_while_it_is_not_strict() {
-    let mut rig = joined(3, "backend: vxlan\n");
+    let mut rig = Rig::flowing(3, "backend: vxlan\n");
     let witnesses = witnesses(&rig.nodes);
     move_node(&mut rig.nodes[0], NOT_STRICT);
     assert_eq!(paths(&rig.nodes[0]), ["vxlan", "vxlan"]);
@@ -127,14 +114,14 @@ fn a_cluster_moves_to_wireguard_and_back_node_by_node_and_loses_no_packet_while_
 
 #[test]
 fn a_cluster_moves_from_host_gw_to_wireguard_and_back_node_by_node_and_loses_no_packet() {
-    let mut rig = joined(2, "backend: host-gw\n");
+    let mut rig = Rig::flowing(2, "backend: host-gw\n");
     let backends = [(NOT_STRICT, "wireguard"), ("backend: host-gw\n", "direct")];
     assert_moves(&mut rig, &backends);
 }
 
 #[test]
 fn a_cluster_moves_between_vxlan_and_host_gw_and_others_ways_slowly_and_loses_no_packet() {
-    let mut rig = joined(2, "backend: vxlan\n");
+    let mut rig = Rig::flowing(2, "backend: vxlan\n");
     // Somebody else's ways, which are there for when nobody has a better one.
     let [first, second] = &rig.nodes[..] else { panic!("two nodes") };
     for (from, to, gateways) in
@@ -155,7 +142,7 @@ fn a_cluster_moves_between_vxlan_and_host_gw_and_others_ways_slowly_and_loses_no
 
 #[test]
 fn a_cluster_moves_between_tunnels_of_the_agent_and_plain_routes_and_loses_no_packet() {
-    let mut rig = joined(2, "backend: udp\n");
+    let mut rig = Rig::flowing(2, "backend: udp\n");
     let backends = [
         ("backend: ipip\n", "ipip"),
         (NOT_STRICT, "wireguard"),

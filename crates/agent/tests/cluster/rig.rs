@@ -66,6 +66,19 @@ impl Rig {
         rig
     }
 
+    /// So many nodes with this configuration, a pod each, and traffic between all of them.
+    pub(crate) fn flowing(count: usize, config: &str) -> Self {
+        let mut rig = Self::new(count);
+        for node in &mut rig.nodes {
+            node.configure(config);
+            node.start();
+        }
+        rig.await_joined();
+        rig.add_pods();
+        rig.await_flow();
+        rig
+    }
+
     pub(crate) fn add_node(&mut self, number: usize) {
         let netns = Namespace::with_loopback();
         self.underlay
