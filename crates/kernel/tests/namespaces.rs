@@ -318,7 +318,8 @@ fn a_namespaces_lock_is_held_by_one_who_is_named_and_is_free_when_he_lets_go() {
     assert!(holder.command.is_some_and(|command| command.contains("namespaces")));
     assert!(matches!(take(&other), Taking::Taken(_)), "another namespace has another lock");
     drop(held);
-    assert!(matches!(take(&one), Taking::Taken(_)));
+    // A program that another test is just starting may hold it for a moment more.
+    harness::eventually("the lock is free", || matches!(take(&one), Taking::Taken(_)).then_some(()));
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::net::UdpSocket;
 use std::time::Duration;
 
-use harness::{Namespace, run_ok};
+use harness::{Namespace, eventually, run_ok};
 use kernel::nflog::{Headers, LogSocket};
 use kernel::nft::{Nft, Transaction};
 use netstate::nft::{
@@ -52,8 +52,12 @@ fn apply(nft: &mut Nft, have: Option<&Table>, want: &Table) {
     nft.commit(transaction).unwrap_or_else(|error| panic!("{error}"));
 }
 
-fn send(port: u16, size: usize) {
-    UdpSocket::bind("127.0.0.1:9000").unwrap().send_to(&vec![7; size], ("127.0.0.1", port)).unwrap();
+/// One sender for a whole test: what a program holds that another test is just starting is not closed yet.
+fn sender() -> impl Fn(u16, usize) {
+    let socket = UdpSocket::bind("127.0.0.1:9000").unwrap();
+    move |port, size| {
+        socket.send_to(&vec![7; size], ("127.0.0.1", port)).unwrap();
+    }
 }
 
 #[test]
@@ -86,6 +90,7 @@ fn counters_are_read_by_chain_and_digest_and_begin_anew_with_their_chain() {
         assert_eq!(nft.counters(&key()).unwrap(), [], "no table, no counters");
         let wanted = table(10);
         apply(&mut nft, None, &wanted);
+        let send = sender();
         send(9001, 10);
         send(9001, 10);
         send(9002, 72);
@@ -108,6 +113,7 @@ fn who_listens_to_a_group_hears_of_packets_as_far_as_the_limit_goes_and_is_alone
         apply(&mut nft, None, &table(2));
         let mut log = LogSocket::open(GROUP, 128).unwrap();
         assert!(LogSocket::open(GROUP, 128).is_err(), "a group has one listener");
+        let send = sender();
         for _ in 0..20 {
             send(9001, 100);
         }
@@ -133,10 +139,11 @@ fn a_listener_that_ends_makes_room_for_the_next_and_packets_pass_without_one() {
         apply(&mut Nft::open().unwrap(), None, &table(1000));
         let receiver = UdpSocket::bind("127.0.0.1:9001").unwrap();
         receiver.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let send = sender();
         send(9001, 1);
         assert_eq!(receiver.recv(&mut [0; 9]).unwrap(), 1);
         for _ in 0..2 {
-            let mut log = LogSocket::open(GROUP, 128).unwrap();
+            let mut log = eventually("room for a listener", || LogSocket::open(GROUP, 128).ok());
             send(9001, 1);
             assert_eq!(log.receive(Duration::from_secs(20)).unwrap().len(), 1);
         }

@@ -100,7 +100,8 @@ impl Pool {
             return None;
         }
         let bits = u32::from(self.cluster.max_prefix_len() - self.prefix);
-        let offset = u128::from(index).checked_shl(bits)?;
+        // A pool of all IPv6 addresses in one network is shifted by all 128 bits: its one number is 0.
+        let offset = u128::from(index).checked_shl(bits).unwrap_or(0);
         let address = match self.cluster.addr() {
             IpAddr::V4(base) => IpAddr::V4(Ipv4Addr::from(u32::from(base) | u32::try_from(offset).ok()?)),
             IpAddr::V6(base) => IpAddr::V6(Ipv6Addr::from(u128::from(base) | offset)),
@@ -288,6 +289,8 @@ mod tests {
         assert_eq!(pool("10.0.0.1/32", 32).network(0), Some(net("10.0.0.1/32")));
         assert_eq!(pool("0.0.0.0/0", 0).index(net("0.0.0.0/0")), Some(0));
         assert_eq!(pool("::/0", 63).network(1), Some(net("0:0:0:2::/63")));
+        assert_eq!(pool("::/0", 0).network(0), Some(net("::/0")));
+        assert_eq!(pool("::/0", 0).index(net("::/0")), Some(0));
     }
 
     #[test]
