@@ -8,14 +8,15 @@
 //! be gone at once: this agent writes it again.
 //!
 //! What stays true: the node's pod CIDRs are never carried by two nodes, for a lease or a Node that overlaps what a
-//! deleted one held ends its time at once; no time runs out while the store is away; and what is kept is kept in memory
-//! alone, but for the own node, whose file says what it carried.
+//! deleted one held ends its time at once; and no time runs out while the store is away. What is kept is kept in memory; an agent
+//! that starts begins with what files say that an earlier one of this node carried itself ([`Departed::miss_own`]) and knew
+//! of its peers ([`Departed::miss_peers`]), where the store does not have it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cluster::{Change, Key, Node, Object, Snapshot};
+use cluster::{Change, Key, Lease, Node, Object, Snapshot};
 use ipnet::IpNet;
 use netstate::pool::overlaps;
 
@@ -91,6 +92,31 @@ impl Departed {
             pod_cidrs: pod_cidrs.into(),
         };
         self.nodes.insert(own, departure);
+    }
+
+    /// At the start, peers that the store does not have whole, though an earlier agent knew these leases of them: they lost
+    /// them a moment ago, as far as this one can tell.
+    pub(crate) fn miss_peers(&mut self, known: Vec<Lease>, snapshot: &mut Snapshot, now: Instant) {
+        let kept: Vec<Lease> = known.into_iter().filter(|lease| !is_taken(lease, snapshot)).collect();
+        for lease in kept {
+            let (node, is_back) = (lease.node.clone(), snapshot.nodes.contains_key(&lease.node));
+            let lease_gone = !snapshot.leases.contains_key(&node);
+            tracing::info!(%node, grace = ?self.grace, "the store has not all of this peer; the way to it stays for a while");
+            if !is_back {
+                snapshot.apply(Change::Set(Node::named(node.clone()).into()));
+            }
+            if lease_gone {
+                snapshot.apply(Change::Set(lease.into()));
+            }
+            let pod_cidrs = held(snapshot, &node);
+            self.nodes.insert(node, Departure { until: now + self.grace, is_back, lease_gone, pod_cidrs });
+        }
+    }
+
+    /// Whether a node that cannot be found in full is worth to be remembered.
+    pub(crate) fn misses(&self, node: &str, snapshot: &Snapshot) -> bool {
+        let whole = snapshot.nodes.contains_key(node) && snapshot.leases.contains_key(node);
+        *node != *self.own && !whole && !self.grace.is_zero() && !self.nodes.contains_key(node)
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
@@ -222,6 +248,17 @@ fn held(snapshot: &Snapshot, node: &str) -> Box<[IpNet]> {
     lease.iter().chain(given).copied().collect()
 }
 
+/// Whether some of what the lease says is another node's now.
+fn is_taken(lease: &Lease, snapshot: &Snapshot) -> bool {
+    let others = |node: &Arc<str>| *node != lease.node;
+    let leases = snapshot.leases.values().filter(|other| others(&other.node));
+    let nodes = snapshot.nodes.values().filter(|other| others(&other.name));
+    let claims = snapshot.claims.values().filter(|claim| others(&claim.node));
+    leases.flat_map(|lease| lease.pod_cidrs.iter()).any(|cidr| collide(&lease.pod_cidrs, &[*cidr]))
+        || nodes.flat_map(|node| node.pod_cidrs.iter()).any(|cidr| collide(&lease.pod_cidrs, &[*cidr]))
+        || claims.map(|claim| claim.cidr).any(|cidr| collide(&lease.pod_cidrs, &[cidr]))
+}
+
 fn collide(some: &[IpNet], others: &[IpNet]) -> bool {
     some.iter().any(|cidr| others.iter().any(|other| overlaps(*cidr, *other)))
 }
@@ -232,6 +269,7 @@ mod tests {
 
     use cluster::{Backend, Change, Flannel, Key, Lease, Node};
 
+    use crate::leases_file::LeasesFile;
     use crate::view::{Standing, View};
 
     const GRACE: Duration = Duration::from_secs(60);
@@ -354,6 +392,54 @@ mod tests {
         view.expire(Instant::now() + GRACE);
         assert!(matches!(view.standing("node1", false), Standing::Absent));
         assert!(matches!(start(&[]).standing("node1", false), Standing::Absent));
+    }
+
+    #[test]
+    fn an_agent_that_starts_knows_peers_that_the_store_has_lost_from_the_one_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let start = |store: &[Change], grace| {
+            let file =
+                LeasesFile::new(directory.path(), "node1", &store::Location::Directory("/store".into()));
+            let mut view = View::new("node1", grace).with_leases_in(file);
+            let mut snapshot = cluster::Snapshot::default();
+            store.iter().cloned().for_each(|change| _ = snapshot.apply(change));
+            view.take(store::Event::Snapshot(snapshot));
+            view.take(store::Event::InSync);
+            view
+        };
+        let [one, two, three] = [1, 2, 3].map(|number| {
+            [set(&format!("node{number}")), lease(&format!("node{number}"), &format!("10.244.{number}.0/24"))]
+        });
+        let whole = [one.clone(), two.clone(), three.clone()].concat();
+        start(&whole, GRACE).keep_leases();
+        // node2 has lost its lease, node3 its Node object as well, and our own agent writes its own again.
+        let mut view = start(&[set("node1"), set("node2")], GRACE);
+        assert_eq!(holds(&view, "node1"), (true, false));
+        assert_eq!([holds(&view, "node2"), holds(&view, "node3")], [(true, true); 2]);
+        assert!(view.departed.contains("node3") && !view.departed.contains("node2"));
+        view.expire(Instant::now() + GRACE);
+        assert_eq!([holds(&view, "node2"), holds(&view, "node3")], [(true, false), (false, false)]);
+        view.keep_leases();
+        assert_eq!(holds(&start(&[set("node2")], GRACE), "node2"), (true, false), "it was given up");
+
+        start(&whole, GRACE).keep_leases();
+        assert_eq!(
+            holds(&start(&three[1..], GRACE), "node3"),
+            (true, true),
+            "a lease without its Node object"
+        );
+        let given = Node { pod_cidrs: ["10.244.2.0/25".parse().unwrap()].into(), ..Node::named("node4") };
+        let view = start(&[set("node2"), Change::Set(given.into())], GRACE);
+        assert_eq!(holds(&view, "node2"), (true, false), "another node has its network");
+        assert_eq!(
+            holds(&start(&[set("node2")], Duration::ZERO), "node2"),
+            (true, false),
+            "no time of grace"
+        );
+        let mut view = start(&[set("node2")], GRACE);
+        tell(&mut view, [lease("node2", "10.244.9.0/24")]);
+        assert_eq!(view.deadline().is_some(), view.departed.contains("node3"));
+        assert_eq!(view.snapshot.leases["node2"].pod_cidrs[0].to_string(), "10.244.9.0/24");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! write only when something changed, so an idle agent never touches the disk, and both leave a killed writer's
 //! half file under a name nobody reads, which the next write replaces.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -178,13 +178,18 @@ pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<bool, FileError> {
     if let Some(directory) = path.parent() {
         make_directory(directory)?;
     }
-    write_whole(path, content, 0o644)?;
+    write_whole(path, content, 0o644, File::sync_data)?;
     Ok(true)
 }
 
 /// Replaces a file that is nobody else's business.
 pub(crate) fn replace_private(path: &Path, content: &[u8]) -> Result<(), FileError> {
-    write_whole(path, content, 0o600)
+    write_whole(path, content, 0o600, File::sync_data)
+}
+
+/// The same without waiting for the disk: whole whenever the agent ends, and no longer needed when the machine has stopped.
+pub(crate) fn replace_hastily(path: &Path, content: &[u8]) -> Result<(), FileError> {
+    write_whole(path, content, 0o600, |_| Ok(()))
 }
 
 /// Where a file is while it is written.
@@ -193,15 +198,20 @@ fn half_of(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}.half"))
 }
 
-/// Writes a file beside its place and moves it there.
-fn write_whole(path: &Path, content: &[u8], mode: u32) -> Result<(), FileError> {
+/// Writes a file beside its place, settles it and moves it there.
+fn write_whole(
+    path: &Path,
+    content: &[u8],
+    mode: u32,
+    settle: fn(&File) -> io::Result<()>,
+) -> Result<(), FileError> {
     let half = half_of(path);
     // One that a killed agent left may have another mode.
     remove(&half)?;
     let write = || {
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&half)?;
         file.write_all(content)?;
-        file.sync_data()
+        settle(&file)
     };
     write().map_err(failed("write", &half))?;
     fs::rename(&half, path).map_err(failed("replace", path))

@@ -24,6 +24,7 @@ mod host;
 pub mod host_firewall;
 mod key_files;
 mod lease;
+mod leases_file;
 mod listener;
 mod lock;
 mod metrics;

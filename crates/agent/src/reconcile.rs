@@ -269,6 +269,10 @@ impl Loop {
         match extent {
             Extent::Everything => {
                 self.look = now.duration_since(began);
+                if !failed {
+                    // What the kernel carries.
+                    self.view.keep_leases();
+                }
                 kernel::memory::give_back();
             }
             Extent::Peers => self.due.mark_later("a while after the cluster changed", now + EVENTUALLY),

@@ -24,6 +24,7 @@ use crate::freed;
 use crate::health::{Health, HealthError, Serves};
 use crate::key_files::forget_keys_but;
 use crate::lease::Leases;
+use crate::leases_file::LeasesFile;
 use crate::lock::{self, LockError};
 use crate::node::{NodeKeeper, Parts, advertise};
 use crate::options::Options;
@@ -174,8 +175,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     drop(sender);
     tracing::info!(node = options.node, store = %options.store, "the agent has started");
     options.tell_what_is_without_effect();
-    let view = View::new(&options.node, options.config.cluster.deleted_node_grace());
-    let view = view.remembering(node.remembered());
+    let view = beginning(options, node.remembered());
     node.tell_started();
     let end = Loop::new(node, view).run(&events);
     // Best effort: a stale socket is replaced by the next agent anyway.
@@ -187,6 +187,13 @@ pub fn run(options: &Options) -> Result<(), Error> {
         }
         End::Lost(what) => Err(Error::Lost(what)),
     }
+}
+
+/// What is known of the cluster before the store is read: what an earlier agent of this node left.
+fn beginning(options: &Options, carried: &[IpNet]) -> View {
+    let leases_file = LeasesFile::new(&options.state_dir, &options.node, &options.store);
+    let view = View::new(&options.node, options.config.cluster.deleted_node_grace());
+    view.remembering(carried).with_leases_in(leases_file)
 }
 
 /// What of the cluster this agent has to know. An agent that enforces no policies does not ask for what is needed for that.
@@ -278,6 +285,9 @@ fn clean_alone(
     }
     let advertised = advertise::forget(options)?;
     said.extend(advertised.iter().map(|path| format!("- file {}", path.display())));
+    if LeasesFile::forget(&options.state_dir)? {
+        said.push(format!("- file {}", options.state_dir.join(LeasesFile::NAME).display()));
+    }
     if LimitsFile::forget(&options.state_dir)? {
         said.push(format!("- file {}", options.state_dir.join(LimitsFile::NAME).display()));
     }

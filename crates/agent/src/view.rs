@@ -22,6 +22,7 @@ use ipnet::IpNet;
 use store::Location;
 
 use crate::departed::Departed;
+use crate::leases_file::LeasesFile;
 use crate::status::StoreStatus;
 
 /// What is known of the cluster.
@@ -37,6 +38,10 @@ pub(crate) struct View {
     own: Arc<str>,
     /// The pod CIDRs that an earlier agent of this node carried.
     remembered: Vec<IpNet>,
+    /// Where agents of this node keep what they know of their peers.
+    leases_file: Option<LeasesFile>,
+    /// Whether that is out of date.
+    leases_changed: bool,
     pub(crate) away: Option<String>,
     broken: Vec<String>,
 }
@@ -66,6 +71,18 @@ impl View {
         Self { remembered: pod_cidrs.to_vec(), ..self }
     }
 
+    /// The same where what is known of peers is kept in this file, and may be there from an earlier agent.
+    pub(crate) fn with_leases_in(self, file: LeasesFile) -> Self {
+        Self { leases_file: Some(file), ..self }
+    }
+
+    /// Keeps what is known of peers for the agent that starts next.
+    pub(crate) fn keep_leases(&mut self) {
+        if let (true, Some(file)) = (std::mem::take(&mut self.leases_changed), &self.leases_file) {
+            file.keep(&self.snapshot.leases);
+        }
+    }
+
     /// Whether the store is away, so that to ask it is to wait in vain.
     pub(crate) fn is_away(&self) -> bool {
         self.away.is_some()
@@ -83,7 +100,9 @@ impl View {
 
     /// Lets go of deleted nodes whose time is over; true if there was one.
     pub(crate) fn expire(&mut self, now: Instant) -> bool {
-        !self.is_away() && self.departed.expire(now, &mut self.snapshot)
+        let expired = !self.is_away() && self.departed.expire(now, &mut self.snapshot);
+        self.leases_changed |= expired;
+        expired
     }
 
     /// Takes news from the store. True if the node's network may have to change.
@@ -103,11 +122,13 @@ impl View {
                 self.doubt();
                 let remembered = std::mem::take(&mut self.remembered);
                 self.departed.miss_own(&remembered, &mut self.snapshot, Instant::now());
+                self.remember_peers();
                 true
             }
             store::Event::Changes(changes) => {
                 let changes = changes.into_iter().filter(concerns_us);
                 let changes: Vec<Change> = changes.map(|change| self.without_others_own(change)).collect();
+                self.leases_changed |= changes.iter().any(|change| matches!(change.key(), Key::Lease(_)));
                 let changes = self.departed.hold_back(changes, &mut self.snapshot, Instant::now());
                 let is_news = changes.is_news;
                 // Every change has to be applied, so no short cut with `any`.
@@ -218,6 +239,14 @@ impl View {
             let removed = self.snapshot.apply(Change::Removed(Key::Node(name)));
             any || removed
         })
+    }
+
+    /// Begins with what an earlier agent knew of peers that the store does not have whole.
+    fn remember_peers(&mut self) {
+        self.leases_changed = true;
+        let Some(file) = &self.leases_file else { return };
+        let known = file.read(|node| self.departed.misses(node, &self.snapshot));
+        self.departed.miss_peers(known, &mut self.snapshot, Instant::now());
     }
 
     /// What the node of that name is; `holding` says whether it held a lease until now.
