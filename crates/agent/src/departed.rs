@@ -10,7 +10,7 @@
 //! What stays true: the node's pod CIDRs are never carried by two nodes, for a lease or a Node that overlaps what a
 //! deleted one held ends its time at once; and no time runs out while the store is away. What is kept is kept in memory; an agent
 //! that starts begins with what files say that an earlier one of this node carried itself ([`Departed::miss_own`]) and knew
-//! of its peers ([`Departed::miss_peers`]), where the store does not have it.
+//! of its peers ([`Departed::miss_leases`]), where the store does not have it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -94,29 +94,24 @@ impl Departed {
         self.nodes.insert(own, departure);
     }
 
-    /// At the start, peers that the store does not have whole, though an earlier agent knew these leases of them: they lost
-    /// them a moment ago, as far as this one can tell.
-    pub(crate) fn miss_peers(&mut self, known: Vec<Lease>, snapshot: &mut Snapshot, now: Instant) {
+    /// At the start, leases that an earlier agent knew and the store does not have, of Nodes that are there: they were lost a
+    /// moment ago, as far as this agent can tell. A Node object that went while no agent ran here was deleted.
+    pub(crate) fn miss_leases(&mut self, known: Vec<Lease>, snapshot: &mut Snapshot, now: Instant) {
         let kept: Vec<Lease> = known.into_iter().filter(|lease| !is_taken(lease, snapshot)).collect();
         for lease in kept {
-            let (node, is_back) = (lease.node.clone(), snapshot.nodes.contains_key(&lease.node));
-            let lease_gone = !snapshot.leases.contains_key(&node);
-            tracing::info!(%node, grace = ?self.grace, "the store has not all of this peer; the way to it stays for a while");
-            if !is_back {
-                snapshot.apply(Change::Set(Node::named(node.clone()).into()));
-            }
-            if lease_gone {
-                snapshot.apply(Change::Set(lease.into()));
-            }
+            let node = lease.node.clone();
+            tracing::info!(%node, grace = ?self.grace, "the Node has lost its lease; the way to it stays for a while");
+            snapshot.apply(Change::Set(lease.into()));
             let pod_cidrs = held(snapshot, &node);
-            self.nodes.insert(node, Departure { until: now + self.grace, is_back, lease_gone, pod_cidrs });
+            let departure = Departure { until: now + self.grace, is_back: true, lease_gone: true, pod_cidrs };
+            self.nodes.insert(node, departure);
         }
     }
 
-    /// Whether a node that cannot be found in full is worth to be remembered.
+    /// Whether that is a Node that lacks a lease and is to keep the one it had.
     pub(crate) fn misses(&self, node: &str, snapshot: &Snapshot) -> bool {
-        let whole = snapshot.nodes.contains_key(node) && snapshot.leases.contains_key(node);
-        *node != *self.own && !whole && !self.grace.is_zero() && !self.nodes.contains_key(node)
+        let lacks_lease = snapshot.nodes.contains_key(node) && !snapshot.leases.contains_key(node);
+        *node != *self.own && lacks_lease && !self.grace.is_zero()
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
@@ -395,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_that_starts_knows_peers_that_the_store_has_lost_from_the_one_before() {
+    fn an_agent_that_starts_knows_leases_that_the_store_has_lost_from_the_one_before() {
         let directory = tempfile::tempdir().unwrap();
         let start = |store: &[Change], grace| {
             let file =
@@ -412,22 +407,16 @@ mod tests {
         });
         let whole = [one.clone(), two.clone(), three.clone()].concat();
         start(&whole, GRACE).keep_leases();
-        // node2 has lost its lease, node3 its Node object as well, and our own agent writes its own again.
+        // node2 has lost its lease; node3 was deleted; our own agent writes its own again.
         let mut view = start(&[set("node1"), set("node2")], GRACE);
-        assert_eq!(holds(&view, "node1"), (true, false));
-        assert_eq!([holds(&view, "node2"), holds(&view, "node3")], [(true, true); 2]);
-        assert!(view.departed.contains("node3") && !view.departed.contains("node2"));
+        let found = ["node1", "node2", "node3"].map(|node| holds(&view, node));
+        assert_eq!(found, [(true, false), (true, true), (false, false)]);
         view.expire(Instant::now() + GRACE);
-        assert_eq!([holds(&view, "node2"), holds(&view, "node3")], [(true, false), (false, false)]);
+        assert_eq!(holds(&view, "node2"), (true, false));
         view.keep_leases();
         assert_eq!(holds(&start(&[set("node2")], GRACE), "node2"), (true, false), "it was given up");
 
         start(&whole, GRACE).keep_leases();
-        assert_eq!(
-            holds(&start(&three[1..], GRACE), "node3"),
-            (true, true),
-            "a lease without its Node object"
-        );
         let given = Node { pod_cidrs: ["10.244.2.0/25".parse().unwrap()].into(), ..Node::named("node4") };
         let view = start(&[set("node2"), Change::Set(given.into())], GRACE);
         assert_eq!(holds(&view, "node2"), (true, false), "another node has its network");
@@ -438,7 +427,7 @@ mod tests {
         );
         let mut view = start(&[set("node2")], GRACE);
         tell(&mut view, [lease("node2", "10.244.9.0/24")]);
-        assert_eq!(view.deadline().is_some(), view.departed.contains("node3"));
+        assert_eq!(view.deadline(), None);
         assert_eq!(view.snapshot.leases["node2"].pod_cidrs[0].to_string(), "10.244.9.0/24");
     }
 

@@ -60,7 +60,8 @@ impl LeasesFile {
             text.extend_from_slice(node.as_bytes());
             text.push(b' ');
             let manifest = store::write_manifest(&Object::Lease(Arc::clone(lease)));
-            text.extend(manifest.into_iter().filter(|byte| *byte != b'\n'));
+            let lines = manifest.split(|byte| *byte == b'\n');
+            text.extend(lines.flat_map(<[u8]>::trim_ascii_start));
             text.push(b'\n');
         }
         if let Err(error) = files::replace_hastily(&self.path, &text) {

@@ -122,7 +122,7 @@ impl View {
                 self.doubt();
                 let remembered = std::mem::take(&mut self.remembered);
                 self.departed.miss_own(&remembered, &mut self.snapshot, Instant::now());
-                self.remember_peers();
+                self.remember_leases();
                 true
             }
             store::Event::Changes(changes) => {
@@ -241,12 +241,12 @@ impl View {
         })
     }
 
-    /// Begins with what an earlier agent knew of peers that the store does not have whole.
-    fn remember_peers(&mut self) {
+    /// Begins with what an earlier agent knew of peers whose leases the store does not have.
+    fn remember_leases(&mut self) {
         self.leases_changed = true;
         let Some(file) = &self.leases_file else { return };
         let known = file.read(|node| self.departed.misses(node, &self.snapshot));
-        self.departed.miss_peers(known, &mut self.snapshot, Instant::now());
+        self.departed.miss_leases(known, &mut self.snapshot, Instant::now());
     }
 
     /// What the node of that name is; `holding` says whether it held a lease until now.

@@ -52,13 +52,14 @@ fn at_rest(list: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Memory in MB: the line of /proc/PID/status that begins with `name`, such as `VmRSS`.
+/// Memory in MB, a million bytes each: the line of /proc/PID/status that begins with `name`, such as `VmRSS`.
 pub(super) fn memory(process: u64, name: &str) -> anyhow::Result<f64> {
     let text = std::fs::read_to_string(format!("/proc/{process}/status"))?;
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     let line = line.with_context(|| format!("{name} in status"))?;
     let kilobytes: f64 = line.trim().trim_end_matches(" kB").parse()?;
-    Ok(kilobytes / 1000.0)
+    // The kernel's kB have 1,024 bytes.
+    Ok(kilobytes * 1024.0 / 1e6)
 }
 
 /// User and system time in clock ticks (10 ms), from /proc/PID/stat.

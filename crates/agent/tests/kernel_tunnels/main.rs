@@ -227,6 +227,30 @@ fn scenario_30_an_agent_killed_where_the_kernel_carries_its_tunnel_costs_no_pack
 }
 
 #[test]
+fn scenario_33_cleaning_takes_the_kernels_own_tunnels_away() {
+    if !has_tunnels(&["wireguard", "ipip", "sit"]) {
+        return;
+    }
+    let everything = |node: &Node| [node.host_text(), node.netns.ip("-d link show")].join("\n");
+    for backend in ["wireguard", "ipip"] {
+        let mut rig = Rig::new(2);
+        let was: Vec<String> = rig.nodes.iter().map(everything).collect();
+        for node in &mut rig.nodes {
+            node.configure(&format!("backend: {backend}\n"));
+            node.start();
+        }
+        rig.await_joined();
+        for (node, was) in rig.nodes.iter_mut().zip(&was) {
+            assert_eq!(carrier(node), "kernel", "{backend}");
+            assert_ne!(everything(node), *was, "{backend}");
+            assert_eq!(node.stop(), Some(0));
+            run_ok(&mut node.command(&["clean"]));
+            eventually("the host is as it was", || (everything(node) == *was).then_some(()));
+        }
+    }
+}
+
+#[test]
 fn tcp_comes_whole_through_the_kernels_tunnels_of_agents_where_the_underlay_loses_delays_and_reorders() {
     if !has_tunnels(&["wireguard", "ipip", "sit"]) {
         return;
