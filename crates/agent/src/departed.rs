@@ -10,7 +10,7 @@
 //! What stays true: the node's pod CIDRs are never carried by two nodes, for a lease or a Node that overlaps what a
 //! deleted one held ends its time at once; and no time runs out while the store is away. What is kept is kept in memory; an agent
 //! that starts begins with what files say that an earlier one of this node carried itself ([`Departed::miss_own`]) and knew
-//! of its peers ([`Departed::miss_leases`]), where the store does not have it.
+//! of its peers ([`Departed::recall`]), where the store does not have it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,6 +19,9 @@ use std::time::{Duration, Instant};
 use cluster::{Change, Key, Lease, Node, Object, Snapshot};
 use ipnet::IpNet;
 use netstate::pool::overlaps;
+
+use crate::holders::{Holders, share_an_end};
+use crate::leases_file::Known;
 
 /// How long a store that is back may take to tell what has changed.
 const CATCHING_UP: Duration = Duration::from_secs(10);
@@ -29,6 +32,9 @@ pub(crate) struct Departed {
     own: Arc<str>,
     grace: Duration,
     nodes: BTreeMap<Arc<str>, Departure>,
+    /// Leases that an earlier agent knew, of nodes that are not there at all, and until when these may come back to them.
+    awaited: BTreeMap<Arc<str>, Lease>,
+    awaited_until: Option<Instant>,
 }
 
 /// How it stands with one of them.
@@ -44,6 +50,13 @@ struct Departure {
     pod_cidrs: Box<[IpNet]>,
 }
 
+impl Departure {
+    /// One that holds nothing yet.
+    fn of(until: Instant, is_back: bool, lease_gone: bool) -> Self {
+        Self { until, is_back, lease_gone, pod_cidrs: Box::default() }
+    }
+}
+
 /// What became of changes.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sorted {
@@ -55,7 +68,7 @@ pub(crate) struct Sorted {
 
 impl Departed {
     pub(crate) fn new(own: &str, grace: Duration) -> Self {
-        Self { own: own.into(), grace, nodes: BTreeMap::new() }
+        Self { own: own.into(), grace, ..Self::default() }
     }
 
     pub(crate) fn set_grace(&mut self, grace: Duration) {
@@ -70,7 +83,8 @@ impl Departed {
     /// Lets nobody's time be over yet: the store was away, and what it did not tell meanwhile is still to come.
     pub(crate) fn prolong(&mut self, now: Instant) {
         let least = now + CATCHING_UP;
-        self.nodes.values_mut().for_each(|departure| departure.until = departure.until.max(least));
+        let of_nodes = self.nodes.values_mut().map(|departure| &mut departure.until);
+        of_nodes.chain(&mut self.awaited_until).for_each(|until| *until = least.max(*until));
     }
 
     /// The own node has no Node object at the start, though an earlier agent carried these pod CIDRs here.
@@ -94,28 +108,63 @@ impl Departed {
         self.nodes.insert(own, departure);
     }
 
-    /// At the start, leases that an earlier agent knew and the store does not have, of Nodes that are there: they were lost a
-    /// moment ago, as far as this agent can tell. A Node object that went while no agent ran here was deleted.
-    pub(crate) fn miss_leases(&mut self, known: Vec<Lease>, snapshot: &mut Snapshot, now: Instant) {
-        let kept: Vec<Lease> = known.into_iter().filter(|lease| !is_taken(lease, snapshot)).collect();
-        for lease in kept {
-            let node = lease.node.clone();
-            tracing::info!(%node, grace = ?self.grace, "the Node has lost its lease; the way to it stays for a while");
-            snapshot.apply(Change::Set(lease.into()));
-            let pod_cidrs = held(snapshot, &node);
-            let departure = Departure { until: now + self.grace, is_back: true, lease_gone: true, pod_cidrs };
-            self.nodes.insert(node, departure);
+    /// Begins with what an earlier agent knew of nodes that the store does not have whole. What it kept already is kept
+    /// for the rest of its time. A Node that is there and has no lease lost it a moment ago, as far as this agent can tell.
+    /// A Node object that went while no agent ran here was deleted; if it comes back in time it has its lease again.
+    pub(crate) fn recall(&mut self, known: Vec<Known>, snapshot: &mut Snapshot, now: Instant) {
+        let holders = Holders::of(snapshot);
+        let known = known.into_iter().filter(|known| !holders.have_some_of(&known.lease));
+        let known: Vec<Known> = known.collect();
+        let full = now + self.grace;
+        for Known { lease, until } in known {
+            let is_back = snapshot.nodes.contains_key(&lease.node);
+            let lease_gone = !snapshot.leases.contains_key(&lease.node);
+            match until {
+                Some(until) if until > now => {
+                    self.keep(lease, Departure::of(until.min(full), is_back, lease_gone), snapshot);
+                }
+                None if is_back => self.keep(lease, Departure::of(full, true, lease_gone), snapshot),
+                None if lease_gone => {
+                    self.awaited_until = Some(full);
+                    self.awaited.insert(lease.node.clone(), lease);
+                }
+                _ => {}
+            }
         }
     }
 
-    /// Whether that is a Node that lacks a lease and is to keep the one it had.
+    /// Keeps a node with this lease, as far as the store does not have it.
+    fn keep(&mut self, lease: Lease, departure: Departure, snapshot: &mut Snapshot) {
+        let node = lease.node.clone();
+        tracing::info!(%node, "the store lacks some of what it had of this node; the way to it stays for a while");
+        if !departure.is_back {
+            snapshot.apply(Change::Set(Node::named(node.clone()).into()));
+        }
+        if departure.lease_gone {
+            snapshot.apply(Change::Set(lease.into()));
+        }
+        let pod_cidrs = held(snapshot, &node);
+        self.nodes.insert(node, Departure { pod_cidrs, ..departure });
+    }
+
+    /// Whether what an earlier agent knew of the node is of interest: it is another one, and not whole in the store.
     pub(crate) fn misses(&self, node: &str, snapshot: &Snapshot) -> bool {
-        let lacks_lease = snapshot.nodes.contains_key(node) && !snapshot.leases.contains_key(node);
-        *node != *self.own && lacks_lease && !self.grace.is_zero()
+        let is_whole = snapshot.nodes.contains_key(node) && snapshot.leases.contains_key(node);
+        *node != *self.own && !is_whole && !self.grace.is_zero()
+    }
+
+    /// Whether nodes are waited for that an earlier agent knew.
+    pub(crate) fn awaits_nodes(&self) -> bool {
+        !self.awaited.is_empty()
+    }
+
+    /// Until when the node counts as there, or its lease as known, if the store says otherwise.
+    pub(crate) fn until(&self, node: &str) -> Option<Instant> {
+        self.nodes.get(node).map(|departure| departure.until)
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.nodes.values().map(|departure| departure.until).min()
+        self.nodes.values().map(|departure| departure.until).chain(self.awaited_until).min()
     }
 
     /// Sorts out what has to wait.
@@ -126,7 +175,7 @@ impl Departed {
         now: Instant,
     ) -> Sorted {
         let mut sorted = Sorted::default();
-        if self.grace.is_zero() && self.nodes.is_empty() {
+        if self.grace.is_zero() && self.nodes.is_empty() && self.awaited.is_empty() {
             sorted.due = changes;
             return sorted;
         }
@@ -181,6 +230,7 @@ impl Departed {
         match change {
             Change::Set(Object::Node(node)) => {
                 // The own node writes its lease again at once; of another one the old lease shows the way until then.
+                let is_welcome = self.welcome(&node.name, snapshot);
                 let stays = node.name != self.own;
                 let was_gone = match self.nodes.get_mut(&node.name) {
                     Some(departure) if stays && departure.lease_gone => {
@@ -188,19 +238,45 @@ impl Departed {
                     }
                     _ => self.nodes.remove(&node.name).is_some(),
                 };
-                self.make_room(&node.name, &node.pod_cidrs, snapshot) || was_gone
+                self.make_room(&node.name, &node.pod_cidrs, snapshot) || was_gone || is_welcome
             }
             Change::Set(Object::Claim(claim)) => self.make_room(&claim.node, &[claim.cidr], snapshot),
-            Change::Set(Object::Lease(lease)) => {
-                let was_gone = self.nodes.remove(&lease.node).is_some();
-                self.make_room(&lease.node, &lease.pod_cidrs, snapshot) || was_gone
-            }
+            Change::Set(Object::Lease(lease)) => self.note_lease(lease, snapshot),
             _ => false,
         }
     }
 
+    fn note_lease(&mut self, lease: &Arc<Lease>, snapshot: &mut Snapshot) -> bool {
+        self.awaited.remove(&lease.node);
+        let was_gone = match self.nodes.get_mut(&lease.node) {
+            // The Node object is still to come, or is not.
+            Some(departure) if !departure.is_back => {
+                departure.lease_gone = false;
+                false
+            }
+            _ => self.nodes.remove(&lease.node).is_some(),
+        };
+        let is_twin = |node: &Arc<str>| {
+            let theirs = snapshot.leases.get(node).filter(|_| *node != lease.node);
+            theirs.is_some_and(|theirs| share_an_end(theirs, lease))
+        };
+        self.awaited.retain(|_, theirs| !share_an_end(theirs, lease));
+        let twins: Vec<Arc<str>> = self.nodes.keys().filter(|node| is_twin(node)).cloned().collect();
+        twins.iter().for_each(|node| self.end(node, snapshot));
+        self.make_room(&lease.node, &lease.pod_cidrs, snapshot) || was_gone || !twins.is_empty()
+    }
+
+    /// A Node that an earlier agent knew is there, and has its lease again; true if it was waited for.
+    fn welcome(&mut self, node: &Arc<str>, snapshot: &mut Snapshot) -> bool {
+        let lease = self.awaited.remove(node).filter(|_| !snapshot.leases.contains_key(node));
+        let (Some(lease), Some(until)) = (lease, self.awaited_until) else { return false };
+        self.keep(lease, Departure::of(until, true, true), snapshot);
+        true
+    }
+
     /// Ends the time of those who held some of what `owner` has now; true if there were any.
     fn make_room(&mut self, owner: &Arc<str>, pod_cidrs: &[IpNet], snapshot: &mut Snapshot) -> bool {
+        self.awaited.retain(|node, lease| node == owner || !collide(&lease.pod_cidrs, pod_cidrs));
         let theirs = self.nodes.iter();
         let theirs =
             theirs.filter(|(node, departure)| *node != owner && collide(&departure.pod_cidrs, pod_cidrs));
@@ -214,7 +290,11 @@ impl Departed {
         let over = self.nodes.iter().filter(|(_, departure)| departure.until <= now);
         let over: Vec<Arc<str>> = over.map(|(node, _)| node.clone()).collect();
         over.iter().for_each(|node| self.end(node, snapshot));
-        !over.is_empty()
+        let waited = self.awaited_until.take_if(|until| *until <= now).is_some();
+        if waited {
+            self.awaited.clear();
+        }
+        !over.is_empty() || waited
     }
 
     fn end(&mut self, node: &Arc<str>, snapshot: &mut Snapshot) {
@@ -243,26 +323,16 @@ fn held(snapshot: &Snapshot, node: &str) -> Box<[IpNet]> {
     lease.iter().chain(given).copied().collect()
 }
 
-/// Whether some of what the lease says is another node's now.
-fn is_taken(lease: &Lease, snapshot: &Snapshot) -> bool {
-    let others = |node: &Arc<str>| *node != lease.node;
-    let leases = snapshot.leases.values().filter(|other| others(&other.node));
-    let nodes = snapshot.nodes.values().filter(|other| others(&other.name));
-    let claims = snapshot.claims.values().filter(|claim| others(&claim.node));
-    leases.flat_map(|lease| lease.pod_cidrs.iter()).any(|cidr| collide(&lease.pod_cidrs, &[*cidr]))
-        || nodes.flat_map(|node| node.pod_cidrs.iter()).any(|cidr| collide(&lease.pod_cidrs, &[*cidr]))
-        || claims.map(|claim| claim.cidr).any(|cidr| collide(&lease.pod_cidrs, &[cidr]))
-}
-
 fn collide(some: &[IpNet], others: &[IpNet]) -> bool {
     some.iter().any(|cidr| others.iter().any(|other| overlaps(*cidr, *other)))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::{Duration, Instant};
 
-    use cluster::{Backend, Change, Flannel, Key, Lease, Node};
+    use cluster::{Backend, Change, Flannel, Key, Lease, Node, Object};
 
     use crate::leases_file::LeasesFile;
     use crate::view::{Standing, View};
@@ -389,46 +459,130 @@ mod tests {
         assert!(matches!(start(&[]).standing("node1", false), Standing::Absent));
     }
 
+    /// An agent that starts with what the store has, and what earlier ones left in this directory.
+    fn started(directory: &tempfile::TempDir, store: &[Change], grace: Duration) -> View {
+        let file = LeasesFile::new(directory.path(), "node1", &store::Location::Directory("/store".into()));
+        let mut view = View::new("node1", grace).with_leases_in(file);
+        let mut snapshot = cluster::Snapshot::default();
+        store.iter().cloned().for_each(|change| _ = snapshot.apply(change));
+        view.take(store::Event::Snapshot(snapshot));
+        view.take(store::Event::InSync);
+        view
+    }
+
+    /// Three nodes with a lease each.
+    fn three() -> Vec<Change> {
+        let of = |number| {
+            let name = format!("node{number}");
+            [set(&name), lease(&name, &format!("10.244.{number}.0/24"))]
+        };
+        [1, 2, 3].map(of).concat()
+    }
+
     #[test]
     fn an_agent_that_starts_knows_leases_that_the_store_has_lost_from_the_one_before() {
         let directory = tempfile::tempdir().unwrap();
-        let start = |store: &[Change], grace| {
-            let file =
-                LeasesFile::new(directory.path(), "node1", &store::Location::Directory("/store".into()));
-            let mut view = View::new("node1", grace).with_leases_in(file);
-            let mut snapshot = cluster::Snapshot::default();
-            store.iter().cloned().for_each(|change| _ = snapshot.apply(change));
-            view.take(store::Event::Snapshot(snapshot));
-            view.take(store::Event::InSync);
-            view
-        };
-        let [one, two, three] = [1, 2, 3].map(|number| {
-            [set(&format!("node{number}")), lease(&format!("node{number}"), &format!("10.244.{number}.0/24"))]
-        });
-        let whole = [one.clone(), two.clone(), three.clone()].concat();
-        start(&whole, GRACE).keep_leases();
+        let start = |store: &[Change], grace| started(&directory, store, grace);
+        start(&three(), GRACE).keep_leases(true);
+        assert_eq!(
+            holds(&start(&[set("node2")], Duration::ZERO), "node2"),
+            (true, false),
+            "no time of grace"
+        );
         // node2 has lost its lease; node3 was deleted; our own agent writes its own again.
         let mut view = start(&[set("node1"), set("node2")], GRACE);
         let found = ["node1", "node2", "node3"].map(|node| holds(&view, node));
         assert_eq!(found, [(true, false), (true, true), (false, false)]);
         view.expire(Instant::now() + GRACE);
         assert_eq!(holds(&view, "node2"), (true, false));
-        view.keep_leases();
+        view.keep_leases(true);
         assert_eq!(holds(&start(&[set("node2")], GRACE), "node2"), (true, false), "it was given up");
 
-        start(&whole, GRACE).keep_leases();
+        start(&three(), GRACE).keep_leases(true);
         let given = Node { pod_cidrs: ["10.244.2.0/25".parse().unwrap()].into(), ..Node::named("node4") };
         let view = start(&[set("node2"), Change::Set(given.into())], GRACE);
         assert_eq!(holds(&view, "node2"), (true, false), "another node has its network");
-        assert_eq!(
-            holds(&start(&[set("node2")], Duration::ZERO), "node2"),
-            (true, false),
-            "no time of grace"
-        );
         let mut view = start(&[set("node2")], GRACE);
         tell(&mut view, [lease("node2", "10.244.9.0/24")]);
-        assert_eq!(view.deadline(), None);
+        assert!(view.deadline().is_some(), "the others are waited for");
         assert_eq!(view.snapshot.leases["node2"].pod_cidrs[0].to_string(), "10.244.9.0/24");
+    }
+
+    #[test]
+    fn nodes_that_come_back_after_an_agents_start_have_the_leases_that_the_one_before_knew() {
+        let directory = tempfile::tempdir().unwrap();
+        let start = |store: &[Change]| started(&directory, store, GRACE);
+        start(&three()).keep_leases(true);
+        let mut view = start(&[set("node1")]);
+        // What it waits for is not forgotten meanwhile.
+        view.keep_leases(true);
+        let mut view = start(&[set("node1")]);
+        assert!(tell(&mut view, [set("node2")]));
+        assert_eq!(holds(&view, "node2"), (true, true));
+        tell(&mut view, [lease("node3", "10.244.7.0/24"), set("node3")]);
+        assert_eq!(view.snapshot.leases["node3"].pod_cidrs[0].to_string(), "10.244.7.0/24");
+        assert_eq!(view.departed.until("node3"), None, "it has said so itself");
+
+        let mut view = start(&[set("node1")]);
+        tell(&mut view, [set("node4"), lease("node4", "10.244.2.0/24")]);
+        tell(&mut view, [set("node2")]);
+        assert_eq!(holds(&view, "node2"), (true, false), "another node has its network by now");
+        assert!(view.expire(Instant::now() + GRACE));
+        tell(&mut view, [set("node3")]);
+        assert_eq!(holds(&view, "node3"), (true, false), "too late");
+        assert_eq!(view.deadline(), None);
+    }
+
+    #[test]
+    fn what_is_kept_for_a_while_is_kept_no_longer_for_any_number_of_starts() {
+        let directory = tempfile::tempdir().unwrap();
+        let start = |store: &[Change]| started(&directory, store, GRACE);
+        let mut view = start(&three());
+        view.keep_leases(true);
+        tell(&mut view, gone("node2"));
+        let end = view.deadline().unwrap();
+        view.keep_leases(true);
+        for _ in 0..3 {
+            let mut view = start(&[set("node1"), set("node3"), lease("node3", "10.244.3.0/24")]);
+            assert_eq!(holds(&view, "node2"), (true, true), "deleted while an agent ran, that kept it");
+            assert!(view.departed.contains("node2"));
+            let until = view.deadline().unwrap();
+            assert!(until <= end + Duration::from_secs(1), "{:?} more", until - end);
+            view.keep_leases(true);
+        }
+        let view = start(&[set("node2"), lease("node1", "10.244.1.0/24")]);
+        assert!(view.departed.until("node2").is_some_and(|until| until <= end + Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn of_two_leases_that_lead_to_one_machine_the_one_that_the_store_has_is_believed() {
+        let at = |node: &str, cidr: &str, underlay: &str| {
+            let Change::Set(Object::Lease(lease)) = lease(node, cidr) else { panic!("a lease") };
+            let lease = Arc::unwrap_or_clone(lease);
+            Change::Set(Lease { underlay: [underlay.parse().unwrap()].into(), ..lease }.into())
+        };
+        let mut view = view();
+        tell(&mut view, [at("node2", "10.244.2.0/24", "198.18.0.2")]);
+        tell(&mut view, gone("node2"));
+        tell(&mut view, [set("node3"), at("node3", "10.244.3.0/24", "198.18.0.2")]);
+        assert_eq!(holds(&view, "node2"), (false, false));
+
+        let directory = tempfile::tempdir().unwrap();
+        let start = |store: &[Change]| started(&directory, store, GRACE);
+        start(&[set("node2"), at("node2", "10.244.2.0/24", "198.18.0.2")]).keep_leases(true);
+        let moved = [set("node3"), at("node3", "10.244.3.0/24", "198.18.0.2")];
+        let view = start(&[&moved[..], &[set("node2")]].concat());
+        assert_eq!(holds(&view, "node2"), (true, false));
+    }
+
+    #[test]
+    fn a_lease_that_is_told_again_brings_no_deleted_node_back() {
+        let mut view = view();
+        tell(&mut view, gone("node2"));
+        tell(&mut view, [lease("node2", "10.244.2.0/24")]);
+        assert_eq!(holds(&view, "node2"), (true, true));
+        view.expire(Instant::now() + GRACE);
+        assert_eq!(holds(&view, "node2"), (false, true), "somebody has to take the lease out");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! write only when something changed, so an idle agent never touches the disk, and both leave a killed writer's
 //! half file under a name nobody reads, which the next write replaces.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -217,6 +218,23 @@ fn write_whole(
     fs::rename(&half, path).map_err(failed("replace", path))
 }
 
+/// Removes what writers that were killed left half written in a directory.
+pub(crate) fn remove_halves(directory: &Path) -> Result<Vec<PathBuf>, FileError> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed("list", directory))?,
+    };
+    let names = entries.filter_map(|entry| Some(entry.ok()?.file_name()));
+    // As `half_of` names them.
+    let is_half = |name: &OsStr| {
+        let inner = name.as_encoded_bytes().strip_prefix(b".").and_then(|name| name.strip_suffix(b".half"));
+        inner.is_some_and(|name| !name.is_empty())
+    };
+    let halves: Vec<PathBuf> = names.filter(|name| is_half(name)).map(|name| directory.join(name)).collect();
+    halves.iter().try_for_each(|half| remove(half).map(drop))?;
+    Ok(halves)
+}
+
 /// Removes a file; true if it was there.
 pub(crate) fn remove(path: &Path) -> Result<bool, FileError> {
     remove_file(path).map_err(failed("remove", path))
@@ -238,7 +256,9 @@ pub(crate) fn failed(tried: &'static str, path: &Path) -> impl FnOnce(io::Error)
 
 #[cfg(test)]
 mod tests {
-    use super::{Conflist, NetworkFile};
+    use std::path::PathBuf;
+
+    use super::{Conflist, NetworkFile, half_of, remove_halves};
     use crate::Options;
     use cluster::NodeNetwork;
 
@@ -283,6 +303,19 @@ mod tests {
         let read = NodeNetwork::from_json(&std::fs::read(&file.path).unwrap()).unwrap();
         assert_eq!(read, NodeNetwork { not_ready: Some("no tunnel".into()), ..network() });
         assert_eq!(file.remembered("node1"), network().pod_cidrs);
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_is_removed_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name| directory.path().join(name);
+        let half = half_of(&path("leases.txt"));
+        for file in [&half, &path("leases.txt"), &path(".half"), &path("half")] {
+            std::fs::write(file, "").unwrap();
+        }
+        assert_eq!(remove_halves(&path("not there")).unwrap(), Vec::<PathBuf>::new());
+        assert_eq!(remove_halves(directory.path()).unwrap(), [half]);
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 3);
     }
 
     #[test]

@@ -1,24 +1,37 @@
 //! `<state dir>/leases.txt`: what the peers were, for the agent that starts next.
 //!
 //! Read [`LeasesFile`]. A store that was wiped or restored may have no lease of a peer until that peer's agent has written it
-//! again. An agent that runs keeps the way to it meanwhile (see `departed.rs`); one that starts then knows it from here.
+//! again. An agent that runs keeps the way to it meanwhile (see `departed.rs`); one that starts then knows it from here, and for
+//! how long those are still kept that are gone already.
 //!
-//! The first line says whose view of what it is, each further one is a node's name and its lease as a manifest. What cannot be
-//! read, or is another node's or of another store, is as if it were not there. The file is written after looks at
-//! everything, so it may lack what has come within the last half minute; and without waiting for the disk, for what it
-//! says is of no use once the machine has stopped.
+//! The first line says whose view of what it is, and since which boot; each further one is a node's name, the end of its time
+//! in seconds since the boot or `-`, and its lease as a manifest. What cannot be read, or is another node's, of another store or
+//! boot, is as if it were not there. The file is written after looks at everything that found all in place, so it may
+//! lack what has come since; and without waiting for the disk, for it is of no use once the machine has stopped.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use cluster::{Lease, Object};
+use rustix::time::{ClockId, clock_gettime};
 use store::Location;
 
 use crate::files::{self, FileError};
 use crate::report::told;
+
+/// Stands for the end of a time that has none.
+const NEVER: &str = "-";
+
+/// What an earlier agent knew of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Known {
+    pub(crate) lease: Lease,
+    /// When its time was to be over, if it was gone already and kept.
+    pub(crate) until: Option<Instant>,
+}
 
 /// The file.
 #[derive(Debug)]
@@ -34,11 +47,13 @@ impl LeasesFile {
 
     /// The one of that node, with what it knows of that store.
     pub(crate) fn new(state_dir: &Path, node: &str, store: &Location) -> Self {
-        Self { path: state_dir.join(Self::NAME), head: format!("{node} {store}\n") }
+        // A kernel that does not tell has one boot for all that is known.
+        let boot = kernel::sysctl::read("kernel/random/boot_id").unwrap_or_default();
+        Self { path: state_dir.join(Self::NAME), head: format!("{node} {store} {boot}\n") }
     }
 
-    /// The leases that an earlier agent knew, of those nodes that `wanted` says yes to.
-    pub(crate) fn read(&self, wanted: impl Fn(&str) -> bool) -> Vec<Lease> {
+    /// What an earlier agent knew of those nodes that `wanted` says yes to.
+    pub(crate) fn read(&self, wanted: impl Fn(&str) -> bool) -> Vec<Known> {
         let text = match fs::read_to_string(&self.path) {
             Ok(text) => text,
             Err(error) => {
@@ -50,23 +65,31 @@ impl LeasesFile {
         };
         let lines = text.strip_prefix(&self.head).unwrap_or_default().lines();
         let named = lines.filter_map(|line| line.split_once(' ')).filter(|(node, _)| wanted(node));
-        named.filter_map(|(node, manifest)| lease_of(node, manifest)).collect()
+        named.filter_map(|(node, rest)| known(node, rest)).collect()
     }
 
-    /// Has the file say this. Without it the next agent goes by the store alone, so no more than the log hears of a failure.
-    pub(crate) fn keep(&self, leases: &BTreeMap<Arc<str>, Arc<Lease>>) {
-        let mut text = self.head.clone().into_bytes();
-        for (node, lease) in leases {
-            text.extend_from_slice(node.as_bytes());
-            text.push(b' ');
+    /// Has the file say this, and of nodes that are gone until when they are kept; true if it does. Without it the next agent goes
+    /// by the store alone, so no more than the log hears of a failure.
+    pub(crate) fn keep<'l>(
+        &self,
+        leases: impl Iterator<Item = &'l Arc<Lease>>,
+        until: impl Fn(&str) -> Option<Instant>,
+    ) -> bool {
+        let (mut text, now) = (self.head.clone().into_bytes(), (Instant::now(), since_boot()));
+        for lease in leases {
+            let until = until(&lease.node).map(|until| now.1 + until.saturating_duration_since(now.0));
+            let until = until.map_or_else(|| NEVER.to_owned(), |until| until.as_secs().to_string());
+            text.extend_from_slice(format!("{} {until} ", lease.node).as_bytes());
             let manifest = store::write_manifest(&Object::Lease(Arc::clone(lease)));
             let lines = manifest.split(|byte| *byte == b'\n');
             text.extend(lines.flat_map(<[u8]>::trim_ascii_start));
             text.push(b'\n');
         }
-        if let Err(error) = files::replace_hastily(&self.path, &text) {
-            tracing::warn!(error = %told(&error), "what the peers are is not kept for the next start");
+        let kept = files::replace_hastily(&self.path, &text);
+        if let Err(error) = &kept {
+            tracing::warn!(error = %told(error), "what the peers are is not kept for the next start");
         }
+        kept.is_ok()
     }
 
     /// Removes the file; true if it was there.
@@ -75,12 +98,28 @@ impl LeasesFile {
     }
 }
 
-fn lease_of(node: &str, manifest: &str) -> Option<Lease> {
+/// The rest of a line: the end of the node's time and its lease.
+fn known(node: &str, rest: &str) -> Option<Known> {
+    let (until, manifest) = rest.split_once(' ')?;
+    let until = match until {
+        NEVER => None,
+        seconds => {
+            let left = Duration::from_secs(seconds.parse().ok()?).saturating_sub(since_boot());
+            Some(Instant::now().checked_add(left)?)
+        }
+    };
     let mut objects = store::read_manifest(LeasesFile::NAME, manifest.as_bytes()).ok()?;
     match (objects.pop()?, objects.is_empty()) {
-        (Object::Lease(lease), true) if *lease.node == *node => Some(Arc::unwrap_or_clone(lease)),
+        (Object::Lease(lease), true) if *lease.node == *node => {
+            Some(Known { lease: Arc::unwrap_or_clone(lease), until })
+        }
         _ => None,
     }
+}
+
+fn since_boot() -> Duration {
+    let time = clock_gettime(ClockId::Boottime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -100,6 +139,15 @@ mod tests {
         }
     }
 
+    fn keep(file: &LeasesFile, leases: &[Lease], until: impl Fn(&str) -> Option<Instant>) {
+        let leases: Vec<Arc<Lease>> = leases.iter().cloned().map(Arc::new).collect();
+        assert!(file.keep(leases.iter(), until));
+    }
+
+    fn leases(known: Vec<Known>) -> Vec<Lease> {
+        known.into_iter().map(|known| known.lease).collect()
+    }
+
     #[test]
     fn leases_are_what_they_were_for_the_same_node_and_store_alone() {
         let directory = tempfile::tempdir().unwrap();
@@ -112,9 +160,10 @@ mod tests {
             lease("node3", Backend::wireguard(51820, PublicKey([7; 32]))),
             lease("node4.example", Backend::HostGw),
         ];
-        file.keep(&all.iter().map(|lease| (lease.node.clone(), Arc::new(lease.clone()))).collect());
-        assert_eq!(file.read(|_| true), all);
-        assert_eq!(file.read(|node| node == "node3"), all[1..2]);
+        keep(&file, &all, |_| None);
+        assert!(file.read(|_| true).iter().all(|known| known.until.is_none()));
+        assert_eq!(leases(file.read(|_| true)), all);
+        assert_eq!(leases(file.read(|node| node == "node3")), all[1..2]);
         assert_eq!(LeasesFile::new(directory.path(), "node2", &store).read(|_| true), []);
         let other = Location::Directory("/other".into());
         assert_eq!(LeasesFile::new(directory.path(), "node1", &other).read(|_| true), []);
@@ -124,18 +173,36 @@ mod tests {
     }
 
     #[test]
+    fn a_time_ends_when_it_was_to_end_whoever_reads_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = LeasesFile::new(directory.path(), "node1", &Location::Directory("/store".into()));
+        let end = Instant::now() + Duration::from_secs(40);
+        keep(&file, &[lease("node2", Backend::HostGw)], |_| Some(end));
+        let [Known { until: Some(until), .. }] = file.read(|_| true)[..] else { panic!("one that ends") };
+        // The file counts whole seconds.
+        assert!(until <= end + Duration::from_secs(1) && until + Duration::from_secs(2) >= end);
+        keep(&file, &[lease("node2", Backend::HostGw)], |_| Some(Instant::now()));
+        let [Known { until: Some(until), .. }] = file.read(|_| true)[..] else { panic!("one that ends") };
+        assert!(until <= Instant::now());
+    }
+
+    #[test]
     fn of_a_file_that_makes_no_sense_what_does_is_read() {
         let directory = tempfile::tempdir().unwrap();
         let file = LeasesFile::new(directory.path(), "node1", &Location::Directory("/store".into()));
         let good = lease("node2", Backend::HostGw);
-        file.keep(&BTreeMap::from([(good.node.clone(), Arc::new(good.clone()))]));
+        keep(&file, std::slice::from_ref(&good), |_| None);
         let path = directory.path().join(LeasesFile::NAME);
         let text = fs::read_to_string(&path).unwrap();
         let line = text.lines().nth(1).unwrap();
-        let renamed = line.replacen("node2", "node3", 1);
-        fs::write(&path, format!("{text}{renamed}\nnode4\nnode5 {{\nnode6 {{}}\n\n node7 {{")).unwrap();
-        assert_eq!(file.read(|_| true), [good]);
-        fs::write(&path, [&b"node1 dir:/store\n"[..], &[0xff; 9]].concat()).unwrap();
+        let (renamed, later) = (line.replacen("node2", "node3", 1), line.replacen(" - ", " 1e9 ", 1));
+        let endless = line.replacen(" - ", " 18446744073709551615 ", 1);
+        let bad = format!("{renamed}\n{later}\n{endless}\nnode4\nnode5 - {{\nnode6 - {{}}\n\n node7 {{");
+        fs::write(&path, format!("{text}{bad}")).unwrap();
+        assert_eq!(leases(file.read(|_| true)), [good]);
+        fs::write(&path, [file.head.as_bytes(), &[0xff; 9]].concat()).unwrap();
         assert_eq!(file.read(|_| true), []);
+        fs::write(&path, text.replacen("node1", "node1 before", 1)).unwrap();
+        assert_eq!(file.read(|_| true), [], "of another boot, say");
     }
 }

@@ -20,6 +20,7 @@ mod files;
 mod flannel_network;
 mod freed;
 mod health;
+mod holders;
 mod host;
 pub mod host_firewall;
 mod key_files;

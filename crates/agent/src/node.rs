@@ -225,6 +225,11 @@ impl NodeKeeper {
         view.standing(&self.options.node, self.holds())
     }
 
+    /// Whether the node carries its part of the cluster, by what is known.
+    pub(crate) fn is_member(&self, view: &View) -> bool {
+        matches!(self.standing(view), Standing::Member(_))
+    }
+
     /// Whether the node has pod CIDRs. An agent that has just started holds what an earlier one carried.
     fn holds(&self) -> bool {
         self.lease.is_some() || (!self.left && !self.remembered.is_empty())

@@ -267,15 +267,15 @@ impl Loop {
         let Outcome { changed, healed, contested, failed } = self.node.pass(&mut self.view, cause, extent);
         let now = Instant::now();
         match extent {
-            Extent::Everything => {
-                self.look = now.duration_since(began);
-                if !failed {
-                    // What the kernel carries.
-                    self.view.keep_leases();
-                }
-                kernel::memory::give_back();
-            }
+            Extent::Everything => self.look = now.duration_since(began),
             Extent::Peers => self.due.mark_later("a while after the cluster changed", now + EVENTUALLY),
+        }
+        if !failed && self.node.is_member(&self.view) {
+            // What is known is what the kernel carries.
+            self.view.keep_leases(extent == Extent::Everything);
+        }
+        if extent == Extent::Everything {
+            kernel::memory::give_back();
         }
         // What came due while the pass went on is not in it.
         self.step = self.node.deadline(began);

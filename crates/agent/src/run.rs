@@ -18,7 +18,7 @@ use crate::announce::{Announcer, tell_at_once};
 use crate::config::ConfigError;
 use crate::door::{Door, DoorError, Watcher};
 use crate::event::Event;
-use crate::files::{Conflist, FileError, NetworkFile, make_directory};
+use crate::files::{self, Conflist, FileError, NetworkFile, make_directory};
 use crate::flannel_network::NetworkKeys;
 use crate::freed;
 use crate::health::{Health, HealthError, Serves};
@@ -294,6 +294,8 @@ fn clean_alone(
     if DesignFile::forget(&options.state_dir)? {
         said.push(format!("- file {}", options.state_dir.join(DESIGN_FILE).display()));
     }
+    let halves = files::remove_halves(&options.state_dir)?;
+    said.extend(halves.iter().map(|half| format!("- file {}", half.display())));
     let keys = forget_keys_but(&options.key_directories(), &[])?;
     said.extend(keys.iter().map(|key| format!("- file {}", key.display())));
     if policy::clean(&options.state_dir)? {

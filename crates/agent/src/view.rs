@@ -25,6 +25,9 @@ use crate::departed::Departed;
 use crate::leases_file::LeasesFile;
 use crate::status::StoreStatus;
 
+/// How long the file of leases is left alone at least after it was written, when others begin to be kept for a while.
+const REST: Duration = Duration::from_secs(1);
+
 /// What is known of the cluster.
 #[derive(Debug, Default)]
 pub(crate) struct View {
@@ -42,6 +45,10 @@ pub(crate) struct View {
     leases_file: Option<LeasesFile>,
     /// Whether that is out of date.
     leases_changed: bool,
+    /// Whether others are kept for a while than it says.
+    times_changed: bool,
+    /// When it was written last.
+    leases_kept: Option<Instant>,
     pub(crate) away: Option<String>,
     broken: Vec<String>,
 }
@@ -76,11 +83,24 @@ impl View {
         Self { leases_file: Some(file), ..self }
     }
 
-    /// Keeps what is known of peers for the agent that starts next.
-    pub(crate) fn keep_leases(&mut self) {
-        if let (true, Some(file)) = (std::mem::take(&mut self.leases_changed), &self.leases_file) {
-            file.keep(&self.snapshot.leases);
+    /// Keeps what is known of peers for the agent that starts next: of this node, which carries what is known, after a look at
+    /// everything, or at once when it was about to be forgotten how long one is kept.
+    pub(crate) fn keep_leases(&mut self, looked_at_everything: bool) {
+        let is_due = looked_at_everything || (self.times_changed && self.is_rested());
+        let (true, true, Some(file)) = (self.leases_changed, is_due, &self.leases_file) else { return };
+        // What is awaited would be forgotten.
+        if self.departed.awaits_nodes() {
+            return;
         }
+        let others = self.snapshot.leases.values().filter(|lease| lease.node != self.own);
+        let kept = file.keep(others, |node| self.departed.until(node));
+        self.leases_kept = Some(Instant::now());
+        (self.leases_changed, self.times_changed) = (!kept, false);
+    }
+
+    /// Whether the file was not written just now.
+    fn is_rested(&self) -> bool {
+        self.leases_kept.is_none_or(|kept| kept.elapsed() > REST)
     }
 
     /// Whether the store is away, so that to ask it is to wait in vain.
@@ -102,6 +122,7 @@ impl View {
     pub(crate) fn expire(&mut self, now: Instant) -> bool {
         let expired = !self.is_away() && self.departed.expire(now, &mut self.snapshot);
         self.leases_changed |= expired;
+        self.times_changed |= expired;
         expired
     }
 
@@ -131,6 +152,8 @@ impl View {
                 self.leases_changed |= changes.iter().any(|change| matches!(change.key(), Key::Lease(_)));
                 let changes = self.departed.hold_back(changes, &mut self.snapshot, Instant::now());
                 let is_news = changes.is_news;
+                self.leases_changed |= is_news;
+                self.times_changed |= is_news;
                 // Every change has to be applied, so no short cut with `any`.
                 changes.due.into_iter().fold(is_news, |any, change| {
                     let applied = self.apply(change);
@@ -241,12 +264,12 @@ impl View {
         })
     }
 
-    /// Begins with what an earlier agent knew of peers whose leases the store does not have.
+    /// Begins with what an earlier agent knew of peers that the store does not have whole.
     fn remember_leases(&mut self) {
         self.leases_changed = true;
         let Some(file) = &self.leases_file else { return };
         let known = file.read(|node| self.departed.misses(node, &self.snapshot));
-        self.departed.miss_leases(known, &mut self.snapshot, Instant::now());
+        self.departed.recall(known, &mut self.snapshot, Instant::now());
     }
 
     /// What the node of that name is; `holding` says whether it held a lease until now.
@@ -288,7 +311,7 @@ fn concerns_us(change: &Change) -> bool {
 mod tests {
     use cluster::{Backend, Change, Flannel, Key, Lease, NamespacedName, Node, Pod, Snapshot};
 
-    use super::{Standing, View};
+    use super::*;
 
     fn view(nodes: &[&str]) -> View {
         let mut snapshot = Snapshot::default();
@@ -398,7 +421,7 @@ mod tests {
     #[test]
     fn what_this_machine_had_as_a_node_of_flannel_is_its_own() {
         let named = |number: u8| {
-            let subnet: ipnet::IpNet = format!("10.244.{number}.0/24").parse().unwrap();
+            let subnet: IpNet = format!("10.244.{number}.0/24").parse().unwrap();
             let (name, address) =
                 (cluster::flannel_name(subnet), format!("198.18.0.{number}").parse().unwrap());
             Node { addresses: Box::new([address]), pod_cidrs: Box::new([subnet]), ..Node::named(name) }
@@ -429,7 +452,7 @@ mod tests {
             ..Node::named(name)
         };
         for (name, is_own) in [("node1", true), ("node2", false)] {
-            let mut view = View::new("node1", std::time::Duration::ZERO);
+            let mut view = View::new("node1", Duration::ZERO);
             let mut snapshot = Snapshot::default();
             snapshot.apply(Change::Set(Node::named(name).into()));
             view.take(store::Event::Snapshot(snapshot));
@@ -440,6 +463,41 @@ mod tests {
                 "{name}"
             );
         }
+    }
+
+    #[test]
+    fn what_peers_are_is_kept_after_a_look_or_at_once_where_one_is_kept_for_a_while_and_again_if_that_failed()
+    {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Location::Directory("/store".into());
+        let file = || LeasesFile::new(directory.path(), "node1", &store);
+        let mut view = View::new("node1", Duration::from_secs(60)).with_leases_in(file());
+        view.take(store::Event::InSync);
+        let known = || file().read(|_| true).len();
+        let tell = |view: &mut View, changes: Vec<Change>| view.take(store::Event::Changes(changes));
+        view.keep_leases(true);
+        tell(&mut view, vec![Change::Set(Node::named("node2").into()), Change::Set(lease("node2").into())]);
+        view.keep_leases(false);
+        assert_eq!(known(), 0, "that may wait");
+        tell(&mut view, vec![Change::Removed(Key::Node("node2".into()))]);
+        view.keep_leases(false);
+        assert_eq!(known(), 0, "it was written just now");
+        view.leases_kept = None;
+        view.keep_leases(false);
+        assert!(file().read(|_| true)[0].until.is_some());
+
+        std::fs::remove_file(directory.path().join(LeasesFile::NAME)).unwrap();
+        view.keep_leases(true);
+        assert_eq!(known(), 0, "nothing has changed");
+        // What cannot be written is tried again.
+        let half = directory.path().join(".leases.txt.half");
+        std::fs::create_dir_all(half.join("in the way")).unwrap();
+        tell(&mut view, vec![Change::Set(lease("node2").into())]);
+        view.keep_leases(true);
+        assert_eq!(known(), 0);
+        std::fs::remove_dir_all(half).unwrap();
+        view.keep_leases(true);
+        assert_eq!(known(), 1);
     }
 
     #[test]

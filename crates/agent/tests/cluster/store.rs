@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use agent::PeerState;
+use agent::{PeerState, Status};
 use harness::{eventually, run_ok};
 
 use crate::rig::{Node, Rig};
@@ -233,21 +233,49 @@ fn scenario_35_an_agent_that_starts_while_the_store_lacks_a_lease_keeps_the_way_
 
 #[test]
 fn scenario_35_a_peer_that_writes_no_lease_again_is_given_up_also_by_an_agent_that_starts() {
-    let mut rig = Rig::flowing(2, "cluster: {deletedNodeGraceSeconds: 2}\n");
+    let mut rig = Rig::flowing(3, "cluster: {deletedNodeGraceSeconds: 5}\n");
+    let is_programmed = |status: &Status, name: &str| {
+        let peer = status.peers.iter().find(|peer| peer.node == name);
+        peer.is_some_and(|peer| peer.state == PeerState::Programmed)
+    };
     rig.nodes.iter_mut().for_each(|node| node.kill());
     rig.nodes[0].start();
-    rig.nodes[0].await_status("has its peer", |status| status.ready && status.peers.len() == 1);
+    rig.nodes[0].await_status("has its peers", |status| status.ready && status.peers.len() == 2);
     rig.nodes[0].kill();
     rig.forget("node2");
     rig.nodes[0].start();
-    rig.nodes[0].await_status("has given it up", |status| {
-        status.ready && status.peers.iter().all(|peer| peer.state != PeerState::Programmed)
-    });
+    let status = rig.nodes[0].await_status("ready", |status| status.ready);
+    assert!(["node2", "node3"].iter().all(|peer| is_programmed(&status, peer)), "{status:?}");
+    let status = rig.nodes[0].await_status("has given it up", |status| !is_programmed(status, "node2"));
+    assert!(is_programmed(&status, "node3"), "{status:?}");
     rig.nodes[0].await_settled();
-    assert_eq!(rig.nodes[0].fdb(), Vec::<String>::new());
+    assert_eq!(rig.nodes[0].fdb(), ["198.18.0.3"]);
+    let text = std::fs::read_to_string(rig.nodes[0].state_dir().join("leases.txt")).unwrap();
+    assert!(text.contains("\nnode3 ") && !text.contains("\nnode2 "), "{text}");
+}
+
+#[test]
+fn scenario_35_a_node_deleted_by_mistake_is_reached_also_after_its_peers_agents_are_restarted() {
+    let mut rig = Rig::flowing(2, "backend: vxlan\n");
+    rig.nodes[0].kill();
+    rig.nodes[0].start();
+    rig.await_joined();
+    let was = rig.nodes[0].tunnel_text();
+    let witnesses = [0, 1].map(|family| Witness::every(1, &rig.nodes[0], &rig.nodes[1], family).steady());
+    rig.remove_node("node2");
     let file = rig.nodes[0].state_dir().join("leases.txt");
-    let text = std::fs::read_to_string(file).unwrap();
-    assert!(text.contains("\nnode1 ") && !text.contains("\nnode2 "), "{text}");
+    eventually("it is kept for a while, and that is known", || {
+        let text = std::fs::read_to_string(&file).ok()?;
+        text.lines().any(|line| line.starts_with("node2 ") && !line.starts_with("node2 - ")).then_some(())
+    });
+    rig.nodes[0].kill();
+    rig.nodes[0].start();
+    rig.nodes[0].await_status("ready", |status| status.ready && status.peers.len() == 1);
+    rig.nodes[0].await_settled();
+    assert_eq!(rig.nodes[0].tunnel_text(), was);
+    rig.put_node("node2", "");
+    await_whole(&rig);
+    assert_eq!(witnesses.map(Witness::lost), [0, 0]);
 }
 
 /// The store's disk is replaced by an empty one, which everybody notices.

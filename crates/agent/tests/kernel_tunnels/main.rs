@@ -266,13 +266,17 @@ fn tcp_comes_whole_through_the_kernels_tunnels_of_agents_where_the_underlay_lose
                 return not_run("this kernel has no sch_netem");
             }
         }
-        for family in [0, 1] {
-            assert!(echoes(first, second, family, 300_000), "{backend}, family {family}");
-        }
-        for node in [first, second] {
+        let has_lost = |node: &Node| {
             let told = run_ok(node.netns.command("tc").args(["-s", "qdisc", "show", "dev", "eth0"]));
-            assert!(told.contains("netem") && !told.contains("dropped 0,"), "nothing was lost: {told}");
-        }
+            told.contains("netem") && !told.contains("dropped 0,")
+        };
+        // In large segments these are few packets.
+        eventually("something was lost both ways", || {
+            for family in [0, 1] {
+                assert!(echoes(first, second, family, 300_000), "{backend}, family {family}");
+            }
+            (has_lost(first) && has_lost(second)).then_some(())
+        });
     }
 }
 
