@@ -20,8 +20,8 @@ use cluster::{Change, Key, Lease, Node, Object, Snapshot};
 use ipnet::IpNet;
 use netstate::pool::overlaps;
 
-use crate::holders::{Holders, share_an_end};
-use crate::leases_file::Known;
+use crate::holders::{Ends, Holders};
+use crate::leases_file::{Known, Time};
 
 /// How long a store that is back may take to tell what has changed.
 const CATCHING_UP: Duration = Duration::from_secs(10);
@@ -32,9 +32,15 @@ pub(crate) struct Departed {
     own: Arc<str>,
     grace: Duration,
     nodes: BTreeMap<Arc<str>, Departure>,
-    /// Leases that an earlier agent knew, of nodes that are not there at all, and until when these may come back to them.
-    awaited: BTreeMap<Arc<str>, Lease>,
-    awaited_until: Option<Instant>,
+    /// Nodes that an earlier agent knew and that are not there at all.
+    awaited: BTreeMap<Arc<str>, Awaited>,
+}
+
+/// A node that has its lease again if it comes back in time.
+#[derive(Debug, Clone)]
+struct Awaited {
+    lease: Arc<Lease>,
+    until: Instant,
 }
 
 /// How it stands with one of them.
@@ -84,7 +90,8 @@ impl Departed {
     pub(crate) fn prolong(&mut self, now: Instant) {
         let least = now + CATCHING_UP;
         let of_nodes = self.nodes.values_mut().map(|departure| &mut departure.until);
-        of_nodes.chain(&mut self.awaited_until).for_each(|until| *until = least.max(*until));
+        let of_awaited = self.awaited.values_mut().map(|awaited| &mut awaited.until);
+        of_nodes.chain(of_awaited).for_each(|until| *until = least.max(*until));
     }
 
     /// The own node has no Node object at the start, though an earlier agent carried these pod CIDRs here.
@@ -109,39 +116,48 @@ impl Departed {
     }
 
     /// Begins with what an earlier agent knew of nodes that the store does not have whole. What it kept already is kept
-    /// for the rest of its time. A Node that is there and has no lease lost it a moment ago, as far as this agent can tell.
-    /// A Node object that went while no agent ran here was deleted; if it comes back in time it has its lease again.
-    pub(crate) fn recall(&mut self, known: Vec<Known>, snapshot: &mut Snapshot, now: Instant) {
+    /// for the rest of its time, and where the store `was_away` until now, until it has told what has changed. A Node that is
+    /// there and has no lease lost it a moment ago, as far as this agent can tell. A Node object that went while no agent ran
+    /// here was deleted; if it comes back in time it has its lease again.
+    pub(crate) fn recall(
+        &mut self,
+        known: Vec<Known>,
+        was_away: bool,
+        snapshot: &mut Snapshot,
+        now: Instant,
+    ) {
         let holders = Holders::of(snapshot);
         let known = known.into_iter().filter(|known| !holders.have_some_of(&known.lease));
         let known: Vec<Known> = known.collect();
-        let full = now + self.grace;
-        for Known { lease, until } in known {
+        let (full, least) = (now + self.grace, now + if was_away { CATCHING_UP } else { Duration::ZERO });
+        for Known { lease, time } in known {
             let is_back = snapshot.nodes.contains_key(&lease.node);
             let lease_gone = !snapshot.leases.contains_key(&lease.node);
-            match until {
-                Some(until) if until > now => {
-                    self.keep(lease, Departure::of(until.min(full), is_back, lease_gone), snapshot);
-                }
-                None if is_back => self.keep(lease, Departure::of(full, true, lease_gone), snapshot),
-                None if lease_gone => {
-                    self.awaited_until = Some(full);
-                    self.awaited.insert(lease.node.clone(), lease);
-                }
-                _ => {}
+            let until = match time {
+                Time::Unlimited => full,
+                Time::Kept(until) | Time::Awaited(until) => until.min(full).max(least),
+            };
+            if until <= now {
+                continue;
+            }
+            if is_back || matches!(time, Time::Kept(_)) {
+                self.keep(lease, Departure::of(until, is_back, lease_gone), snapshot);
+            } else if lease_gone {
+                self.awaited.insert(lease.node.clone(), Awaited { lease: lease.into(), until });
             }
         }
     }
 
     /// Keeps a node with this lease, as far as the store does not have it.
-    fn keep(&mut self, lease: Lease, departure: Departure, snapshot: &mut Snapshot) {
+    fn keep(&mut self, lease: impl Into<Arc<Lease>>, departure: Departure, snapshot: &mut Snapshot) {
+        let lease = lease.into();
         let node = lease.node.clone();
         tracing::info!(%node, "the store lacks some of what it had of this node; the way to it stays for a while");
         if !departure.is_back {
             snapshot.apply(Change::Set(Node::named(node.clone()).into()));
         }
         if departure.lease_gone {
-            snapshot.apply(Change::Set(lease.into()));
+            snapshot.apply(Change::Set(Object::Lease(lease)));
         }
         let pod_cidrs = held(snapshot, &node);
         self.nodes.insert(node, Departure { pod_cidrs, ..departure });
@@ -153,18 +169,24 @@ impl Departed {
         *node != *self.own && !is_whole && !self.grace.is_zero()
     }
 
-    /// Whether nodes are waited for that an earlier agent knew.
-    pub(crate) fn awaits_nodes(&self) -> bool {
-        !self.awaited.is_empty()
+    /// How it stands with a node whose lease counts.
+    pub(crate) fn time(&self, node: &str) -> Time {
+        self.nodes.get(node).map_or(Time::Unlimited, |departure| Time::Kept(departure.until))
     }
 
-    /// Until when the node counts as there, or its lease as known, if the store says otherwise.
-    pub(crate) fn until(&self, node: &str) -> Option<Instant> {
-        self.nodes.get(node).map(|departure| departure.until)
+    /// Those that are waited for.
+    pub(crate) fn awaited(&self) -> impl Iterator<Item = (&Arc<Lease>, Time)> {
+        self.awaited.values().map(|awaited| (&awaited.lease, Time::Awaited(awaited.until)))
+    }
+
+    /// Whether anybody's time is to end.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.nodes.is_empty() && self.awaited.is_empty()
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.nodes.values().map(|departure| departure.until).chain(self.awaited_until).min()
+        let awaited = self.awaited.values().map(|awaited| awaited.until);
+        self.nodes.values().map(|departure| departure.until).chain(awaited).min()
     }
 
     /// Sorts out what has to wait.
@@ -175,7 +197,7 @@ impl Departed {
         now: Instant,
     ) -> Sorted {
         let mut sorted = Sorted::default();
-        if self.grace.is_zero() && self.nodes.is_empty() && self.awaited.is_empty() {
+        if self.grace.is_zero() && self.is_empty() {
             sorted.due = changes;
             return sorted;
         }
@@ -252,31 +274,36 @@ impl Departed {
             // The Node object is still to come, or is not.
             Some(departure) if !departure.is_back => {
                 departure.lease_gone = false;
+                departure.pod_cidrs = lease.current().collect();
                 false
             }
             _ => self.nodes.remove(&lease.node).is_some(),
         };
+        let ends = Ends::of(lease);
+        self.awaited.retain(|_, theirs| !ends.are_shared_with(&theirs.lease));
         let is_twin = |node: &Arc<str>| {
             let theirs = snapshot.leases.get(node).filter(|_| *node != lease.node);
-            theirs.is_some_and(|theirs| share_an_end(theirs, lease))
+            theirs.is_some_and(|theirs| ends.are_shared_with(theirs))
         };
-        self.awaited.retain(|_, theirs| !share_an_end(theirs, lease));
         let twins: Vec<Arc<str>> = self.nodes.keys().filter(|node| is_twin(node)).cloned().collect();
         twins.iter().for_each(|node| self.end(node, snapshot));
-        self.make_room(&lease.node, &lease.pod_cidrs, snapshot) || was_gone || !twins.is_empty()
+        let current: Vec<IpNet> = lease.current().collect();
+        self.make_room(&lease.node, &current, snapshot) || was_gone || !twins.is_empty()
     }
 
     /// A Node that an earlier agent knew is there, and has its lease again; true if it was waited for.
     fn welcome(&mut self, node: &Arc<str>, snapshot: &mut Snapshot) -> bool {
-        let lease = self.awaited.remove(node).filter(|_| !snapshot.leases.contains_key(node));
-        let (Some(lease), Some(until)) = (lease, self.awaited_until) else { return false };
+        let awaited = self.awaited.remove(node).filter(|_| !snapshot.leases.contains_key(node));
+        let Some(Awaited { lease, until }) = awaited else { return false };
         self.keep(lease, Departure::of(until, true, true), snapshot);
         true
     }
 
     /// Ends the time of those who held some of what `owner` has now; true if there were any.
     fn make_room(&mut self, owner: &Arc<str>, pod_cidrs: &[IpNet], snapshot: &mut Snapshot) -> bool {
-        self.awaited.retain(|node, lease| node == owner || !collide(&lease.pod_cidrs, pod_cidrs));
+        self.awaited.retain(|node, theirs| {
+            node == owner || !theirs.lease.current().any(|cidr| collide(&[cidr], pod_cidrs))
+        });
         let theirs = self.nodes.iter();
         let theirs =
             theirs.filter(|(node, departure)| *node != owner && collide(&departure.pod_cidrs, pod_cidrs));
@@ -290,11 +317,9 @@ impl Departed {
         let over = self.nodes.iter().filter(|(_, departure)| departure.until <= now);
         let over: Vec<Arc<str>> = over.map(|(node, _)| node.clone()).collect();
         over.iter().for_each(|node| self.end(node, snapshot));
-        let waited = self.awaited_until.take_if(|until| *until <= now).is_some();
-        if waited {
-            self.awaited.clear();
-        }
-        !over.is_empty() || waited
+        let awaited = self.awaited.len();
+        self.awaited.retain(|_, awaited| awaited.until > now);
+        !over.is_empty() || self.awaited.len() < awaited
     }
 
     fn end(&mut self, node: &Arc<str>, snapshot: &mut Snapshot) {
@@ -316,11 +341,11 @@ fn removed_nodes(changes: &[Change]) -> BTreeSet<Arc<str>> {
     removed.collect()
 }
 
-/// What a node carries, and what the cluster gave it.
+/// What a node carries new pods in, and what the cluster gave it.
 fn held(snapshot: &Snapshot, node: &str) -> Box<[IpNet]> {
-    let lease = snapshot.leases.get(node).map(|lease| &*lease.pod_cidrs).unwrap_or_default();
+    let lease = snapshot.leases.get(node).into_iter().flat_map(|lease| lease.current());
     let given = snapshot.nodes.get(node).map(|node| &*node.pod_cidrs).unwrap_or_default();
-    lease.iter().chain(given).copied().collect()
+    lease.chain(given.iter().copied()).collect()
 }
 
 fn collide(some: &[IpNet], others: &[IpNet]) -> bool {
@@ -334,7 +359,7 @@ mod tests {
 
     use cluster::{Backend, Change, Flannel, Key, Lease, Node, Object};
 
-    use crate::leases_file::LeasesFile;
+    use crate::leases_file::{LeasesFile, Time};
     use crate::view::{Standing, View};
 
     const GRACE: Duration = Duration::from_secs(60);
@@ -521,7 +546,7 @@ mod tests {
         assert_eq!(holds(&view, "node2"), (true, true));
         tell(&mut view, [lease("node3", "10.244.7.0/24"), set("node3")]);
         assert_eq!(view.snapshot.leases["node3"].pod_cidrs[0].to_string(), "10.244.7.0/24");
-        assert_eq!(view.departed.until("node3"), None, "it has said so itself");
+        assert_eq!(view.departed.time("node3"), Time::Unlimited, "it has said so itself");
 
         let mut view = start(&[set("node1")]);
         tell(&mut view, [set("node4"), lease("node4", "10.244.2.0/24")]);
@@ -551,7 +576,59 @@ mod tests {
             view.keep_leases(true);
         }
         let view = start(&[set("node2"), lease("node1", "10.244.1.0/24")]);
-        assert!(view.departed.until("node2").is_some_and(|until| until <= end + Duration::from_secs(1)));
+        let time = view.departed.time("node2");
+        assert!(matches!(time, Time::Kept(until) if until <= end + Duration::from_secs(1)), "{time:?}");
+    }
+
+    #[test]
+    fn a_time_is_known_while_other_nodes_are_waited_for_and_does_not_end_while_the_store_is_away() {
+        let directory = tempfile::tempdir().unwrap();
+        let start = |store: &[Change]| started(&directory, store, GRACE);
+        start(&three()).keep_leases(true);
+        // node3 was deleted while no agent ran; then node2 is.
+        let mut view = start(&three()[..4]);
+        tell(&mut view, gone("node2"));
+        let end = view.deadline().unwrap();
+        view.keep_leases(true);
+        let mut view = start(&[set("node1")]);
+        assert_eq!([holds(&view, "node2"), holds(&view, "node3")], [(true, true), (false, false)]);
+        assert!(
+            view.departed.awaited().count() == 1 && view.deadline().unwrap() <= end + Duration::from_secs(1)
+        );
+
+        // The next agent finds the store away, until after the end.
+        view.departed.nodes.values_mut().for_each(|departure| departure.until = Instant::now());
+        view.leases_are_out_of_date();
+        view.keep_leases(true);
+        let file =
+            || LeasesFile::new(directory.path(), "node1", &store::Location::Directory("/store".into()));
+        let begin = |away: bool| {
+            let mut view = View::new("node1", GRACE).with_leases_in(file());
+            if away {
+                view.take(store::Event::Unavailable { reason: "away".into() });
+                view.take(store::Event::Available);
+            }
+            let mut snapshot = cluster::Snapshot::default();
+            snapshot.apply(set("node1"));
+            view.take(store::Event::Snapshot(snapshot));
+            view.take(store::Event::InSync);
+            view
+        };
+        assert_eq!(holds(&begin(true), "node2"), (true, true), "what happened meanwhile is still to be told");
+        assert_eq!(holds(&begin(false), "node2"), (false, false));
+    }
+
+    #[test]
+    fn what_a_node_only_had_before_is_no_reason_to_end_anothers_time() {
+        let before = |node: &str, cidrs: [&str; 2]| {
+            let Change::Set(Object::Lease(lease)) = lease(node, cidrs[0]) else { panic!("a lease") };
+            let pod_cidrs = cidrs.map(|cidr| cidr.parse().unwrap()).into();
+            Change::Set(Lease { pod_cidrs, ..Arc::unwrap_or_clone(lease) }.into())
+        };
+        let mut view = view();
+        tell(&mut view, gone("node2"));
+        tell(&mut view, [set("node3"), before("node3", ["10.244.3.0/24", "10.244.2.0/24"])]);
+        assert_eq!(holds(&view, "node2"), (true, true));
     }
 
     #[test]

@@ -224,7 +224,8 @@ pub(crate) fn remove_halves(directory: &Path) -> Result<Vec<PathBuf>, FileError>
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(failed("list", directory))?,
     };
-    let names = entries.filter_map(|entry| Some(entry.ok()?.file_name()));
+    let files = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
+    let names = files.map(|file| file.file_name());
     // As `half_of` names them.
     let is_half = |name: &OsStr| {
         let inner = name.as_encoded_bytes().strip_prefix(b".").and_then(|name| name.strip_suffix(b".half"));

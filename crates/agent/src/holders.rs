@@ -73,9 +73,20 @@ fn ends_of(lease: &Lease) -> impl Iterator<Item = End> {
     lease.underlay.iter().copied().map(End::Underlay).chain(mac).chain(keys)
 }
 
-/// Whether packets to the pods of two nodes would be sent to the same: a machine has a new name, or what it had is another's.
-pub(crate) fn share_an_end(one: &Lease, other: &Lease) -> bool {
-    ends_of(one).any(|end| ends_of(other).any(|others| others == end))
+/// What packets to one node's pods are sent to.
+#[derive(Debug)]
+pub(crate) struct Ends(BTreeSet<End>);
+
+impl Ends {
+    pub(crate) fn of(lease: &Lease) -> Self {
+        Self(ends_of(lease).collect())
+    }
+
+    /// Whether packets to another node's pods would be sent to the same: a machine has a new name, or what it had is
+    /// another's.
+    pub(crate) fn are_shared_with(&self, other: &Lease) -> bool {
+        ends_of(other).any(|end| self.0.contains(&end))
+    }
 }
 
 #[cfg(test)]
@@ -134,9 +145,10 @@ mod tests {
         let key = |byte| Backend::wireguard(51820, PublicKey([byte; 32]));
         let of = |underlay, backend: &Backend| lease("any", &[], underlay, backend.clone());
         let first = of("198.18.0.1", &key(1));
-        assert!(share_an_end(&first, &of("198.18.0.1", &Backend::Udp { port: 1 })));
-        assert!(share_an_end(&first, &of("198.18.0.2", &key(1))));
-        assert!(!share_an_end(&first, &of("198.18.0.2", &key(2))));
-        assert!(share_an_end(&of("198.18.0.3", &vxlan), &of("198.18.0.4", &vxlan)));
+        let share = |one: &Lease, other: &Lease| Ends::of(one).are_shared_with(other);
+        assert!(share(&first, &of("198.18.0.1", &Backend::Udp { port: 1 })));
+        assert!(share(&first, &of("198.18.0.2", &key(1))));
+        assert!(!share(&first, &of("198.18.0.2", &key(2))));
+        assert!(share(&of("198.18.0.3", &vxlan), &of("198.18.0.4", &vxlan)));
     }
 }

@@ -4,10 +4,10 @@
 //! again. An agent that runs keeps the way to it meanwhile (see `departed.rs`); one that starts then knows it from here, and for
 //! how long those are still kept that are gone already.
 //!
-//! The first line says whose view of what it is, and since which boot; each further one is a node's name, the end of its time
-//! in seconds since the boot or `-`, and its lease as a manifest. What cannot be read, or is another node's, of another store or
-//! boot, is as if it were not there. The file is written after looks at everything that found all in place, so it may
-//! lack what has come since; and without waiting for the disk, for it is of no use once the machine has stopped.
+//! The first line says whose view of what it is, and since which boot; each further one is a node's name, how it stands with it
+//! ([`Time`]), and its lease as a manifest. What cannot be read, or is another node's, of another store or boot, is as if it were
+//! not there. [`View::keep_leases`](crate::view::View::keep_leases) says when it is written; without waiting for the disk, for it is of
+//! no use once the machine has stopped.
 
 use std::fs;
 use std::io;
@@ -22,16 +22,26 @@ use store::Location;
 use crate::files::{self, FileError};
 use crate::report::told;
 
-/// Stands for the end of a time that has none.
-const NEVER: &str = "-";
+/// How it stands with a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Time {
+    /// It is there, with that lease: `-`.
+    Unlimited,
+    /// Some of it is gone, and it is kept until then: seconds since the boot.
+    Kept(Instant),
+    /// It is gone, and would have that lease again until then: the same behind `?`.
+    Awaited(Instant),
+}
 
 /// What an earlier agent knew of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Known {
     pub(crate) lease: Lease,
-    /// When its time was to be over, if it was gone already and kept.
-    pub(crate) until: Option<Instant>,
+    pub(crate) time: Time,
 }
+
+const UNLIMITED: &str = "-";
+const AWAITED: char = '?';
 
 /// The file.
 #[derive(Debug)]
@@ -68,18 +78,18 @@ impl LeasesFile {
         named.filter_map(|(node, rest)| known(node, rest)).collect()
     }
 
-    /// Has the file say this, and of nodes that are gone until when they are kept; true if it does. Without it the next agent goes
-    /// by the store alone, so no more than the log hears of a failure.
-    pub(crate) fn keep<'l>(
-        &self,
-        leases: impl Iterator<Item = &'l Arc<Lease>>,
-        until: impl Fn(&str) -> Option<Instant>,
-    ) -> bool {
+    /// Has the file say this; true if it does. Without it the next agent goes by the store alone, so no more than the log hears
+    /// of a failure.
+    pub(crate) fn keep<'l>(&self, known: impl Iterator<Item = (&'l Arc<Lease>, Time)>) -> bool {
         let (mut text, now) = (self.head.clone().into_bytes(), (Instant::now(), since_boot()));
-        for lease in leases {
-            let until = until(&lease.node).map(|until| now.1 + until.saturating_duration_since(now.0));
-            let until = until.map_or_else(|| NEVER.to_owned(), |until| until.as_secs().to_string());
-            text.extend_from_slice(format!("{} {until} ", lease.node).as_bytes());
+        let seconds = |until: Instant| (now.1 + until.saturating_duration_since(now.0)).as_secs();
+        for (lease, time) in known {
+            let time = match time {
+                Time::Unlimited => UNLIMITED.to_owned(),
+                Time::Kept(until) => seconds(until).to_string(),
+                Time::Awaited(until) => format!("{AWAITED}{}", seconds(until)),
+            };
+            text.extend_from_slice(format!("{} {time} ", lease.node).as_bytes());
             let manifest = store::write_manifest(&Object::Lease(Arc::clone(lease)));
             let lines = manifest.split(|byte| *byte == b'\n');
             text.extend(lines.flat_map(<[u8]>::trim_ascii_start));
@@ -92,26 +102,35 @@ impl LeasesFile {
         kept.is_ok()
     }
 
+    /// Removes it; no more than the log hears of a failure.
+    pub(crate) fn forget_now(&self) {
+        if let Err(error) = files::remove(&self.path) {
+            tracing::warn!(error = %told(&error), "what the peers were stays known");
+        }
+    }
+
     /// Removes the file; true if it was there.
     pub(crate) fn forget(state_dir: &Path) -> Result<bool, FileError> {
         files::remove(&state_dir.join(Self::NAME))
     }
 }
 
-/// The rest of a line: the end of the node's time and its lease.
+/// The rest of a line: how it stands with the node, and its lease.
 fn known(node: &str, rest: &str) -> Option<Known> {
-    let (until, manifest) = rest.split_once(' ')?;
-    let until = match until {
-        NEVER => None,
-        seconds => {
-            let left = Duration::from_secs(seconds.parse().ok()?).saturating_sub(since_boot());
-            Some(Instant::now().checked_add(left)?)
-        }
+    let (time, manifest) = rest.split_once(' ')?;
+    let until = |seconds: &str| {
+        let left = Duration::from_secs(seconds.parse().ok()?).saturating_sub(since_boot());
+        Instant::now().checked_add(left)
+    };
+    let time = match (time, time.strip_prefix(AWAITED)) {
+        (UNLIMITED, _) => Time::Unlimited,
+        (_, Some(seconds)) => Time::Awaited(until(seconds)?),
+        (seconds, None) => Time::Kept(until(seconds)?),
     };
     let mut objects = store::read_manifest(LeasesFile::NAME, manifest.as_bytes()).ok()?;
     match (objects.pop()?, objects.is_empty()) {
         (Object::Lease(lease), true) if *lease.node == *node => {
-            Some(Known { lease: Arc::unwrap_or_clone(lease), until })
+            Some(Known { lease: Arc::unwrap_or_clone(lease), time })
         }
         _ => None,
     }
@@ -139,9 +158,9 @@ mod tests {
         }
     }
 
-    fn keep(file: &LeasesFile, leases: &[Lease], until: impl Fn(&str) -> Option<Instant>) {
+    fn keep(file: &LeasesFile, leases: &[Lease], time: Time) {
         let leases: Vec<Arc<Lease>> = leases.iter().cloned().map(Arc::new).collect();
-        assert!(file.keep(leases.iter(), until));
+        assert!(file.keep(leases.iter().map(|lease| (lease, time))));
     }
 
     fn leases(known: Vec<Known>) -> Vec<Lease> {
@@ -160,8 +179,8 @@ mod tests {
             lease("node3", Backend::wireguard(51820, PublicKey([7; 32]))),
             lease("node4.example", Backend::HostGw),
         ];
-        keep(&file, &all, |_| None);
-        assert!(file.read(|_| true).iter().all(|known| known.until.is_none()));
+        keep(&file, &all, Time::Unlimited);
+        assert!(file.read(|_| true).iter().all(|known| known.time == Time::Unlimited));
         assert_eq!(leases(file.read(|_| true)), all);
         assert_eq!(leases(file.read(|node| node == "node3")), all[1..2]);
         assert_eq!(LeasesFile::new(directory.path(), "node2", &store).read(|_| true), []);
@@ -177,13 +196,17 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = LeasesFile::new(directory.path(), "node1", &Location::Directory("/store".into()));
         let end = Instant::now() + Duration::from_secs(40);
-        keep(&file, &[lease("node2", Backend::HostGw)], |_| Some(end));
-        let [Known { until: Some(until), .. }] = file.read(|_| true)[..] else { panic!("one that ends") };
+        let node2 = [lease("node2", Backend::HostGw)];
+        let read = || file.read(|_| true)[0].time;
         // The file counts whole seconds.
-        assert!(until <= end + Duration::from_secs(1) && until + Duration::from_secs(2) >= end);
-        keep(&file, &[lease("node2", Backend::HostGw)], |_| Some(Instant::now()));
-        let [Known { until: Some(until), .. }] = file.read(|_| true)[..] else { panic!("one that ends") };
-        assert!(until <= Instant::now());
+        let is_near =
+            |until: Instant| until <= end + Duration::from_secs(1) && until + Duration::from_secs(2) >= end;
+        keep(&file, &node2, Time::Kept(end));
+        assert!(matches!(read(), Time::Kept(until) if is_near(until)), "{:?}", read());
+        keep(&file, &node2, Time::Awaited(end));
+        assert!(matches!(read(), Time::Awaited(until) if is_near(until)), "{:?}", read());
+        keep(&file, &node2, Time::Kept(Instant::now()));
+        assert!(matches!(read(), Time::Kept(until) if until <= Instant::now()), "{:?}", read());
     }
 
     #[test]
@@ -191,7 +214,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = LeasesFile::new(directory.path(), "node1", &Location::Directory("/store".into()));
         let good = lease("node2", Backend::HostGw);
-        keep(&file, std::slice::from_ref(&good), |_| None);
+        keep(&file, std::slice::from_ref(&good), Time::Unlimited);
         let path = directory.path().join(LeasesFile::NAME);
         let text = fs::read_to_string(&path).unwrap();
         let line = text.lines().nth(1).unwrap();

@@ -221,13 +221,8 @@ impl NodeKeeper {
     }
 
     /// What the node is in the cluster.
-    fn standing(&self, view: &View) -> Standing {
+    pub(crate) fn standing(&self, view: &View) -> Standing {
         view.standing(&self.options.node, self.holds())
-    }
-
-    /// Whether the node carries its part of the cluster, by what is known.
-    pub(crate) fn is_member(&self, view: &View) -> bool {
-        matches!(self.standing(view), Standing::Member(_))
     }
 
     /// Whether the node has pod CIDRs. An agent that has just started holds what an earlier one carried.

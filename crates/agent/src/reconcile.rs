@@ -33,7 +33,7 @@ use crate::event::{Entry, Event, Touched};
 use crate::node::{NodeKeeper, Outcome};
 use crate::pause;
 use crate::status::{Answer, Request, Status};
-use crate::view::View;
+use crate::view::{Standing, View};
 
 /// The time within which passes that changed something are counted.
 const PACE: Duration = Duration::from_secs(2);
@@ -117,7 +117,7 @@ impl Loop {
                 Ok(event) => {
                     for event in std::iter::once(event).chain(events.try_iter()) {
                         match event {
-                            Event::Stop => return End::Stopped,
+                            Event::Stop => return self.stop(),
                             Event::Lost(thread) => return End::Lost(thread),
                             Event::Asked(request, answer) => questions.push((request, answer)),
                             Event::Store(event) => self.heard_from_store(*event),
@@ -152,6 +152,14 @@ impl Loop {
             }
             questions.into_iter().for_each(|(request, answer)| self.answer(request, &answer));
         }
+    }
+
+    /// Leaves what is known to the next agent, unless the kernel does not carry it.
+    fn stop(&mut self) -> End {
+        if self.view.in_sync && self.due.retry.is_none() && self.due.cause.is_none() {
+            self.keep_leases(Extent::Everything);
+        }
+        End::Stopped
     }
 
     /// Waits for the next event, or until something is due.
@@ -270,9 +278,8 @@ impl Loop {
             Extent::Everything => self.look = now.duration_since(began),
             Extent::Peers => self.due.mark_later("a while after the cluster changed", now + EVENTUALLY),
         }
-        if !failed && self.node.is_member(&self.view) {
-            // What is known is what the kernel carries.
-            self.view.keep_leases(extent == Extent::Everything);
+        if !failed {
+            self.keep_leases(extent);
         }
         if extent == Extent::Everything {
             kernel::memory::give_back();
@@ -294,6 +301,19 @@ impl Loop {
         }
         if changed && KERNEL_CAUSES.contains(&cause) {
             self.due.changed(now);
+        }
+    }
+
+    /// What is known of peers is kept for the next agent while the kernel carries it.
+    fn keep_leases(&mut self, extent: Extent) {
+        match self.node.standing(&self.view) {
+            Standing::Member(_) => {
+                if let Some(at) = self.view.keep_leases(extent == Extent::Everything) {
+                    self.due.mark_later("others are kept for a while", at);
+                }
+            }
+            Standing::Absent => self.view.forget_leases(),
+            Standing::Deleted | Standing::Doubtful => {}
         }
     }
 

@@ -45,11 +45,13 @@ pub(crate) struct View {
     leases_file: Option<LeasesFile>,
     /// Whether that is out of date.
     leases_changed: bool,
-    /// Whether others are kept for a while than it says.
+    /// Whether it is in whose time is to end, and when.
     times_changed: bool,
     /// When it was written last.
     leases_kept: Option<Instant>,
     pub(crate) away: Option<String>,
+    /// Whether it was before it could be read for the first time.
+    was_away: bool,
     broken: Vec<String>,
 }
 
@@ -83,24 +85,37 @@ impl View {
         Self { leases_file: Some(file), ..self }
     }
 
-    /// Keeps what is known of peers for the agent that starts next: of this node, which carries what is known, after a look at
-    /// everything, or at once when it was about to be forgotten how long one is kept.
-    pub(crate) fn keep_leases(&mut self, looked_at_everything: bool) {
-        let is_due = looked_at_everything || (self.times_changed && self.is_rested());
-        let (true, true, Some(file)) = (self.leases_changed, is_due, &self.leases_file) else { return };
-        // What is awaited would be forgotten.
-        if self.departed.awaits_nodes() {
-            return;
+    /// Keeps what is known of peers for the agent that starts next, if that has changed: after a look at everything, or at once if
+    /// somebody's time began or ended. Only while the node carries what is known. Returns when it is to be tried again,
+    /// where that was a moment ago as well.
+    pub(crate) fn keep_leases(&mut self, looked_at_everything: bool) -> Option<Instant> {
+        let (true, Some(file)) = (self.leases_changed, &self.leases_file) else { return None };
+        if !looked_at_everything {
+            let rested = self.leases_kept.map(|kept| kept + REST).filter(|rested| *rested > Instant::now());
+            if rested.is_some() || !self.times_changed {
+                return rested.filter(|_| self.times_changed);
+            }
         }
         let others = self.snapshot.leases.values().filter(|lease| lease.node != self.own);
-        let kept = file.keep(others, |node| self.departed.until(node));
+        let others = others.map(|lease| (lease, self.departed.time(&lease.node)));
+        let kept = file.keep(others.chain(self.departed.awaited()));
         self.leases_kept = Some(Instant::now());
         (self.leases_changed, self.times_changed) = (!kept, false);
+        None
     }
 
-    /// Whether the file was not written just now.
-    fn is_rested(&self) -> bool {
-        self.leases_kept.is_none_or(|kept| kept.elapsed() > REST)
+    /// As if others had changed.
+    #[cfg(test)]
+    pub(crate) fn leases_are_out_of_date(&mut self) {
+        self.leases_changed = true;
+    }
+
+    /// The node carries nothing any more, and what it knew of peers is nobody's business.
+    pub(crate) fn forget_leases(&mut self) {
+        if let Some(file) = &self.leases_file {
+            file.forget_now();
+        }
+        self.leases_changed = true;
     }
 
     /// Whether the store is away, so that to ask it is to wait in vain.
@@ -140,10 +155,10 @@ impl View {
             }
             store::Event::InSync => {
                 self.in_sync = true;
+                self.recall_peers();
                 self.doubt();
                 let remembered = std::mem::take(&mut self.remembered);
                 self.departed.miss_own(&remembered, &mut self.snapshot, Instant::now());
-                self.remember_leases();
                 true
             }
             store::Event::Changes(changes) => {
@@ -168,12 +183,15 @@ impl View {
             store::Event::Unavailable { reason } => {
                 tracing::warn!(%reason, "the store is away; what is known stays in force");
                 self.away = Some(reason);
+                self.was_away |= !self.in_sync;
                 false
             }
             store::Event::Available => {
                 tracing::info!("the store is back");
                 self.away = None;
                 self.departed.prolong(Instant::now());
+                self.leases_changed |= !self.departed.is_empty();
+                self.times_changed |= !self.departed.is_empty();
                 // What could not be written meanwhile is due now.
                 self.in_sync
             }
@@ -265,11 +283,11 @@ impl View {
     }
 
     /// Begins with what an earlier agent knew of peers that the store does not have whole.
-    fn remember_leases(&mut self) {
+    fn recall_peers(&mut self) {
         self.leases_changed = true;
         let Some(file) = &self.leases_file else { return };
         let known = file.read(|node| self.departed.misses(node, &self.snapshot));
-        self.departed.recall(known, &mut self.snapshot, Instant::now());
+        self.departed.recall(known, self.was_away, &mut self.snapshot, Instant::now());
     }
 
     /// What the node of that name is; `holding` says whether it held a lease until now.
@@ -312,6 +330,7 @@ mod tests {
     use cluster::{Backend, Change, Flannel, Key, Lease, NamespacedName, Node, Pod, Snapshot};
 
     use super::*;
+    use crate::leases_file::Time;
 
     fn view(nodes: &[&str]) -> View {
         let mut snapshot = Snapshot::default();
@@ -480,11 +499,13 @@ mod tests {
         view.keep_leases(false);
         assert_eq!(known(), 0, "that may wait");
         tell(&mut view, vec![Change::Removed(Key::Node("node2".into()))]);
-        view.keep_leases(false);
+        let kept = Instant::now() + REST;
+        view.leases_kept = Some(kept);
+        assert_eq!(view.keep_leases(false), Some(kept + REST));
         assert_eq!(known(), 0, "it was written just now");
         view.leases_kept = None;
-        view.keep_leases(false);
-        assert!(file().read(|_| true)[0].until.is_some());
+        assert_eq!(view.keep_leases(false), None);
+        assert!(matches!(file().read(|_| true)[0].time, Time::Kept(_)));
 
         std::fs::remove_file(directory.path().join(LeasesFile::NAME)).unwrap();
         view.keep_leases(true);
@@ -498,6 +519,8 @@ mod tests {
         std::fs::remove_dir_all(half).unwrap();
         view.keep_leases(true);
         assert_eq!(known(), 1);
+        view.forget_leases();
+        assert!(!directory.path().join(LeasesFile::NAME).exists());
     }
 
     #[test]
