@@ -598,7 +598,7 @@ mod tests {
 
         // The next agent finds the store away, until after the end.
         view.departed.nodes.values_mut().for_each(|departure| departure.until = Instant::now());
-        view.leases_are_out_of_date();
+        tell(&mut view, [lease("node1", "10.244.1.0/24")]);
         view.keep_leases(true);
         let file =
             || LeasesFile::new(directory.path(), "node1", &store::Location::Directory("/store".into()));

@@ -104,12 +104,6 @@ impl View {
         None
     }
 
-    /// As if others had changed.
-    #[cfg(test)]
-    pub(crate) fn leases_are_out_of_date(&mut self) {
-        self.leases_changed = true;
-    }
-
     /// The node carries nothing any more, and what it knew of peers is nobody's business.
     pub(crate) fn forget_leases(&mut self) {
         if let Some(file) = &self.leases_file {
