@@ -6,6 +6,7 @@
 //! as passed.
 
 use std::path::Path;
+use std::process::Command;
 
 use crate::{fuzz, packages, process, suites, vm_test, workspace};
 
@@ -14,6 +15,10 @@ const FUZZ_SECONDS: u32 = 10;
 
 /// Tests of one program that run at once. Most of their time they wait for what other processes do.
 const TESTS_A_PROGRAM: usize = 3;
+
+/// Seconds that a test waits for what must come. A machine that has just built everything may keep its disk to itself for more
+/// than a minute.
+const PATIENCE: u32 = 180;
 
 /// Runs them all, whichever fail: one run tells everything.
 pub(crate) fn run() -> anyhow::Result<()> {
@@ -26,11 +31,14 @@ pub(crate) fn run() -> anyhow::Result<()> {
     process::run(workspace::cargo().args(["fetch", "--locked"]))?;
     // With the tests' own dependencies: without them some libraries would be built twice, with features of either.
     process::run(workspace::cargo().args(["build", "--locked", "--workspace", "--all-targets"]))?;
+    // What the build wrote, and what it replaced, is done with before programs begin that wait for the disk themselves.
+    process::run(&mut Command::new("sync"))?;
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let environment = [
         ("PATH", process::path_with_system_directories()),
         ("FAIRLEAD_NOT_RUN", not_run.clone().into_os_string()),
         ("RUST_TEST_THREADS", TESTS_A_PROGRAM.to_string().into()),
+        ("FAIRLEAD_PATIENCE", PATIENCE.to_string().into()),
     ];
     let tested = suites::run(processors, &environment);
     let fuzzed = std::thread::spawn(|| fuzz::run(FUZZ_SECONDS));
