@@ -232,7 +232,7 @@ fn without_a_router_the_address_stands_alone_unless_the_configuration_knows_bett
     let [(address, Some(gateway))] = &told(&result)[..] else { panic!("{result}") };
     assert!(address.ends_with("/64") && gateway == SERVER, "{result}");
     assert_eq!((addresses(&told_pod), gateways(&told_pod)), (vec![address.clone()], vec![SERVER.to_owned()]));
-    assert!(told_pod.pings(SERVER));
+    eventually("the pod reaches the server", || told_pod.pings(SERVER).then_some(()));
 }
 
 #[test]
