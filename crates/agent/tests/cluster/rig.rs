@@ -203,12 +203,14 @@ impl Rig {
         }
     }
 
-    /// Asserts that every pod reaches every other one, in both families.
+    /// Asserts that every pod reaches every other one, in both families. An echo may come too late on a busy machine; what is
+    /// lost is for witnesses to count.
     pub(crate) fn assert_reachable(&self) {
         for from in &self.nodes {
             for to in &self.nodes {
                 for (source, target) in from.pod_addresses().iter().zip(to.pod_addresses()) {
-                    assert!(from.pings(source, &target), "{} {source} -> {} {target}", from.name, to.name);
+                    let reaches = (0..3).any(|_| from.pings(source, &target));
+                    assert!(reaches, "{} {source} -> {} {target}", from.name, to.name);
                 }
             }
         }
