@@ -199,6 +199,11 @@ fn half_of(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}.half"))
 }
 
+/// The name of the file that one of this name is to become, if it is one that is being written.
+pub(crate) fn whole_of(half: &str) -> Option<&str> {
+    half.strip_prefix('.').and_then(|name| name.strip_suffix(".half"))
+}
+
 /// Writes a file beside its place, settles it and moves it there.
 fn write_whole(
     path: &Path,
@@ -226,11 +231,7 @@ pub(crate) fn remove_halves(directory: &Path) -> Result<Vec<PathBuf>, FileError>
     };
     let files = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
     let names = files.map(|file| file.file_name());
-    // As `half_of` names them.
-    let is_half = |name: &OsStr| {
-        let inner = name.as_encoded_bytes().strip_prefix(b".").and_then(|name| name.strip_suffix(b".half"));
-        inner.is_some_and(|name| !name.is_empty())
-    };
+    let is_half = |name: &OsStr| name.to_str().and_then(whole_of).is_some_and(|whole| !whole.is_empty());
     let halves: Vec<PathBuf> = names.filter(|name| is_half(name)).map(|name| directory.join(name)).collect();
     halves.iter().try_for_each(|half| remove(half).map(drop))?;
     Ok(halves)

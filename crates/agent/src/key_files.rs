@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use cluster::PublicKey;
 
-use crate::files::{FileError, failed, remove, replace_private};
+use crate::files::{FileError, failed, remove, replace_private, whole_of};
 
 /// The name of the file with the key of that generation.
 fn name(generation: u32) -> String {
@@ -122,7 +122,7 @@ pub(crate) fn forget_keys_but(directories: &[PathBuf], kept: &[u32]) -> Result<V
 fn remove_halves(directory: &Path) -> Result<(), FileError> {
     let entries = fs::read_dir(directory).into_iter().flatten();
     for file in entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()) {
-        let whole = file.strip_prefix('.').and_then(|file| file.strip_suffix(".half"));
+        let whole = whole_of(&file);
         if whole.is_some_and(|whole| generation(whole).is_some()) {
             remove(&directory.join(file))?;
         }

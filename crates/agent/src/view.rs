@@ -104,6 +104,12 @@ impl View {
         None
     }
 
+    /// Somebody's time may have begun, ended or changed: the file is to say so soon.
+    fn note_times(&mut self, changed: bool) {
+        self.leases_changed |= changed;
+        self.times_changed |= changed;
+    }
+
     /// The node carries nothing any more, and what it knew of peers is nobody's business.
     pub(crate) fn forget_leases(&mut self) {
         if let Some(file) = &self.leases_file {
@@ -130,8 +136,7 @@ impl View {
     /// Lets go of deleted nodes whose time is over; true if there was one.
     pub(crate) fn expire(&mut self, now: Instant) -> bool {
         let expired = !self.is_away() && self.departed.expire(now, &mut self.snapshot);
-        self.leases_changed |= expired;
-        self.times_changed |= expired;
+        self.note_times(expired);
         expired
     }
 
@@ -161,8 +166,7 @@ impl View {
                 self.leases_changed |= changes.iter().any(|change| matches!(change.key(), Key::Lease(_)));
                 let changes = self.departed.hold_back(changes, &mut self.snapshot, Instant::now());
                 let is_news = changes.is_news;
-                self.leases_changed |= is_news;
-                self.times_changed |= is_news;
+                self.note_times(is_news);
                 // Every change has to be applied, so no short cut with `any`.
                 changes.due.into_iter().fold(is_news, |any, change| {
                     let applied = self.apply(change);
@@ -184,8 +188,7 @@ impl View {
                 tracing::info!("the store is back");
                 self.away = None;
                 self.departed.prolong(Instant::now());
-                self.leases_changed |= !self.departed.is_empty();
-                self.times_changed |= !self.departed.is_empty();
+                self.note_times(!self.departed.is_empty());
                 // What could not be written meanwhile is due now.
                 self.in_sync
             }
